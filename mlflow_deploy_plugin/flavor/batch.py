@@ -399,10 +399,7 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
-    """Raise InvalidConfig if the signature declares strings and the model predicts numbers, or the reverse.
-
-    Other differences do not affect MLflow clients, for example columns instead of an array, or a wider number type.
-    """
+    """Raise InvalidConfig if the declared outputs are strings and the predictions are not, or the reverse."""
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):
         return

@@ -30,22 +30,16 @@ ABSOLUTE = 1e-4
 RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
-
 ENOUGH_ROWS = 100
 """With at least this many rows, the spread is computed separately for each value of a row."""
-
 _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
-
 _MAX_UNSTABLE_ROWS = 100
 """The maximum number of rows that are checked for ties. If more rows differ, ties are not the cause."""
-
 ROUNDINGS = 8
 """The number of rounding steps by which each number of a neural network is moved: its layers cause similar errors."""
-
 _ROUNDED_COPIES = 8
 """The number of copies of each row of a neural network. In each copy, the numbers are moved in random directions."""
-
 _COPIES = 20
 """The maximum number of copies of the rows in memory at a time; each column needs two copies."""
 
@@ -156,12 +150,10 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
 
 
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
-    """Move each number up or down at random by `ROUNDINGS` relative rounding steps. Integers are not changed.
-
-    A layer's rounded sum is an exact sum of moved inputs (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
-    """
+    """Move each float up or down at random by `ROUNDINGS` relative rounding steps."""
     if values.dtype.kind != "f":
         return values
+    # A rounded sum is the exact sum of moved numbers: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
     steps = random.choice([-ROUNDINGS, ROUNDINGS], values.shape) * np.finfo(values.dtype).eps
     return np.asarray(values * (1 + steps).astype(values.dtype))
 

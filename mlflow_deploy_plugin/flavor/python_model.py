@@ -1,7 +1,7 @@
 """Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
 
-A Python model is needed for a network with several outputs (or, in torch, several inputs), a `torch.export` program, a
-SavedModel, and categorical or duration columns, which requests cannot contain.
+A Python model is needed for networks with several outputs (or, in torch, several inputs), `torch.export` programs,
+SavedModels, and categorical or duration columns, which requests cannot contain.
 """
 
 import inspect
@@ -48,7 +48,7 @@ FALLBACK_TAG = "onnxserve.fallback"
 _LONGEST_TAG = 5000
 _SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
-"""The module that saves and loads a network, by class name. A `torch.nn.Module` is pickled instead."""
+"""The module that saves and loads a network, by class name. Other networks, such as `torch.nn.Module`, are pickled."""
 
 
 def log_as_pyfunc(
@@ -207,7 +207,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
 
 def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData) -> tuple[str, LogOptions] | None:
-    """Return flavor and arguments for a model that needs categorical or duration columns, None for other models."""
+    """Return flavor and arguments for a model that needs categorical or duration columns; None for other models."""
     dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
     categories = {name: dtype for name, dtype in dtypes.items() if dtype.name == "category"}
     durations = {name: dtype for name, dtype in dtypes.items() if dtype.kind == "m"}
@@ -241,7 +241,7 @@ def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name:
 def net_options(
     flavor: str, model: TrainedModel, input_example: ModelData, *others: ModelData
 ) -> tuple[str, LogOptions] | None:
-    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` itself is suitable.
+    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` can log the network.
 
     Axes that differ in size between the example and `others` are free. Raises InvalidConfig if the model fails.
     """
@@ -273,11 +273,11 @@ def net_options(
         outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
         signature = rows.signature(prediction, inputs, outputs)
     is_single_input = rows.is_table or "" in rows.tensors
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch and TensorFlow; Keras
-    # The requirement is without the local version of torch (+cpu). The distribution may also be tensorflow-cpu.
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # TensorFlow, torch: Module
+    # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
     installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: not a dict
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # not a dict
     if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None

@@ -63,7 +63,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-"""The copied onnxserve tags, which describe the training. Gate, parity and fallback tags describe the old version."""
+"""The onnxserve tags that are copied: they describe the training. Other onnxserve tags describe the old version."""
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
@@ -92,7 +92,7 @@ class WrappedVersion:
         source: models:/old/3, or the path of the model's files.
         name, version: the registered model and the new version; the version is empty after a dry run.
         model_id, run_id: the new logged model and its run; empty if they do not exist.
-        model: the class of the original, and its framework.
+        model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
     """
 
@@ -132,11 +132,11 @@ def wrap_registered(
         parity: as in `log_model`.
         allow_pickle: True to allow a joblib or pickle file, which can run any code. Models in MLflow do not need this
             permission, although loading them may also run code.
-        dry_run: True to convert and compare only, without a registration.
+        dry_run: True to convert and compare without registering a version.
         progress: a function that is called with a line of text before each long step.
 
     Raises:
-        ConversionError, ParityError: as in `log_model`, with a one-line message; or the files cannot be loaded here.
+        ConversionError, ParityError: as in `log_model`, with a one-line message; or the files cannot be loaded.
         InvalidConfig: an argument is invalid, there are no rows, or the model is wrapped already.
         InvalidArtifact: there is no model at `model_uri`.
         CodeRefused: a joblib or pickle file without `allow_pickle`.
@@ -253,7 +253,7 @@ def _log_next_version(
         tags=_kept_tags(old_version.tags if old_version else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        copied = client.get_logged_model(model_id).metrics or ()  # MLflow has copied the run's metrics.
+        copied = client.get_logged_model(model_id).metrics or ()  # MLflow copies the run's metrics.
         present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
         missing = [
             Metric(old.key, old.value, old.timestamp, old.step, model_id, old.dataset_name, old.dataset_digest, run_id)

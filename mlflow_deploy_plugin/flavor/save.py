@@ -1,7 +1,7 @@
 """The flavor's public functions, which follow MLflow's conventions, and its pyfunc.
 
 Predictions have the same type as in the framework's MLflow flavor: usually an array. Models of torch, ONNX, Keras and
-statsmodels return a DataFrame (or Series) for a DataFrame. Several outputs are a mapping of arrays.
+statsmodels return a DataFrame (or Series) for a DataFrame. Several outputs are returned as a mapping of arrays.
 """
 
 import json
@@ -272,7 +272,7 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
             known = {entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs}
             if digest in known or (known and make(batch.unnamed).digest in known):
                 return
-            # MLflow needs 15 s to infer the schema from 1 million rows.
+            # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
             dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
         dataset["profile"] = json.dumps({"num_rows": len(batch)})
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
@@ -306,7 +306,7 @@ class PyfuncModel:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises SchemaMismatch for other data."""
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
-            if len(schema.columns) == data.shape[1] == 1:  # MLflow checks the name.
+            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the name.
                 data = data.set_axis(list(schema.names), axis=1)
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())

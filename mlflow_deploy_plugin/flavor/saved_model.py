@@ -43,7 +43,7 @@ EXAMPLE_ROWS = 5
 """The number of rows of the user's example that are saved as MLflow's input example."""
 MAX_REFERENCE_ROWS = 100_000
 MAX_REFERENCE_VALUES = 20_000_000
-"""The maximum number of values in a sample of tensors: images are large, and drift monitors need few of them."""
+"""The maximum number of values in a sample of tensors: images are large, and drift monitors need few images."""
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
 """The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all usable cores are used."""
@@ -51,7 +51,7 @@ DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
 _LOADER = "mlflow_deploy_plugin.flavor"
 _CHUNK = 10_000
 _MOST_LISTED = 250
-"""The maximum number of categories of a column that a form lists."""
+"""The maximum number of saved categories per column, from which a user can select in a form."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def save_model(
         conda_env=environment._CONDA_ENV_FILE_NAME,
         python_env=environment._PYTHON_ENV_FILE_NAME,
         model_config=DEFAULT_CONFIG,
-        code=code,  # The onnxserve flavor names the outputs of `predict`.
+        code=code,  # `predict_fn` is omitted: the onnxserve flavor names the outputs of `predict`.
     )
     model.add_flavor(
         "onnx",
@@ -161,7 +161,7 @@ def write_mlmodel(
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
-        digests=digests,  # `runtime` verifies them after a download.
+        digests=digests,  # `runtime` verifies the digests after a download.
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,

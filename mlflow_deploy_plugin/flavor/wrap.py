@@ -88,7 +88,7 @@ def wrap(
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
-    """Check the parity report. Raises ParityError, or ConversionError if the original's answers are random."""
+    """Check the parity report. Raises ParityError, or ConversionError if the original's predictions are random."""
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
@@ -142,7 +142,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if event_time is None:
         return None, data
     if data is None:
-        raise InvalidConfig("event_time: there are no rows that the times belong to (input_example, reference_data)")
+        raise InvalidConfig("event_time needs the rows of reference_data or input_example")
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
@@ -181,7 +181,7 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """The comparison of all ONNX forms of a model on the same rows. The original is called once (`answered`)."""
+    """The comparison of all ONNX forms of a model on the same rows. For a table, the original is run once."""
 
     converter: FrameworkConverter
     model: TrainedModel
@@ -194,7 +194,7 @@ class _FormTrials:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
-        """Return the first form without doubts, otherwise the best form. Raises ConversionError if all forms fail."""
+        """Return the first form without `doubts`, otherwise the best form. Raises ConversionError if all forms fail."""
         best: OnnxForm | None = None
         failure: ModelError | None = None
         model, example = self.model, None if self.example is None else self.example.data
@@ -245,7 +245,7 @@ class _FormTrials:
         answered = self.answered or ask_original(
             original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
         )
-        if example.is_table:  # Tensors may be large, and have only one form.
+        if example.is_table:  # Tensors may be too large to keep.
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))

@@ -1,4 +1,4 @@
-"""Readable conversion errors, which name the part of the model that failed and the alternative."""
+"""Conversion errors that name the failed part of the model and an alternative."""
 
 import re
 import traceback
@@ -20,7 +20,7 @@ _FLAVORS = {
 }
 """The MLflow flavor by the package of a model's class."""
 _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
-"""The format in which a flavor saves all models. The default format fails for functions and for control flow."""
+"""The format in which a flavor can save every model. The default format fails for functions and control flow."""
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
@@ -34,7 +34,7 @@ _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and 
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
-    "inhomogeneous": "its targets have different numbers of classes",  # an error of numpy
+    "inhomogeneous": "its targets have different numbers of classes",  # numpy's error
     "no attribute 'upper'": "a kernel that is a Python function",  # support vector machines
     "Could not infer attribute `support_vectors`": "a precomputed kernel (kernel='precomputed')",
     "__obj_flatten__": "its layers are quantized by torch; wrap the unquantized model and run onnxserve optimize",
@@ -46,7 +46,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 def pyfunc_flavor(
     model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
-    """Return the MLflow flavor for the model and its options, or None. For unknown libraries, this is scikit-learn."""
+    """Return the MLflow flavor for the model and its options, or None. Unknown libraries use sklearn."""
     if predict_fn != "predict":  # Only the sklearn flavor has this option; it also logs the estimators of boosters.
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
         return ("sklearn", options) if hasattr(model, predict_fn) else None
@@ -85,7 +85,7 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
         if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
             part = frame.f_locals["self"]
             unread = f"there is no converter for {type(part).__module__}.{type(part).__qualname__}"
-    if not part:  # Find the part that the error names, without pipelines.
+    if not part:  # Find the part that the error names, except a pipeline.
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((candidate for _, candidate in _parts(model) if type(candidate).__name__ in words), None)
     cause = error.__cause__ or error  # skl2onnx wraps the error.

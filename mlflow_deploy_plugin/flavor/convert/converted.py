@@ -31,12 +31,11 @@ OriginalModel = Callable[[ModelInput], dict[str, Array]]
 DynamicAxes = Mapping[str, tuple[int, ...]]
 """The axes of each tensor whose size differs between requests (text lengths, image sizes), without axis 0."""
 
-
 _FATAL_IF_EMPTY = ("LSTM", "GRU")
 _AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output is empty only if their input is empty."""
 MAX_VALUES = 1_000
-"""The maximum number of edges, categories or terms per column, and of training rows. They are evenly sampled."""
+"""The maximum number of edges, categories or terms per column, and of training rows. Larger sets are evenly sampled."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class BoundaryValues:
     Attributes:
         edges: thresholds and bin edges, [T] float64.
         rows: sets of training rows (neighbours, centres, support vectors), each as arrays [K] by column.
-        left_out: the error of each step that could not be read, by the name of the step.
+        left_out: the errors of the steps that could not be read, by step name.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
@@ -64,10 +63,10 @@ class ConvertedModel:
         proto: the ModelProto with inline weights; a copy if the user passed a ModelProto.
         inputs, outputs: inputs and outputs of the graph, bound to the signature by column (or tensor) name.
         prediction: names of the outputs that `predict` returns.
-        original: the function for the original's predictions; None for a ready ONNX model.
+        original: the function for the original's predictions; None if the user passed an ONNX model.
         classes: labels in the order of the probability columns.
         margin: the decision function of a classifier, [N] or [N, C], which determines ties.
-        many_rows: the batch size from which on the graph uses other operators (both are compared), or 0.
+        many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
         move_weights: a context manager that moves each weight of a neural network by random rounding steps.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """
@@ -145,7 +144,7 @@ def bind_graph(
 def _refuse_empty_sequences(graph: GraphProto) -> None:
     """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
 
-    Without this, ONNX Runtime 1.31 crashes. Reshaping to [0, 0, -1] changes nothing, but raises an error for an empty
+    ONNX Runtime 1.31 would crash. An added Reshape to [0, 0, -1] changes nothing, but raises an error for an empty
     tensor. Empty tensors in a request are refused before the graph runs (`runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
@@ -220,7 +219,7 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
 
 
 def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
-    """Return the example of a model that has only the method `method`; messages call the model `what`.
+    """Return the example of a model whose only method is `method`. Messages call the model `what`.
 
     Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if its tensors differ in rows.
     """

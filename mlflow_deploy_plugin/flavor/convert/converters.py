@@ -102,7 +102,7 @@ def check_flavor(flavor: str) -> None:
 
 
 def converter_for(model: TrainedModel) -> FrameworkConverter:
-    """Return a registered converter, otherwise our module for the first supported package of the model's classes.
+    """Return a registered converter, otherwise the module for the first supported package of the model's classes.
 
     If a registered converter fails, it is logged and skipped. Raises ConversionError if no converter is installed.
     """

@@ -99,10 +99,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
 
 
 def _tensors_for_sequences(proto: ModelProto) -> None:
-    """Replace each output that is a sequence of fixed length by tensors `NAME_0`, `NAME_1`, ….
-
-    skl2onnx returns the probabilities of several targets as such a sequence.
-    """
+    """Replace sequences of fixed length (such as probabilities of several targets) by tensors `NAME_0`, `NAME_1`, …."""
     graph = proto.graph
     if not any(output.type.HasField("sequence_type") for output in graph.output):
         return
@@ -150,7 +147,7 @@ def _sequence_length(
         case "SequenceInsert":
             length = _sequence_length(node.input[0], nodes, shapes, parts)
             return None if length is None else length + 1
-        case "SplitToSequence" if len(node.input) > 1:  # The second input contains the sizes.
+        case "SplitToSequence" if len(node.input) > 1:  # The second input has a size per tensor.
             return parts.get(node.input[1])
         case "SplitToSequence":  # The slices have size 1.
             shape = shapes.get(node.input[0])
@@ -183,7 +180,7 @@ def _declare_outputs(proto: ModelProto) -> None:
 def _computed_shapes(
     session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
 ) -> dict[str, Sizes]:
-    """Return output shapes by running two and three rows of zeros. Sizes that differ are None."""
+    """Return the output shapes of runs with two and with three rows of zeros. Sizes that differ are None."""
     inputs = {value.name: served_type(value, None) for value in fed_inputs(graph)}
 
     def zeros(rows: int) -> dict[str, Array]:

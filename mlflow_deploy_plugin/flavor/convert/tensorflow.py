@@ -1,6 +1,6 @@
 """Convert a loaded SavedModel, a `tf.Module` or a `tf.function` with tf2onnx.
 
-tf2onnx 1.17 makes captured eager tensors inputs of the graph. `export` converts them back to constants.
+tf2onnx 1.17 turns captured eager tensors into inputs of the graph. `export` turns these inputs into constants.
 """
 
 import inspect

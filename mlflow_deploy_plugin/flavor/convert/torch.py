@@ -47,7 +47,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 _EXAMPLE_ROWS = 3
-"""The minimum rows of the traced example: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
+"""The minimum number of traced rows: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
 
 _FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
 _NO_BFLOAT16 = "which numpy and requests do not support; convert the module to float32 with model.float()"
@@ -147,7 +147,7 @@ def export(
 
 
 def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
-    """Mark rows with ids outside an embedding by `REFUSED_ROWS`: torch refuses such ids, but ONNX's Gather does not."""
+    """Mark rows with ids outside an embedding in `REFUSED_ROWS`: torch refuses such ids, but ONNX's Gather does not."""
     graph = proto.graph
     values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
@@ -260,7 +260,7 @@ def _to_onnx(
             # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(program.model)  # An output may be named like an exporter's value (`var`, `trunc`).
+            NameFixPass()(program.model)  # Output names may be the exporter's (`var`).
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
@@ -274,7 +274,7 @@ def _to_onnx(
 
 
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
-    """Translate attention. A row without allowed positions is 0; the exporter would return a mean (torch 2.13)."""
+    """Translate attention. For a row without allowed positions, the exporter returns a mean instead of 0."""
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer

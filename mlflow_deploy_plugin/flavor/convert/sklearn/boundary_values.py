@@ -42,7 +42,7 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class _Collected:
-    """Boundary values as (kind, position of the input column, values). The kind is a field of `BoundaryValues`."""
+    """Boundary values as (kind, position of the input column, values). A kind is a field of `BoundaryValues`."""
 
     values: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[dict[int, Array]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class _Collected:
 
 
 def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
-    """Return the values that can be traced back to the columns. `left_out` has the errors of failed steps."""
+    """Return the boundary values that can be traced back to the columns, and the errors of failed steps."""
     left_out: dict[str, str] = {}
     collected = _known(fitted, left_out)
 
@@ -221,7 +221,7 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
         span = transformer.output_indices_[name]
         indices = {position: index for index, position in enumerate(range(span.start, span.stop))}
         if len(indices) != len(inputs):
-            continue  # The step is an encoder with several output columns.
+            continue  # an encoder with several output columns
         inside = _Collected(
             [(kind, indices[at], values) for kind, at, values in collected.values if at in indices],
             [{indices[at]: values for at, values in rows.items() if at in indices} for rows in collected.rows],

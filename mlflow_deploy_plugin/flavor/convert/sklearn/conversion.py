@@ -100,9 +100,9 @@ def _numbers(array: Array) -> Array:
 def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
 
-    A 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no 64-bit
-    kernels for most predictors. Raises InvalidConfig without an example or if the model is not fitted, and
-    ConversionError if the model has no `predict`.
+    Rounding in a 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no
+    64-bit kernels for most predictors. Raises InvalidConfig without an example or for an unfitted model, and
+    ConversionError for a model without `predict`.
     """
     model = boosters.as_estimator(model)
     if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
@@ -137,7 +137,7 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier returns probabilities for a single target. Some raise an error in `predict_proba`."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
-        with suppress(Exception):  # An example is a Gaussian process with one_vs_one.
+        with suppress(Exception):  # for example, a Gaussian process with one_vs_one
             model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
@@ -189,7 +189,7 @@ def _convert(
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
-    """Run HistGradientBoosting on one thread: a proof with 2,000 trees takes 4 s of CPU instead of 200 s."""
+    """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes 4 s of CPU instead of 200 s."""
     if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
         return function
     limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
@@ -206,7 +206,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
         by_target = model.predict_proba(estimators.estimator_input(model, batch))
         return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 
-    # Bagging averages probabilities, and has no scores if its members have different classes.
+    # Bagging averages probabilities, not scores, and has no scores if its members have different classes.
     if hasattr(model, "decision_function") and not any(
         isinstance(part, BaggingClassifier) for part in sub_estimators(model)
     ):
@@ -230,12 +230,12 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
             formulas.register()
             _register_nets()
-            # Probabilities should be a matrix; the default is a list of mappings.
+            # Without this option, the probabilities would be a list of mappings.
             options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-                # If there are options, skl2onnx reads each attribute of each tree twice. A formula has no options.
+                # With options, skl2onnx reads each attribute of each tree twice, and formulas have no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
@@ -247,7 +247,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the opset versions to its nodes' versions, but ignores subgraphs.
+    # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes in subgraphs.
     others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]

@@ -253,11 +253,9 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
 
 
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
-    """Return the text columns that may be missing in a row without an error of the model.
-
-    Calls are slow for a wide table: the number of tried columns doubles after a success and is halved after an error.
-    """
+    """Return the text columns for which the model accepts a missing value."""
     optional: set[str] = set()
+    # Calls are slow for a wide table: the number of tried columns doubles after a success and is halved after an error.
     start, size = 0, len(texts)
     while some := texts[start : start + size]:
         gaps = {

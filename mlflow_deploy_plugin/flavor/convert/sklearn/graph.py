@@ -114,7 +114,7 @@ class NodeBuilder:
         return variable
 
     def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
-        """Declare a skl2onnx operator for an estimator that a formula converts, so that `refused_rows.py` finds it."""
+        """Declare an operator for an estimator that a formula converts, so that `refused_rows.py` finds it."""
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # skl2onnx does not convert evaluated operators.
@@ -174,7 +174,7 @@ def no_shapes(operator: Operator) -> None:
 def parse_columns(
     scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
 ) -> list[Variable]:
-    """Return strings and numbers of a ColumnTransformer separately. Joined numbers would be cut to eight digits."""
+    """Return strings and numbers of a ColumnTransformer separately. Joining would cut numbers to eight digits."""
     widths = [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
     sources = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
     names, graph_inputs = getattr(model, "feature_names_in_", ()), {source.raw_name: (source, 0) for source in inputs}
@@ -195,7 +195,7 @@ def parse_columns(
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
             span = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
-            if not isinstance(last_step(step), ColumnTransformer):  # Its parts already have widths.
+            if not isinstance(last_step(step), ColumnTransformer):  # A ColumnTransformer's parts have widths.
                 picked = picked[:1]
                 picked[0].type = type(picked[0].type)([None, span.stop - span.start])
         parts += picked

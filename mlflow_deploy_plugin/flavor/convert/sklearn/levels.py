@@ -1,10 +1,10 @@
 """Boosted trees for many rows: all rows descend all trees together, level by level.
 
 ONNX Runtime's tree operator descends each tree per row with branches, and half of them are mispredicted: 3.3 ns per
-node. This is fastest for few rows. From `MANY_ROWS` on, an `If` selects the operators of this module, which have no
-branches. Each level doubles a row's position in a tree, and adds 1 if the comparison at the node is true (Hummingbird's
-PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three levels, and in each level of symmetric trees, all
-nodes are compared for all rows.
+node. The tree operator is fastest for few rows. From `MANY_ROWS` on, an `If` selects this module's operators, which do
+not branch. Each level doubles a row's position in a tree, and adds 1 if the comparison at the node is true
+(Hummingbird's PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three levels, and in each level of
+symmetric trees, all nodes are compared for all rows.
 
 | 10,000 rows, 100 trees of depth 6, one thread | tree operator | by levels | native |
 |-----------------------------------------------|---------------|-----------|--------|
@@ -21,16 +21,16 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MANY_ROWS = 128
-"""The minimum number of rows for descent by levels. With 128 rows and 32 trees, both forms take the same time."""
+"""The minimum number of rows for descent by levels. With 128 rows and 32 trees, both methods take the same time."""
 MIN_TREES = 32
 _COMPARED_LEVELS = 3
 """The levels in which all nodes are compared: looking up a row's node costs as much as eight comparisons."""
 _BLOCK = 2**17
 """The number of positions (rows × trees) per block: the result of each operator takes half a megabyte."""
 _FEWEST_ROWS = 512
-"""The minimum rows of a block. In smaller blocks, the overhead of the operators is large (1,000 trees: 8 %)."""
+"""The minimum number of rows per block: smaller blocks would increase operator overhead (by 8 % for 1,000 trees)."""
 MAX_SUMMED = 64
-"""The maximum leaves summed in 32 bits: 12 % to 17 % less time, but with 1,000 trees an error of 7e-7, not 2e-7."""
+"""The maximum number of leaves per 32-bit sum. 32 bits save 12 % to 17 % of time; 1,000 trees: error 7e-7, not 2e-7."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
         columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
 
-    # Compare these splits for all rows, [splits, rows]. A symmetric tree has one split per level.
+    # Compare the splits of some levels for all rows, [splits, rows]. A symmetric tree has one split per level.
     nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
     are_compared = [depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)]
     used_levels = [level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used]
@@ -101,7 +101,7 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     position, kind = "", TensorProto.UINT8
     steps: list[str] = []
     for depth, (level, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
-        if depth == 8:  # Earlier positions fit into bytes, which are four times as fast.
+        if depth == 8:  # Up to level 7, positions fit into bytes, which are four times as fast.
             kind = TensorProto.INT32
             position = graph.node("Cast", [position], to=kind)
         if is_compared:

@@ -23,7 +23,7 @@ _PARTIAL = {
 }
 """Operators that return NaN or infinity for some finite numbers."""
 _Marks = Iterator[tuple[str, str]]
-"""The reason for refused rows, and the name of a 32-bit array [N, k] that is 0 for all other rows."""
+"""Pairs: the reason for refusing rows, and the name of a 32-bit array [N, k] that is 0 for all other rows."""
 
 
 def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
@@ -88,7 +88,7 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
                 reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
-                zero = added.node("Sub", [name, name])  # The result is NaN for a non-finite number.
+                zero = added.node("Sub", [name, name])  # NaN for NaN and infinity
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:

@@ -67,14 +67,12 @@ class Tree:
         return alike and self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
-        """Return the tree with an equality test per member of a node, and the ONNX comparison of each node.
-
-        ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
-        """
+        """Return the tree with a chain of equality tests per membership test, and the ONNX comparison of each node."""
         rows = list(
             zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
         )
         modes = ["LEAF" if child < 0 else mode for child in self.left]
+        # ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
         for node, codes in self.members.items():
             feature, _, left, right, default_left, _ = rows[node]
             index = node
@@ -82,7 +80,7 @@ class Tree:
                 rows[index] = feature, code, left, len(rows), default_left, 0.0
                 modes[index] = "BRANCH_EQ"
                 index, default_left = len(rows), False
-                rows.append(rows[node])  # The next iteration overwrites this node.
+                rows.append(rows[node])  # overwritten in the next iteration
                 modes.append(mode)
             rows[index] = feature, codes[-1], left, right, default_left, 0.0
             modes[index] = "BRANCH_EQ"

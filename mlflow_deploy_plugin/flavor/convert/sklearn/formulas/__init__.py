@@ -41,7 +41,7 @@ _BOOSTERS = {
 
 
 def register() -> None:
-    """Register the estimators with a formula with skl2onnx, and the boosters of imported libraries."""
+    """Register estimators that have formulas, and the boosters of imported libraries, with skl2onnx."""
     known: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
         known |= module.FORMULAS

@@ -21,7 +21,7 @@ _NO_COLUMN = -1.0
 
 
 def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
-    """Return the code of each row's category per column. A code may be NaN."""
+    """Return the code of each row's category per column. The codes of missing and unknown categories may be NaN."""
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
     unknown = float(model.unknown_value) if model.handle_unknown == "use_encoded_value" else _NO_COLUMN
@@ -35,7 +35,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
-    """Return the target mean of each category (and class, if several). Unknown categories get the overall mean."""
+    """Return the target mean (per class) of each row's category. Unknown categories get the mean of all rows."""
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
     for index, encoding in enumerate(model.encodings_):
         position, target = divmod(index, len(means))

@@ -37,7 +37,7 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
 
 
 def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
-    """Return the columns of a user's numpy function. The error names an unsupported operation."""
+    """Return the columns of a user's numpy function. Errors name the unsupported operation."""
     if model.func is None:
         return rows.matrix
     name = getattr(model.func, "__name__", repr(model.func))
@@ -148,7 +148,7 @@ def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
 
 
 def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
-    """Return the number of inner edges up to a value, as a code or one-hot."""
+    """Return the number of inner edges up to each value, as a code or one-hot encoded."""
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
     codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
     if model.encode == "ordinal":
@@ -175,17 +175,14 @@ def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
 
 
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
-    """Return the quantile of each value in the training rows, or the normal deviate of the quantile.
-
-    Like scikit-learn, it interpolates in both directions, since quantiles may be equal. skl2onnx's graph takes minutes.
-    """
+    """Return the quantile of each value in the training rows, or its normal deviate. skl2onnx's graph takes minutes."""
     quantiles, shares = model.quantiles_, model.references_
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
     own = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
     with np.errstate(divide="ignore", invalid="ignore"):  # No value is between equal quantiles.
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
-
+    # Interpolate in both directions like scikit-learn, since quantiles may be equal.
     at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)
     upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
     at = np.clip(counted(quantiles, np.less, x), 1, count - 1)

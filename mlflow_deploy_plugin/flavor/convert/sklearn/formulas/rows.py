@@ -35,15 +35,15 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 class Rows:
     """The rows that an estimator reads: skl2onnx's variables, or a matrix from a formula.
 
-    `is_double` is True if nested estimators read 64-bit floats, and `is_single` if the original compares in 32 bits.
-    Even then, the original reads integers as 64-bit floats.
+    `is_double` is True if an input has 64-bit floats, which nested estimators then read. `is_single` is True if all
+    inputs have 32-bit floats, so that comparisons use 32 bits; scikit-learn reads integers as 64-bit floats.
     """
 
     def __init__(
         self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
     ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        # The key is `_learned`. The value includes the step, so that its id is not reused.
+        # The keys are digests or ids (`_learned`). The values contain the step, so that its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # key: id of an estimator, and True for raw scores
         self._answers: dict[int, tuple[Answer, Estimator]] = {}  # key: id of an estimator with a formula
@@ -132,7 +132,7 @@ class Rows:
             if id(estimator) not in self._answers:
                 self._answers[id(estimator)] = formula(estimator, self), estimator
             answer, _ = self._answers[id(estimator)]
-            if not isinstance(answer, tuple):  # `refused_rows.py` needs an output.
+            if not isinstance(answer, tuple):  # `refused_rows.py` reads outputs.
                 answer = answer.astype(np.float64)
                 output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
                 operator.outputs.append(output)

@@ -29,9 +29,9 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 # Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
 _PAD = "\x01 \x01"
-_MAX_HASHED = 2**16  # columns; a row is not sparse in a graph, so more take over 256 KiB
+_MAX_HASHED = 2**16  # columns; a row is dense in a graph, so more columns take over 256 KiB per row
 _BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short texts
-_LONG = r"\C{1000,}"  # bytes; RE2's maximum repetition is 1,000
+_LONG = r"\C{1000,}"  # bytes; RE2's largest repetition count is 1,000
 _SIGMA = "Σ"
 _NEAR = 8  # characters before and after a sigma that are searched for a letter
 _SPACES = r"\s"
@@ -107,7 +107,7 @@ def _in_blocks(
     cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
     plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
     single_block, blocked = (plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans)
-    is_one = graph.node("Less", [count, [2]])  # A single row skips other operators, which saves 5 of 25 µs.
+    is_one = graph.node("Less", [count, [2]])  # A single row skips the operators for several rows: 5 of 25 µs.
     blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
@@ -125,7 +125,7 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     pad = " " if within_words else _PAD
     expression = _token_expression(vectorizer)
     tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
-    # Add a column, because the next operators reject a table without columns.
+    # Add a padding column, because the next operators reject a table without columns.
     pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
     tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
     if characters:  # Collapse white space to one space.
@@ -141,7 +141,7 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
-    # n-grams skip stop words: sort their `_PAD` after all other tokens.
+    # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
     length = graph.node("Shape", [tokens], start=1)
     positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
     behind = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
@@ -307,7 +307,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
     kind, least = match["first"], bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
     if match["edge"] and kind != r"\w":
-        # A vocabulary matches only whole words of the class, but hashes and n-grams would match other words.
+        # A vocabulary contains only words of the class, but hashes and n-grams would include other words.
         is_hashed = isinstance(vectorizer, HashingVectorizer)
         if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around a class other than \\w")
@@ -320,7 +320,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
-    """Return a pattern with the same tokens as the tokenizer in some texts; the proof compares additional texts."""
+    """Return a pattern that finds the tokenizer's tokens in some test texts. The parity check compares other texts."""
     texts = (
         *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
         # A stemmer, a lemmatizer or stop words would change the tokens of this text.

@@ -187,7 +187,7 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
     trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]
-    # The score is -(2 ** (-depths / scale)). Comparing depths keeps a row at the offset an inlier.
+    # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the offset remains an inlier.
     scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
     return np.where(_sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least), 1, -1)

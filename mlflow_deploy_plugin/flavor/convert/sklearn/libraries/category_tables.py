@@ -23,7 +23,7 @@ _NUMBERS = [0.0, 1.0, -7.5, 1e9]
 """The test values for a column without categories. The encoder must not change them."""
 _UNKNOWN = "⟨unknown⟩"
 _REFUSED = -1.0
-"""The number for a category that the encoder refuses, like in the graphs of scikit-learn's encoders."""
+"""The number for a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
 _MOST_NUMBERS = 20_000_000
 
 
@@ -59,7 +59,7 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
 
-    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # Constants may be in any table.
+    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # Constant numbers may be in any table.
     tables: dict[str, tuple[Array, Array]] = {}
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):

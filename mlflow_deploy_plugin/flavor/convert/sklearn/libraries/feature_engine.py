@@ -52,7 +52,7 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
         for _, step, _ in steps:
             if isinstance(step, Computed):
                 step.stands_for = kind
-        # Each step must accept the row, so a step that imputes strings gets a string.
+        # Each step must accept the row, so a step that imputes strings receives a string.
         row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
         return ColumnTransformer(steps).fit(pd.DataFrame([row]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -66,7 +66,7 @@ def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
 
 
 def _intervals(fitted: Estimator, name: str) -> Computed:
-    """Return the step to the index of a number's interval (upper edge included), or NaN outside all intervals."""
+    """Return a step that computes the index of a number's interval (upper edge included), or NaN outside of all."""
     if fitted.return_boundaries:
         raise ValueError("return_boundaries=True returns strings")
     edges = np.asarray(fitted.binner_dict_[name], float)
