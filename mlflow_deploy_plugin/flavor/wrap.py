@@ -142,7 +142,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if event_time is None:
         return None, data
     if data is None:
-        raise InvalidConfig("event_time needs the rows of reference_data or input_example")
+        raise InvalidConfig("event_time: there are no rows for the times; pass input_example or reference_data")
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
