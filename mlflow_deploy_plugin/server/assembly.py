@@ -1,4 +1,4 @@
-"""Assembles the server of a worker from its state folder."""
+"""Assemble the server of a worker from its state folder."""
 
 import atexit
 import gc
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The minimum of the response limit, because a server that accepts only small bodies may return large responses."""
+"""The lower bound of the limit of response values; a server for small bodies may return large responses."""
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
@@ -41,7 +41,7 @@ def open_worker(state_dir: str) -> Server:
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()
-    bytes(_KEPT_BYTES)  # Freeing the bytes raises glibc's threshold; they are never written.
+    bytes(_KEPT_BYTES)  # Freeing this block raises glibc's mmap threshold.
     server = open_server(Path(state_dir))
     atexit.register(server.close)
     return server

@@ -24,11 +24,11 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     """
     try:
         for file in filter(None, (certfile, keyfile, ca_certs)):
-            Path(file).read_bytes()  # Raises with the file's name, which OpenSSL does not report.
+            Path(file).read_bytes()  # Raises an OSError with the file name, which OpenSSL omits.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
         context.load_cert_chain(certfile, keyfile, password="")  # Without a password, OpenSSL would prompt for it.
     except ssl.SSLError as error:
-        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty without PEM, and for a wrong password
+        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty if no PEM, or wrong password
         reason = openssl_reason or "a certificate and a key without a password in PEM are expected"
         authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
         files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"
@@ -73,5 +73,5 @@ def open_following_tls(config: "Config") -> ssl.SSLContext:
         connection.context = look()
 
     listening = look()
-    listening.sni_callback = switch  # OpenSSL also calls it for clients that do not send a server name.
+    listening.sni_callback = switch  # OpenSSL also calls `switch` if a client sends no server name.
     return listening

@@ -55,7 +55,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
     Args:
         listeners: inherited file descriptors of bound sockets; the second socket is shared with other servers.
-        may_fork: an inherited file descriptor. Workers are forked when it reaches its end (None: immediately).
+        may_fork: an inherited file descriptor. Workers are forked once it reaches end of file (None: at once).
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -64,7 +64,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--workers": server.workers,
         "--worker-class": worker,
         "--threads": server.threads,
-        # New clients replace idle clients only at this number; the spool and the models need the remaining files.
+        # At this limit, new clients replace idle clients. The spool and the models need the remaining descriptors.
         "--worker-connections": min(MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
@@ -112,14 +112,14 @@ def on_starting(arbiter: "Arbiter") -> None:
     try:
         workers.mkdir(parents=True, exist_ok=True)
         make_metrics_folder(state_dir)
-    except OSError as error:  # The disk is read-only: the workers continue with the previous metrics.
+    except OSError as error:  # On a read-only disk, keep the previous metrics.
         if not (state_dir / METRICS).is_dir():
             raise
         arbiter.log.error("the state folder cannot be written: %s", error.strerror)
 
 
 def on_exit(arbiter: "Arbiter") -> None:
-    with contextlib.suppress(OSError):  # The next server removes the metrics.
+    with contextlib.suppress(OSError):  # If this fails, the next server removes the metrics.
         remove_metrics(Path(os.environ[STATE_DIR]))
 
 
@@ -140,7 +140,7 @@ def post_worker_init(worker: "Worker") -> None:
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # The first ages are 1, 2, …
+    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # The first ages are 1 to `workers`.
     if server.spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # Imported here, because gRPC is optional.
 

@@ -139,7 +139,7 @@ class _Supervisor:
 
     def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
-        # Process ids repeat in a container, so that an earlier agent's state could seem to be this agent's.
+        # Process ids repeat in a container, so an earlier agent's state file could be mistaken for this agent's.
         (self.state_dir / AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
         with self._may_fork, held_back:  # On a failure or a signal, gunicorn is stopped before it may fork.
@@ -188,7 +188,7 @@ class _Supervisor:
         how = exit_reason(gunicorn.exit_status)
         if not self._is_ready and gunicorn.exit_status >= 0:
             raise DeploymentFailed(f"gunicorn {how} before every worker was ready{_SEE_LOG}")
-        if gunicorn.exit_status == 0:  # A signal from outside has stopped gunicorn.
+        if gunicorn.exit_status == 0:  # Another process has stopped gunicorn with a signal.
             raise DeploymentFailed(f"gunicorn {how} while serving{_SEE_LOG}")
         self._gunicorn_deaths.add(gunicorn.started_at)
         deaths = self._gunicorn_deaths.in_a_row
@@ -241,17 +241,17 @@ class _Supervisor:
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """Return True if HTTP answers and every worker of this gunicorn serves the wanted state."""
+        """Return True if the server is healthy and every worker of this gunicorn serves the wanted state."""
         if self._restart_gunicorn_at < math.inf:
             return False
         wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        states = read_workers(self.state_dir)  # including workers of a killed gunicorn
+        states = read_workers(self.state_dir)  # Workers of a killed gunicorn are included.
         workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
         loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        self.listener.close()  # Only gunicorn keeps the socket: once gunicorn closes it, connections are refused.
+        self.listener.close()  # Connections are refused once gunicorn also closes its copy.
         if self.shared is not None:
             self.shared.listener.close()
         if self._gunicorn is not None:
@@ -265,7 +265,7 @@ class _Supervisor:
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
-            # The agent was killed or never ran. A container's disk, with these rows, may be deleted with this process.
+            # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:

@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """A version in memory. With `eq=False`, a version that is loaded twice is two different objects.
+    """A version in memory. With `eq=False`, two loads of the same version are not equal.
 
     Attributes:
-        batcher: runs requests together; None if each request is run separately.
+        batcher: combines requests into batches; None if each request is run separately.
         is_deterministic: True if the graph always computes the same outputs from the same feeds.
     """
 
@@ -129,7 +129,7 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 
 
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
-    """Return the variant of `key`, in the shares of the weights. It is the same in all workers, also after a restart.
+    """Return the variant of `key`. It is the same in all workers and after a restart; weights set the shares of keys.
 
     Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
     rate, and the smallest number wins. A variant whose weight grows only gains keys. No stateless method moves fewer
@@ -140,7 +140,7 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
-        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # the precision of a float
+        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # 53 bits, a float's precision
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)

@@ -47,7 +47,7 @@ class GrpcServer:
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
-            "grpc.max_concurrent_streams": most,  # Otherwise a client that resets many calls cancels others' calls.
+            "grpc.max_concurrent_streams": most,  # Otherwise a client that resets many calls cancels other calls.
         }
         self._grpc = grpc.server(
             RequestThreads(threads),
@@ -75,9 +75,9 @@ class GrpcServer:
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Wait until all calls are finished. Drain first if the worker has not, because gunicorn's own worker does not.
+        """Wait until all calls are finished. Drain first if needed, because gunicorn's threaded worker does not.
 
-        gRPC would wait up to 20 s longer, until each client has acknowledged the end.
+        gRPC itself would wait up to 20 s longer, until each client has acknowledged the end of its connection.
         """
         if self._ended is None:
             self.drain()

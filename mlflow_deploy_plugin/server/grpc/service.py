@@ -81,7 +81,7 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # deadline, and True without a key
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, has no key)
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -91,7 +91,8 @@ class OpenCalls:
     ) -> bytes | None:
         """Return the message of a unary call, or None if the call has no message.
 
-        Raises grpc.RpcError if the client has closed, the time limit has passed, or a later stranger needs the thread.
+        Raises grpc.RpcError if the client has closed the call, the time limit has passed, or a later caller without a
+        key needs the thread.
         """
         self._open_call(context)
         with self._lock:
@@ -297,7 +298,7 @@ def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], 
     def guarded() -> Reply:
         try:
             return respond(request)
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
             return failure(request, error)
 
     return observe_request(request, guarded, server.tracer, server.logs_requests)
@@ -314,10 +315,10 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # Values of the same name are joined as in HTTP, because a proxy may check either.
+        if isinstance(value, str):  # Join repeated names as HTTP does, because a proxy may check any value.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
-    if server.spec.ca_certs is not None:  # TLS rejects a connection without a client certificate.
+    if server.spec.ca_certs is not None:  # TLS has verified the client certificate.
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = name.decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"

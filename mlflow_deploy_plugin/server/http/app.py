@@ -84,7 +84,7 @@ class ServerApp(Flask):
             if is_http_1_1 and "host" not in headers:
                 raise InvalidRequest(MISSING_HOST)
             check_host(headers.get("host", ""))
-            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn with TLS
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn's TLS socket
             caller = certificate_name(certificate()) if certificate else ""
             is_stranger = self.server.auth.is_stranger(headers, caller)  # If True, the body must not occupy a thread.
             length = request.content_length
@@ -215,7 +215,7 @@ def register_blueprints(app: ServerApp) -> None:
         if not route.is_direct:
             rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
-            is_exact = route.path != "/v2"  # The OpenAPI document of the standard has /v2/.
+            is_exact = route.path != "/v2"  # The V2 specification's OpenAPI document has /v2/.
             for rule in rules:
                 blueprint.add_url_rule(
                     rule,

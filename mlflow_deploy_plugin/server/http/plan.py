@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant, wei
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""A function that answers a POST. After None, the general path answers, with the counted rates and the draw."""
+"""A function that answers a POST. If it returns None, the general path answers with the same draw."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
@@ -142,7 +142,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             else:
                 inferred = InferResponse(id_, prediction_id, outputs)
                 content, content_type, format_headers = encode(variant, inferred)
-        except Exception:  # noqa: BLE001 - the general path gets the same error, answers it and counts it
+        except Exception:  # noqa: BLE001 - the general path repeats, reports and counts the error
             return None
         if key is not None:
             count_key(key)
@@ -166,7 +166,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above the limit, the general path refuses."""
+    """Return the plan for a server with a limit of concurrent requests; above it, the general path rejects."""
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():

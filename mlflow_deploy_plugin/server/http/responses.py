@@ -21,7 +21,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class RawResponse:
     """An HTTP response.
 
-    `fields` are the serialized headers, if available (`header_fields`). `pieces` is a body in parts; the user must
+    `fields` are the serialized headers, if available (`header_fields`). `pieces` is a body in parts; the caller must
     close it.
     """
 

@@ -81,7 +81,7 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file. The pages are imported on the first request. `otherwise` is JSON."""
+    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is a JSON alternative."""
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
@@ -126,7 +126,7 @@ ROUTES = (
     ),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
-    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow returns an empty line.
+    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow also returns "\n".
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
@@ -159,7 +159,7 @@ ROUTES = (
 
 
 def name_placeholders(path: str, written: str) -> str:
-    """Return a path template with each placeholder as `written` formats its keyword, such as `<{}>`."""
+    """Return a path template whose placeholders are replaced by their keywords in the format `written`: `<{}>`."""
     for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
         path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
     return path
@@ -229,7 +229,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
         return method_not_allowed(request, routes)
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
-    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
+    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
         return failure_response(request, error)
 
 

@@ -74,7 +74,7 @@ class StreamedExchange:
         self.awaits_client = False
         """True while all received bytes are answered."""
         self.is_paused = False
-        """True while reading is paused, because many bytes wait. The connection resumes it at the end."""
+        """True while reading is paused, because too many bytes wait. At the end, the connection resumes reading."""
 
     @property
     def is_whole(self) -> bool:

@@ -66,7 +66,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
-    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` sends bodies other than JSON, as to `/invocations`."""
+    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` also sends other formats of `/invocations`."""
     is_json = media_name(request.headers.get("content-type")) == JSON
     return predict(server, request, VERTEX if is_json else INVOCATIONS)
 
@@ -128,7 +128,7 @@ def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None])
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
-    """Reject a request that a browser sends for a page of another site, because loads may not need a key.
+    """Reject a request that a browser sends for a page of another site, because the server may not require keys.
 
     A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
     asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises
@@ -188,7 +188,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
-                why = error.strerror or error  # without the name of the file
+                why = error.strerror or error  # The file name is omitted.
                 raise NotReady(f"feedback cannot be stored now: {why}", _RETRY_SECONDS) from None
     except OnnxserveError:
         server.metrics.count_feedback("refused", 1)

@@ -5,10 +5,10 @@ it harder to guess. It is sent as Bearer (RFC 6750), or by browsers as the passw
 
 A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
 and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`), so
-that a worker does not wait for the issuer. Verifying the signature of a token takes 100 µs, and is done once.
+that a worker does not wait for the issuer. A token's signature is verified only once, because this takes 100 µs.
 
 With `server.ca_certs`, all routes except health checks need a verified client certificate, in addition to the key. On a
-server without keys, the certificate is sufficient. The commands of this machine use the local key.
+server without keys, the certificate is sufficient. Commands on this machine use the local key.
 """
 
 import base64
@@ -76,7 +76,7 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # `_short` → key, until the keys change
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`, until the keys change
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
@@ -225,7 +225,7 @@ class Authenticator:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.InvalidKeyError, TypeError):  # Their texts contain a memory address.
+        except (jwt.InvalidKeyError, TypeError):  # These errors contain a memory address.
             raise Unauthenticated("the token is not valid: its key is of another kind") from None
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__

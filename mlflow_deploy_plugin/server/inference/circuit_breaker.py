@@ -21,7 +21,7 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def import_redis(url: str) -> Any:
-    """Import Redis' client and check the URL. Raises InvalidConfig if it is not installed or `url` is malformed."""
+    """Import Redis' client and check the URL. Raises InvalidConfig if the client is missing or `url` is malformed."""
     try:
         import redis  # Imported here, because it is optional and costs memory and time at the start.
     except ImportError:

@@ -69,7 +69,7 @@ class InferResponse:
 
 @dataclass(eq=False)
 class DataPlane:
-    """Runs requests on the versions of a repository, and captures them.
+    """The step of all protocols that runs requests on the versions of a repository, and captures them.
 
     A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
     """
@@ -136,7 +136,7 @@ class DataPlane:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = part.feeds, predictor.queue_seconds  # Read now, because the thread may change.
+                        feeds, waited = part.feeds, predictor.queue_seconds  # `queue_seconds` is per thread.
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -184,7 +184,7 @@ class DataPlane:
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Return True if `infer_async` can run all variants of the endpoint. A cache may block, and prevents that."""
+        """Return True if `infer_async` can run all variants of the endpoint. A cache prevents this."""
         named = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(named or "")
         if served is None or self.cache is not None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from limits import RateLimitItem
 
 MAX_CLIENTS = 65_536
-"""The maximum number of clients that a worker remembers; a new client replaces the client with the longest pause."""
+"""The maximum number of clients that a worker remembers; a new client replaces the client that was idle longest."""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
@@ -97,7 +97,7 @@ class RequestLimits:
                 request.refusal = message, max(1, ceil(seconds))
                 break
         if request.refusal is not None:
-            raise TooManyRequests(*request.refusal)  # a new error, because its traceback references the request
+            raise TooManyRequests(*request.refusal)  # A stored error's traceback would reference the request.
 
     def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
         """Yield the rates of the key, then an empty text for the server's rate, each with its limiter and client."""
@@ -177,7 +177,7 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, count, earlier count
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, count, previous count
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()
@@ -213,7 +213,7 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Each has its own keys.
+            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces do not share keys.
             wrap_exceptions=True,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
@@ -223,7 +223,7 @@ class RedisRates:
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
 
     def run_ahead(self, ask: Callable[[], object]) -> None:
-        """Call a function that uses Redis in a thread that no request waits for."""
+        """Call a function that uses Redis in a background thread."""
         self._ahead.submit(ask)
 
     @property

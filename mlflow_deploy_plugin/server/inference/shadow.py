@@ -40,7 +40,7 @@ _NICE = 10
 _PAUSE_SECONDS = 0.05
 """The pause before the queue is emptied, so that the response is sent undisturbed and copies can be batched."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""A sleeping thread releases the interpreter at once, a busy thread after 5 ms (`sys.getswitchinterval`)."""
+"""The thread sleeps briefly after some writes, because otherwise it releases the interpreter only after 5 ms."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
 """The pause of the thread, as a multiple of the time for which it held the interpreter. A running graph releases it."""
 
@@ -271,7 +271,7 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
     """Convert feeds of `source_schema` to feeds of `target_schema`.
 
-    Columns that `source_schema` lacks, and digits that a narrower type has truncated, are missing. Raises
+    The result lacks columns that `source_schema` lacks, and digits that a narrower type has truncated. Raises
     SchemaMismatch if `target_schema` needs a column that is missing or has another type.
     """
     if source_schema == target_schema:

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(eq=False)
 class ModelControl:
-    """Loads and unloads endpoints for the requests to a worker, if the mode is "explicit".
+    """The part of a worker that loads and unloads endpoints on request, if the mode is "explicit".
 
     Attributes:
         max_waiting: the maximum number of this worker's requests that wait for an answer, each in its thread.
@@ -83,7 +83,7 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(missing_ok=True)  # First, because the agent repeats a command without an answer.
+                file.unlink(missing_ok=True)  # First: the agent repeats a command without an answer.
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal

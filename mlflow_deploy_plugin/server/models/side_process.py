@@ -54,12 +54,12 @@ logger = logging.getLogger(__name__)
 _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-"""The time for a process to exit after it has closed its connection, so that its exit status is its own."""
+"""The time for a process that has closed its connection to exit with its own status, before it is killed."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # keeps the model's counters apart from the worker's
 
 _REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
 _REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
-"""The errors that a side process reports (`pyfunc/`), by the name in its message. Others become InferenceError."""
+"""The errors that a side process reports (`pyfunc/`), by class name; other errors become InferenceError."""
 
 
 class _ProcessRun:
@@ -170,7 +170,7 @@ def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
 
 
 class SideProcess:
-    """Keeps a process of `command` running until `close`, and sends requests to it.
+    """A process of `command` that is kept running until `close`, and that answers requests.
 
     Args:
         command: receives the descriptor of its socket as its last argument; its first message is `ready` or `failed`.

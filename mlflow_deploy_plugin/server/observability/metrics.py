@@ -76,7 +76,7 @@ _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this ve
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""The bounds cover a wide range, so that they fit any model: probabilities are small, and prices are large."""
+"""The bounds of the histogram, which cover small outputs such as probabilities and large outputs such as prices."""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
     "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
@@ -146,7 +146,7 @@ class Metrics:
                 values = MmapCounters(self.folder / f"counts_{number}.db")
             number += 1
         self._values = values
-        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py uses this name.
+        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes it by this name.
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()

@@ -95,7 +95,8 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
 def document(server: Server, only: str | None = None) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
-    Named routes are described for the endpoint `only`; by default for all, above `MAX_ENDPOINTS` for the default one.
+    Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. Above
+    `MAX_ENDPOINTS`, the default is the default endpoint.
     """
     routes, table = list_routes(), server.repository.table.items()
     answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]
@@ -133,7 +134,7 @@ def _paths(
     for route in routes:
         is_named = _NAME in route.path
         needed = {}
-        if route.need is not None and schemes:  # All schemes together, with any of the scopes that the route accepts.
+        if route.need is not None and schemes:  # A caller needs all schemes, and any one of the scopes.
             scopes = scopes_for(route.need) if _KEY in schemes else [""]
             needed["security"] = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
         errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
@@ -230,7 +231,7 @@ def _operation_object(
 
 
 def _content(bodies: Bodies, described: DescribedEndpoint | None) -> JsonSchema:
-    """Return the `content` of a request or a response. Without an endpoint that can answer, it accepts any body."""
+    """Return the `content` of a request or a response. If no endpoint can answer, any body is accepted."""
     content: JsonSchema = {}
     for media_type, body in bodies.items():
         if media_type == EVENTS and not (described and described.artifact.is_streamable):

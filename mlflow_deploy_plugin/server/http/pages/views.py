@@ -59,7 +59,7 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document of all endpoints or of one. Raises NotReady or NotFound as `select_variant`."""
+    """Return the OpenAPI document of one or all endpoints. Raises NotReady or NotFound as `select_variant`."""
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
@@ -178,12 +178,12 @@ _KIND_WORDS = {
 }
 """A numpy kind, or `str` → the words for a single value and for several values."""
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
-"""Side lengths in pixels: shorter sides are rarely pictures, and longer sides are too large for a browser."""
+"""Limits of an image's sides in pixels. Smaller tensors are rarely images; larger images overload a browser."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The layout of a tensor that is a picture: NCHW, NHWC or NHW, with a batch of one.
+    """The layout of a tensor that is an image: NCHW, NHWC or NHW, with a batch of one.
 
     `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if 0–255 is scaled to 0–1, as for floating point.
     """
@@ -254,7 +254,7 @@ def form_fields(
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:
-    """Return the image input of a tensor, or None if the tensor is not a batch of pictures."""
+    """Return the image input of a tensor, or None if the tensor is not a batch of images."""
     kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
     if kind != "f" and tensor.dtype != "uint8":
         return None

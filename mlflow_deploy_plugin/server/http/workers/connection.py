@@ -257,7 +257,7 @@ class HttpConnection(asyncio.Protocol):
     # Reading requests.
 
     def _answer_inline(self, data: bytes) -> bool:
-        """Answer a complete and quick request, as in nearly every read. Otherwise return False."""
+        """Answer the request if it is complete and quick, which is the usual case. Otherwise return False."""
         if self._known_head is None or not data.startswith(self._known_bytes):
             end = data.find(b"\r\n\r\n") + 4
             if not 8 <= end <= _KNOWN_BYTES:
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
             except OnnxserveError:
-                return False  # `_advance` raises and answers the error again.
+                return False  # `_advance` raises the same error, and answers it.
         head, app = self._known_head, self._app
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:

@@ -58,7 +58,7 @@ class _Server(UvicornServer):
         super().__init__(worker.config)
         self._worker = worker
         self._app = worker.wsgi
-        self._connections: set[HttpConnection] = self.server_state.connections  # type: ignore[assignment]  # uvicorn's
+        self._connections: set[HttpConnection] = self.server_state.connections  # type: ignore[assignment]
 
     def quit(self) -> None:
         """Exit without waiting (SIGQUIT)."""

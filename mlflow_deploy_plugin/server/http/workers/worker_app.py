@@ -86,7 +86,7 @@ class WorkerApp:
         self.server = server
 
         def waits_for_nobody(request: RawRequest) -> bool:
-            # A pyfunc answers from another process, which may hang, and the loop must not wait for Redis.
+            # The loop must not wait for a pyfunc, whose process may hang, or for Redis.
             is_here = not server.repository.has_pyfuncs or self._plans.covers(request.path)
             return may_be_inline and is_here and not may_wait_for_limits(server, request)
 

@@ -1,11 +1,11 @@
-// Converts a picture to the JSON of a tensor, in the browser.
+// Converts an image to the JSON of a tensor, in the browser.
 
-/** Returns the pixels of a picture, stretched to the tensor's height and width without cropping. */
+/** Returns the pixels of an image, stretched to the tensor's height and width without cropping. */
 export async function pixelsOf(file, { width, height }, canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const bitmap = await createImageBitmap(file);
   context.imageSmoothingQuality = "high";
-  context.fillStyle = "#000"; // the background of a transparent picture
+  context.fillStyle = "#000"; // the background of a transparent image
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
@@ -13,7 +13,7 @@ export async function pixelsOf(file, { width, height }, canvas) {
   return pixels.data;
 }
 
-/** Returns a picture as the JSON of a tensor, with a batch of one. */
+/** Returns an image as the JSON of a tensor, with a batch of one. */
 export function tensorOf(data, { layout, channels, height, width, is_scaled: isScaled }) {
   const value = (row, column, channel) => {
     const at = (row * width + column) * 4;
@@ -28,7 +28,7 @@ export function tensorOf(data, { layout, channels, height, width, is_scaled: isS
   return JSON.stringify([list(height, (row) => list(width, (column) => list(channels, (channel) => value(row, column, channel))))]);
 }
 
-/** Draws the picture in shades of grey, as it is sent. */
+/** Draws the image in shades of grey, as it is sent. */
 export function shadeGrey(canvas, data) {
   const context = canvas.getContext("2d");
   const pixels = new ImageData(canvas.width, canvas.height);

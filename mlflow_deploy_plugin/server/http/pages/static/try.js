@@ -147,7 +147,7 @@ function show(answer) {
   element("download").hidden = false;
 }
 
-// ---- files and pictures ------------------------------------------------------------------------------------------
+// ---- files and images -------------------------------------------------------------------------------------------
 
 async function takeFile(file) {
   if (!file) return;
@@ -168,7 +168,7 @@ async function takePicture(field, file) {
     if (field.picture.channels === 1) shadeGrey(canvas, data);
     pictures.set(field.id, tensorOf(data, field.picture));
   } catch {
-    taken.textContent = `${file.name} is not a picture that this browser can read`;
+    taken.textContent = `${file.name} is not an image that this browser can read`;
     return;
   }
   taken.textContent = `${file.name} is sent instead of the numbers`;
