@@ -24,7 +24,7 @@ _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is its role in the log lines."""
-    journal = os.environ.get("JOURNAL_STREAM")  # Shells inherit it, so compare it with stderr: systemd.exec(5).
+    journal = os.environ.get("JOURNAL_STREAM")  # inherited from any parent: systemd.exec(5)
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":

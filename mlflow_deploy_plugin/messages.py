@@ -1,4 +1,4 @@
-"""Build the parts of messages: foreign text on one line, lists of names, and suggestions for misspelt names."""
+"""Build the parts of messages: external text on one line, lists of names, and suggestions for misspelt names."""
 
 import difflib
 import re
@@ -8,8 +8,8 @@ from itertools import islice
 _LEAST_LIKENESS = 0.5
 """The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` just reaches it for `server.port`."""
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
-"""Limits for the compared names. A comparison takes some 10 µs, and a client chooses the names."""
-_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # in Keras's messages
+"""The maximum number and length of compared names, because clients choose names and a comparison takes 10 µs."""
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # Keras's messages contain colours.
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 

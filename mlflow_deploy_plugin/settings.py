@@ -59,13 +59,13 @@ def workspace_environment() -> dict[str, str]:
 
 
 class Settings(BaseModel):
-    """The settings of this process. The reference page of the docs is generated from these fields and their texts."""
+    """The settings of this process. The reference page of the docs is generated from these fields and docstrings."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     home: Path = Path("~/.onnxserve")
     """Folder for the default store, the logs, the model cache and the inference log."""
-    store_uri: str = Field(default="", repr=False)  # may hold a password
+    store_uri: str = Field(default="", repr=False)  # may contain a password
     """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} in the URI is replaced by the
     name of the MLflow workspace, because each workspace has its own store. Default: SQLite in HOME."""
     log_uri: str = ""
@@ -79,7 +79,7 @@ class Settings(BaseModel):
     secrets: Path | None = None
     """Folder whose files set environment variables: the file name is the variable, the content its value. Use it for
     Docker's secrets (/run/secrets) or systemd's credentials. A variable that is already set takes precedence."""
-    redis_url: str = Field(default="", repr=False)  # may hold a password
+    redis_url: str = Field(default="", repr=False)  # may contain a password
     """Redis server that stores rate limits and the response cache for all workers, such as redis://host:6379/0.
     Default: each worker has its own in memory."""
     host: str = "127.0.0.1"
@@ -174,7 +174,7 @@ def absolute_path(path: Path | str) -> Path:
     """Return an absolute path for a path that a person wrote; ~ and ~USER become the home folder.
 
     Raises:
-        InvalidConfig: there is no such user, this one has no home folder, or the current folder was deleted.
+        InvalidConfig: the user does not exist or has no home folder, or the current folder was deleted.
     """
     try:
         return Path(path).expanduser().absolute()

@@ -73,7 +73,7 @@ class Prediction:
 
     Attributes:
         values: the only output as an array, rows first; a dict if there are several outputs.
-        id: the X-Prediction-Id, with which labels are sent. A text is empty if the server omits its header.
+        id: the X-Prediction-Id, for `feedback`; like all fields below, empty if the server omits its header.
     """
 
     values: Array | dict[str, Array]
@@ -109,7 +109,7 @@ class Client:
     url: str
     endpoint: str | None = None
     timeout_seconds: float = 30.0
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a key
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may contain a key
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
     only_json: bool = False
@@ -284,7 +284,7 @@ class Client:
                     method, url, body=body or None, headers=fields, timeout=timeout, retries=False, redirect=False
                 )
             except (NewConnectionError, ConnectTimeoutError):
-                error: OnnxserveError = NotReady(f"there is no answer at {url}")
+                error: OnnxserveError = NotReady(f"cannot connect to {url}")
             except PoolTimeout:
                 message = f"the server did not answer {url} within {self.timeout_seconds:g} s"
                 raise errors.DeadlineExceeded(message) from None

@@ -66,7 +66,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     except (pa.ArrowException, ValueError, TypeError):  # Mixed types or columns of several lengths: the server decides.
         return encode_json(rows), JSON, JSON
     is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
-    if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # dates, objects
+    if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # e.g. dates
         return encode_json(rows), JSON, JSON
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:

@@ -20,9 +20,9 @@ JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 MOST_CONTAINERS = 1_000_000
 """The maximum number of arrays and objects per document: two bytes in the body take 56 to 232 bytes of memory."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""A body of this size cannot contain more arrays and objects."""
+"""The largest body that need not be counted, because each array or object takes at least two bytes."""
 _PIECE_BYTES = 128 * 1024
-"""The size of a piece whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
+"""The size of a piece whose brackets are counted at once, so that numpy's arrays fit into the processor's cache."""
 DEEPEST = 500
 """The nesting depth that Python's `json` reads and writes; orjson and simdjson support 1,024 levels."""
 _CONTAINERS = (list, dict)
@@ -74,7 +74,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
     try:
         document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
-        if b"\\u" in body:  # Half a surrogate pair is not a text; encoding it raises a ValueError.
+        if b"\\u" in body:  # Encoding raises a ValueError for a lone surrogate.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except RecursionError:

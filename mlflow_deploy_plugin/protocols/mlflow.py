@@ -209,7 +209,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # Missing and wrong values are read column by column below.
+        with suppress(ValueError):  # Below, each column is read with its own errors.
             if "_" not in "".join(chain.from_iterable(rows)):
                 numbers = [list(map(float, fields)) for fields in rows]
                 del lines, rows
@@ -221,7 +221,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         types |= dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
     columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
-    del lines, rows, texts  # They take ten times the memory of the body.
+    del lines, rows, texts  # The lists take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
@@ -287,7 +287,7 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
             values.append(None)
             continue
         try:
-            if "_" in text:  # Python reads "1_000" as a number, but a CSV file does not mean one.
+            if "_" in text:  # Python would parse "1_000", but it is not a number in CSV.
                 raise ValueError
             values.append(read(text))
         except (KeyError, ValueError):

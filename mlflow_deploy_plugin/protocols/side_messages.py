@@ -63,7 +63,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
             raise ValueError(f"{size:,} bytes; at most {most:,} are allowed")
     _set_timeout(connection, deadline)
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # The timeout applies to the complete call.
-    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # After its last byte, the receiver may close.
+    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # The receiver may close after the last byte.
         _set_timeout(connection, deadline)
         connection.sendall(blob)
 

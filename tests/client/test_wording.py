@@ -40,7 +40,7 @@ MESSAGES: dict[str, Case] = {
     ),
     "a server that is not there": (
         lambda client: Client("http://127.0.0.1:9", retries=FAST).predict([ROW]),
-        "there is no answer at http://127.0.0.1:9/invocations",
+        "cannot connect to http://127.0.0.1:9/invocations",
     ),
 }
 ANSWERS: dict[str, tuple[int, bytes, str]] = {
