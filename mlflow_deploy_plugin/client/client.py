@@ -179,7 +179,7 @@ class Client:
         """Return outputs of the graph by name, including outputs that `predict` omits, such as `probabilities`.
 
         `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1]. By default the response contains
-        all outputs. Raises as `predict`, and InvalidRequest if V2 has no datatype for an array.
+        all outputs. Raises the errors of `predict`, and InvalidRequest if V2 has no datatype for an array.
         """
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
@@ -195,8 +195,8 @@ class Client:
         """Return the response of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
 
         `max_evals` limits the model evaluations per row. The `version` must be loaded; None selects the version that
-        would predict. Raises as `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if the
-        server has no SHAP.
+        would predict. Raises the errors of `predict`, InvalidRequest if the model cannot be explained, and NotInstalled
+        if the server has no SHAP.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
@@ -213,8 +213,8 @@ class Client:
             labels: a label per row, in order; a dict from row numbers (from 0) to labels; or one label for all rows.
                 The label None withdraws an earlier label.
 
-        Raises as `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number or
-        boolean. Labels that were accepted before an error remain; sending them again is harmless.
+        Raises the errors of `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number
+        or boolean. Labels that were accepted before an error remain; sending them again is harmless.
         """
         prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
         if not prediction_id:
@@ -370,7 +370,7 @@ def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, OSError, TypeError, ValueError):  # raised by orjson, numpy and Arrow
         kind = one_line(response.headers.get("Content-Type", "no Content-Type"), 100)
-        error = OnnxserveError(f"the server answered with status {response.status} and in an unknown form ({kind})")
+        error = OnnxserveError(f"the server answered with status {response.status} and an unknown form ({kind})")
         error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")
         raise error from None
 

@@ -81,7 +81,7 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
 
 
 def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in a valid `pyarrow.Table`. Raises as `decode`."""
+    """Return the feeds in a valid `pyarrow.Table`. Raises the errors of `decode`."""
     return _feeds(table, select_columns(table.schema, schema), schema, limit)
 
 
@@ -121,7 +121,7 @@ def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """Return the prediction as a table of N rows in the format of `media`. Raises as `prediction_table`."""
+    """Return the prediction as a table of N rows in the format of `media`. Raises the errors of `prediction_table`."""
     import pyarrow as pa
 
     table = prediction_table(prediction)

@@ -179,6 +179,6 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping from outputs to values per row. Raises as `check_row_aligned`."""
+    """Return one mapping from outputs to values per row. Raises the errors of `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -83,7 +83,7 @@ class LineReader:
 def decode(body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in a body. All lines are objects, all are arrays, or (for one column) all are bare values.
 
-    Raises InvalidRequest or SchemaMismatch as `LineReader`, and SchemaMismatch if there are no lines.
+    Raises the errors of `LineReader`, and SchemaMismatch if there are no lines.
     """
     parts = list(LineReader(schema).read(body))
     if not parts:

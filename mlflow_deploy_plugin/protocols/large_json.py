@@ -208,7 +208,7 @@ def _count_arrays(value: Any) -> int:
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
-    """Return an object's entries, with unread arrays and objects. Raises ValueError if a key is repeated.
+    """Return an object's entries; nested arrays and objects are not parsed yet. Raises ValueError if a key is repeated.
 
     Also raises ValueError for an empty object, and above `at_most` entries, because simdjson's lookup is linear: 1,000
     keys take a millisecond, 100,000 keys half a minute.

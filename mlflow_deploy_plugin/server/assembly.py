@@ -34,7 +34,7 @@ _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
-    """Open the server of a gunicorn worker after the fork. Raises as `open_server`.
+    """Open the server of a gunicorn worker after the fork. Raises the errors of `open_server`.
 
     The garbage collector ignores the imported modules, because the lists of a body of 10,000 rows caused full
     collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise caused 50 page faults.

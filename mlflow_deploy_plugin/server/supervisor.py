@@ -357,7 +357,7 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
                 raise InvalidConfig(f"this user may not open port {candidate}, but may open ports from 1024") from None
             is_of_a_name = isinstance(error, socket.gaierror)  # Name resolution has its own error numbers.
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
-            raise InvalidConfig(f"{host}:{candidate} cannot be listened on: {why}") from None
+            raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port")
 
 

@@ -48,7 +48,7 @@ ANSWERS: dict[str, tuple[int, bytes, str]] = {
     "a prediction of another form": (
         200,
         b'{"rows": []}',
-        "the server answered with status 200 and in an unknown form (no Content-Type)",
+        "the server answered with status 200 and an unknown form (no Content-Type)",
     ),
     "a refusal": (
         403,

@@ -62,7 +62,7 @@ _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, object]]
-"""A function that returns the fields of a response for the server, the message and, with `admin`, the caller."""
+"""A function of the server, the message and, for `admin`, the caller, which returns the fields of the response."""
 
 
 class OpenCalls:

@@ -149,7 +149,7 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """Return the complete body. Raises BodyTooLarge above `limit`, and InvalidRequest as `_pieces`.
+    """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of `_pieces`.
 
     werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that ends too early.
     """
@@ -196,7 +196,7 @@ def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[by
                 held.clear()
     except BrokenResponse:
         yield bytes(held)
-        raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
+        raise BrokenPipeError(errno.EPIPE, "the response ended with an error") from None
     yield bytes(held)
 
 

@@ -72,7 +72,7 @@ class RequestHead:
 def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
     """Return the head and the rest of the data; None and all data if the head is incomplete.
 
-    Raises as `read_head`, as soon as the error is visible; the result does not depend on how the data is split.
+    Raises the errors of `read_head` as early as possible; the result does not depend on how the data is split.
     """
     begin = 2 if data.startswith(EMPTY_LINE) else 0
     end = data.find(b"\r\n\r\n", begin)
@@ -209,7 +209,7 @@ def body_parser(length: int, limit: int) -> "BodyParser":
 class BodyParser:
     """The parser of a body with a known length, or in chunks (RFC 9112, 7.1).
 
-    `_left` is the number of missing bytes of the current chunk; its line end follows if `_ends_chunk`. A body of a
+    `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows. A body of a
     known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, and is -1 before.
     """
 

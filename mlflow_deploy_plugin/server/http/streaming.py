@@ -48,7 +48,7 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
 class StreamedExchange:
     """A streamed request and its response, between a connection on the loop and the thread that answers.
 
-    Most clients read only after they have sent everything, so the response may wait here up to the limit of a body.
+    Most clients read only after they have sent everything, so the response may be buffered here.
     `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` in a thread.
 
     Attributes:

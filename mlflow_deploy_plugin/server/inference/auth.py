@@ -84,7 +84,7 @@ class Authenticator:
     def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
         """Count the request and return the caller's key, or None if no key is needed.
 
-        Raises as `require`.
+        Raises the errors of `require`.
         """
         if not self.is_required:
             return None
@@ -98,7 +98,7 @@ class Authenticator:
     ) -> KeyEntry:
         """Return the caller's key if it permits the request. `endpoint` is None for a request about the server.
 
-        Raises Unauthenticated or NotReady as `find`, and ScopeMissing if the key does not permit the request.
+        Raises the errors of `find`, and ScopeMissing if the key does not permit the request.
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):

@@ -36,7 +36,7 @@ class InferRequest:
     """Named arrays for a variant. Treat requests and responses as immutable: `frozen=True` would cost 1 µs each.
 
     Attributes:
-        id: the client's id, or an id that the transport created; it may repeat.
+        id: the client's id, or an id that the transport created; not always unique.
         inputs: arrays by ONNX input name.
         parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
         event_time: the time of the event that the rows describe, in microseconds since 1970 (UTC); None for now.
@@ -85,7 +85,7 @@ class DataPlane:
         self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
-        """Return the variant for the value of the column `variant.key` in `feeds`. Raises as `select_variant`."""
+        """Return the variant for the value of `variant.key` in `feeds`. Raises the errors of `select_variant`."""
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
@@ -123,7 +123,7 @@ class DataPlane:
         return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
 
     def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
-        """Yield the parts of the response, then capture them as one output, a JSON list. Raises as `infer`."""
+        """Yield the parts of the response, then capture them as a JSON list. Raises the errors of `infer`."""
         arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
@@ -194,7 +194,7 @@ class DataPlane:
     def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
-        """Run as `infer`, and call `done` with the response or the error in another thread.
+        """Run like `infer`, and call `done` with the response or the error in another thread.
 
         Raises InvalidRequest if the parameter `timeout` is invalid.
         """

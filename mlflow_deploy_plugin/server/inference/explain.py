@@ -63,8 +63,8 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode a table, or a JSON document of `/invocations` and its `params`, for this variant.
 
-    The params are `max_evals` (model evaluations per row), `seed`, and the loaded `version` to explain. Raises as
-    `decode_rows`, and InvalidRequest if the variant cannot be explained or a param is unknown or invalid.
+    The params are `max_evals` (model evaluations per row), `seed`, and the loaded `version` to explain. Raises the
+    errors of `decode_rows`, and InvalidRequest if the variant cannot be explained or a param is unknown or invalid.
     """
     if server.spec.explain_max_rows == 0:
         raise InvalidRequest("explanations are disabled (server.explain_max_rows is 0)")

@@ -187,7 +187,7 @@ class MemoryRateLimiter:
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
             if int(previous * (1 - elapsed / self.period) + current) >= self.amount:
-                # Wait until fewer requests count than the amount.
+                # Wait until the count falls below the amount.
                 share = 1.0 if current >= self.amount else 1 - (self.amount - current) / previous
                 return self.period * share - elapsed + _EDGE_SECONDS
             self._clients[client] = int(window), current + 1, previous
@@ -203,7 +203,7 @@ class MemoryRateLimiter:
 class RedisRates:
     """Counters in Redis for all workers with the same URL. While Redis does not respond, every request is admitted.
 
-    All limits of a worker share its connections and its circuit breaker. Raises as `import_redis`.
+    All limits of a worker share its connections and its circuit breaker. Raises the errors of `import_redis`.
     """
 
     def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:

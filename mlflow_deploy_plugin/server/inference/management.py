@@ -2,8 +2,8 @@
 
 The metadata are V2's. The model repository, configuration and statistics are Triton's extensions
 (https://github.com/triton-inference-server/server/tree/main/docs/protocol, protobuf/model_config.proto). A "model" is
-an endpoint here. The parameter `config` of a load is an endpoint in our spec, instead of Triton's ModelConfig. For an
-endpoint or a version that is not served, a function raises as `Repository.select_variant`.
+an endpoint here. The parameter `config` of a load is an endpoint in our spec, instead of Triton's ModelConfig. If the
+endpoint or version is not served, the functions raise the errors of `Repository.select_variant`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

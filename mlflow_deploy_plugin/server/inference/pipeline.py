@@ -72,7 +72,7 @@ class RequestContext:
         self.release()
 
     def admit(self, endpoint: str | None) -> None:
-        """Authenticate and count the caller. Raises as `Authenticator.require` and `RequestLimits.acquire`."""
+        """Authenticate and count the caller. Raises the errors of `Authenticator.require` and `RequestLimits`."""
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", named)

@@ -188,7 +188,7 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
 
 
 def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a list of objects or rows, or in a body of `/invocations`. Raises as `decode_record`."""
+    """Return the feeds in a list of records, or in a body of `/invocations`. Raises the errors of `decode_record`."""
     if media_type(content_type, (JSON, CSV)) == CSV:
         return mlflow.read_csv(body, schema)
     document = load_json(body)
@@ -302,7 +302,7 @@ def _openai_protocol(name: str, route: str) -> Protocol:
         if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
             task = repr(artifact.task[:60]) if artifact.task else "missing"
             raise InvalidRequest(
-                f"the model does not answer in the form of {route} (the task in its MLmodel is {task}); "
+                f"the model's responses do not have the form of {route} (the task in its MLmodel is {task}); "
                 f"send it to {own_route}"
             )
         if document.get("stream") is True and not artifact.is_streamable:

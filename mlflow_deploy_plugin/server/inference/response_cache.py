@@ -64,7 +64,7 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Store copies, because outputs may be views of a batch. Outputs with other objects than texts are ignored."""
+        """Store copies, because outputs may be views of a batch. Outputs with objects other than texts are ignored."""
         if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + array_bytes(outputs)

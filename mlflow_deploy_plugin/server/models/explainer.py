@@ -25,7 +25,7 @@ _GRACE_SECONDS = 5.0
 
 
 class ExplainerClient:
-    """A client that starts the explaining process at the first request and sends requests to it.
+    """A client that starts the explainer process at the first request and sends requests to it.
 
     Args:
         timeout_seconds: the time limit for an explanation, including the wait for its turn and the start.
@@ -110,7 +110,7 @@ class ExplainerClient:
     def _start(self, deadline: float) -> SideProcess:
         """Return the process. The first request starts it, and other requests wait for the start."""
         if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
-            raise NotReady("the explaining process is still starting", 1)
+            raise NotReady("the explainer process is still starting", 1)
         try:
             process = self._process
             if process is None or process.has_failed:  # also after a timeout of the first request

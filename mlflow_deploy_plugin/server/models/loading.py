@@ -111,7 +111,7 @@ def load_warm(
         try:
             model.try_out(feeds, timeout_seconds)
         except InferenceError as error:
-            # A graph may legitimately reject zeros (an unknown category, a shape). Then it starts without a warm-up.
+            # A graph may legitimately reject a row of zeros. Serve it without a warm-up.
             logger.info("%s: no warm-up, because the model rejects a row of zeros: %s", folder.name, error.message)
             if policy is not None:
                 logger.warning("%s: requests are not batched, because the model has no example", folder.name)

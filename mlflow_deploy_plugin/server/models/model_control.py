@@ -61,7 +61,7 @@ class ModelControl:
         self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
 
     def unload(self, endpoint: str, actor: str = "") -> None:
-        """Unload the endpoint from all workers. Raises as `load`."""
+        """Unload the endpoint from all workers. Raises the errors of `load`."""
         self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
 
     def _run(self, command: Command) -> None:
@@ -108,10 +108,10 @@ class ModelControl:
             if agent is not None and is_alive(agent.pid):
                 agent_seen = now
             if now - agent_seen > self.agent_seconds:
-                raise NotReady(f"the agent that must {command.action} it does not run; it will be restarted")
+                raise NotReady(f"the agent, which must {command.action} it, is not running; retry later")
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
-                    f"to {command.action} {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
+                    f"the {command.action} of {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
                     "continues; /v2/repository/index shows the result"
                 )
             time.sleep(_POLL_SECONDS)

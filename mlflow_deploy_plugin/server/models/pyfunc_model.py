@@ -58,7 +58,7 @@ class PyfuncPredictor:
         return self._process.queue_seconds
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Limit the size of responses as `Predictor.limit_values`, before they are encoded or sent."""
+        """Limit the size of responses like `Predictor.limit_values`, before they are encoded or sent."""
         self._most_values = most * batch_rows
 
     def run(
@@ -68,7 +68,7 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         parameters: Mapping[str, object] | None = None,
     ) -> dict[str, Array]:
-        """Run as `Predictor.run`; the model receives the `parameters` that are params of its signature.
+        """Run like `Predictor.run`; the model receives the `parameters` that are params of its signature.
 
         Raises:
             SchemaMismatch, InferenceError: the model rejects the input, or its outputs differ from earlier outputs.
@@ -96,8 +96,8 @@ class PyfuncPredictor:
     def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
         """Answer a body of `/invocations` with MLflow's scoring functions; `prediction_id` tags the model's traces.
 
-        Raises InvalidRequest, UnsupportedMediaType or InferenceError as MLflow, BodyTooLarge if the response has more
-        values than `limit_values` allows, and as `SideProcess.request`.
+        Raises the errors of `SideProcess.request`, and BodyTooLarge if the response has more values than `limit_values`
+        allows. If MLflow rejects the body, InvalidRequest, UnsupportedMediaType or InferenceError is raised.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
         outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
@@ -107,7 +107,7 @@ class PyfuncPredictor:
     def stream(
         self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
     ) -> Generator[OpaqueResponse, None, None]:
-        """Yield the parts of the response as JSON; the first part has the feeds. Raises as `answer`."""
+        """Yield the parts of the response as JSON; the first part has the feeds. Raises the errors of `answer`."""
         with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, _captured_feeds(part), {})

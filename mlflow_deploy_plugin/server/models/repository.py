@@ -147,7 +147,7 @@ class Repository:
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """Return the name of the endpoint (None: the default endpoint) and the endpoint. Raises as `select_variant`."""
+        """Return the endpoint's name and the endpoint (None: the default). Raises the errors of `select_variant`."""
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None

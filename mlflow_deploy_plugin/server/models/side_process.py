@@ -107,8 +107,8 @@ class _ProcessRun:
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
         """Keep the connection of a request that has ended, unless the request was abandoned.
 
-        If more of a response may arrive, wait up to `seconds` until the process has noticed the end; otherwise return
-        False.
+        If more of a response may arrive, wait up to `seconds` until the process has noticed the end, and return False
+        if it has not.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
@@ -225,7 +225,7 @@ class SideProcess:
             return ask(message)
 
     def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
-        """Send a message and yield the parts of its response, each within the time limit. Raises as `request`.
+        """Send a message and yield the parts of its response, each in time. Raises the errors of `request`.
 
         The turn ends when the process has sent the last part, or has noticed that the generator was closed.
         """

@@ -98,17 +98,17 @@ RequestLabels = tuple[str, str, str, str, str, str]
 """The values of the variant's labels (empty if no variant was selected), the protocol, and the HTTP status."""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
-"""The slots of the request count and of the time of the last request, and the histograms of the seconds."""
+"""The slots of the request count, of the time of the last request, and of the duration histogram's cells."""
 
 _BatchSlots = tuple[int, int, int]
-"""The histograms of rows, seconds in the queue and seconds of the run."""
+"""The slots of the histograms of rows, seconds in the queue and seconds of the run."""
 
 
 CapturedRows = tuple[int, int, bool | None]
-"""The rows of a response, the number to capture, and True if they were captured (None: the spec excludes it)."""
+"""The numbers of rows and of rows to capture, and True if they were captured (None: capture skips the request)."""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
-"""A function that counts the rows, the seconds of the run, the seconds of the request, and the outputs."""
+"""A function that counts a success, from the captured rows, the run's and the request's seconds, and the outputs."""
 
 
 @dataclass(slots=True)

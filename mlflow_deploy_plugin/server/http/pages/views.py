@@ -59,7 +59,7 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document of one or all endpoints. Raises NotReady or NotFound as `select_variant`."""
+    """Return the OpenAPI document of one or all endpoints. Raises the errors of `select_variant`."""
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 

@@ -51,7 +51,7 @@ _PIPELINED_BYTES = 64 * 1024
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
 _UNDERWAY_SECONDS = 1.0
-"""The time after a response or a connect within which the next request may be in transit."""
+"""The time after a response or a new connection within which the next request may be in transit."""
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has the same head."""
@@ -209,7 +209,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle_since(self) -> float:
-        """The loop's time since which the client has been idle; infinite while the server must act."""
+        """The loop time at which the client became idle; infinite while the client waits for the server."""
         awaits_client = self._exchange is not None and self._exchange.awaits_client
         limits, phase = self._limits, self._phase
         if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
@@ -537,6 +537,6 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
-    """Write to a TLS transport in pieces, because it does not count a single large write as unsent."""
+    """Write to a TLS transport in pieces, because the transport does not count one large write as unsent bytes."""
     for start in range(0, len(data), _TLS_WRITE_BYTES):
         transport.write(data[start : start + _TLS_WRITE_BYTES])
