@@ -86,7 +86,7 @@ def test_an_error_comes_back_as_what_it_is(tmp_path: Path, error: OnnxserveError
 
 
 def test_without_an_agent_nobody_waits_long_and_the_command_is_withdrawn(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match=r"agent .*not run"):
+    with pytest.raises(NotReady, match=r"agent .*not running"):
         commands(tmp_path).load("e")
     assert not left_over(tmp_path)
 
