@@ -298,7 +298,7 @@ def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], 
     def guarded() -> Reply:
         try:
             return respond(request)
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             return failure(request, error)
 
     return observe_request(request, guarded, server.tracer, server.logs_requests)

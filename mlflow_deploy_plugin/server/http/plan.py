@@ -166,7 +166,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above it, the general path rejects."""
+    """Return the plan for a server with a limit of concurrent requests; above it, the general path answers."""
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():

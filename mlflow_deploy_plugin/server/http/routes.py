@@ -229,7 +229,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
         return method_not_allowed(request, routes)
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
-    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         return failure_response(request, error)
 
 

@@ -128,7 +128,7 @@ def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None])
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
-    """Reject a request that a browser sends for a page of another site, because the server may not require keys.
+    """Reject a request that a browser sends for a page of another site, because a server without keys would accept it.
 
     A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
     asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises

@@ -69,7 +69,7 @@ class InferResponse:
 
 @dataclass(eq=False)
 class DataPlane:
-    """The step of all protocols that runs requests on the versions of a repository, and captures them.
+    """The component that runs requests on the versions of a repository, and captures them.
 
     A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
     """

@@ -54,7 +54,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             outputs = predictor.run(feeds)
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             reply = context.fail(error)
     context.count(reply.status)
     return reply

@@ -197,7 +197,7 @@ def infer(
             if tracer:
                 ended = time.perf_counter()
                 tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             reply = context.fail(error)
     return context.finish(reply, outputs)
 
@@ -241,7 +241,7 @@ def infer_async(
                 reply = context.fail(inferred)
             else:
                 reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             reply = context.fail(error)
         context.release()
         done(context.finish(reply, outputs))
@@ -268,7 +268,7 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
         media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
         predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
         first = next(predictions)
-    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         reply = context.finish(context.fail(error))
         context.release()
         return reply
@@ -316,7 +316,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
     """
     try:
         first = next(parts, None)
-    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         context.headers.pop("X-Prediction-Id")
         return context.finish(context.fail(error))
 
@@ -347,7 +347,7 @@ def _finish_pieces(
             status = 200
         except ClientDisconnected:
             return
-        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and omits it
+        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             reply = context.fail(error)
             status = reply.status
             if reply.error is not None:

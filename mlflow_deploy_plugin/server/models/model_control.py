@@ -108,7 +108,7 @@ class ModelControl:
             if agent is not None and is_alive(agent.pid):
                 agent_seen = now
             if now - agent_seen > self.agent_seconds:
-                raise NotReady(f"the agent, which must {command.action} it, is not running; retry later")
+                raise NotReady(f"the agent that must {command.action} the endpoint is not running; retry later")
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
                     f"the {command.action} of {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
