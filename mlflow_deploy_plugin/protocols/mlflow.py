@@ -209,7 +209,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # Below, each column is read with its own errors.
+        with suppress(ValueError):  # The code below reads columns and reports bad values.
             if "_" not in "".join(chain.from_iterable(rows)):
                 numbers = [list(map(float, fields)) for fields in rows]
                 del lines, rows

@@ -41,7 +41,7 @@ _MLMODEL = "MLmodel"
 class Cloud:
     """The settings from the platform. An empty value or None means that the platform does not specify the setting.
 
-    Vertex AI's `health_route` and `predict_route` take precedence over our routes with the same path.
+    Vertex AI's `health_route` and `predict_route` take precedence over onnxserve's routes with the same path.
     """
 
     port: int | None = None
@@ -104,7 +104,7 @@ def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bo
         url = f"http://127.0.0.1:{port}"
     target = urlsplit(url)
     server = http.client.HTTPConnection(target.netloc, timeout=4)
-    if target.scheme == "https":  # Any certificate is trusted, because the server is our own.
+    if target.scheme == "https":  # Any certificate is trusted, because the server is local.
         server = http.client.HTTPSConnection(target.netloc, timeout=4, context=ssl._create_unverified_context())
     try:
         server.request("GET", "/ping")

@@ -103,7 +103,7 @@ class ServerApp(Flask):
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
-        """Authenticate the caller of another distribution's view; `_view` authenticates callers of our views."""
+        """Authenticate the caller of another distribution's view; `_view` does so for onnxserve's views."""
         g.raw_request = raw = request.environ[_RAW_REQUEST]
         if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
@@ -207,7 +207,7 @@ class NameConverter(BaseConverter):
 
 
 def register_blueprints(app: ServerApp) -> None:
-    """Register our routes, and then the blueprints of other distributions. Log a blueprint that cannot be loaded."""
+    """Register onnxserve's routes, then the blueprints of other distributions. Log blueprints that cannot be loaded."""
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
     blueprint = Blueprint(BLUEPRINT, __name__)

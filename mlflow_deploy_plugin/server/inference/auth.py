@@ -43,7 +43,7 @@ UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
-"""Signatures by a public key; with `none` and the symmetric algorithms, callers could sign their own tokens."""
+"""Public-key signature algorithms; with `none` or a symmetric algorithm, callers could forge tokens."""
 _NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
 

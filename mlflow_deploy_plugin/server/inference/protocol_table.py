@@ -3,7 +3,7 @@
 A `Protocol` binds a module of `protocols/` to the variant that serves the request. A pyfunc itself reads and writes
 MLflow's forms, because objects, dates and params cannot become arrays. Three JSON protocols are defined here:
 
-- Our own protocol: `/predict` for one record, `/predict/batch` for several records.
+- onnxserve's protocol: `/predict` for one record, `/predict/batch` for several records.
 - Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`
   (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
 - Azure ML: `{"input_data": …}` → the bare predictions

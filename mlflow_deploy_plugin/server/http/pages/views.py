@@ -1,4 +1,4 @@
-"""The pages. Templates escape all text, and the content security policy allows only our own scripts."""
+"""The pages. Templates escape all text, and the content security policy allows only this server's scripts."""
 
 import json
 import re
