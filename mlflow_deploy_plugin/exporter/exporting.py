@@ -54,7 +54,7 @@ _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
-"""Absolute and relative tolerances: fused nodes and other kernels round differently. Other formats are exact."""
+"""Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
 _ROUNDING = 2**-18
 """The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
 Rows = dict[str, Array]
@@ -63,10 +63,7 @@ Rows = dict[str, Array]
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A proven export. `path` is the file, or the folder of a bundle.
-
-    The export and the served model gave the same answers for `rows` rows. `max_error` is the largest difference.
-    """
+    """A checked export at `path`. For `rows` rows, it differs from the served model by at most `max_error`."""
 
     path: Path
     format: ExportFormat
@@ -87,24 +84,24 @@ def export(
     download_wheels: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
-    """Export a version, and check that the export gives the same answers as the served version.
+    """Export a version, and check that it returns the same predictions as the served version.
 
     Args:
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
         path: the file or folder to write, which must not exist. A bundle with the suffix .zip is zipped. For a wheel,
             the path may be an existing folder, to which a wheel with the default name is written.
-        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the proof. If None,
-            the proof uses the input example, the reference sample or random numbers. Rows drawn from them are added.
+        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
+            the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        progress: called with a line if the tflite converter must be installed, or the file supports one row per call.
+        progress: called with a message if the tflite converter is installed, or the file accepts only one row per call.
 
     Raises:
         AlreadyExists: the path exists.
         ConversionError: the version has no ONNX form, or the format cannot be written.
-        ParityError: the export gives other answers; nothing is written to the path.
+        ParityError: the predictions of the export differ; no file is written.
         InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be loaded.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
@@ -191,7 +188,7 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
     """Write the graph, its weights and our metadata to one file. Raises ConversionError if the file is too large."""
-    import onnx  # It is heavy, and only needed here.
+    import onnx  # Importing onnx is slow.
 
     if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
         raise ConversionError(f"{described['name']} has more than two gigabytes, too large for one ONNX file")
@@ -215,13 +212,13 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     options.add_session_config_entry("session.save_model_format", "ORT")
     try:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
         raise ConversionError(f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}") from None
     return target
 
 
 def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
-    """Return two candidates: known rows with drawn rows (which the model may refuse), and only the known rows."""
+    """Return known rows with added noisy rows, and the known rows as a fallback, because a model may refuse noise."""
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, user_rows)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
@@ -241,7 +238,7 @@ def _known_rows(model: OnnxModel, folder: Path, user_rows: Any) -> Rows:
     try:
         if user_rows is not None:
             if isinstance(user_rows, str | Path):
-                from mlflow_deploy_plugin.flavor import read_rows  # It imports pandas and MLflow.
+                from mlflow_deploy_plugin.flavor import read_rows  # `flavor` imports MLflow.
 
                 user_rows = read_rows(Path(user_rows))
             if not hasattr(user_rows, "keys"):
@@ -281,7 +278,7 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 def _write_tflite(
     graph: Path, folder: Path, feeds: Rows, expected: Mapping[str, Array], has_rows: bool, progress: ProgressCallback
 ) -> tuple[Path, float]:
-    """Return a proven file and the largest difference. If several rows fail, the file supports one row per call."""
+    """Return a checked file and its largest error. If batches fail the check, the file accepts one row per call."""
     refuse_unconvertible(graph)
     python = converter_python(progress)
 
@@ -307,7 +304,7 @@ def _prove(
     tolerance: float,
     python: Path | str = sys.executable,
 ) -> float:
-    """Run rows in a process without onnxserve, and return the largest difference. Raises ParityError."""
+    """Predict rows in a process without onnxserve, and return the largest error. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
@@ -316,7 +313,7 @@ def _prove(
             run_to_end(command, _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs = pickle.loads(outputs_file.read_bytes())  # Our own code has written this file.
+        outputs = pickle.loads(outputs_file.read_bytes())  # This file is from our script.
     largest, otherwise = 0.0, "the exported model gives other answers and was discarded: output"
     for name, want in expected.items():
         got = outputs[name]
@@ -341,7 +338,7 @@ def _prove(
 
 
 def _place(source: Path, target: Path) -> None:
-    """Move the proven export to `target`. Raises AlreadyExists if the path exists."""
+    """Move the checked export to `target`. Raises AlreadyExists if the path exists."""
     # Copy to the target's disk first, which may be slow.
     staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
@@ -354,12 +351,12 @@ def _place(source: Path, target: Path) -> None:
     except OSError as error:
         _refuse_existing(target)
         raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:  # This includes Ctrl-C.
+    finally:
         shutil.rmtree(staged, ignore_errors=True)
         with suppress(OSError):
             staged.unlink()
 
 
 def _refuse_existing(target: Path) -> None:
-    if os.path.exists(target):  # An unreadable path fails later, on writing.
+    if os.path.exists(target):  # Other path errors are raised on writing.
         raise AlreadyExists(f"{target} exists; specify another path")

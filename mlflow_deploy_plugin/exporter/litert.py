@@ -19,7 +19,7 @@ _FEW_ROWS = 3
 
 
 class LiteRTModel:
-    """A converted file, with inputs and outputs by their names in its signature."""
+    """A converted file. Inputs and outputs have the names of its signature."""
 
     def __init__(self, path: str, threads: int = 1) -> None:
         self._run = _interpreter(path, threads).get_signature_runner()
@@ -28,7 +28,7 @@ class LiteRTModel:
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
         """Return all outputs for the rows. The rows are divided into calls with one, few and many rows."""
-        # An input with the file's fixed size is not divided: it is shared by all rows, or the graph has no rows.
+        # An input that already has the file's fixed size is not divided, because its first axis is not the rows.
         parted = {name: len(array) for name, array in rows.items() if array.shape[:1] not in ((), self._sizes[name])}
         if not parted:
             return dict(self._run(**rows))
@@ -43,7 +43,7 @@ class LiteRTModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-Model = LiteRTModel  # The proof uses this name.
+Model = LiteRTModel  # The check (exporting.py) uses this name.
 
 
 def _interpreter(path: str, threads: int = 1) -> Any:
@@ -53,7 +53,7 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite with the graph's names and layouts. With `rows` "1", it supports one row per call."""
+    """Write FOLDER/model.tflite with the graph's names and layouts. If `rows` is "1", it accepts one row per call."""
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -76,11 +76,11 @@ def convert(graph: str, folder: str, rows: str) -> None:
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
     _restore_names(file, [value.name for value in (*model.graph.input, *model.graph.output)])
-    _interpreter(str(file)).allocate_tensors()  # This fails for custom operators.
+    _interpreter(str(file)).allocate_tensors()  # An error is raised for custom operators.
 
 
 def _restore_names(file: Path, names: list[str]) -> None:
-    """Restore the names in the signature that onnx2tf replaces, such as "input:0" (tf2onnx) and "/output"."""
+    """Restore the signature names that onnx2tf changes, such as "input:0" (tf2onnx) and "/output"."""
     changed = {re.sub("^/", "wa/", name.replace(":", "__")).encode(): name for name in names}
     if all(replaced == name.encode() for replaced, name in changed.items()):
         return
@@ -97,7 +97,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 
 def _unroll(graph: onnx.GraphProto) -> None:
-    """Unroll LSTM and GRU layers: LiteRT's layers keep their state between calls and have a fixed number of rows."""
+    """Unroll LSTM and GRU layers, because LiteRT's layers keep state between calls and have a fixed batch size."""
     values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     nodes = list(graph.node)
     del graph.node[:]
@@ -194,7 +194,7 @@ def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str
 
 
 def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
-    """Return True if a value is all zeros or omitted. torch expands a constant to the number of rows."""
+    """Return True if a value is omitted or all zeros. torch expands such a constant to the batch size."""
     constant = next((initializer for initializer in graph.initializer if initializer.name == name), None)
     if constant is not None or not name:
         return constant is None or not numpy_helper.to_array(constant).any()

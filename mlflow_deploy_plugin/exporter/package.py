@@ -82,7 +82,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
 _CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-"""The C++ type by numpy dtype. There is no type for half-precision floats."""
+"""The C++ type for each numpy dtype. Standard C++ has no half-precision float."""
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -157,7 +157,7 @@ def write_bundle(
         if dtype not in _CPP_TYPES:
             raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples do not support")
         kind = "string" if dtype == "object" else dtype  # the type name in JavaScript
-        data = array.reshape(-1).tolist()  # JavaScript reads non-finite numbers from strings.
+        data = array.reshape(-1).tolist()  # JSON has no NaN or infinity, so write strings.
         data = [_NOT_FINITE.get(str(value), value) if isinstance(value, float) else value for value in data]
         document[name] = {"type": kind, "dims": array.shape, "data": data}
     (folder / "example.json").write_text(json.dumps(document, indent=1))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # The import reads it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads this on import.
 import onnxruntime
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ class Model:
         threads: the number of threads per call; 0 means one per core.
 
     Attributes:
-        name / version / source: of the exported model; the source is its URI in the registry, or empty.
+        name / version / source: name and version of the exported model, and its URI in the registry or an empty text.
         classes: the labels in the order of the probability columns; empty for other models.
         columns: the input columns in order; empty for a model of tensors.
     """
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
             sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # The reader (`| head`) has ended; avoid a second error at exit.
+    except BrokenPipeError:  # `| head` has ended; avoid a second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

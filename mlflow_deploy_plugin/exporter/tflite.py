@@ -22,14 +22,14 @@ _REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
 _SIZE = "310 MB"
 _INSTALL_SECONDS = 1800
 _CONVERSION_SECONDS = 600
-# onnx2tf requires Python 3.12, but it also runs on 3.11, and the proof checks each file.
+# onnx2tf declares Python 3.12 as its minimum, but it also runs on 3.11.
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "--quiet")
 _PIP_OPTIONS = ("--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--no-cache-dir", "--no-compile")
 
 
 def refuse_unconvertible(graph: Path) -> None:
     """Raise ConversionError for string inputs or outputs and for operators outside ONNX's default domain."""
-    import onnx  # It is heavy, and only needed here.
+    import onnx  # Importing onnx is slow.
 
     model = onnx.load(str(graph), load_external_data=False)
     for value in (*model.graph.input, *model.graph.output):
@@ -63,17 +63,17 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # A killed process may leave this.
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # from killed processes
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
                 try:
                     run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
                     run_to_end(pip, _INSTALL_SECONDS)
-                except BaseException:  # This includes Ctrl-C.
+                except BaseException:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
-                os.replace(unfinished, folder)  # bin/python finds its packages relative to its path.
+                os.replace(unfinished, folder)  # bin/python locates its packages relative to itself.
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a package index "
