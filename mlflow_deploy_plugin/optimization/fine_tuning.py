@@ -1,4 +1,4 @@
-"""Prune a torch module and train the remaining weights, on labels or on the answers of the base.
+"""Prune a torch module and train the remaining weights, on labels or on the predictions of the base.
 
 The smallest weights of each layer are set to zero and remain zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
 """
@@ -29,8 +29,8 @@ def pruned_and_tuned(
 ) -> onnx.ModelProto:
     """Prune the `share` of each layer's weights in a copy of the module, train the copy, and return its ONNX graph.
 
-    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's answers. The rows are [N, …] by
-    name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
+    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's predictions. `rows` are [N, …]
+    by name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")
@@ -38,7 +38,7 @@ def pruned_and_tuned(
     if truth is None:
         truth = answers[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # An embedding is a lookup.
+    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # Skip lookup tables.
     weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
     kept = [(weight, _largest(weight, share)) for weight in weights]
     if not kept:
@@ -46,7 +46,7 @@ def pruned_and_tuned(
     torch.manual_seed(seed)
     frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
-    for layer in frozen:  # Keep their statistics, which are from all training rows, not from this sample.
+    for layer in frozen:  # Keep the statistics of all training rows instead of this sample's.
         layer.eval()
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
     arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
@@ -81,7 +81,7 @@ def pruned_and_tuned(
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a mask (0 or 1) per weight. torch's `prune` hooks into `forward`, which attention does not call."""
+    """Return a mask (0 or 1) per weight. torch's `prune` needs calls of `forward`, which attention layers omit."""
     mask = torch.ones(weight.numel())
     mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)

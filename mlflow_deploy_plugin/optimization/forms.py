@@ -42,9 +42,9 @@ _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
 """Means and variances are too inaccurate in 16 bits, and ONNX Runtime 1.31 crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
-"""The limit for 16 bits has a margin of 4, since other rows may have larger numbers than the calibration rows."""
+"""The limit for 16 bits, with a safety factor of 4 for rows with larger numbers than the calibration rows."""
 _MASKED = 1e8
-"""Larger numbers are attention masks (-inf, -1e9, the smallest float), which would make the scale useless."""
+"""Larger absolute values are attention masks (-inf, -1e9, the smallest float), which would distort the scale."""
 
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -136,7 +136,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """Set the `share` (0 to 1) of the smallest weights per layer to zero. Raises ConversionError without layers."""
+    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer is found."""
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
     has_layers = False
@@ -159,7 +159,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
 
-    `quant_pre_process` of ONNX Runtime 1.31 does not support a graph in memory. The quantizer fails for torch's shapes.
+    ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer needs inferred shapes.
     """
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # It is a heavy import.
 
@@ -198,7 +198,7 @@ def _quantized(
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # The quantizer logs to the root logger.
         try:
-            with np.errstate(invalid="ignore"):  # It computes unused scales of masks.
+            with np.errstate(invalid="ignore"):  # A mask's scale may overflow, but is unused.
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any class
             raise ConversionError(f"ONNX Runtime's quantizer failed: {describe_error(error)}") from None
@@ -211,7 +211,7 @@ def _quantized(
 
 
 def _reduces_range() -> bool:
-    """Return True if weights need 7 bits: sums of 8-bit products saturate on x86 processors without VNNI."""
+    """Return True if weights need 7 bits, because sums of 8-bit products saturate on x86 processors without VNNI."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -220,7 +220,7 @@ def _reduces_range() -> bool:
 
 
 def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]) -> list[str]:
-    """Return the names of the nodes with inputs or outputs that contain large numbers (`is_large`) on the rows."""
+    """Return the names of the nodes whose inputs or outputs contain large numbers (`is_large`) for these rows."""
 
     def exceeds(values: object) -> bool:
         array: Array = np.asarray(values)
@@ -243,12 +243,12 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
 
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves within islands."""
+    """Remove pairs of casts to 16 and back to 32 bits, which the converter leaves between adjacent islands."""
     from onnxruntime.quantization.onnx_model import ONNXModel  # It is a heavy import.
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # Other casts may cast integers.
+    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # not the casts of the model
     to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:

@@ -32,7 +32,7 @@ class FormCost:
     Attributes:
         size: bytes of the ONNX file.
         packed: bytes of the ONNX file after zlib, where the zeros of pruned weights save space.
-        load_ms: median milliseconds to open a session.
+        load_ms: median milliseconds to create a session.
         latency_us: median microseconds of a request, by rows per request.
         ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the upper quartile of the rounds.
     """
@@ -49,13 +49,13 @@ class FormCost:
         return self.ratio[rows] if rows else _geometric_mean(self.ratio)
 
     def is_faster(self, rows: int | None = None) -> bool:
-        """Return True if the form is faster than noise explains: by 5 %, and in three of four rounds."""
+        """Return True if the form is faster by at least 5 % in the median, and faster in three of four rounds."""
         upper = self.upper_ratio[rows] if rows else _geometric_mean(self.upper_ratio)
         return self.speed(rows) < _FASTER and upper < 1
 
 
 def try_out(folder: Path) -> None:
-    """Load a form and predict a row. It runs in a process that may crash, so this module has only light imports."""
+    """Load a form and predict a row in a process that may crash. It starts fast, because this module imports little."""
     model = OnnxModel.load(folder)
     model.run(model.example_feeds())
 

@@ -59,7 +59,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_fe
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 MIN_ROWS = 100
-"""The minimum number of rows: with fewer rows, a loss of 1 % cannot be measured."""
+"""The minimum number of rows to measure a loss of 1 %."""
 MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
@@ -70,7 +70,7 @@ _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The changes of a form: first pruning, then smaller numbers."""
+    """The changes that create a form. Pruning precedes the conversion to 8 or 16 bits."""
 
     int8: forms.Int8 | None = None
     fp16: bool = False
@@ -306,8 +306,7 @@ class _Draft:
 class _FormMaker:
     """A factory that creates forms of a base in subfolders of `drafts`, and compares them with the base.
 
-    `original` is the torch module, or the reason why it is not available. A form first runs in the process `trial`,
-    since ONNX Runtime may crash on a graph from its own tools.
+    Each form is first run in the process `trial`, because ONNX Runtime may crash on a graph from its converters.
     """
 
     base: LoadedOnnx
@@ -330,7 +329,7 @@ class _FormMaker:
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
 
     def make(self, recipe: Recipe) -> _Draft:
-        """Create a form and compare it with the base. Raises ConversionError if it cannot be created or loaded."""
+        """Create a form, and compare it with the base. Raises ConversionError if a form cannot be created or loaded."""
         graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
@@ -343,17 +342,17 @@ class _FormMaker:
         return self.draft(graph, str(recipe), note)
 
     def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
-        """Return the pruned graph, which is trained if there is an original, and a note."""
+        """Return the pruned graph and a note. If there is an original, it is pruned and trained."""
         if isinstance(self.original, Refused):
             return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
-        from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # It imports torch.
+        from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned
 
         rows, truth = self.calibration.rows, self.calibration.truth
         tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
         return tuned, f"tuned for {self.epochs} epochs"
 
     def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        """Return the form closer to the base, with scales per channel (which fail for some Gemms) or per tensor."""
+        """Return the form with the smaller loss: scales per channel, which fail for some Gemms, or per tensor."""
         candidates: list[tuple[float, _Draft]] = []
         failures = []
         for per_channel, scales in ((True, "one scale per channel"), (False, "one scale per tensor")):
@@ -461,6 +460,6 @@ def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
             if client.get_run(run_id).info.lifecycle_stage == "active":
                 return run_id, False
         except MlflowException:
-            pass  # It was deleted, or is on another tracking server.
+            pass  # The run was deleted or is on another server.
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
     return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True

@@ -35,7 +35,7 @@ _LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "L
 _UNFUSED = {"BatchNormalization": "the Conv before it", "Erf": "a Gelu", "ReduceMean": "a LayerNormalization"}
 _WORTH_OPTIMIZING_US = 50
 _DISPATCH_US = 3.0
-"""Below this time, a node mainly spends time on its call: reading inputs and allocating the output."""
+"""Below this time, most of a node's time is overhead: reading the inputs and allocating the output."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str
 
 
 def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:
-    """Return advice on changes, derived from the measurements."""
+    """Return advice that is derived from the measurements."""
 
     def share(*names: str, type_: str = "") -> float:
         return sum(e.share for e in operators if e.operator in names and (not type_ or type_ in e.types))
@@ -201,7 +201,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
     converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
-    # Our tree converters have loops over blocks of rows, which are excluded.
+    # Exclude our tree converters' loops over blocks of rows, which need no advice.
     loops = [entry.name for entry in nodes if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")]
     steps = max((entry.calls for entry in nodes), default=0)
     is_double, is_half = share(*_TREES, type_="double") > 0, any("float16" in entry.types for entry in operators)
@@ -249,7 +249,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
 
 def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
-    from matplotlib.figure import Figure  # It is heavy, and in the extra `monitoring`.
+    from matplotlib.figure import Figure  # only in the extra `monitoring`
 
     figure = Figure(figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))))
     for axes, entries, title in zip(

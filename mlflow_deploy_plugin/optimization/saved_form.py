@@ -30,8 +30,7 @@ def save_model(
     """Write a folder with another graph and the signature, example, reference and environment of `base`.
 
     `record` is the section `optimization` of the MLmodel file, and `parity` is the section `parity` for a base of our
-    flavor. Without a record (for a draft), the reference keeps the base's predictions. Raises ConversionError if the
-    graph is too large.
+    flavor. Without a record (a draft), the base's reference is kept. Raises ConversionError for a too large graph.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
