@@ -1,4 +1,4 @@
-"""The gate: the requirements that a version must meet before its promotion, and the promotion.
+"""The gate, which checks a version against a policy before its promotion, and the promotion.
 
 Names are imported on first use, because the console needs only the policies, and the process that measures a model
 (`gate/checks/budget.py`) must not load mlflow and pandas.

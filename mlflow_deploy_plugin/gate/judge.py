@@ -55,7 +55,7 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Checks:
-    """The checks of a version and their inputs. If a check cannot load an input, the input is None for later checks."""
+    """The checks of a version and their inputs. An input that cannot be loaded is None for later checks."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -107,14 +107,14 @@ class _Checks:
             self.notes.clear()
 
     def parity(self) -> CheckResult:
-        """Check the parity of the version. For an optimized version, check the base and the agreement of both."""
+        """Check the parity of the version, or of its base and their agreement if the version is optimized."""
         record = self.candidate.artifact.optimization
         if not record or not isinstance(self.candidate, LoadedOnnx):
             return check_parity(self.candidate.artifact, self.policy)
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            if not where.startswith(("models:/", "runs:/")):  # The author of the file may choose any URI.
+            if not where.startswith(("models:/", "runs:/")):  # The file may contain any URI.
                 raise InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)
@@ -203,7 +203,7 @@ class _Checks:
     def budget(self) -> CheckResult:
         policy = self.policy.budget
         rows = self.rows(policy.batch)
-        if rows is None:  # Use a row of zeros and empty texts.
+        if rows is None:  # Measure with a row of zeros and empty strings.
             rows = {}
             for entry in self.candidate.artifact.inputs:
                 dtype = numpy_dtype(entry.dtype)

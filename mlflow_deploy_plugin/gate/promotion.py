@@ -1,4 +1,4 @@
-"""Promotion: run the gate, move the stage or the alias, and record both in the audit trail."""
+"""Promotion: run the gate, move the stage or the alias, and record the gate and the move in the audit trail."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -160,17 +160,17 @@ class _Request:
 
     @cached_property
     def verdict(self) -> GateStatus:
-        """The verdict in the tags, checked against the current files of the version."""
+        """The verdict from the tags, which is void if the version's files have changed."""
         known = gate_status_of(self.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
     def gate_status(
         self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
     ) -> GateStatus:
-        """Return the gate status of the version for this place. The gate is run unless there is a fresh verdict."""
+        """Return the gate status of the version for `place`. The gate is run unless there is a fresh verdict."""
         if (ungated := self.ungated()) is not None:
             return ungated
-        # With `force`, a fresh failed verdict need not be repeated.
+        # With `force`, a fresh failed verdict is reused too.
         counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
@@ -214,7 +214,7 @@ class _Request:
         )
 
     def tag_forced(self, status: GateStatus) -> GateStatus:
-        """Tag the version as forced before the move, because an endpoint that requires the gate reads the tag."""
+        """Tag the version as forced before the move, because endpoints that require the gate read the tag."""
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
         for key, value in ((GATE_DIGEST_TAG, status.digest), (GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
             tag_version(self.candidate.name, self.candidate.version, key, value)

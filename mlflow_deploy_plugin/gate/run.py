@@ -52,7 +52,7 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the served version. `stands` lists its gated stages and aliases, as in the JSON output."""
+    """The verdict on the served version. `stands` lists its gated stages and aliases."""
 
     model: str
     version: str
@@ -70,8 +70,8 @@ class ServedVerdict:
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
     """Return the passed verdict on the only version in the gated stages and aliases, or None.
 
-    A new verdict would lose the comparison. The stored verdict must be for this policy and the current files. A forced
-    promotion counts as passed.
+    A new verdict would have no version to compare with. The stored verdict must be for this policy and the current
+    files. A forced promotion counts as passed.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
@@ -148,8 +148,8 @@ def gate_version(
                 GATE_AGAINST_TAG: verdict.against,
                 GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
                 GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-                GATE_TAG: verdict.state,  # Set after the tags that explain it.
-                GATE_DIGEST_TAG: verdict.digest,  # Set last, so that no earlier verdict applies to these files.
+                GATE_TAG: verdict.state,  # Set after its details.
+                GATE_DIGEST_TAG: verdict.digest,  # Set last, because it makes the verdict valid.
             }
             for key, value in tags.items():
                 tag_version(verdict.model, verdict.version, key, value)
@@ -223,7 +223,7 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     logger = logging.getLogger("mlflow.models.evaluation")
     with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
         silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # Its messages would appear in the output of a command.
+        logger.setLevel(logging.ERROR)  # The command's output must not contain these messages.
         for side, predictions in sides.items():
             if predictions is None or predictions.prediction.ndim > 1:
                 continue
@@ -231,7 +231,7 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
             table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # MLflow warns about a schema that is not used.
+                    warnings.simplefilter("ignore")  # MLflow warns about an unused schema.
                     mlflow.models.evaluate(
                         data=mlflow.data.from_pandas(
                             table, name=evaluation.dataset[-200:], targets="target", predictions="prediction"

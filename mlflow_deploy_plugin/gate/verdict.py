@@ -1,4 +1,4 @@
-"""The result of a check, the verdict on a version from all checks, and the report as JSON and as an HTML page."""
+"""The result of a check, the verdict on a version from all checks, and the report in JSON and HTML."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.registry.tags import PASSED_WITHOUT_EVALUATION, Verdic
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
-MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float, which must not appear as a figure.
+MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float; larger values are not logged.
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class GateVerdict:
 
     @property
     def reason(self) -> str:
-        """One line with the failed checks. If no check failed, the passed and the skipped checks."""
+        """One line with the failed checks or, if no check failed, with the passed and the skipped checks."""
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
@@ -89,7 +89,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
-    """Return the x coordinates of difference, bounds, margin and zero in a picture 600 points wide, or None."""
+    """Return the x coordinates of difference, bounds, margin and zero in a plot 600 points wide, or None."""
     if not {"difference", "margin"} <= figures.keys():
         return None
     bounds = {name: figures[name] for name in ("difference_low", "difference", "difference_high")}

@@ -136,7 +136,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer is found."""
+    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer fits."""
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
     has_layers = False

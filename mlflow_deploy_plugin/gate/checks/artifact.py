@@ -1,8 +1,8 @@
 """The checks of the files of a version: parity of the ONNX form, and the signature.
 
-The predictions of a quantized, 16-bit or pruned graph differ from the original intentionally, so an optimized version
-has no proven parity. Its base has it. The optimized version is compared with its base on the rows of the gate, and must
-not lose more than the margin of the evaluation.
+The predictions of a quantized, 16-bit or pruned graph intentionally differ from the original. Therefore, the parity of
+an optimized version is checked on its base. The version is also compared with the base on the rows of the gate, and its
+loss must be within the margin of the evaluation.
 
 The signature check requires that clients of the current version can use the new version without a change.
 """
@@ -33,7 +33,7 @@ _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other number
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Check the parity from the logging of the model. It is read from the files, because any user can set a tag."""
+    """Check the parity that was measured when the model was logged. Read it from the files: any user can set a tag."""
     if artifact.flavor == PYTHON_FUNCTION:
         return CheckResult(PARITY, "skipped", "the version has no ONNX form, so the original model predicts")
     state = artifact.parity_state
@@ -54,7 +54,7 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
 def check_agreement(
     form: LoadedOnnx, base: LoadedOnnx, policy: GatePolicy, labelled: LabelledRows | None, rows: NamedArrays | None
 ) -> CheckResult:
-    """Check the parity of the base of an optimized version, and their agreement on `labelled`, otherwise on `rows`."""
+    """Check the base's parity and its agreement with the optimized version on `labelled`, otherwise on `rows`."""
     where = str(form.artifact.optimization.get("base"))
     proof = check_parity(base.artifact, policy)
     if proof.state == "failed":
@@ -147,7 +147,8 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # A single tensor needs no name.
+        # Requests may omit the name of a single tensor.
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
         yield _Change("removed", name, old[name].dtype, "", True)  # Requests with unknown tensors fail.

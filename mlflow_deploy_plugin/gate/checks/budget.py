@@ -31,12 +31,12 @@ _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
 _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
-"""In the measuring process: the model, its single rows and a batch."""
+"""The model, its single rows and a batch, which are set only in the measuring process."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCost:
-    """The cost of a version. `memory` is the growth of its process in bytes after loading it and predicting a batch.
+    """The cost of a version. `memory` is the growth of its process in bytes after a load and a batch.
 
     `rows` and `batches` contain an array per round, with the seconds of each prediction of a row or a batch.
     """

@@ -1,12 +1,12 @@
 """Robustness: the change of the predictions when the input is disturbed.
 
 The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
-(also unseen texts). Under noise, predictions and metric must remain within the bounds of the policy, or nearly within
-the values of the current version. Missing and out-of-range values change the information in a row, so their flips are
+(also unseen texts). Under noise, the flips and the metric's loss must be within the policy's limits, or at most 1.25
+times the values of the current version. Missing and out-of-range values change the information in a row, so their flips are
 only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
 
 A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
-predictions. Noise of 5 % changes the predictions of a linear model by 5 %, and of a forest by rare, larger steps.
+predictions.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` and `no_answer` are the shares of rows with a changed prediction and without a number.
+    `flips` is the share of rows with a changed prediction, `no_answer` the share of predictions that are not numbers.
     """
 
     name: str
@@ -94,7 +94,7 @@ def check_robustness(
 
     Args:
         rows: the rows with only the columns of the model.
-        truth: [N] labels of the rows; None to judge no metric.
+        truth: [N] labels of the rows; None to omit the metric.
         metric: the metric; default: accuracy for classes, rmse for numbers.
         current: the version to compare with, called `against`, and the same rows in its types.
 
