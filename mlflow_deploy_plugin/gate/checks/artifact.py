@@ -147,8 +147,7 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        # Requests may omit the name of a single tensor.
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # The name is optional.
     removed, added, common = _compare_names(old, new)
     for name in removed:
         yield _Change("removed", name, old[name].dtype, "", True)  # Requests with unknown tensors fail.
