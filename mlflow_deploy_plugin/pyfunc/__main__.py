@@ -20,14 +20,14 @@ from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summar
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""MLflow's own scoring server sets the first variable, and models may read it."""
+"""Environment variables. MLflow's scoring server sets the first variable, and models may read it."""
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag of an MLflow trace that contains the ID of the prediction."""
 _EXPERIMENT_SECONDS = 2.0
 """The maximum time that the start waits for MLflow to find the experiment of the traces."""
 _RETRY_SECONDS = 60.0
 _NICENESS = 10
-"""The niceness of the explainer process, which gives predictions priority."""
+"""The niceness of the explainer process, so that predictions have priority."""
 
 
 def main() -> None:
@@ -41,9 +41,9 @@ def main() -> None:
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
     os.environ.update(_SERVING)
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as in the server; MLflow's default is gRPC
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # like the server; MLflow's default is gRPC
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # They warn in each refused request.
+        logging.getLogger(name).setLevel(logging.ERROR)  # Each refused request would log a warning.
     try:
         from mlflow.tracing import context as tracing_context
 
@@ -88,8 +88,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def find_experiment() -> None:
-    """Find the experiment of the traces. Without this, MLflow searches in each request, and failing takes minutes."""
-    import mlflow  # It may not be installed.
+    """Find the experiment of the traces. Otherwise, MLflow searches in each request, and a failure takes minutes."""
+    import mlflow  # optional package
 
     identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
     while name or identity:
@@ -104,11 +104,11 @@ def find_experiment() -> None:
 def start_explainer() -> tuple[SideMessage, Answer]:
     """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
 
-    With numba, the first answer takes 20 s and 120 MB more; without numba, 10 ms. matplotlib needs 30 MB and 0.5 s.
+    The first explanation takes 10 ms, but with numba 20 s and 120 MB more. matplotlib would take 30 MB and 0.5 s.
     """
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # Importing it then fails.
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # None makes its import fail.
     try:
         from mlflow_deploy_plugin.pyfunc import explainer  # shap may be missing.
     except ImportError as error:

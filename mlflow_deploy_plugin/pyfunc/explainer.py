@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.tabular import read_parquet
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
-"""The maximum size of the matrix of masked rows in a permutation. Wide models have fewer background rows."""
+"""The maximum bytes of a permutation's matrix of masked rows. Models with many columns use fewer background rows."""
 _MAX_MODELS = 4
-"""The number of models in memory. The most recently used models are kept."""
+"""The maximum number of models in memory. The least recently used model is removed."""
 _RUN_ROWS = 2048
 _SEED = 0
 
@@ -48,7 +48,7 @@ _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
 
 
 def answer(request: SideMessage) -> SideMessage:
-    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, with the columns and outputs.
+    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and the column and output names.
 
     The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`, and the time limit `seconds`.
     Raises InferenceError, InvalidRequest or DeadlineExceeded.
@@ -80,7 +80,7 @@ def answer(request: SideMessage) -> SideMessage:
 class RowContributions:
     """The contributions `values` [N, C, K] (float64) of C features to K numbers of the predictions for N rows.
 
-    `outputs` are the names of the K numbers: classes or outputs. `base_values` [K] are the means over the background.
+    `outputs` are the K classes or output names. `base_values` [K] are the means over the background.
     """
 
     features: list[ExplainedFeature]
@@ -148,7 +148,7 @@ _read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
 class _TimeIsUp(Exception):
-    """The deadline of a request has passed."""
+    """The deadline of an explain request has passed."""
 
 
 class _CodedModel:
@@ -163,7 +163,7 @@ class _CodedModel:
         self._model, self._features, self._deadline = model, features, deadline
         self._explained = explained_outputs(model.artifact)
         self._like = rows  # for shapes and dtypes
-        self._values: list[Array] = []  # by feature
+        self._values: list[Array] = []  # per feature
         self.names: list[str | int | float | bool] = []
         codes = []
         for feature in features:

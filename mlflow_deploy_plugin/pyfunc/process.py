@@ -1,7 +1,7 @@
-"""The main loop of a side process: it reports that it is ready, and answers requests until the worker has ended.
+"""The main loop of a side process: report that the process is ready, and answer requests until the worker has ended.
 
 The worker passes connections over a socket, and a thread serves each connection. If the worker ends, another thread
-ends this process and its children. Errors are sent with their class name; unknown exceptions as InferenceErrors.
+ends this process and its children. Errors are sent by class name, and unknown exceptions as InferenceErrors.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.settings import load_settings
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
-"""A thread-safe function that returns an answer, or its parts and an end message. It may raise OnnxserveError."""
+"""A thread-safe function that returns a response, or yields its parts and an end message. May raise OnnxserveError."""
 
 _END_SECONDS = 5.0
 _NO_THREAD_SECONDS = 0.1
@@ -34,27 +34,27 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""Texts after which a message is cut: a copy of the body, advice about MLflow's protocol 1, and XGBoost's stack."""
+"""Texts at which a message is cut off: a copy of the body, advice on MLflow's protocol 1, or XGBoost's stack follows."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
     """Answer requests until the worker has ended, or return if `start` raises InvalidArtifact. `name` is for the log.
 
-    The process then ends normally, so that exit handlers run: MLflow sends its pending traces.
+    The process ends normally, so that exit handlers run. One of them sends MLflow's pending traces.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     die_with_parent()  # This also ends code that never releases the GIL.
     connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
     configure_logging(load_settings(), name)
-    gc.disable()  # Each collection would scan all imported modules.
+    gc.disable()  # A collection would scan all imported modules.
     try:
         ready, answer = start()
     except InvalidArtifact as error:
         send_message(control, SideMessage(FAILED_MESSAGE, {"message": error.message}))
         return
     gc.collect()
-    gc.freeze()  # Otherwise a full collection during a request would scan MLflow and the model's library.
+    gc.freeze()  # Collections during requests must not scan MLflow and the model's library.
     gc.enable()
     send_message(control, ready)
     for connection in connections:
@@ -80,7 +80,7 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
 
 
 def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, None, None]:
-    """Yield the messages of an answer. The last message may be a refusal."""
+    """Yield the messages of a response. The last message may be a refusal."""
     try:
         reply = answer(request)
         if isinstance(reply, SideMessage):
@@ -91,7 +91,7 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
         yield _refusal(error)
     except GeneratorExit:  # The worker has stopped reading.
         raise
-    except BaseException as error:  # noqa: BLE001 - boundary to the model's code, which may raise CancelledError
+    except BaseException as error:  # noqa: BLE001 - the model's code may also raise CancelledError
         _log.exception("answering failed")
         yield _refusal(InferenceError(f"the model cannot answer: {error_summary(error)}"))
 
@@ -147,7 +147,7 @@ def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Return a message in one line without paths. Lone surrogates are escaped, since JSON cannot contain them."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
-    if text.startswith("Failed to enforce schema of data"):  # The data and the signature follow.
+    if text.startswith("Failed to enforce schema of data"):  # Omit the data and the signature.
         text = text.rpartition("'. Error: ")[2]
     for tail in _TAILS:
         text = text.partition(tail)[0]

@@ -1,7 +1,7 @@
-"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and predicts for named arrays.
+"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and also accepts named arrays.
 
 MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
-answer. Only the errors differ: invalid input is a 400 instead of a 5xx, and answers never contain a traceback.
+response. Only errors differ: invalid input is a 400 instead of a 5xx, and responses never contain a traceback.
 """
 
 import base64
@@ -65,11 +65,11 @@ _TEXTS = pd.Series([""]).dtype
 _MISSING_TEXT: float | None = pd.Series(["", None])[1]
 """The value that pandas uses for a missing string: NaN since pandas 3, None in older versions."""
 _MOST_STEPS = 1_000
-"""The maximum length of a list or mapping that is searched for the encoders of a model."""
+"""The maximum length of a list or mapping that is searched for nested estimators."""
 
 
 _LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
-"""The HTTP statuses of MLflow's errors that clients retry."""
+"""The errors that clients retry, by the HTTP status of MLflow's error."""
 
 
 class NotRepresentable(Exception):
@@ -119,7 +119,7 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
     """Return a string column with `missing` for missing values, independently of the other rows."""
-    # Categories are converted: before pandas 3, their missing values are NaN, but None in other string columns.
+    # Also convert categories, whose missing values are NaN before pandas 3. Other string columns then have None.
     if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
         return column
     texts = column.astype(object).where(column.notna(), missing)
@@ -144,14 +144,14 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return the missing value (None or NaN) of each column in training, or `otherwise` if it is not known."""
+    """Return the missing value (None or NaN) in each column of the training data, or `otherwise` if it is unknown."""
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
         known, columns = fields.get("categories_"), fields.get("feature_names_in_")
         known = known if isinstance(known, list) else []  # A custom estimator may have any attribute.
         columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
-        if fields.get("missing_values", "") is None:  # This is an imputer.
+        if fields.get("missing_values", "") is None:  # an imputer
             known = [np.array(["", None])] * len(columns)
         for name, categories in zip(columns, known, strict=False):
             if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
@@ -208,7 +208,7 @@ def _json_texts(values: Any) -> Array:
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
-    """Return the arrays for the inference log, the inverse of `to_model_input`. Raises NotRepresentable."""
+    """Return a model's input as arrays for the log, the inverse of `to_model_input`. Raises NotRepresentable."""
     try:
         if columns := artifact.columns or artifact.logged_columns:
             frame = _as_table(data, types)
@@ -273,7 +273,7 @@ _AS_TEXT: dict[str, Callable[[Any], str]] = {
 
 
 def _array(value: Any) -> Array:
-    """Return an output as an array whose first dimension is the rows. A single value is one row."""
+    """Return an output as an array whose first dimension is the rows. A scalar is a single row."""
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
@@ -369,7 +369,7 @@ class _Recorder:
         self.is_too_large = False
 
     def take_keys(self, document: dict[str, Any]) -> None:
-        """Remove the keys from a JSON document: pandas would round large integers in a column with missing values."""
+        """Remove the keys from a JSON document, because pandas rounds large integers if any value is missing."""
         for name in self._keys:
             if (values := protocols.mlflow.take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
@@ -436,13 +436,13 @@ class Scorer:
             is_python = artifact.framework.startswith("pyfunc.")
             self._missing = _missing_texts(original, texts, None if is_python else _MISSING_TEXT)
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
-        # JSON values are not converted: MLflow's reader would read numbers as dates, and null as the string "None".
+        # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
         self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
         self._has_warned = False
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, with the same errors."""
+        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its errors."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             os.environ.setdefault("KERAS_BACKEND", backend)  # The next line imports Keras.
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
@@ -517,7 +517,7 @@ class Scorer:
     def stream(
         self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> Iterator[SideMessage]:
-        """Yield `predict_stream`'s parts as JSON, then an end. The first part also has `feeds` and `keys` to log."""
+        """Yield the parts of `predict_stream` as JSON, and an end. The first part also has `feeds` and `keys` to log."""
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         recorder, _ = self._score(reader, content_type, body, most_values, keys)
         arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
@@ -572,7 +572,7 @@ class Scorer:
         if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
-            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet contains dates.
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # as in Parquet
                 table[name] = _read_dates(name, table[name])
         for name, missing in self._missing.items():
             if name in table:
