@@ -1,4 +1,4 @@
-"""The command `onnxserve`. Each group of commands has a module, which `commands.py` imports on demand."""
+"""The command `onnxserve`. `commands.py` imports the module of a command on demand."""
 
 from mlflow_deploy_plugin.cli.commands import main
 

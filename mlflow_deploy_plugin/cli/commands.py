@@ -60,20 +60,20 @@ _GROUPS = {
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
-"""Maps each group of the documentation to its commands, and each command to its module in `cli` and its help line."""
+"""Maps each group in `--help` to its commands, and each command to its module in `cli` and its help line."""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
-"""Maps commands that users try here to commands of `mlflow deployments`, which `onnxserve` does not repeat."""
+"""Maps commands that `onnxserve` does not have to the commands of `mlflow deployments` that users need instead."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""The switches of MLflow and Evidently. The last switch suppresses a line that MLflow prints into our output."""
+"""Variables that disable the telemetry of MLflow and Evidently, and a line that MLflow prints to stdout."""
 
 
 class _Interrupted(BaseException):
-    """A Ctrl-C that Click must not turn into exit status 1."""
+    """Ctrl-C, as a class that click does not turn into exit status 1."""
 
 
 class _LazyCommands(Commands):
@@ -104,7 +104,7 @@ class _LazyCommands(Commands):
         for argument in args:
             try:
                 argument.encode()
-            except UnicodeEncodeError:  # Databases and registries would reject the text later, halfway through.
+            except UnicodeEncodeError:  # Databases would reject it later.
                 _fail(f"{argument!r} is not valid UTF-8")
         return super().parse_args(ctx, args)
 
@@ -128,11 +128,11 @@ class _LazyCommands(Commands):
                 raise
             _fail(f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # Any write may fail this way, even to stdout.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # Writes to stdout may also fail.
                 raise
             _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:
-            exceptions = sys.modules.get("mlflow.exceptions")  # Importing MLflow only for this check would be slow.
+            exceptions = sys.modules.get("mlflow.exceptions")  # Avoid a slow import.
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
@@ -168,7 +168,7 @@ def _fail(message: str) -> None:
 def main() -> None:
     """Serve MLflow models as ONNX, and monitor them.
 
-    MLflow's command creates a deployment. Its model is a stage, an alias, a version or a folder:
+    Create a deployment with MLflow's command. The model is a stage, an alias, a version or a folder:
 
     \b
       mlflow deployments create -t onnxserve --name flights -m models:/flight-delay/Production
@@ -179,7 +179,7 @@ def main() -> None:
     invalid or incompatible with another option. The reason follows "Error:" on standard error. The help of a command
     lists any other reason for status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
-    os.umask(os.umask(0o077) | 0o002)  # A user who may write a model that is loaded later could run code here.
+    os.umask(os.umask(0o077) | 0o002)  # Write access to a model allows code execution when it is loaded.
     disable_telemetry()
     load_secrets()
-    set_service_timeouts()  # By default, a command hangs for minutes if MLflow is down.
+    set_service_timeouts()  # MLflow's default timeouts are minutes.

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
-"""The minimum time between two lines about the same step of a rollout, whose reason changes with every poll."""
+"""The minimum time between two output lines about the same step of a rollout. Its reason changes with every poll."""
 _PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
-"""The time to finish the current work: Docker kills the process after ten seconds."""
+"""The time to finish the current work. Docker kills a process after ten seconds."""
 
 
 @click.command()
@@ -75,7 +75,7 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     wait to take over. A rollout needs a controller on the machine of the servers or with write access to the cluster.
     """
     ended = threading.Event()
-    end_on_signals(ended)  # The imports below take seconds, and a signal in this time must also end in order.
+    end_on_signals(ended)  # Handle signals before the imports, which take seconds.
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.controller.service import run_controller
@@ -102,7 +102,7 @@ def _leave_in_time(ended: threading.Event) -> None:
 def migrate() -> None:
     """Create the store, or upgrade it to this version.
 
-    Every command that opens the store also upgrades it. This command does it as a separate step of an upgrade, for
+    Every command that opens the store also upgrades it. This command upgrades the store in a separate step, for
     example in the Helm chart's job. Older versions of onnxserve cannot open the store afterwards.
     """
     with opened_store():
@@ -139,9 +139,9 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     """Roll out a new version in steps, with automatic rollback.
 
     Each step moves more traffic of the endpoint NAME to the new version and compares its live metrics with the current
-    version. After the last step, the new version is promoted. If it meets a criterion of --abort-on, it is rolled back.
-    `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1 if a rollout with --wait
-    does not end with the promotion.
+    version. After the last step, the new version is promoted. A version that meets a criterion of
+    --abort-on is rolled back. `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1
+    if a rollout with --wait does not end with the promotion.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
@@ -202,7 +202,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     "--to",
     metavar="VERSION|MODEL",
     show_default="the version served before",
-    help="Version to go back to. If the endpoint does not follow a stage or alias, a model URI.",
+    help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail and a tag of the version in MLflow.")
 def rollback(name: str, to: str | None, why: str) -> None:
@@ -224,12 +224,12 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
-    """Show the progress of a rollout until it has ended. If no controller runs it, run it in this process."""
+    """Show the progress of a rollout until its end. If no controller runs the rollout, run it in this process."""
     from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, last_printed, printed_at = begun, ("", -1, ""), 0.0
-    with _working(run) if begun.is_live else nullcontext():  # After the end, the endpoint may be deleted.
+    with _working(run) if begun.is_live else nullcontext():  # The endpoint of an ended rollout may be deleted.
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun
@@ -251,7 +251,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
 @contextmanager
 def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in a thread within the `with` block. At the end of the block, set its event and wait for its end."""
+    """Run `work` in a thread within the `with` block. At the end of the block, set the event and join the thread."""
     ended = threading.Event()
     worker = threading.Thread(target=work, args=(ended,), name="controller")
     worker.start()
@@ -263,7 +263,7 @@ def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
-    """Run the rollouts in the place of an endpoint until `ended` is set. Retry while its server cannot be reached."""
+    """Run the rollouts on the target of an endpoint until `ended` is set. Retry while its server cannot be reached."""
     from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 
@@ -314,7 +314,7 @@ def retrain(
 
     The `retrain` settings of the monitor specify how the model of the endpoint NAME is trained. The gate compares the
     new version with the served version. The new version is then rolled out, proposed or not used. The command ignores
-    cool-down and budget, which limit only automatic retrainings. `onnxserve controller` does the work.
+    cool-down and budget, which limit only automatic retrainings. `onnxserve controller` runs the retraining.
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'
@@ -356,7 +356,7 @@ def retrain(
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
-    """Show the progress of a retraining until it has ended. If no controller runs it, run it in this process."""
+    """Show the progress of a retraining until its end. If no controller runs the retraining, run it in this process."""
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.service import run_retrainings
     from mlflow_deploy_plugin.store import Retrainings

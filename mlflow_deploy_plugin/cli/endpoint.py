@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
-"""The states of a monitor that are not shown after its verdict."""
+"""The monitor states that are omitted after the verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
-"""Matches the reason of a traffic change by a rollout (`controller/rollouts/controller.py`), which repeats a step."""
+"""Matches the reason of a traffic change by a rollout (`controller/rollouts/controller.py`)."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 

@@ -173,7 +173,7 @@ def render(
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
       onnxserve render --for compose -n flights -m models:/flight-delay/Production -o deploy/
 
-    The command applies no manifest and changes no endpoint.
+    The command does not apply manifests or change endpoints.
     """
     original: EndpointSpec
     match name, model_uri, spec_file:

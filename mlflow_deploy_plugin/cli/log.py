@@ -141,7 +141,7 @@ def query(
             require_endpoint(of_answers, name)
             click.echo(f"no failed request of {name} is in the log", err=True)
             return
-    # The query reads one extra row, so that a table can report that there are more rows.
+    # Read one extra row, so that the table can report that more rows exist.
     request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
@@ -179,7 +179,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     present = None
     if span is None:
-        with suppress(OnnxserveError), opened_store() as store:  # The log exists even without the store.
+        with suppress(OnnxserveError), opened_store() as store:  # The store is optional here.
             present = store.endpoint(name)
     opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:

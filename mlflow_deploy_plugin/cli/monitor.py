@@ -65,7 +65,7 @@ def _names(context: click.Context, parameter: click.Parameter, text: str | None)
 def monitor() -> None:
     """Judge captured traffic on a schedule or by hand.
 
-    `onnxserve controller` runs the schedule. These commands show its results, change it, and judge windows immediately.
+    `onnxserve controller` runs the schedule. These commands show results, change monitors, and judge windows immediately.
 
     \b
       onnxserve monitor add flights daily --kind drift --every 1d
@@ -351,7 +351,7 @@ def run_drift(
     output: str,
     **bounds: Any,
 ) -> None:
-    """Judge a window of the endpoint NAME now, with other bounds.
+    """Judge a window of the endpoint NAME now, with different bounds or columns.
 
     Without other bounds or columns, the command is equal to `onnxserve monitor run`. With other bounds or columns, the
     result is logged only to MLflow and is not a verdict of the monitor. The same applies to a file of rows, which needs
@@ -436,7 +436,7 @@ def silence(
 def _judge_window(
     name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
-    """Judge one window now and show the result. If `tried` overrides fields of the spec, the result is not stored."""
+    """Judge a window now and show the result. If `tried` overrides fields of the spec, the result is not stored."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window

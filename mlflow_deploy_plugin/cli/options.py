@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A range of numbers that rejects NaN, which click accepts in every range."""
+    """A float range that rejects NaN. click's range accepts NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -74,7 +74,7 @@ why_option = option(
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn InvalidConfig into a usage error, which ends the command with exit status 2."""
+    """Convert InvalidConfig to a usage error, which ends the command with exit status 2."""
     try:
         yield
     except InvalidConfig as error:
@@ -151,7 +151,7 @@ def show_result(output: str, document: object, lines: Iterable[str]) -> None:
 
 
 def show_table(output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str) -> None:
-    """Print a list in the format of the option -o. A table with only a head is replaced by the line `empty`."""
+    """Print a list in the format of the option -o. A table without rows is replaced by the line `empty`."""
     show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
 
 
@@ -162,5 +162,5 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return the text without control characters, because a text from a client must not control the terminal."""
+    """Return the text without control characters, because text from a client must not control the terminal."""
     return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)

@@ -68,7 +68,7 @@ def feedback(
 ) -> None:
     """Import labels of earlier predictions from a file.
 
-    The file in CSV, JSON Lines or Parquet labels predictions of the endpoint NAME.
+    The file is CSV, JSON Lines or Parquet. It contains labels for predictions of the endpoint NAME.
 
     \b
       onnxserve feedback flights --file labels.csv
@@ -187,7 +187,7 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
-        if name is not None:  # With -m, the code of the model may need pandas.
+        if name is not None:  # With -m, the model may need pandas.
             held.enter_context(hidden_pandas())
         file = held.enter_context(open_input(input_path, sys.stdin.buffer))
         rows = read_rows(file, input_name, input_kind, batch_rows)
@@ -196,7 +196,7 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.batch.table_model import body_predictor  # -n needs no pyarrow.
+            from mlflow_deploy_plugin.batch.table_model import body_predictor  # imports pyarrow
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:
@@ -229,7 +229,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
             before = 0
             for batch in rows.batches:
                 yield batch
-                bar.update(batch.position - before)  # The previous batch is now predicted.
+                bar.update(batch.position - before)  # The previous batch is done.
                 before = batch.position
 
         yield with_bar()

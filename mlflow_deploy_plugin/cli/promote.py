@@ -37,7 +37,7 @@ ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
 _model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
-"""MODEL, checked before click reports a missing VERSION, because users may pass models:/flight-delay/7 for both."""
+"""MODEL. It is checked before click reports a missing VERSION, because users may pass models:/flight-delay/7."""
 
 
 _original_option = option(
@@ -51,7 +51,7 @@ _original_option = option(
 
 @dataclass(frozen=True)
 class ServedAfterPromotion:
-    """The outcome for a deployment that follows the stage or alias, with the seconds since the move."""
+    """The state of a deployment that follows the stage or alias, and the seconds since the move."""
 
     endpoint: str
     deployment: str
@@ -155,7 +155,7 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
-    """Yield each deployment that follows the stage or alias when it serves the version, refuses it or is too late."""
+    """Yield each deployment that follows the stage or alias when it serves or refuses the version, or times out."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
     destination, pending = parse_model_uri(promotion.uri), []

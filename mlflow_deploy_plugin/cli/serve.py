@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
     "-m",
     "--model-uri",
     metavar="URI",
-    help="Model to serve, e.g. a folder or models:/flight-delay/Production, whose changes are followed.",
+    help="Model to serve: a folder or a URI, e.g. models:/flight-delay/Production. A stage or alias is followed.",
 )
 @option(
     "--spec",
@@ -91,7 +91,7 @@ def serve(
             first, *others = load_specs(read_spec_file(file))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
-    # A cloud platform sends requests from outside the container, to the port that it specifies.
+    # A cloud platform specifies the port and sends requests from outside the container.
     is_in_cloud = cloud.port is not None
     defaults = {
         "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
@@ -110,7 +110,7 @@ def serve(
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
     with claim_free_state_dir(own_folder) if state_dir is None else claim_state_dir(absolute_path(state_dir)) as folder:
         _write_specs(folder, [first, *others])
-        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # The agent watches this file.
+        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # the agent's file
         watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
         supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
 
@@ -118,7 +118,7 @@ def serve(
 class _WatchedSpec:
     """The spec file of a running server, whose changes are served. Only a change of `server` needs a restart.
 
-    The content of the file is compared, because a mounted ConfigMap changes by a link in its path.
+    The content of the file is compared, because a mounted ConfigMap is changed through a symbolic link in its path.
     """
 
     def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:

@@ -48,7 +48,7 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
     MODEL is a registered version of any MLflow flavor. With --register, it may also be the model of a run, the folder
     of an MLmodel file, or a joblib, pickle, ONNX, Keras or torch file. The new version keeps signature, input example,
     tags, description and run. Stages and aliases do not move; use `onnxserve promote`. Exit status 1 if MODEL cannot be
-    converted, or if its ONNX form predicts differently. MODEL can then be served without conversion.
+    converted, or if its ONNX form predicts differently. MODEL can still be served without conversion.
 
     \b
       onnxserve wrap models:/old/3 --dry-run

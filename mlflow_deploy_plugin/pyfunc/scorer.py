@@ -517,7 +517,7 @@ class Scorer:
     def stream(
         self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> Iterator[SideMessage]:
-        """Yield the parts of `predict_stream` as JSON, and an end. The first part also has `feeds` and `keys` to log."""
+        """Yield the parts of `predict_stream` as JSON, and an end. The first part has `feeds` and `keys` to log."""
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         recorder, _ = self._score(reader, content_type, body, most_values, keys)
         arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}

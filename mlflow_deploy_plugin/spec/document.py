@@ -36,12 +36,12 @@ _EXPECTED = {
 _NOT_BY_NAME = {
     "api_version",
     "name",
-    "variants.NAME.model",  # -m sets it.
-    "monitors.NAME.retrain.parameters",  # It is a table, for a spec file.
+    "variants.NAME.model",  # set by -m
+    "monitors.NAME.retrain.parameters",  # a mapping, only in a spec file
 }
 """The fields that `-C` does not accept."""
 _TABLES = {"container.environment", "container.secrets", "container.secret_files"}
-"""The fields that are mappings of texts, each of whose keys has a dotted name."""
+"""The fields that map names to texts. Each key has a dotted name."""
 _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
@@ -55,7 +55,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
 }
-"""The parts of a spec by the prefix of their fields. The field that contains a part has no dotted name."""
+"""The parts of a spec by the prefix of their fields. A field that contains a part has no dotted name."""
 _RETRAIN = ".retrain."
 
 
@@ -153,7 +153,7 @@ def new_endpoint(
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
-    """Return the endpoint `name` without a variant, which cannot be served yet. Raises like `new_endpoint`."""
+    """Return the endpoint `name` without a variant, which cannot be served yet. Raises InvalidConfig."""
     return validate_spec({"name": name, "variants": {}})
 
 
@@ -164,7 +164,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     """
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
-        document.pop("sticky", None)  # Either header or key is set.
+        document.pop("sticky", None)  # Only one of header and key may be set.
     known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
@@ -172,7 +172,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         if len(path) == 3 and ".".join(path[:2]) in _TABLES:
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
-        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # The project defines them.
+        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # defined by the project
         if not (field in known or is_model or is_parameter):
             hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
             raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

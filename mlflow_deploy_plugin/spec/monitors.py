@@ -175,7 +175,7 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
-"""The fields that only some kinds use. They are refused for other kinds, where they have no effect."""
+"""The fields that only some kinds use. Other kinds refuse these fields."""
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""

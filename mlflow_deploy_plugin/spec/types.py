@@ -52,7 +52,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_DAYS = 3660
 """Ten years, the longest duration that a monitor may use."""
 _PAIRS = 2.0
-"""The number of window pairs to read, as a multiple of the minimum that the rate needs: 40 pairs for 5 %."""
+"""The number of window pairs to read, as a multiple of 1 / rate: 40 pairs for 5 %."""
 SMALLEST_ROLLING_RATE = 0.002
 """The smallest rate that the stored counts of the log support (`monitoring/drift/references/windows.py`)."""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
@@ -152,7 +152,7 @@ class SpecPart(BaseModel):
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
-    """Return the span of the log before a window that `rolling:LAG` reads, which contains the pairs of windows."""
+    """Return the length of the log before a window that `rolling:LAG` reads to compare pairs of windows."""
     pairs = ceil(_PAIRS / max(false_alarm_rate, SMALLEST_ROLLING_RATE))
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))
 
