@@ -65,7 +65,7 @@ def _names(context: click.Context, parameter: click.Parameter, text: str | None)
 def monitor() -> None:
     """Judge captured traffic on a schedule or by hand.
 
-    `onnxserve controller` runs the schedule. These commands show results, change monitors, and judge windows immediately.
+    `onnxserve controller` runs the schedule. The commands show results, change monitors and judge windows immediately.
 
     \b
       onnxserve monitor add flights daily --kind drift --every 1d
@@ -351,7 +351,7 @@ def run_drift(
     output: str,
     **bounds: Any,
 ) -> None:
-    """Judge a window of the endpoint NAME now, with different bounds or columns.
+    """Judge a window of the endpoint NAME now, with other bounds.
 
     Without other bounds or columns, the command is equal to `onnxserve monitor run`. With other bounds or columns, the
     result is logged only to MLflow and is not a verdict of the monitor. The same applies to a file of rows, which needs

@@ -196,7 +196,7 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.batch.table_model import body_predictor  # imports pyarrow
+            from mlflow_deploy_plugin.batch.table_model import body_predictor  # This imports pyarrow.
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:

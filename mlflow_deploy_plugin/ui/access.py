@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
 
 TOKEN_FIELD = "csrf_token"
-_TOKEN_SECONDS = 365 * 24 * 3600  # A page may stay open for days, and Flask-WTF's default is one hour.
+_TOKEN_SECONDS = 365 * 24 * 3600  # A page may be open for days; Flask-WTF's default is an hour.
 _KEY_BYTES = 32
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. MLflow authenticates `user` (empty without accounts). `address` may be a proxy."""
+    """The sender of a request. MLflow authenticates `user`, which is empty without accounts. `address` may be a proxy."""
 
     user: str
     address: str
@@ -56,7 +56,7 @@ def may_read(model: str) -> bool:
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow lists this model for the caller: one query for all names, nine for `may_read`."""
+    """Return True if MLflow lists this model for the caller. One query covers all names; `may_read` needs nine."""
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
@@ -84,7 +84,7 @@ def is_administrator() -> bool:
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. MLflow's basic auth filters the list in a response, so one is built.
+    The list is empty if workspaces are disabled. The response is built because MLflow's basic auth filters responses.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
@@ -102,7 +102,7 @@ def seen_workspaces() -> list[str]:
 
 
 def allow_pages(method: str, *paths: str) -> None:
-    """Open these paths to all accounts, because MLflow's basic auth may refuse unknown paths."""
+    """Allow all accounts to use these paths, because MLflow's basic auth may refuse unknown paths."""
     if (auth := _auth_module()) is not None:
         for path in paths:
             auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
@@ -155,7 +155,7 @@ def _auth_module() -> ModuleType | None:
 
 
 def authenticate_once_a_request() -> None:
-    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
+    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 does one for each permission."""
     from mlflow.server import auth
 
     authenticate = auth.authenticate_request
@@ -191,7 +191,7 @@ def form_token(user: str) -> str:
 
 def form_refusal(user: str) -> str:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # A form cannot set X-Forwarded-Host. One or several proxies set it, and the outermost host is first.
+    # A form cannot set X-Forwarded-Host. Proxies set the header, and the outermost host is first.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
     is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # An Origin of `null` has an empty host.
     if site != "same-origin" if site else not is_ours:

@@ -1,7 +1,7 @@
 """The actions of the console: their blockers, their forms, and the process that executes them.
 
 `python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with the functions of the command line
-and stores the outcome. The audit trail contains the user who pressed the button.
+and stores the outcome. The audit trail records the user who pressed the button.
 
 A blocker is the reason why an action would be refused now, or an empty text. If there is a blocker, the page disables
 the button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are not blockers.
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ALREADY_THERE = "already there"
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
-"""The timeout of a request to MLflow. Each request checks the password, which is slow on a loaded server."""
+"""The timeout of a request to MLflow. Each request includes a password check, which is slow on a loaded server."""
 _MAX_WHY_CHARACTERS = 500
 _TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
@@ -81,7 +81,7 @@ def rollback_target_of(
 def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str, metrics: MetricsByServer) -> None:
     """Raise InvalidConfig if the rollback target has changed since the page was loaded.
 
-    Another user may have rolled back or promoted. Two users who press the button want only one step back.
+    Another user may have rolled back or promoted. If two users press the button, only one step back is intended.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version

@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the server that runs the app.
+_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this to the name of the WSGI or ASGI server.
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _FOLDER = "console"
@@ -79,7 +79,7 @@ def create_app() -> object:
 
 
 def create_basic_auth_app() -> object:
-    """Return the app behind MLflow's basic auth, which authenticates the caller before the gate decides."""
+    """Return the app with MLflow's basic auth, which authenticates the caller before the gate is checked."""
     from mlflow.server import app
     from mlflow.server.auth import create_app as create_with_accounts
 
@@ -110,7 +110,7 @@ def extend(app: Flask) -> None:
 
     @pages.before_request
     def enter_workspace() -> Response | None:
-        """Select the workspace from ?workspace=, like MLflow's pages, because a browser sends no header.
+        """Select the workspace from ?workspace=, like MLflow's pages, because a link cannot set the workspace header.
 
         A server that only serves artifacts has no registry, and the request is refused like requests to MLflow's views.
         """
@@ -148,13 +148,13 @@ def extend(app: Flask) -> None:
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Add our script to MLflow's pages, which links each page of a registered model to the console."""
+    """Add a script to MLflow's pages that links each registered model's page to the console."""
     index = Path(app.static_folder or "") / "index.html"
     if _INDEX_VIEW not in app.view_functions or not index.exists():
-        return  # This MLflow serves its pages in another way or was built without pages.
+        return  # This MLflow has no pages, or another view for them.
 
     def serve_with_script() -> Response:
-        """Return the page without the ETag of the file, so that browsers do not use a copy without the script."""
+        """Return the page with the script, without an ETag, because a cached copy may lack the script."""
         page = index.read_text().replace("</head>", f'<script src="{script}" defer></script></head>', 1)
         return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
 
@@ -193,7 +193,7 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
-        """Return the pictures of ?endpoint= as HTML: with ?whole=1 for its own page, otherwise for the overview."""
+        """Return the charts of ?endpoint= as HTML, with ?whole=1 for an endpoint's page, otherwise the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
         if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
@@ -297,9 +297,9 @@ class _Console:
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a local process, which trusts them; best URL first.
+        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first.
 
-        A caller can send any Host header, so it is used only if the operator allows the host.
+        A caller can send any Host header, so the header is used only if the operator allows the host.
         """
         from mlflow.server.security_utils import get_allowed_hosts_from_env
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 WIDTH, HEIGHT = 1000, 100
 COLOURS = 6
-"""The number of colours and dashes of lines. Additional lines repeat them."""
+"""The number of line styles (colour and dashes). Additional lines reuse the styles."""
 _LARGEST = 1e12
-"""The largest plausible figure of a server. A larger value is a gap."""
+"""The largest plausible figure of a server. A larger figure is drawn as a gap."""
 _LEAST_TOP = 1.0
 """The smallest top of a value axis, so that noise around 0 does not fill the chart."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
@@ -33,7 +33,7 @@ class Series:
     """Values at equal distances; None, NaN and infinity are gaps.
 
     Attributes:
-        colour: the colour index, which is equal for a version in all pictures.
+        colour: the colour index, which is the same for a version in all charts.
         is_thin: True for a second line of the same colour, which the legend shows after the first line.
         label: the name in the legend; empty for `name`.
     """

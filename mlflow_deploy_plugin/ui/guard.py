@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 _VIA = "mlflow"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
-"""The longest time that a response waits for its event in the trail. A slow database may write the event later."""
+"""The maximum time that a response waits until its event is stored. A slow database may store the event later."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
@@ -82,7 +82,7 @@ class AuditTrail:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """Make the local servers that follow the model poll the registry immediately."""
+        """Request an immediate poll of the registry by the local servers that follow the model."""
 
         def poll() -> None:
             Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
@@ -108,7 +108,7 @@ class AuditTrail:
             except Exception:  # noqa: BLE001  # MLflow's response must not depend on it.
                 _log.exception("%s", what)
 
-        return self._writer.submit(copy_context().run, attempt)  # The context has the workspace.
+        return self._writer.submit(copy_context().run, attempt)  # The context contains the workspace.
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
 
 
 def _version_deletion(_: AuditTrail) -> RegistryChange | None:
-    """Read the deletion of a version. Endpoints then serve the previous version in its stage."""
+    """Read the deletion of a version. Endpoints then serve the previous version in the same stage."""
     message = _read("DeleteModelVersion")
     version = _registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
@@ -258,7 +258,7 @@ _READERS: dict[str, _Reader] = {
 }
 """Maps the name of MLflow's view to the reader of its request."""
 _GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The views that refuse a request if it cannot be read."""
+"""The views that refuse an unreadable request."""
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
@@ -293,11 +293,11 @@ def _registry() -> "Registry":
 def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
 ) -> tuple[str, bool]:
-    """Return the gate's reason for a version that replaces `holder`, and True if the gate refuses it."""
+    """Return the gate's reason for a version that replaces `holder`, and True if the gate refuses the version."""
     number, subject = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # The gated stages are unknown.
+    except InvalidConfig as error:  # Any stage may be gated.
         return f"{subject} was not moved to {place}: {error.message}", True
     if policy is None or not policy.gates(place):
         return "", False
@@ -338,7 +338,7 @@ def _digest_now(model: str, version: str) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
-    """Return the digest of `files` (with sizes) in `root` of the store of `uri`. `_mlmodel` extends the cache key."""
+    """Return the digest of `files` (with sizes) in `root` of the artifact store. `_mlmodel` is for the cache key."""
     store, _ = _artifact_store(uri)
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 
@@ -366,7 +366,7 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: Stag
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
-                return False  # A different model had this name and its own version numbers.
+                return False  # Earlier versions belong to a different model.
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
             if moved and event.version == holder and moved["place"].lower() == str(place).lower():
                 return bool(moved["before"] == version)

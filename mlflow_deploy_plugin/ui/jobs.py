@@ -123,7 +123,7 @@ class Jobs:
         if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # The server that would kill it is gone.
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
-            job = read_state(self.folder / f"{id}.json", Job)  # It may have ended since the first read.
+            job = read_state(self.folder / f"{id}.json", Job)  # The job may have ended since the first read.
             if job is not None and job.state == "running":
                 return job.ended("failed", "the process ended without a result")
         return job

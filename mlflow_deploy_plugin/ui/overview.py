@@ -62,9 +62,9 @@ _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
 _LOOKED_AT = 4
-"""The number of newest windows of a monitor that are searched for its latest verdict."""
+"""The number of a monitor's newest windows that are searched for the latest verdict."""
 _DRAWN = 6
-"""The number of endpoints whose pictures are part of the page. The script loads other pictures on demand."""
+"""The number of endpoints whose charts are part of the page. The script loads other charts on demand."""
 _SHOWN = 30
 """The number of endpoints per page, in the order of their names."""
 _METRICS_SECONDS = 1.5
@@ -141,9 +141,9 @@ class EndpointCard:
         no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
         rollback_to: the version or model after a rollback; empty if unknown.
-        monitors: the monitors with their newest windows; empty on the page of a single endpoint, which shows pictures.
+        monitors: the monitors with their newest windows; empty on the page of a single endpoint, which shows charts.
         spec: the spec, or None if it cannot be read.
-        pictures: the pictures, or None if the script of the page loads them when they are in view.
+        pictures: the charts, or None if the page's script loads the charts when they become visible.
     """
 
     name: str
@@ -195,7 +195,7 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is the only endpoint to show, with all its pictures. `model` restricts the page to the endpoints of a model.
+    `only` is a single endpoint to show, with all its charts. `model` restricts the page to the endpoints of a model.
     If both are empty, all endpoints are shown. `beginning` is a name on the requested page or between two names there.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
@@ -214,7 +214,7 @@ def build_overview(
     names = sorted([*seen, *(item.name for item in unreadable if is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
-    unseen = hidden_endpoints(store, listed)  # Also endpoints of deleted models.
+    unseen = hidden_endpoints(store, listed)  # This includes endpoints of deleted models.
     on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
@@ -276,7 +276,7 @@ def _endpoint_card(
         except RegistryUnavailable:
             pass  # The action of the button reports the error.
         except NotFound:
-            has_rollback = bool(silent)  # A server that is silent now may respond during the rollback.
+            has_rollback = bool(silent)  # The server may respond during the rollback.
         except InvalidConfig as error:
             no_rollback = "" if silent else error.message
     return EndpointCard(

@@ -1,6 +1,6 @@
-"""The pictures of an endpoint: traffic, latency and errors per version, labels, rollout evidence, monitor windows.
+"""The charts of an endpoint: traffic, latency and errors per version, labels, rollout evidence, monitor windows.
 
-The figures of the traffic are read from the history of the servers (`statedir/history.py`), the rest from the store.
+The traffic figures are read from the history of the servers (`statedir/history.py`), other figures from the store.
 """
 
 import math
@@ -26,9 +26,9 @@ _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "da
 """The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
-"""The age of the newest figures from which a server is silent. Servers write every 10 s, or every 5 min for a day."""
+"""The age of the newest figures that makes a server silent. Servers write every 10 s, or every 5 min for a day."""
 _CLOCK_SECONDS = 60.0
-"""The largest normal difference between the clocks of two machines."""
+"""The maximum normal difference between the clocks of two machines."""
 _HISTORY_SECONDS = 1.5
 _BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
@@ -58,7 +58,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class RolloutPicture:
-    """A rollout with its evidence. `steps` contains the share and the state of each step: done, now or to come."""
+    """A rollout with its evidence. `steps` contains the share and the state (done, now or to come) of each step."""
 
     title: str
     state: str
@@ -70,7 +70,7 @@ class RolloutPicture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of an endpoint. `notice` is the reason for missing figures of the traffic, or empty."""
+    """The charts of an endpoint. `notice` is the reason for missing traffic figures, or empty."""
 
     endpoint: str
     charts: tuple[LineChart, ...]
@@ -82,7 +82,7 @@ class Pictures:
 def endpoint_pictures(
     observed: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
 ) -> Pictures:
-    """Return the pictures of an endpoint. With `only_traffic`, omit pictures that need the store or MLflow."""
+    """Return the charts of an endpoint. With `only_traffic`, omit charts that need the store or MLflow."""
     store = deployments.store
     name, now = observed.endpoint.name, store.now()
     charts, notice = traffic_charts(name, deployments.server_history(observed, span, _HISTORY_SECONDS), span, now)
@@ -258,7 +258,7 @@ def _evidence(
     The chart covers `seconds`, of which `until` seconds have passed.
     """
     shares_by_criterion: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
-    with suppress(TypeError, ValueError, AttributeError):  # Another version may use another format.
+    with suppress(TypeError, ValueError, AttributeError):  # Another version may use a different format.
         for at, _, shares in trace:
             slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
             for text, share in shares.items():

@@ -1,9 +1,9 @@
-// Refreshes the visible pictures and figures, and shows the values of a line at the pointer or with the arrow keys.
+// Refreshes the visible charts and figures, and shows the values of a line at the pointer or with the arrow keys.
 // There are no animations: new content replaces old content.
 "use strict";
 
 const EVERY_MS = 5000, ACTION_MS = 1000, PATIENCE_MS = 15000, POINTS = 100;
-const SHARE = 0.05; // The largest share of MLflow's time for the page of a single reader.
+const SHARE = 0.05; // The maximum share of MLflow's time for a single reader's page.
 
 // After the end of a session, MLflow responds with 401, and a proxy redirects to its login page. The URL is built from
 // the origin, because browsers refuse to fetch a URL that contains a user and a password.
@@ -52,8 +52,8 @@ class Live {
   }
 }
 
-// Fetches the page periodically, more often while an action runs, and replaces the changed parts that the reader does not
-// use. If parts were added or removed, for example with an endpoint, the page is reloaded.
+// Fetches the page periodically, more often while an action runs, and replaces changed parts unless the reader is using
+// them. If parts were added or removed, for example with an endpoint, the page is reloaded.
 class Page {
   dueAt = performance.now() + this.wait(0);
 
@@ -70,7 +70,7 @@ class Page {
       const answer = await get(location.pathname + location.search);
       if (answer.ok || answer.status === 404) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
     } catch {
-      // The pictures show the error.
+      // The charts show the error.
     } finally {
       this.isBusy = false;
       this.dueAt = performance.now() + this.wait(performance.now() - begun);
@@ -102,7 +102,7 @@ function initial(select) {
   return (options.find((option) => option.defaultSelected) ?? options.find((option) => !option.disabled))?.value ?? select.value;
 }
 
-let reading = null; // The element whose chart shows values to the reader; it is not refreshed meanwhile.
+let reading = null; // The element whose chart shows values to the reader; this element is not refreshed.
 
 function readAt(figure, share) {
   const svg = figure.querySelector(".plot svg"), { top, unit, begin, end } = figure.dataset;
