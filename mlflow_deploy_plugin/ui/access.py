@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. MLflow authenticates `user`, which is empty without accounts. `address` may be a proxy."""
+    """The sender of a request. `user` is authenticated by MLflow, or empty without accounts. `address` may be a proxy."""
 
     user: str
     address: str
