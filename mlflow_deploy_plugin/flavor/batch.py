@@ -223,7 +223,7 @@ class Batch:
             return self
         names = list(example.data)
         if missing := [name for name in names if name not in self.data]:
-            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing, and the example has it")
+            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing, but the example has it")
         if isinstance(self.data, pd.DataFrame):
             return Batch(self.data[names])
         return Batch({str(name): self.data[str(name)] for name in names})

@@ -31,7 +31,7 @@ RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
 ENOUGH_ROWS = 100
-"""With at least this many rows, the spread is computed separately for each value of a row."""
+"""The minimum number of rows for a separate spread of each value of a row."""
 _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
 _MAX_UNSTABLE_ROWS = 100

@@ -177,7 +177,7 @@ class _TableRows:
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
-        if learned and most < _CATEGORY_ROWS:  # A wide table sets all columns at once.
+        if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
             table = self.some(_CATEGORY_ROWS)
             for name, values in learned.items():
                 if chosen := self.some_categories(name, values, _CATEGORY_ROWS):

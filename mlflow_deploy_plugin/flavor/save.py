@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
-"""The frameworks whose MLflow pyfunc returns a table if the input is a table."""
+"""The frameworks whose MLflow pyfunc returns a table for a table."""
 
 Fallback = Literal["pyfunc", "error"]
 
@@ -68,7 +68,7 @@ def save_model(
     extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Convert `model` to ONNX, check that both give the same answers, and save the ONNX model to the folder `path`.
+    """Convert `model` to ONNX, check that the predictions are the same, and save the ONNX model to the folder `path`.
 
     Args:
         model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.

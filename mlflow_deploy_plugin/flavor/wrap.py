@@ -95,7 +95,7 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
         if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
-            raise ConversionError("the model's answers are random: two calls with the same rows give different answers")
+            raise ConversionError("the model's predictions are random: two calls with the same rows differ")
     if report.state == "warned":
         error = parity_error(report)
         if parity == "require" or not report.rows:

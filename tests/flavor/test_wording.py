@@ -48,7 +48,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
         (
             "DummyClassifier cannot be converted to ONNX: DummyClassifier with strategy='stratified': its "
-            "answers are random. Log it with mlflow.sklearn.log_model(…, "
+            "predictions are random. Log it with mlflow.sklearn.log_model(…, "
             'serialization_format="cloudpickle") and deploy it with the same command; it is then served as '
             "pyfunc."
         ),
@@ -63,7 +63,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a reference without a column": (
         lambda: _save(LINE, TABLE, reference_data=TABLE[["a"]]),
-        "reference_data: 'b' is missing, and the example has it",
+        "reference_data: 'b' is missing, but the example has it",
     ),
     "a column of times that is none": (
         lambda: _save(LINE, TABLE, event_time=np.arange(20)),

@@ -59,7 +59,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
             if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 updates its statistics.
                 raise ConversionError(
-                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, in which answers depend "
+                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so predictions depend "
                     "on other rows and earlier requests; export the model in evaluation mode"
                 )
         classes = _matrices_for_maps(proto)

@@ -204,7 +204,7 @@ def _traced_rows(batch: ModelInput) -> ModelInput:
     example = Batch(batch)
     sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
-    return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
+    return example.take(np.arange(rows) % len(example)).data  # repeats a short example
 
 
 @contextmanager

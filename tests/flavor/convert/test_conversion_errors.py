@@ -81,7 +81,7 @@ class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle") and deploy it with the same'
 CASES = {
-    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its answers are random"),
+    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its predictions are random"),
     "an outer one": (
         TransformedTargetRegressor(make_pipeline(NMF(1), LinearRegression())),
         NUMBERS.abs(),

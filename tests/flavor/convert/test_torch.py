@@ -588,7 +588,7 @@ def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
 
 @pytest.mark.long
 def test_random_answers_are_named_as_such() -> None:
-    with pytest.raises(ConversionError, match="answers are random"):
+    with pytest.raises(ConversionError, match="predictions are random"):
         wrap(Dropped(), np.ones((5, 3), np.float32))
 
 

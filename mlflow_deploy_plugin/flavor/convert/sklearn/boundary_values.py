@@ -1,4 +1,4 @@
-"""The boundary values of a fitted estimator. The proof generates rows from them that the example does not contain.
+"""The boundary values of a fitted estimator, from which the parity check generates rows.
 
 Values of a later step are traced back (`_back`) through steps that map each column to one column.
 """

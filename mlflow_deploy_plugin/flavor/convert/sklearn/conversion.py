@@ -166,9 +166,9 @@ def _convert(
     outputs = graph.finish_outputs(proto.graph, answers)
     repairs: dict[graph.Precision, str] = {
         "single": "",
-        "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits and rounded only before "
-        f"{type(last_step(fitted)).__name__}",
-        "double": "32-bit floats changed answers; everything is computed in 64 bits",
+        "double_until_last_step": "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+        f"before {type(last_step(fitted)).__name__}",
+        "double": "32-bit floats changed predictions; everything is computed in 64 bits",
     }
     framework = estimators.library_of(model) or "sklearn"
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None

@@ -1,4 +1,4 @@
-"""Change the graph from skl2onnx: add nodes of our converters and casts between floats, and set the outputs.
+"""Change the graph from skl2onnx: add nodes of this package's converters and casts between floats, and set the outputs.
 
 | precision                | floats                                                                              |
 |--------------------------|-------------------------------------------------------------------------------------|

@@ -134,4 +134,4 @@ FORMULAS: dict[type, Formula] = {
     SimpleImputer: imputed,
 }
 PRECISE: dict[type, Formula] = {CategoryTables: looked_up}
-"""The formula of tables, whose numbers have 64 bits in the precision `double`."""
+"""The formula of `CategoryTables` in the precision `double`, with 64-bit numbers."""

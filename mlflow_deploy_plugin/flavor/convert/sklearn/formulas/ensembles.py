@@ -101,7 +101,7 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the answers [N, targets] of a chain, whose estimators read earlier answers as additional columns."""
+    """Return the predictions [N, targets] of a chain, whose estimators read earlier predictions as extra columns."""
     method = getattr(model, "chain_method_", "predict")
     earlier: list[TracedArray] = []
     answers: dict[int, TracedArray] = {}
@@ -178,14 +178,14 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
 
 
 def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the answer of the final estimator, which reads the answers of the other estimators as columns."""
+    """Return the prediction of the final estimator, which reads the predictions of the other estimators as columns."""
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
         answer = rows.ask(estimator, method)
         if answer.ndim == 1:
             answer = answer[:, None]
         elif method == "predict_proba" and answer.sample.shape[1] == 2:
-            answer = answer[:, 1:]  # The first column is redundant.
+            answer = answer[:, 1:]  # The columns add up to 1.
         columns.append(answer)
     if model.passthrough:
         columns.append(rows.matrix)
@@ -202,7 +202,7 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the members' answers, or the class with the most votes."""
+    """Return the mean of the members' predictions, or the class with the most votes."""
     weights = model._weights_not_none
     if is_regressor(model):
         return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
@@ -216,7 +216,7 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the members' answers, or their votes. Each member reads a subset of the columns."""
+    """Return the mean of the members' predictions, or their votes. Each member reads a subset of the columns."""
     count = 0 if is_regressor(model) else model.n_classes_  # A member may lack classes.
     if all(is_tree(member) and len(getattr(member, "classes_", ())) == count for member in model.estimators_):
         return grown(model, rows)
@@ -266,7 +266,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # sequential sum
+    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # adds in order
     return total / float(len(answers) if weights is None else sum(weights))
 
 

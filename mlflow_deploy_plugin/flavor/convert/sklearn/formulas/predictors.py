@@ -39,7 +39,7 @@ def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
-        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its answers are random")
+        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its predictions are random")
     if model._strategy == "constant":
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
     else:
@@ -144,7 +144,7 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray
 
 
 def _diagonal(kernel: kernels.Kernel, x: TracedArray) -> TracedArray:
-    """Return the kernel of each row with the same row, as [N] or a number."""
+    """Return the kernel of each row with itself, as [N] or a number."""
     match kernel:
         case kernels.Sum() | kernels.Product():
             first, second = _diagonal(kernel.k1, x), _diagonal(kernel.k2, x)

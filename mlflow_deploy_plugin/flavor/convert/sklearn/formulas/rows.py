@@ -1,4 +1,4 @@
-"""The rows that a formula reads, and the answers of nested estimators."""
+"""The rows that a formula reads, and the results of nested estimators."""
 
 from collections.abc import Callable
 from copy import copy
@@ -113,7 +113,7 @@ class Rows:
         return rows
 
     def ask(self, estimator: Estimator, method: str) -> TracedArray:
-        """Return the answer of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
+        """Return the result of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
 
         Labels are numbers, but the method `label` returns strings or integers. With two classes, the decision function
         is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
@@ -173,7 +173,7 @@ class Rows:
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
     def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
-        """Return the answer of a linear estimator like scikit-learn, or None for unsupported probabilities."""
+        """Return the result of a linear estimator as in scikit-learn, or None for unsupported probabilities."""
         scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
         if is_regressor(estimator):
@@ -228,7 +228,7 @@ class Rows:
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
-        """Return numbers in the shape of the estimator's answer for `SAMPLE_ROWS` rows."""
+        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS` rows."""
         if method == "label":
             return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
         if method in _SCORES:
@@ -256,7 +256,7 @@ _DTYPES = {
 }
 _SCORES = ("predict_proba", "decision_function")
 Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
-"""The answer of a formula. The table in `formulas/__init__.py` describes it."""
+"""The result of a formula, as described in the table in `formulas/__init__.py`."""
 Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
 """The formulas by estimator class. `formulas.register` fills this table."""

@@ -61,7 +61,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.sample.dtype
 
     def emit(self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any) -> TracedArray:
-        """Add a node. Inputs are traced arrays or constants, whose dtype is kept."""
+        """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
         names = [operand.name if isinstance(operand, Traced) else np.asarray(operand) for operand in inputs]
         names = [name if isinstance(name, str) else name.astype(_supported(name.dtype)) for name in names]
         return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)

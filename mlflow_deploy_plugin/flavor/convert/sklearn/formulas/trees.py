@@ -106,7 +106,7 @@ def _sums(
 
 
 def grown(model: Estimator, rows: Rows) -> Answer:
-    """Return the answer of a decision tree, or the mean of a forest or a bag of trees, which read 32-bit floats."""
+    """Return the prediction of a decision tree, or the mean of a forest or bag of trees. Trees read 32-bit floats."""
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
     sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
@@ -157,7 +157,7 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 
 def _of_members(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the members' predictions [N, members]. For a classifier, these are class positions."""
+    """Return the members' predictions [N, members]: class positions for a classifier."""
     trees, answers = [], []
     for member in model.estimators_:
         known = np.searchsorted(model.classes_, member.classes_).astype(float) if is_classifier(model) else np.empty(0)

@@ -1,4 +1,4 @@
-"""Replace estimators of other libraries with stand-ins: by a function in `_STAND_INS`, or if they are affine."""
+"""Replace estimators of other libraries with stand-ins, by a function in `_STAND_INS` or because they are affine."""
 
 from collections.abc import Callable
 from contextlib import suppress

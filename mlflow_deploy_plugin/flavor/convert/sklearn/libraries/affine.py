@@ -1,6 +1,6 @@
 """Convert affine estimators of any library: linear models, scalers, selections, projections.
 
-The answers for a row of zeros and for rows with a single non-zero number determine the intercept and the weights. Then
+The outputs for a row of zeros and for rows with a single non-zero number determine the intercept and the weights. Then
 rows with codes, years, large numbers and markers such as -999 test whether the estimator is affine.
 """
 
@@ -24,7 +24,7 @@ _FAR = 2.0**30
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
 _CLOSE = 1e-12
-"""The maximum error of an answer, as a share of the sum of its terms' absolute values."""
+"""The maximum error of an output, relative to the sum of its terms' absolute values."""
 
 
 def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:

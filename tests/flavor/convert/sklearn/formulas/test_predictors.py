@@ -69,7 +69,7 @@ def test_a_baseline_of_a_table_with_texts_is_proven(weather: tuple[pd.DataFrame,
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (DummyClassifier(strategy="uniform"), "strategy='uniform': its answers are random"),
+        (DummyClassifier(strategy="uniform"), "strategy='uniform': its predictions are random"),
         (GaussianProcessClassifier(kernels.Matern(nu=1.2), optimizer=None), r"the kernel Matern.*nu=1\.2"),
         (GaussianProcessClassifier(multi_class="one_vs_one", optimizer=None), "multi_class='one_vs_one'"),
     ],
