@@ -80,12 +80,12 @@ class Batch:
 
     @property
     def unnamed(self) -> ModelInput | Array:
-        """The single unnamed array, or the data. MLflow saves an example in this form."""
+        """The array if the only tensor is unnamed, otherwise the data. MLflow saves an example in this form."""
         return self.tensors.get("", self.data)
 
     @property
     def has_rows(self) -> bool:
-        """True if all tensors have the same first dimension. In a graph network, nodes and edges differ in theirs."""
+        """True if all tensors have the same first dimension. In a graph network, nodes and edges differ in number."""
         return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
 
     @property

@@ -126,7 +126,7 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            if pd.api.types.is_float_dtype(series.dtype):  # Includes float types of pandas and Arrow.
+            if pd.api.types.is_float_dtype(series.dtype):  # The check includes types of pandas and Arrow.
                 for values in _stepped(column_values(series)):
                     yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
     else:

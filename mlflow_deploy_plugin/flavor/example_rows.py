@@ -46,7 +46,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         rows = readers[kind](path)
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
-    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow, orjson: ValueError
+    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow and orjson raise ValueError.
         raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")

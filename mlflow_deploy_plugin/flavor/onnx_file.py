@@ -27,7 +27,7 @@ def has_external_weights(proto: ModelProto) -> bool:
 
 
 def check_graph(proto: ModelProto) -> None:
-    """Check the model with ONNX's checker, without weights that exceed 2 GB. Raises onnx.checker.ValidationError."""
+    """Check the model with ONNX's checker, without weights above 2 GB in total. Raises onnx.checker.ValidationError."""
     if not has_external_weights(proto):
         onnx.checker.check_model(proto)
         return

@@ -227,7 +227,7 @@ class _ParityProof:
         self._worst: list[_WorstRow] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        # Pairs (source, column) for which the original predicted (or refused) a block with this column changed.
+        # The sets contain (source, column) if the original predicted (or refused) a block with this column changed.
         self._answered_columns: set[tuple[str, str]] = set()
         self._refused_columns: set[tuple[str, str]] = set()
         self._spreads: dict[str, Array] = {}

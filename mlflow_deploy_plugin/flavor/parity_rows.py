@@ -37,7 +37,7 @@ _UNSEEN_ROWS = 8
 _INFINITE_ROWS = 2
 _CODES = 20  # A numeric column with at most 20 distinct values is a code; only observed values are drawn.
 _MATRIX_COLUMNS = 2_000
-_CHANGED_VALUES = 4_000_000  # limits wide tables: the cost grows with the square of the columns
+_CHANGED_VALUES = 4_000_000  # limit for wide tables; the cost grows with the square of the columns
 _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # elements of a tensor in memory at a time
 _OTHER_SIZES = 8  # draws of sizes for free axes
@@ -238,7 +238,7 @@ class _TableRows:
         """Draw between the smallest and the largest value, or around a constant. For codes, draw observed values."""
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
-            if abs(only) <= reach:  # excludes infinite and very large constants
+            if abs(only) <= reach:  # Infinite and very large constants are excluded.
                 return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)

@@ -273,11 +273,11 @@ def net_options(
         outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
         signature = rows.signature(prediction, inputs, outputs)
     is_single_input = rows.is_table or "" in rows.tensors
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # TensorFlow, torch: Module
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # Keras calls the class `Model`.
     # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
     installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # not a dict
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: not a dict
     if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None

@@ -306,7 +306,7 @@ class PyfuncModel:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises SchemaMismatch for other data."""
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
-            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the name.
+            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
                 data = data.set_axis(list(schema.names), axis=1)
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())

@@ -46,7 +46,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 def pyfunc_flavor(
     model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
-    """Return the MLflow flavor for the model and its options, or None. Unknown libraries use sklearn."""
+    """Return the MLflow flavor for the model and its options, or None. For unknown libraries, the flavor is sklearn."""
     if predict_fn != "predict":  # Only the sklearn flavor has this option; it also logs the estimators of boosters.
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
         return ("sklearn", options) if hasattr(model, predict_fn) else None

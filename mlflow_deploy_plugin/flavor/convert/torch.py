@@ -204,7 +204,7 @@ def _traced_rows(batch: ModelInput) -> ModelInput:
     example = Batch(batch)
     sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
-    return example.take(np.arange(rows) % len(example)).data  # repeats a short example
+    return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def _to_onnx(
             # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(program.model)  # Output names may be the exporter's (`var`).
+            NameFixPass()(program.model)  # An output may be named like an exporter's value (`var`, `trunc`).
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error

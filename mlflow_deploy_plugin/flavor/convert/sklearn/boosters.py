@@ -59,7 +59,7 @@ def _xgboost(model: Estimator) -> Boosting:
     gradient_booster = learner["gradient_booster"]
     content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART before 3.4 nests the model.
     documents = content.get("trees", [])  # gblinear has no trees.
-    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART; in `content` since 3.4
+    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART only; in `content` since 3.4
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
@@ -137,7 +137,7 @@ _XGBOOST_LINKS = {
 
 def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
-    document = booster.dump_model()  # After early stopping, only trees up to the best iteration.
+    document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     name, *parameters = (document.get("objective") or "custom").split()
     options = dict(parameter.partition(":")[::2] for parameter in parameters)
     link = _LIGHTGBM_LINKS.get(name)
@@ -161,7 +161,7 @@ def _lightgbm(model: Estimator) -> Boosting:
 
 
 def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
-    """Return (kind, tree) pairs. Kind 0 is the constants of the leaves, and each other kind the slopes of a feature.
+    """Return (kind, tree) pairs. Kind 0 contains the constants of leaves, and any other kind slopes of a feature.
 
     A feature's positive and negative slopes are separate kinds: for an infinite feature, their sum would be NaN.
     """

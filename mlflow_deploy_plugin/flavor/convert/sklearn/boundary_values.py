@@ -221,7 +221,7 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
         span = transformer.output_indices_[name]
         indices = {position: index for index, position in enumerate(range(span.start, span.stop))}
         if len(indices) != len(inputs):
-            continue  # an encoder with several output columns
+            continue  # The step is an encoder with several output columns.
         inside = _Collected(
             [(kind, indices[at], values) for kind, at, values in collected.values if at in indices],
             [{indices[at]: values for at, values in rows.items() if at in indices} for rows in collected.rows],

@@ -137,7 +137,7 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier returns probabilities for a single target. Some raise an error in `predict_proba`."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
-        with suppress(Exception):  # for example, a Gaussian process with one_vs_one
+        with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
             model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
@@ -235,7 +235,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-                # With options, skl2onnx reads each attribute of each tree twice, and formulas have no options.
+                # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),

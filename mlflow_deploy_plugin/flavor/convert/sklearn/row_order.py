@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _FEWEST_SPLITS = 2048
-"""The minimum number of splits for which sorting pays: it takes 140 ns per row, or 2 µs for a batch of a single row."""
+"""The minimum number of splits for which sorting saves time: sorting takes 140 ns per row, or 2 µs for a single row."""
 _Attributes = Mapping[str, Sequence[float] | Sequence[bytes] | TensorProto]
 _KEY_BITS, _COLUMN_BITS = 13, 7
 """The bits of a key, and the maximum bits per column: a column needs 2**bits comparisons per row, of 9 bytes each."""

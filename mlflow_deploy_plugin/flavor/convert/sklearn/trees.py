@@ -80,7 +80,7 @@ class Tree:
                 rows[index] = feature, code, left, len(rows), default_left, 0.0
                 modes[index] = "BRANCH_EQ"
                 index, default_left = len(rows), False
-                rows.append(rows[node])  # overwritten in the next iteration
+                rows.append(rows[node])  # The next iteration overwrites this node.
                 modes.append(mode)
             rows[index] = feature, codes[-1], left, right, default_left, 0.0
             modes[index] = "BRANCH_EQ"

@@ -266,7 +266,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # adds in order
+    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # sequential sum
     return total / float(len(answers) if weights is None else sum(weights))
 
 

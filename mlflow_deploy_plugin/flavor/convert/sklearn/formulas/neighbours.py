@@ -90,7 +90,7 @@ def kernel(
 
 
 def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
-    """Return the weights [N, k] of neighbours. If they are 1 / distance, a distance of 0 excludes other neighbours."""
+    """Return the weights [N, k] of neighbours. With 1 / distance, a distance of 0 excludes other neighbours."""
     if callable(weights):
         return weights(far)
     if weights != "distance":

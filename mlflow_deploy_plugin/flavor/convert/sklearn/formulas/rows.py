@@ -132,7 +132,7 @@ class Rows:
             if id(estimator) not in self._answers:
                 self._answers[id(estimator)] = formula(estimator, self), estimator
             answer, _ = self._answers[id(estimator)]
-            if not isinstance(answer, tuple):  # `refused_rows.py` reads outputs.
+            if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
                 answer = answer.astype(np.float64)
                 output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
                 operator.outputs.append(output)
@@ -200,7 +200,7 @@ class Rows:
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
-        if key[1] and len(getattr(estimator, "probA_", ())):  # With `_probA`, it returns probabilities.
+        if key[1] and len(getattr(estimator, "probA_", ())):  # `_probA` replaces scores by probabilities.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:

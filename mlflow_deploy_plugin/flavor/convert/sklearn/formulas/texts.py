@@ -107,7 +107,7 @@ def _in_blocks(
     cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
     plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
     single_block, blocked = (plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans)
-    is_one = graph.node("Less", [count, [2]])  # A single row skips the operators for several rows: 5 of 25 µs.
+    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
     blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))

@@ -66,7 +66,7 @@ def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
 
 
 def _intervals(fitted: Estimator, name: str) -> Computed:
-    """Return a step that computes the index of a number's interval (upper edge included), or NaN outside of all."""
+    """Return a step that computes the index of a number's interval (upper edge included), or NaN outside the edges."""
     if fitted.return_boundaries:
         raise ValueError("return_boundaries=True returns strings")
     edges = np.asarray(fitted.binner_dict_[name], float)
