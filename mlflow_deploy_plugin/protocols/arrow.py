@@ -253,7 +253,7 @@ def _to_arrow(array: Array) -> "pa.Array":
         values = _to_arrow(array.reshape(-1, *array.shape[2:]))
         return pa.FixedSizeListArray.from_arrays(values, array.shape[1])
     if array.dtype.kind in "OU":
-        if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts; they become texts, as in a CSV file.
+        if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts, which become strings as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = packed_strings(array)
         kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]

@@ -162,7 +162,7 @@ def json_type(value: object) -> str:
 def _plain_value(value: object) -> object:
     """Convert strings, non-contiguous arrays and ONNX Runtime's 64-bit integers (numpy.longlong) for orjson.
 
-    32-bit floats remain 32-bit, so that their texts remain short.
+    32-bit floats remain 32-bit, so that they have few digits.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
         return np.ascontiguousarray(value)

@@ -52,7 +52,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
     layout: dict[str, list[tuple[Any, ...]]] = {}
     blobs: list[Any] = []
     for group, arrays in message.arrays.items():
-        # json instead of orjson, because a text from JSON may contain a lone surrogate.
+        # json instead of orjson, because a string from JSON may contain a lone surrogate.
         layout[group], contents = pack_arrays(arrays, lambda texts: json.dumps(texts).encode())
         blobs += contents
     blobs.append(message.body)

@@ -230,7 +230,7 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token is not valid: {reason[:1].lower()}{reason[1:]}") from None
-        # PyJWT also accepts booleans, texts of digits, and integers that are too large for a float.
+        # PyJWT also accepts booleans, strings of digits, and integers that are too large for a float.
         times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
         if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
             raise Unauthenticated("the token is not valid: its exp, nbf and iat are not all numbers of seconds")

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.spool.writer import CaptureWriter
 _MOST_CAPTURED_BYTES = 1024 * 1024
 """The maximum number of bytes of a stream that are captured. Later parts are left out."""
 _MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
-"""The maximum lengths of an error's captured texts, because a message may quote values that the caller sent."""
+"""The maximum lengths of an error's captured message and column, which may quote values that the caller sent."""
 _REASON_COLUMNS = ("_error_code", "_message", "_column")
 
 

@@ -100,7 +100,7 @@ class RequestLimits:
             raise TooManyRequests(*request.refusal)  # A stored error's traceback would reference the request.
 
     def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
-        """Yield the rates of the key, then an empty text for the server's rate, each with its limiter and client."""
+        """Yield the rates of the key, then an empty string for the server's rate, each with its limiter and client."""
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
             if (limiter_and_client := self._of_keys.get((name, rate))) is None:
@@ -158,7 +158,7 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Hash a text of any length to 16 bytes, so that Redis does not store API keys in plain text."""
+    """Hash a string of any length to 16 bytes, so that Redis does not store API keys in plain text."""
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 

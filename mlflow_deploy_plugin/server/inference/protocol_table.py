@@ -308,7 +308,7 @@ def _openai_protocol(name: str, route: str) -> Protocol:
         if document.get("stream") is True and not artifact.is_streamable:
             raise InvalidRequest("the model has no predict_stream: send the request without stream")
         input_ = document.get("input")
-        if route == "/embeddings":  # MLflow uses the first field as the texts, regardless of its name.
+        if route == "/embeddings":  # MLflow embeds the strings in the first field, regardless of its name.
             if document.get("dimensions") is not None:
                 raise InvalidRequest("the model's embeddings have a fixed size: send the request without dimensions")
             check_depth(document)

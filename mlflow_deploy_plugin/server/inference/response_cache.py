@@ -31,7 +31,7 @@ Outputs = dict[str, Array]
 
 
 def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
-    """Return a digest of `LoadedVersion.identity` and the feeds; None if the feeds contain objects other than texts."""
+    """Return a digest of `LoadedVersion.identity` and the feeds; None if a feed has objects other than strings."""
     if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
     layout = orjson.dumps(version) + packed[0]
@@ -64,7 +64,7 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Store copies, because outputs may be views of a batch. Outputs with objects other than texts are ignored."""
+        """Store copies, because outputs may be views of a batch. Objects other than strings are not stored."""
         if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + array_bytes(outputs)
@@ -134,7 +134,7 @@ def open_cache(
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
     """Return the outputs as bytes: the length of a JSON header with the layouts, the header, and the arrays.
 
-    Return None if an output contains objects other than texts.
+    Return None if an output contains objects other than strings.
     """
     if (packed := _pack(outputs)) is None:
         return None
@@ -152,7 +152,7 @@ def decode_outputs(content: bytes) -> Outputs | None:
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
-    """Return the layout of `pack_arrays` as JSON, and the contents; None if an array has objects other than texts."""
+    """Return the layout of `pack_arrays` as JSON, and the contents; None if an array has objects other than strings."""
     if not _are_plain(arrays):
         return None
     try:

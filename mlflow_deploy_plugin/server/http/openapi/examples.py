@@ -148,7 +148,7 @@ def _plain_lists(value: Any) -> Any:
 
 
 def _zeros(schema: Schema) -> Example:
-    """Return a row of zeros and texts, or an empty example if the row would be too large."""
+    """Return a row of zeros and placeholder strings, or an empty example if the row would be too large."""
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
