@@ -110,7 +110,7 @@ def serve(
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
     with claim_free_state_dir(own_folder) if state_dir is None else claim_state_dir(absolute_path(state_dir)) as folder:
         _write_specs(folder, [first, *others])
-        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # SPEC is watched.
+        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # The agent watches SPEC.
         watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
         supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
 

@@ -27,7 +27,7 @@ class Live {
     try {
       const answer = await get(this.element.dataset.live);
       const text = await answer.text();
-      if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow answers ${answer.status}`);
+      if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow returns status ${answer.status}`);
       if (reading !== this.element) this.show(text); // The reader may have started to read values during the request.
       this.say("");
     } catch (error) {
