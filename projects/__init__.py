@@ -1,1 +1,1 @@
-"""Runnable MLflow projects on real data; the entry points of `MLproject` call them as modules."""
+"""Runnable MLflow projects on real data. The entry points in `MLproject` run the projects as modules."""

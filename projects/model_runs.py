@@ -1,4 +1,4 @@
-"""Access to the MLflow run of a registered version: artifacts for incremental training, and the parity."""
+"""Access to the MLflow run of a registered version: artifacts for incremental training, and parity results."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ Loaded = TypeVar("Loaded")
 
 
 def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) -> Loaded | None:
-    """Return the artifact, loaded by `read`, or None if the run does not have it or it cannot be read.
+    """Return the artifact, loaded by `read`, or None if the run does not have the artifact or it is unreadable.
 
     Raises:
         NotFound / RegistryUnavailable: the version does not exist, or MLflow does not respond.
@@ -59,7 +59,7 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
     for name in figures:
         output, _, figure = name.rpartition(".")
         relative = figures.get(f"{output}.max_relative_error", 0.0)
-        if figure == "max_absolute_error" and figures[name] > 1 > relative:  # The values are large.
+        if figure == "max_absolute_error" and figures[name] > 1 > relative:  # for large values
             parts.append(f"{output} within {relative:.1e} of its size")
         elif figure == "max_absolute_error":
             parts.append(f"{output} within {figures[name]:.1e}")

@@ -23,9 +23,9 @@ MIN_ROWS = 50
 MAX_TEXTS = 50
 """The maximum number of different texts in a column. One-hot columns of names and keys lead to overfitting."""
 MISSING = "missing"
-"""The replacement of a missing text, which callers may also send."""
+"""The replacement for a missing text. Requests may also contain it as a value."""
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest number. Trees and graphs compute in float32, so a larger number counts as missing."""
+"""The largest accepted number. Trees and graphs compute in float32, so a larger number counts as missing."""
 EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
 
 
@@ -46,7 +46,7 @@ class Table:
     Attributes:
         features: float64 (numbers, NaN if missing), bool and text columns.
         target: [N], without missing values.
-        origin: a description of the origin: `synthetic data, seed 7`, or the file with its digest.
+        origin: `synthetic data, seed 7`, or the file with its digest.
     """
 
     features: pd.DataFrame

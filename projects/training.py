@@ -1,4 +1,4 @@
-"""The common steps of trainings: options, the parameters and the picture of the run, the registered version."""
+"""The common steps of trainings: options, parameters and plots of the run, and the registered version."""
 
 import argparse
 import sys
@@ -82,7 +82,7 @@ def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
 
 @contextmanager
 def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
-    """Yield the axes of a figure (an array for several columns), and log it to the active run as `name`."""
+    """Yield the axes of a figure (an array for several columns), and log the figure to the active run as `name`."""
     figure = Figure(figsize=(5.2 * columns, 4.2), dpi=80, layout="constrained")
     figure.suptitle(title, fontsize=10)
     yield figure.subplots(1, columns)
@@ -94,7 +94,7 @@ def register(model: Any, registered_model: str, origin: str, method: str, **argu
 
     Args:
         origin: the origin of the training data, e.g. `synthetic data, seed 7`.
-        method: the training method, for the tag `onnxserve.training`.
+        method: the training method for the tag `onnxserve.training`.
         arguments: additional arguments of `onnxserve.log_model`.
 
     Returns:

@@ -21,7 +21,7 @@ from projects.demo.workspace import Workspace
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 15.0
-_WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # This saves a gigabyte of idle processes.
+_WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # Idle job workers take a gigabyte.
 _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 

@@ -59,7 +59,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The comparison of `mlflow.pyfunc.load_model` with the server on the same flights.
+    """The agreement of `mlflow.pyfunc.load_model` and the server on the same flights.
 
     Attributes:
         equal: the number of flights with equal predictions.
@@ -143,7 +143,7 @@ def promote(version: Version) -> None:
 
 
 def undeploy_all(say: Say) -> int:
-    """End every deployment of this ONNXSERVE_HOME, and return their number."""
+    """Delete every deployment of this ONNXSERVE_HOME, and return the number of deployments."""
     client = get_deploy_client("onnxserve")
     deployments = client.list_deployments()
     for deployment in deployments:
@@ -153,7 +153,7 @@ def undeploy_all(say: Say) -> int:
 
 
 def add_monitor() -> None:
-    """Give the deployment a monitor, whose windows the console draws: `onnxserve monitor add flights daily …`."""
+    """Add a monitor to the deployment, like `onnxserve monitor add flights daily …`. The console shows its windows."""
     config = {"monitors.daily.kind": "drift", "monitors.daily.every": "1d"}
     get_deploy_client("onnxserve").update_endpoint(DEPLOYMENT, config)
 

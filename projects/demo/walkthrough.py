@@ -37,7 +37,7 @@ class StepPrinter:
             print(f"          {part}", flush=True)
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Print two columns. A second value with several lines remains in its column."""
+        """Print two columns. The lines of a second value are indented to its column."""
         width = max(len(name) for name, _ in rows)
         rule = "─" * (width + 3 + max(len(line) for _, value in rows for line in value.splitlines()))
         print(f"\n{rule}", flush=True)

@@ -21,14 +21,14 @@ except ModuleNotFoundError:
 
 WEIGHTS = "weights.pt"
 REPLAYED = 2
-"""The number of built-in images per new image. A network that is tuned only on new images forgets the old images."""
+"""The number of built-in images per new image. A network that is tuned only on new images forgets the others."""
 BATCH = 64
 RATE, TUNING_RATE = 2e-3, 1e-3
 _SHAPE = (1, 8, 8)
 _LABEL = "_label_number"
 
 Labelled = tuple[np.ndarray, np.ndarray]
-"""Images [N, 1, 8, 8] and their digits [N]."""
+"""Images [N, 1, 8, 8] and the digits that they show, [N]."""
 
 
 class DigitsCNN(nn.Module):

@@ -5,7 +5,7 @@
         -P base_model=models:/digits-cnn/1
 
 Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998), a fifth of them for testing.
-`full` trains a new network on them and the labelled images. `incremental` tunes the weights of a base (`fitting.py`).
+`full` trains a new network on these and the labelled images. `incremental` tunes the weights of a base (`fitting.py`).
 """
 
 from dataclasses import dataclass

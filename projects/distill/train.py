@@ -3,8 +3,8 @@
     mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay@champion
     mlflow run . -e distill --env-manager local -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
 
-The rows need no labels. They are a file, the captured rows of an endpoint, or the reference of the teacher. The student
-is trained on the teacher's probabilities, which contain more information than its labels (Hinton et al. 2015,
+The rows need no labels: a file, the captured rows of an endpoint, or the reference of the teacher. The student is
+trained on the teacher's probabilities, which contain more information than its labels (Hinton et al. 2015,
 "Distilling the Knowledge in a Neural Network"). The student of a table is boosted trees or a small network of
 scikit-learn; the student of a tensor is a torch network. Teacher and student are compared on a held-out fifth of the
 rows.

@@ -33,7 +33,7 @@ def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
         learning_rate=learning_rate,
         max_leaf_nodes=15,
         min_samples_leaf=200,
-        early_stopping=False,  # It would validate on random rows, whose weather equals training rows.
+        early_stopping=False,  # Random validation rows share the weather of training rows.
         random_state=0,
     )
     return Pipeline([("encode", encode), ("trees", trees)])

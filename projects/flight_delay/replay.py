@@ -64,7 +64,7 @@ def replay(
 
     Args:
         batch: the number of flights per request.
-        every_day: the step between sent flights; 1 sends all flights.
+        every_day: send only every Nth flight; 1 sends all flights.
 
     Raises:
         OnnxserveError: a component does not start or does not finish in time.
@@ -195,12 +195,12 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(
         signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
-    )  # This also ends the server and the controller.
+    )  # SystemExit also stops the server and the controller.
     with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         injection, folder = parse_injection(options.inject), Path(name)
         injected = "-injected" if injection else ""  # All runs, versions and events must show the injection.
         setting = ReplaySettings(
-            # With the endpoint of an earlier replay, the log would contain each flight twice.
+            # If an endpoint is reused, its log contains each flight twice.
             endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",
             model=default.model + injected,
             every=options.every,

@@ -70,7 +70,7 @@ def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Restore the measured numbers of rows that were stored in 32 bits.
 
     Trees could set a threshold between 39.02 and the stored 39.0200005, which the graph cannot distinguish in 32 bits.
-    In a measurement, 575 of 4,712 rows were then on the wrong side, and the parity check refused the model.
+    In a measurement, 575 of 4,712 rows were on the wrong side of a threshold, and the parity check failed.
 
     Args:
         known: rows with the measured values. Other values become the shortest decimal with the same 32-bit value.

@@ -3,7 +3,7 @@
     mlflow run . -e image_resnet18 --env-manager local      # or: python -m projects.image_resnet18.train
 
 Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), scaled from 8 × 8 to 32 × 32 pixels. A fifth is
-held out. ResNet18 is far larger than these digits need; it is an example of networks for real pictures.
+held out. ResNet18 is far larger than these digits need; it is an example of networks for larger images.
 """
 
 import json

@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 _HEIGHT = {"accuracy": 0.09, "drift": 0.16}
-"""The distance of a monitor's verdicts below the lowest accuracy, as a share of the range of accuracies."""
+"""The distance between a monitor's marks and the lowest accuracy, as a share of the range of accuracies."""
 _CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794", "#f7d070"
 
 
@@ -81,7 +81,7 @@ def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None)
 
 
 def _standard_error(flights: pd.DataFrame) -> float:
-    """Return the standard error of the difference of accuracies, over days, because a day's flights share weather."""
+    """Return the standard error of the difference of accuracies, by day, because flights of a day share the weather."""
     right = (flights["prediction"] == flights[LABEL]).astype(float) - (flights["still"] == flights[LABEL]).astype(float)
     days = pd.DataFrame({"day": flights[DAY], "right": right}).groupby("day")["right"]
     sums, counts = days.sum(), days.count()
@@ -92,7 +92,7 @@ def _standard_error(flights: pd.DataFrame) -> float:
 
 
 def served_version_changes(flights: pd.DataFrame) -> list[ServedVersionChange]:
-    """Return the time at which each version became the served one."""
+    """Return the changes of the served version, with their times."""
     changes, last = [], ""
     for version, of_version in sorted(flights.groupby("version"), key=lambda item: int(str(item[0]))):
         later = flights[flights[EVENT_TIME] >= of_version[EVENT_TIME].min()]
@@ -150,7 +150,7 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWind
 
 
 def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
-    """Return the conclusion from the figures in sentences."""
+    """Return sentences with the conclusion from the figures."""
     first, last = parse_months(trained_on)
     later = months[~months["month"].between(first, last)]
     if later.empty:

@@ -28,7 +28,7 @@ def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: in
             return False
         columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
         table = pa.concat_tables(log.batches(endpoint, window, columns=columns))
-        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))  # This reads all labels.
+        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))
         return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
     _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")

@@ -212,7 +212,7 @@ def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bri
     picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
     page.goto("/endpoints/digits")
     assert "8 × 8" in page.locator(".picture").inner_text()
-    assert "0–255 becomes 0–1" in page.locator(".picture").inner_text()
+    assert "0–255 is scaled to 0–1" in page.locator(".picture").inner_text()
     page.locator("#field-0-picture").set_input_files(picture)
     page.get_by_text("half.png is sent instead of the numbers").wait_for()
     with page.expect_request("**/predict/batch") as asked:
