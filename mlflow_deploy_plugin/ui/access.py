@@ -37,13 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-<<<<<<< ours
     """The sender of a request. `user` is authenticated by MLflow (empty without accounts). `address` may be a proxy."""
-||||||| base
-    """The sender of a request. MLflow authenticates `user`, which is empty without accounts. `address` may be a proxy."""
-=======
-    """The sender of a request. MLflow authenticates `user` (empty without accounts). `address` may be a proxy."""
->>>>>>> theirs
 
     user: str
     address: str
