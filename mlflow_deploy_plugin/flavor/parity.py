@@ -1,6 +1,6 @@
 """Parity: the comparison of the saved model with the original on at least 1,000 rows, before the model is logged.
 
-The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are only counted.
+The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are counted, but not compared.
 """
 
 from collections import Counter
@@ -133,7 +133,7 @@ class RowGroup:
     Attributes:
         generated: True if the original may refuse the rows.
         block: the number of consecutive rows that are dropped together if the original refuses one of the rows.
-        columns: the changed column of each block; a single column was changed in all blocks.
+        columns: the changed column of each block, or a single column that was changed in all blocks.
         may_tie: True if the rows are close to a boundary, where a 32-bit step of an input may change the prediction.
         alone: True if the first rows are also predicted in batches of 1 and 2 rows.
         compared: False if the rows only determine which columns the original refuses.

@@ -247,7 +247,7 @@ def log_model(
 
 
 def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
-    """Log a wrapped model to MLflow, with the metrics of its proof. The options are those of `log_flavor`."""
+    """Log a wrapped model to MLflow, with its parity metrics. The options are those of `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)

@@ -29,7 +29,7 @@ OriginalModel = Callable[[ModelInput], dict[str, Array]]
 """A function that returns the original's predictions for a batch by ONNX output name. It may raise any error."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
-"""The axes of each tensor whose size differs between requests (text lengths, image sizes), without axis 0."""
+"""For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
 
 _FATAL_IF_EMPTY = ("LSTM", "GRU")
 _AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

@@ -88,7 +88,7 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
         columns = graph.node("Where", [graph.node("IsNaN", [columns]), missing, columns])
 
-    # Compare the splits of the `are_compared` levels: [splits, rows]. Symmetric trees have one split per level.
+    # Compare the splits of some levels (`are_compared`) for all rows. Symmetric trees have one split per level.
     nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
     are_compared = [depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)]
     used_levels = [level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used]
