@@ -114,7 +114,7 @@ class _Probe:
         return np.array(categories, object if is_text else np.float64), np.concatenate([numbers, last]), depends
 
     def number_column(self, name: str) -> Array:
-        """Return a mask of the outputs that contain the column. Raises ConversionError if the encoder changes its numbers."""
+        """Return a mask of the outputs that contain the column. Raises ConversionError if the encoder changes it."""
         numbers = self._learned_numbers(name, _NUMBERS)
         depends = self._differ(numbers)
         if (numbers[:, depends] != np.c_[_NUMBERS]).any():
