@@ -140,7 +140,7 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         else:
             print(f"left out: {name}, which has {column.nunique():,} different texts", flush=True)
     if not columns:
-        raise InvalidConfig(f"{origin}: there is no usable column except {target}")
+        raise InvalidConfig(f"{origin}: no column except {target} can be used as a feature")
     return Table(pd.DataFrame(columns), rows[target], origin)
 
 

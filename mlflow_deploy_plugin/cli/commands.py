@@ -73,7 +73,7 @@ _NO_TELEMETRY = {
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, as a class that click does not turn into exit status 1."""
+    """A Ctrl-C that click does not convert to exit status 1."""
 
 
 class _LazyCommands(Commands):
@@ -104,7 +104,7 @@ class _LazyCommands(Commands):
         for argument in args:
             try:
                 argument.encode()
-            except UnicodeEncodeError:  # Databases would reject it later.
+            except UnicodeEncodeError:  # Databases would reject such text later.
                 _fail(f"{argument!r} is not valid UTF-8")
         return super().parse_args(ctx, args)
 

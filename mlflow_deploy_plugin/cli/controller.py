@@ -139,9 +139,9 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     """Roll out a new version in steps, with automatic rollback.
 
     Each step moves more traffic of the endpoint NAME to the new version and compares its live metrics with the current
-    version. After the last step, the new version is promoted. A version that meets a criterion of
-    --abort-on is rolled back. `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1
-    if a rollout with --wait does not end with the promotion.
+    version. After the last step, the new version is promoted. A version that meets a criterion of --abort-on is rolled
+    back. `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1 if a rollout with
+    --wait does not end with the promotion.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
-"""The monitor states that are omitted after the verdict."""
+"""The monitor states that the list omits after the verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
 """Matches the reason of a traffic change by a rollout (`controller/rollouts/controller.py`)."""
 _UNSHOWN = ("spec", "begun")

@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A float range that rejects NaN. click's range accepts NaN."""
+    """A float range that rejects NaN, unlike click's range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))

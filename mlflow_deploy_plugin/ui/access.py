@@ -84,7 +84,7 @@ def is_administrator() -> bool:
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. The response is built because MLflow's basic auth filters responses.
+    The list is empty if workspaces are disabled. A response is built, because MLflow's basic auth filters only responses.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
@@ -155,7 +155,7 @@ def _auth_module() -> ModuleType | None:
 
 
 def authenticate_once_a_request() -> None:
-    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 does one for each permission."""
+    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
     from mlflow.server import auth
 
     authenticate = auth.authenticate_request

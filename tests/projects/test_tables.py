@@ -67,7 +67,7 @@ def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> 
         ("a,b\n1,2\n1,2,3,4\n", r"rows\.csv is not CSV with a header: Error tokenizing data"),
         ("a,b\n1,2\n", r"rows\.csv has no column 'y'; it has a, b"),
         ("a,y\n" + "1,2\n" * 20, r"20 rows with a y; at least 50 are needed"),
-        ("y\n" + "2\n" * 60, r"there is no usable column except y"),
+        ("y\n" + "2\n" * 60, r"no column except y can be used as a feature"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:
