@@ -49,7 +49,7 @@ _MASKED = 1e8
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Quantize weights to 8 bits. Each run quantizes activations by their current range. Errors: see `int8_static`."""
-    from onnxruntime import quantization  # It is a heavy import.
+    from onnxruntime import quantization  # slow import
 
     return _quantized(
         _with_transposed_weights(proto),
@@ -85,7 +85,7 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
     of 0.74 to 0.82. If `per_channel`, each channel of a weight has a separate scale. Raises ConversionError if no node
     can be quantized.
     """
-    from onnxruntime import quantization  # It is a heavy import.
+    from onnxruntime import quantization  # slow import
 
     class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -115,7 +115,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
     Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and nodes whose
     numbers on `rows` are near 65,504, the largest 16-bit float. Raises ConversionError if all weights are in islands.
     """
-    from onnxruntime.transformers import float16  # It is a heavy import.
+    from onnxruntime.transformers import float16  # slow import
 
     graph = preprocessed(proto)
     halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(graph.graph))
@@ -159,9 +159,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
 
-    ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer needs inferred shapes.
+    ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer fails for torch shapes.
     """
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # It is a heavy import.
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # slow import
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -172,7 +172,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
         graph = onnx.load(path)
     named = set()
@@ -198,7 +198,7 @@ def _quantized(
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # The quantizer logs to the root logger.
         try:
-            with np.errstate(invalid="ignore"):  # A mask's scale may overflow, but is unused.
+            with np.errstate(invalid="ignore"):  # The quantizer also computes unused scales of masks.
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any class
             raise ConversionError(f"ONNX Runtime's quantizer failed: {describe_error(error)}") from None
@@ -243,8 +243,8 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
 
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove pairs of casts to 16 and back to 32 bits, which the converter leaves between adjacent islands."""
-    from onnxruntime.quantization.onnx_model import ONNXModel  # It is a heavy import.
+    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves within islands."""
+    from onnxruntime.quantization.onnx_model import ONNXModel  # slow import
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}

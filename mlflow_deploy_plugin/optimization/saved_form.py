@@ -30,7 +30,7 @@ def save_model(
     """Write a folder with another graph and the signature, example, reference and environment of `base`.
 
     `record` is the section `optimization` of the MLmodel file, and `parity` is the section `parity` for a base of our
-    flavor. Without a record (a draft), the base's reference is kept. Raises ConversionError for a too large graph.
+    flavor. A draft has no record and keeps the base's reference. Raises ConversionError if the graph is too large.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer

@@ -84,7 +84,7 @@ def is_administrator() -> bool:
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. A response is built, because MLflow's basic auth filters only responses.
+    The list is empty if workspaces are disabled. MLflow's basic auth can filter only responses, so build a response.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
