@@ -1,6 +1,6 @@
 """Mount a model into another application: the scoring routes of one endpoint under a prefix.
 
-app.mount("/flights", asgi_app("models:/flight-delay/Production"))
+app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
 
 from collections.abc import Mapping

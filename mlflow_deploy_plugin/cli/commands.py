@@ -168,10 +168,10 @@ def _fail(message: str) -> None:
 def main() -> None:
     """Serve MLflow models as ONNX, and monitor them.
 
-    Create a deployment with MLflow's command. The model is a stage, an alias, a version or a folder:
+    Create a deployment with MLflow's command. The model is an alias, a stage, a version or a folder:
 
     \b
-      mlflow deployments create -t onnxserve --name flights -m models:/flight-delay/Production
+      mlflow deployments create -t onnxserve --name flights -m models:/flight-delay@champion
       onnxserve list
       mlflow deployments help -t onnxserve
 

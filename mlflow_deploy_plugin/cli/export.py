@@ -168,10 +168,10 @@ def render(
     """Show an endpoint as manifests for GitOps.
 
     \b
-      onnxserve render --for kubernetes -n flights -m models:/flight-delay/Production --namespace ml
+      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion --namespace ml
       onnxserve render --for kubernetes --spec flights.yaml > flights.kubernetes.yaml
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
-      onnxserve render --for compose -n flights -m models:/flight-delay/Production -o deploy/
+      onnxserve render --for compose -n flights -m models:/flight-delay@champion -o deploy/
 
     The command does not apply manifests or change endpoints.
     """

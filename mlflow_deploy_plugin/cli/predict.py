@@ -140,7 +140,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
 
 @click.command()
-@option("-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay/Production.")
+@option("-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay@champion.")
 @option("-n", "--name", metavar="NAME", help="Deployment or endpoint whose server predicts instead.")
 @option("-i", "--input-path", default="-", metavar="FILE", help="Input rows; - is standard input.")
 @option("-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output.")
@@ -236,7 +236,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 
 
 @click.command()
-@option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay/Production.")
+@option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay@champion.")
 @option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
 @option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
 @option("--keep", metavar="COLUMNS", default="", help="Input columns to copy to the output, e.g. id,ts.")
@@ -271,7 +271,7 @@ def batch(output: str, keep: str, **options: Any) -> None:
     order. Input files are CSV, JSON Lines or Parquet, optionally compressed.
 
     \b
-      onnxserve batch -m models:/flight-delay/Production -i flights/ -o predictions/ --keep flight,day
+      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/ --keep flight,day
       onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights -o s3://lake/predictions --format parquet
 
     If a batch is killed, repeat the command to continue. _batch.json describes the batch, and _SUCCESS is written when

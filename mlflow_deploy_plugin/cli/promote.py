@@ -110,7 +110,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 @_model_argument
 @click.argument("version")
 @option(
-    "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Stage (Production, Staging, …) or alias (@champion)."
+    "--to", "to", required=True, metavar="@ALIAS|STAGE", help="Alias (@champion) or stage (Production, Staging, …)."
 )
 @option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
@@ -138,9 +138,9 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
     --force and --why are specified. Exit status 1 if VERSION is refused, or if a deployment does not serve it in time.
 
     \b
-      onnxserve promote flight-delay 7 --to Production
       onnxserve promote flight-delay 7 --to @champion
-      onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
+      onnxserve promote flight-delay 7 --to Production
+      onnxserve promote flight-delay 7 --to @champion --force --why 'version 6 answers nonsense'
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
     "-m",
     "--model-uri",
     metavar="URI",
-    help="Model to serve: a folder or a URI, e.g. models:/flight-delay/Production. A stage or alias is followed.",
+    help="Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias is followed.",
 )
 @option(
     "--spec",
@@ -77,7 +77,7 @@ def serve(
     serves in the background instead.
 
     \b
-      onnxserve serve -m models:/flight-delay/Production -p 8123
+      onnxserve serve -m models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
     """
     changes = key_values(config) | {f"server.{field}": value for field, value in server.items() if value is not None}

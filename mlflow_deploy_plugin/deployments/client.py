@@ -41,7 +41,7 @@ MODELS
   an ONNX form.
 
 COMMANDS
-  mlflow deployments create  -t onnxserve --name flights -m models:/flight-delay/Production -C server.workers=2
+  mlflow deployments create  -t onnxserve --name flights -m models:/flight-delay@champion -C server.workers=2
   mlflow deployments get     -t onnxserve --name flights
   mlflow deployments list    -t onnxserve
   mlflow deployments predict -t onnxserve --name flights -I rows.json
@@ -50,7 +50,7 @@ COMMANDS
   mlflow deployments delete  -t onnxserve --name flights
   mlflow deployments run-local -t onnxserve --name flights -m models:/flight-delay/7
                              serves in the foreground until Ctrl-C, and stores nothing
-  mlflow deployments create  -t onnxserve:/docker --name flights -m models:/flight-delay/Production -C container.cpus=2
+  mlflow deployments create  -t onnxserve:/docker --name flights -m models:/flight-delay@champion -C container.cpus=2
   onnxserve list             prints all deployments of all targets: model, version, state, URL, monitors
   onnxserve stop flights     stops the server and keeps the deployment
   onnxserve start flights    starts the server again, on the same port

@@ -164,7 +164,7 @@ def optimize(
         target: the label column.
         metric: the metric for labelled rows; default: accuracy, or rmse for numbers.
         max_loss: the maximum loss. With labels, it is in the unit of the metric, or relative for rmse and mae. Without
-            labels, it is the share of different labels, or the mean difference relative to the spread of the predictions.
+            labels, it is the share of changed labels, or the mean difference divided by the spread of predictions.
         original: the torch module that the version was converted from, or its URI in MLflow (its code is loaded). If it
             is set, the pruned module is trained.
         epochs: the number of training epochs.
