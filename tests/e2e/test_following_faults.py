@@ -375,7 +375,7 @@ def test_a_version_for_which_memory_lacks_is_refused_politely(serve: Serve, mode
     used = max(psutil.Process(worker.pid).memory_info().rss for worker in read_workers(served.state_dir))
     assert used > 48 * 2**20, "the limit is too wide for this test"
     model.promote("4")
-    wait_error(served, "its limit is 64 MiB")
+    wait_error(served, "limit is 64 MiB")
 
 
 @pytest.mark.long

@@ -88,7 +88,7 @@ def test_what_is_registered_already_is_wrapped_and_judged(mac: Mac) -> None:
 
 @pytest.mark.parametrize("export_format", ["wheel", "bundle"])
 def test_a_version_is_exported(mac: Mac, export_format: str) -> None:
-    assert ", proven on" in mac.run(
+    assert ", checked on" in mac.run(
         "onnxserve", "export", "models:/cancer/1", "--format", export_format, "-o", export_format
     )
 
