@@ -1,9 +1,8 @@
-"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and stopped by the supervisor.
+"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: the agent, run by the supervisor.
 
 The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are shipped. Exit status 1 with
 `fatal` in agent.json means that no version can be served. After any other failure, the supervisor restarts the agent.
-With `--ship`, the agent ships the remaining rows of a killed agent and exits. With `--parent PID`, the agent requests
-a signal at its parent's end; a parent with threads cannot request this for its child.
+`--ship` ships the remaining rows of a killed agent and exits. `--parent PID` requests a signal when the parent ends.
 """
 
 import argparse
@@ -103,7 +102,7 @@ def main() -> int:
 
 
 def _has_ended(parent: int) -> bool:
-    """Return True if the parent has ended. The kernel sends its signal when the first thread of the parent ends."""
+    """Return True if the parent ends soon. The kernel sends its signal already when the parent's first thread ends."""
     until = time.monotonic() + _PARENT_END_SECONDS
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.01)

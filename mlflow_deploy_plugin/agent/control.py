@@ -29,11 +29,11 @@ Recorder = Callable[[Command, str], None]
 """A function that writes a command and its error (empty if it succeeded) to the audit trail."""
 
 Outcome = Callable[[str], OnnxserveError | None]
-"""Returns the error of loading or unloading the endpoint, or None. Raises `Pending` while a worker is not done."""
+"""A function that returns an endpoint's load or unload error, or None. Raises `Pending` until every worker is done."""
 
 
 def record_nothing(command: Command, error: str) -> None:
-    """Ignore the command."""
+    """Do not record the command."""
 
 
 class Pending(Exception):
@@ -46,7 +46,7 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
     def write(command: Command, error: str) -> None:
         actor, action = f"{kind} {command.actor}", command.action
         try:
-            from mlflow_deploy_plugin import store  # SQLAlchemy needs memory, and some images do not have it.
+            from mlflow_deploy_plugin import store  # Some images lack SQLAlchemy, which also takes memory.
 
             opened = store.open_store(store_url)
             try:
@@ -110,7 +110,7 @@ class EndpointControl:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
     def take(self) -> list[EndpointSpec] | None:
-        """Start the waiting commands, and return the endpoints that they load; None if none was started. A command
+        """Start the waiting commands, and return the endpoints to load, or None if no command was started. A command
         waits while another command for the same endpoint is running."""
         loading: list[EndpointSpec] = []
         has_started = False

@@ -57,7 +57,7 @@ class ModelCache:
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # Copied files keep their own mode.
-            if not user.exists() or user.read_text() != named:  # An unchanged file also works on a full disk.
+            if not user.exists() or user.read_text() != named:  # Avoid a write, because the disk may be full.
                 write_atomically(user, named.encode())
         except OSError as error:
             raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
@@ -66,8 +66,7 @@ class ModelCache:
         """Return the folder with the files of `source`. Download the files if they are not cached.
 
         Args:
-            identity: a name that always means the same files (registry and version), so that they are fetched once;
-                None if the source may change.
+            identity: the registry and version of files that never change and are fetched once; None for other files.
             judged: the digest of the files that the gate has judged; cached copies with another digest are not used.
 
         Raises:

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
 """The pause between two rounds, normally and while a caller waits for a command."""
 _FIRST_POLL_SECONDS = 5.0
-"""After a restart, the agent waits this time for the registry before it serves the earlier versions."""
+"""The time that the agent waits for the registry after a restart before it serves the earlier versions."""
 _MOST_DEATHS = 2
 """The number of worker deaths after which a version is rolled back. A single death may have another cause."""
 
@@ -49,8 +49,6 @@ _MOST_DEATHS = 2
 @dataclass
 class Follower:
     """The state of following across rounds. `wall_clock` returns seconds since 1970 for agent.json."""
-
-    """The state of following, from round to round; `wall_clock` returns seconds since 1970, for agent.json."""
 
     state_dir: Path
     resolver: VersionResolver
@@ -80,7 +78,7 @@ class Follower:
         self._update_specs()
         look_file = self.state_dir / LOOK
         if look_file.exists():
-            look_file.unlink(missing_ok=True)  # Delete it before the poll, so that a later request is not lost.
+            look_file.unlink(missing_ok=True)  # Delete the file before the poll, so that a later request is not lost.
             self.resolver.poll_now()
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
@@ -106,7 +104,7 @@ class Follower:
         return self._publish(fatal)
 
     def wait(self, stop: threading.Event) -> None:
-        """Wait until the next round is due: a poll or fetch has ended, or the pause is over. `stop` may end it."""
+        """Wait until the next round is due: a poll or fetch has ended, or the pause is over. `stop` ends the wait."""
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
@@ -226,7 +224,8 @@ class Follower:
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return the error that prevents a model of the endpoint from being served. Callers may read its text."""
+        """Return the error that prevents a model of the endpoint from being served. Its message may be sent to
+        callers."""
         failures = (
             self._model(spec, variant).failure(variant.model)
             for variant in spec.variants.values()

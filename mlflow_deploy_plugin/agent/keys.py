@@ -27,8 +27,7 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 class KeyFetcher(threading.Thread):
     """A thread that repeatedly fetches keys into a file. If a fetch fails, the last keys remain valid, and each new
-    reason is logged once. `fetched_at` is the end of the last successful fetch (initially the start), in seconds since
-    1970."""
+    reason is logged once. `fetched_at` is the time of the last success (initially the start), in seconds since 1970."""
 
     def __init__(
         self,

@@ -39,11 +39,11 @@ class Totals:
     """The counts since the state folder was created, as stored in progress.json.
 
     Attributes:
-        complete_until: seconds since 1970; all rows answered before this time were in the log when it was written.
+        complete_until: seconds since 1970; all rows answered before this time were in the log at the last `save`.
         shipped: the rows in the log; `lost`: the rows that were read from the spool and cannot be stored in the log.
         counted: segment → the end of the bytes whose rows are counted in `shipped`.
         run: the run of the server whose counts are in `seen`; `earlier` contains the counts of earlier runs.
-        ended: the last of the earlier runs. Their counts that are still on the disk are not added again.
+        ended: the last of the earlier runs. Counts of earlier runs that are still on the disk are not added again.
         folder: the inode of the state folder, which differs in a copy; 0 if unknown.
     """
 

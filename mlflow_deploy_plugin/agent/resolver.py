@@ -37,7 +37,7 @@ _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
 """MLflow's server may need minutes for a large file before it sends the first byte."""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
-"""The aspects that can change while the version remains the same."""
+"""The registry's metadata that can change while the resolved version remains the same."""
 
 
 class Registry(Protocol):
@@ -161,7 +161,7 @@ class VersionResolver:
         for identity in ended:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).future.cancel()  # No reference needs it any more; a running fetch continues.
+            self._fetches.pop(identity).future.cancel()  # No reference needs this fetch; it continues if it is running.
         self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:

@@ -2,7 +2,7 @@
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       feedback, the labels of these rows
-    LOG/_failed/endpoint=…      like the first, for failed requests: with the reason, without the model's columns
+    LOG/_failed/endpoint=…      as above, for failed requests: with the reason, without the model's columns
 
 Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. A
 segment is deleted when its worker has released it and all its rows are shipped. If rows are shipped again after a crash
