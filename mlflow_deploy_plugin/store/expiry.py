@@ -38,8 +38,8 @@ def expire(
     """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
 
     For each monitor, the newest window and the newest `KEPT_WINDOWS` judged windows are kept, separately for scheduled
-    windows and windows by hand. Pending windows and firing alerts are also kept. Each transaction deletes at most 1,000
-    rows and is followed by a pause of the same duration. The deletion stops when `goes_on` returns False.
+    windows and windows requested by hand. Pending windows and firing alerts are also kept. Each transaction deletes at
+    most 1,000 rows and is followed by a pause of the same duration. The deletion stops when `goes_on` returns False.
     """
     try:
         before = store.now() - keep

@@ -104,9 +104,9 @@ class ApiKeys:
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
-        """Remove a deleted endpoint from keys, so that they cannot access a new endpoint of the same name.
+        """Remove a deleted endpoint from all keys, so that no key can access a new endpoint of the same name.
 
-        Keys for only this endpoint are revoked. Return their names.
+        Keys for only this endpoint are revoked. Return the names of the revoked keys.
         """
         revoked = []
         with self._store.transaction() as session:

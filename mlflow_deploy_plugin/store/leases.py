@@ -1,9 +1,9 @@
 """Leases: at most one process holds a lease of a given name, among all processes and machines that share the store.
 
 No time in the store is compared with a wall clock, because wall clocks jump and differ. A process takes over a lease
-after it has observed, by its own monotonic clock, no renewal for the lease's duration (as DynamoDB's lock client; Gray
-and Cheriton 1989). A holder measures the duration from before its request, so it stops before another process can take
-the lease. Each acquisition has a new token, and a write with an old token is rejected. A holder that was suspended
+after it has observed, by its own monotonic clock, no renewal for the lease's duration (like DynamoDB's lock client;
+Gray and Cheriton 1989). A holder measures the duration from before its request, so it stops before another process can
+take the lease. Each acquisition has a new token, and a write with an old token is rejected. A holder that was suspended
 until its lease expired can therefore do no harm.
 """
 

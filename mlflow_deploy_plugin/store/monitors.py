@@ -218,10 +218,9 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Return windows, oldest first, with their revisions in order. If `limit` is set, return only the newest.
+        """Return windows, oldest first, with their revisions in order. If `limit` is set, only the newest are returned.
 
-        By default, windows of all states are returned, both scheduled and by hand. If `since` is set, only windows
-        that end after `since` are returned.
+        The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
         """
         of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)

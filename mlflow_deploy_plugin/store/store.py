@@ -56,8 +56,8 @@ _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 class Endpoint:
     """An endpoint with its deployment target and its spec.
 
-    Rows that were captured under its name before `rows_since` belong to a deleted endpoint; None if there was no
-    earlier endpoint of this name.
+    Rows captured under its name before `rows_since` belong to a deleted endpoint. If there was no earlier endpoint of
+    this name, `rows_since` is None.
     """
 
     name: str
@@ -163,10 +163,8 @@ class Store:
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
-        """Delete the endpoint with its monitors' windows, and end its rollout. Return False if it does not exist.
-
-        The monitors' runs are kept in MLflow, and the audit events in the store.
-        """
+        """Delete the endpoint and its monitors' windows, and end its rollout. MLflow runs and audit events are kept.
+        Return False if the endpoint does not exist."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
@@ -232,9 +230,9 @@ class Store:
     def events(
         self, endpoint: str | None = None, model: str | None = None, *, newest_first: bool = False
     ) -> Iterator[AuditEvent]:
-        """Yield the audit events of the endpoint and model (None: of all), oldest first. Events outlive both.
+        """Yield the audit events of the endpoint and model (None: of all), oldest first.
 
-        Events are read in pages of 1,000, because the trail may exceed the memory. New events may be included.
+        Events are read in pages of 1,000, because the trail may not fit in memory. New events may be included.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
@@ -293,7 +291,7 @@ class Store:
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease of this name, or None while another process holds it.
 
-        The lease of a killed holder is free after this object has seen no renewal for its duration, so call this again.
+        Call this again to take over from a killed holder: its lease is free after no renewal was seen for its duration.
         """
         monotonic = self._monotonic()
         try:
@@ -396,7 +394,7 @@ def _deleted_names(session: Session, name: str | None = None) -> set[str]:
 
 
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Return the row's endpoint. `deleted` contains names of deleted endpoints. Raises InvalidConfig for its spec."""
+    """Return the row's endpoint. `deleted` has names of deleted endpoints. Raises InvalidConfig if it is malformed."""
     since = row.created_at if row.name in deleted else None
     try:
         return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
