@@ -394,7 +394,7 @@ def _deleted_names(session: Session, name: str | None = None) -> set[str]:
 
 
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Return the row's endpoint. `deleted` has names of deleted endpoints. Raises InvalidConfig if it is malformed."""
+    """Return the row's endpoint. `deleted` has deleted names. Raises InvalidConfig if the spec is malformed."""
     since = row.created_at if row.name in deleted else None
     try:
         return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
