@@ -104,7 +104,7 @@ class CapturedModel:
         schema: the kept columns, and the names of the arrays that contain them as they were sent.
         outputs: the names of the graph's outputs; None if they are unknown.
         mask: the log columns that are masked; the kept arrays do not contain their values.
-        cuts: for each input of which columns are excluded, the positions of the kept columns, [columns] intp.
+        cuts: for each input with excluded columns, the positions of the kept columns, [columns] intp.
         left_out: the outputs that are not kept; PREDICTION means all outputs of a model with unknown outputs.
         masked: for each input with masked columns, (column, position); None if the complete input is the column.
         keys: columns that are captured and not passed to the model; each key is an input of the schema.

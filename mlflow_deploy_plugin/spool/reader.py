@@ -1,7 +1,7 @@
 """The spool's reader, which reads requests in batches without a Python object per request.
 
 numpy reads each field of all requests of a layout in one call: a million requests of 30 floats take one second instead
-of fifteen (benchmarks/RESULTS.md). A test compares it with tests/support/spool.py, which reads each request separately.
+of fifteen (benchmarks/RESULTS.md). A test compares this reader with the simple reader in tests/support/spool.py.
 """
 
 import struct
