@@ -2,7 +2,7 @@
 
 `flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also accepted;
 its inputs are bound to the signature when the graph is loaded (`runtime/model.py`). libyaml parses an MLmodel file in
-1.7 ms, PyYAML in 5.8 ms. The most recent documents are cached, because several functions read the same file.
+1.7 ms, PyYAML in 5.8 ms. Recent documents are cached, because several functions read the same file.
 """
 
 import hashlib
@@ -88,8 +88,7 @@ class Input:
     Attributes:
         dtype: the numpy dtype of the input; `str` for strings.
         shape: the shape, with -1 for free dimensions.
-        columns: the signature columns that are stacked along axis 1, in this order. If there are none, the tensor of
-            this name feeds the input.
+        columns: the signature columns to stack along axis 1, in order; empty if the tensor of this name is fed.
         missing: for strings, the text that replaces a missing value. If it is None, a missing value is an error.
         dimension_names: the symbolic name of each dimension, or an empty string. Only a loaded graph has the names.
     """
@@ -135,15 +134,14 @@ class Artifact:
         has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
         inputs / outputs: of the graph, bound to the signature. They are empty until a stock `onnx` model is loaded.
         categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
-        prediction: the outputs that `predict` returns: a bare array for a single output, a mapping for several (see
-            `OnnxModel.prediction` for a stock `onnx` model).
+        prediction: the outputs of `predict`: an array or, for several, a mapping (stock: `OnnxModel.prediction`).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty if unknown.
         reference: the file name of the reference sample (Parquet), or None.
         digests: `sha256:…` of the saved files, by path within the folder; empty if the model has no digests.
-        optimization: for a smaller or faster form of another version: `base`, its address, `base_digest`, and the
-            figures of the comparison with the base (`optimization/`). Empty for any other version.
+        optimization: for an optimized form of another version, its address `base`, its `base_digest`, and the figures
+            of the comparison with the base (`optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
         logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).

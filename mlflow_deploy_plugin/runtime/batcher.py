@@ -9,9 +9,9 @@ The oldest request is the leader. Its thread computes a batch with this request,
 leader, and wakes the requests of the batch. The next batch gathers meanwhile, because ONNX Runtime releases the GIL.
 
 A single `run` without a delay costs 6 µs and no thread switch. Under concurrency, each request is put to sleep and
-woken under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a whole
-batch. A thread waits on a bare lock, which wakes the thread 5 µs earlier than threading.Event. A version is only
-batched if its rows are independent (`unbatchable_reason`).
+woken under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a batch.
+Threads wait on a lock, which wakes them 5 µs earlier than threading.Event. A version is batched only if its rows are
+independent (`unbatchable_reason`).
 """
 
 import threading
@@ -37,8 +37,7 @@ class BatchPolicy:
     """The limits of a batcher, as fields of `spec.ServerSpec`.
 
     If `pads` is True, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
-    (`allowed_batch_sizes`). On a GPU, a new shape requires an algorithm search (cuDNN) or a new engine (TensorRT), and
-    has no CUDA graph.
+    (`allowed_batch_sizes`). On a GPU, a new shape means a cuDNN search or a new TensorRT engine, and no CUDA graph.
     """
 
     max_batch_size: int

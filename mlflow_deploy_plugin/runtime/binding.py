@@ -2,8 +2,7 @@
 
 On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional copy by the driver.
 CUDA graphs need such buffers and outputs at fixed addresses, so only one run is possible at a time. Each input shape
-has a graph, identified by the run option `gpu_graph_id`; -1 runs without a graph. `benchmarks/gpu.py` compares runs
-with and without IO binding.
+has a graph, identified by the run option `gpu_graph_id`; -1 runs without a graph. See `benchmarks/gpu.py`.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """

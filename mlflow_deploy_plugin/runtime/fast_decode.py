@@ -72,7 +72,7 @@ class _Group:
 
 
 class FastDecoder:
-    """Converts tables that fit into feeds. Each method returns None for a table that may not fit.
+    """Converts tables with the expected columns and types into feeds. Each method returns None in case of doubt.
 
     Args:
         columns: the columns of the signature. Only text columns feed inputs of texts.
@@ -293,7 +293,7 @@ class _ColumnDecoder:
 def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds from tensors by dtype and shape, or None if those are not sufficient.
+    """Return a function that makes feeds from tensors by dtype and shape, or None if more checks are needed.
 
     The result is None for texts and conversions, except for a single tensor that is a matrix.
     """

@@ -1,8 +1,7 @@
 """The MLmodel folder of a model without an ONNX form: the part of its signature that can be expressed as named arrays.
 
 If an input is an object, a map, a nested array or defined by type hints, only `/invocations` serves the model
-(`Artifact.undescribed`), and the log contains JSON texts. Dates and bytes are strings: ISO 8601 and base64, as in
-MLflow.
+(`Artifact.undescribed`), and the log contains JSON texts. Dates (ISO 8601) and bytes (base64) are strings.
 """
 
 import json

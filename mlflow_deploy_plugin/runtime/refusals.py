@@ -63,7 +63,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         categories = []
         for column in columns:
             known = refusals.categories.get(column.name, ())
-            # An input of texts may contain numbers as digits, if its encoder learned them so. They are not compared.
+            # If an encoder learned numbers, an input of texts contains digits, which are not compared.
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
                 allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
@@ -83,7 +83,7 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     for name, complete, finite, categories in checks:
         array = arrays[name]
         # The product is NaN or infinite if one number is. It takes half the time of `isfinite` and does not warn about
-        # overflow. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores, compared with 0.04 for `isfinite`.
+        # overflow. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
         if (complete or finite) and not (
             np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
         ):

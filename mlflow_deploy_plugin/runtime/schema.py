@@ -240,14 +240,14 @@ class Schema:
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """A block for each type of numbers, with that dtype. Empty if the graph's inputs are wide enough."""
+        """One block per type of numbers, with its dtype. Empty if the graph's inputs are wide enough."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
-        """The fast decoder for tables. None for tensors, and if a number is fed as text."""
+        """The fast decoder for tables; None for tensors or if a number is fed as text."""
         texts = {column.name for column in self.columns if column.type == "string"}
         is_plain = all((name in texts) == (entry.dtype == "str") for entry in self.inputs for name in entry.columns)
         return FastDecoder(self.columns, self.inputs, self._blocks) if self.columns and is_plain else None

@@ -53,7 +53,7 @@ class Placement:
         device_id: the CUDA index of the GPU.
         options: the provider options. For an option that is None, ONNX Runtime's default applies.
         engine_cache: the default folder for TensorRT engines. If it is None, engines are not stored.
-        io_binding: inputs are first copied into page-locked buffers (`runtime/binding.py`). CUDA graphs require it.
+        io_binding: inputs are first copied into page-locked buffers (`runtime/binding.py`), as CUDA graphs require.
     """
 
     device: Device = "cpu"
@@ -314,7 +314,7 @@ def session_options(module: ModuleType, device: Device, intra_op_num_threads: in
     options.log_severity_level = 3
     # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # operators_of needs it.
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
