@@ -88,7 +88,7 @@ class Input:
     Attributes:
         dtype: the numpy dtype of the input; `str` for strings.
         shape: the shape, with -1 for free dimensions.
-        columns: the signature columns to stack along axis 1, in order; empty if the tensor of this name is fed.
+        columns: the signature columns to stack along axis 1, in order; empty if the tensor of this name feeds it.
         missing: for strings, the text that replaces a missing value. If it is None, a missing value is an error.
         dimension_names: the symbolic name of each dimension, or an empty string. Only a loaded graph has the names.
     """
@@ -134,7 +134,7 @@ class Artifact:
         has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
         inputs / outputs: of the graph, bound to the signature. They are empty until a stock `onnx` model is loaded.
         categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
-        prediction: the outputs of `predict`: an array or, for several, a mapping (stock: `OnnxModel.prediction`).
+        prediction: the outputs of `predict`: an array, or a mapping of several (stock `onnx`: `OnnxModel.prediction`).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty if unknown.

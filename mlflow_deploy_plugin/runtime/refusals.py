@@ -63,7 +63,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         categories = []
         for column in columns:
             known = refusals.categories.get(column.name, ())
-            # If an encoder learned numbers, an input of texts contains digits, which are not compared.
+            # If an encoder learned numbers, an input of texts may contain digits, which are not compared.
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
                 allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
