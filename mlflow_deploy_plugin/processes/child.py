@@ -1,4 +1,4 @@
-"""A child process and the process group that it leads, from the view of the parent and of the child.
+"""A child process and the process group that it leads, from the parent's and the child's point of view.
 
 A child leads a process group (or a session). A signal of the terminal therefore reaches only the parent, and the child
 can be stopped with all its descendants. The child detects the end of its parent in one of two ways. It can read from a
@@ -199,9 +199,8 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 
 
 def _signal_after(parent: int, number: int) -> None:
-    """Fork a process that sends a signal to this process when the parent has ended. The fork ends with this process. A
-    thread cannot be used: gunicorn's master must be single-threaded when it forks, and other commands do not run our
-    code."""
+    """Fork a process that sends a signal to this process when the parent has ended, and that ends with this process.
+    A thread cannot do this: gunicorn's master must fork single-threaded, and other commands do not run our code."""
     import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
 
     watched = os.getpid()
@@ -341,7 +340,7 @@ class SupervisedChildren:
 
     def reap(self) -> None:
         """Record the exit status of all children that have ended, without waiting."""
-        with contextlib.suppress(ChildProcessError):  # There are no more children.
+        with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 if child := self._running.pop(ended[0], None):
                     child.exit_status = os.waitstatus_to_exitcode(ended[1])

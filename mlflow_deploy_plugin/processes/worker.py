@@ -1,6 +1,5 @@
-"""Workers: processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
-Unlike multiprocessing's spawn, a worker does not import the parent's main module, so a script without `if __name__ ==
-"__main__"` may use workers."""
+"""Worker processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
+Unlike multiprocessing's spawn, a worker does not import the main module, so `if __name__ == "__main__"` is optional."""
 
 import contextlib
 import logging
