@@ -155,9 +155,8 @@ class MetricFamily:
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
-    """Return the metrics of these kinds of all workers with files in the folder, sorted by name. Counters and
-    histograms include dead workers. Gauges in files named `gauges_PID` are summed; for other gauges, the
-    maximum is returned. The function sleeps regularly, so that other threads can run."""
+    """Return the metrics of these kinds, sorted by name, of all workers; counters and histograms include dead workers.
+    Gauges in files `gauges_PID` are summed; other gauges are maxima. The call sleeps so that other threads can run."""
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)

@@ -77,8 +77,7 @@ class Control(State):
 
 
 Scope = Literal["infer", "read", "admin"]
-"""A right of a caller. `infer`: predictions, explanations and feedback; `read`: metrics, metadata and pages; `admin`:
-loading and unloading."""
+"""A caller's right: `infer` (predict, explain, feedback), `read` (metrics, metadata, pages), `admin` (load, unload)."""
 
 
 class KeyEntry(State):
