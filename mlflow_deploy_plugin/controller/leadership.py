@@ -38,7 +38,7 @@ def process_name() -> str:
 
 
 BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
-"""A function that works until the lease is lost or the event is set."""
+"""A function that runs until the lease is lost or the event is set."""
 
 
 def lead(

@@ -82,8 +82,7 @@ class _Reading:
 class StoreMetrics(Collector):
     """The metrics of a store, which are read by one thread.
 
-    If a read takes longer than `patience_seconds`, the previous values are returned. `onnxserve_store_up` is 0 if the
-    store fails or does not answer.
+    After `patience_seconds`, a scrape returns the previous values. `onnxserve_store_up` is 0 if the store is down.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:

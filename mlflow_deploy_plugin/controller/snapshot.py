@@ -73,7 +73,7 @@ class ServedModelChanged(InvalidConfig):
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """Return the registered model that the endpoint serves. Raises InvalidConfig if none, or as `main_variant`."""
+    """Return the endpoint's registered model. Raises InvalidConfig if it has none, or as `main_variant`."""
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.spec.types import crontab_times
 _log = logging.getLogger(__name__)
 
 TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
-"""Errors of an outage: the same work can succeed later without a change."""
+"""Errors of an outage. The same work may succeed later without a change."""
 MAX_BACKOFF = timedelta(minutes=10)
 
 PlanT = TypeVar("PlanT")
@@ -112,7 +112,7 @@ class WorkRunner:
             try:
                 pause = attempt()
                 work.defects = 0
-            except Exception as error:  # noqa: BLE001 — a failed attempt must not end the others
+            except Exception as error:  # noqa: BLE001 — a failed attempt must not end other attempts
                 _log.exception("%s %s: the attempt failed; next attempt in %g s", self.name, key, self.failure_seconds)
                 pause, work.defects = self.failure_seconds, work.defects + 1
                 try:

@@ -133,7 +133,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
         rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
         if rows is None:
             counts.append(0)
-        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # numbers only
+        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # number labels only
             counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))

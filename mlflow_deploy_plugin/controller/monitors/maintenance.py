@@ -122,7 +122,7 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows
-    rows_judged = before / float(window.figures["labelled_share"])  # a sample if there are many columns
+    rows_judged = before / float(window.figures["labelled_share"])  # rows of a sample if there are many columns
     return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 
 

@@ -1,7 +1,6 @@
 """Windows that a user requests with `onnxserve monitor run` or `backfill`, which are judged immediately.
 
-The result is stored with `by_hand`. No alert is sent, and no retraining is started. The schedule still judges its own
-windows.
+The result is stored with `by_hand`, without an alert or a retraining. The schedule still judges its own windows.
 """
 
 import tempfile
@@ -56,7 +55,7 @@ DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
 """The longest wait for a window that the controller is judging."""
 MAX_BACKFILLED = 10_000
-"""More than a year of hourly windows. Each window takes seconds and creates a run in MLflow."""
+"""The limit is more than a year of hourly windows. Each window takes seconds and creates a run in MLflow."""
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
@@ -107,7 +106,7 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         spec = stored.spec
-    elif left := left_specs(endpoint, deployments.settings):  # the spec of a server on this machine
+    elif left := left_specs(endpoint, deployments.settings):  # A server on this machine has the spec.
         spec = left[0][1]
     else:  # The log may contain rows of a deleted endpoint.
         captured = open_log(deployments.settings.inference_log).endpoints()
@@ -205,7 +204,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
 
     This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. It ends
     after a failed attempt: the window is stored, and the next call retries it. If the pause after the attempt is not
-    over, the call yields the unjudged window, because the second pod of a Job must not report success.
+    over, the call yields the unjudged window, so that the second pod of a Job does not report success.
 
     Raises:
         NotFound: the endpoint is not in the store, or does not have this monitor.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log import Watermark  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
-"""The number of missed windows that a controller judges. A user may request more."""
+"""The maximum number of missed windows that a controller judges. A user may request more."""
 _LOOKED_AT = 100
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
@@ -125,8 +125,8 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 class Readiness:
     """The completeness of an endpoint's log according to its agents' watermarks.
 
-    Every row before `complete_until` is in the log; None if no agent needs to be waited for. `notes` lists the agents
-    that are ignored, with the reasons.
+    Every row before `complete_until` is in the log; None if there is no agent to wait for. `notes` lists the ignored
+    agents with the reasons.
     """
 
     complete_until: datetime | None

@@ -107,8 +107,6 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The functions that all steps use to store, delay, end and announce a retraining."""
-
     """The functions that every step uses to store, delay, end and announce a retraining."""
 
     deployments: Deployments

@@ -266,8 +266,7 @@ def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
 def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
     """Return the reason to end the retraining: its endpoint was deleted, or its plan cannot be read; empty if none.
 
-    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady if the step should be
-    retried.
+    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady to retry the step.
     """
     try:
         stored = context.deployments.store.endpoint(retraining.endpoint)

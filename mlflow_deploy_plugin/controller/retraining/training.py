@@ -189,8 +189,7 @@ def collect_training_data(
         types: the column types of the model's signature; the log may contain integers and booleans as floats.
         withheld: columns that are omitted, also from older rows: capture drops or masks them, or they are keys.
 
-    Raises NotFound if no rows were captured, and InvalidConfig if there are too few labelled rows or all labels are
-    equal.
+    Raises NotFound if no rows were captured, and InvalidConfig for too few labelled rows or if all labels are equal.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)

@@ -61,8 +61,7 @@ _AT_ONCE = 8
 class RolloutActions:
     """The actions of rollouts: add and remove deployments, set the traffic, and move the stage, alias or tag.
 
-    Each action checks first whether it is already done, so it may be repeated after a crash. `say` is called with a
-    line per change.
+    Each action first checks whether it is done, so it may be repeated after a crash. `say` receives a line per change.
     """
 
     deployments: Deployments
@@ -227,7 +226,7 @@ class RolloutController:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # A retry soon would fail again.
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # An early retry fails.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
@@ -293,5 +292,5 @@ def run_rollouts(
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:
-    reason = re.sub(r"\d+", "", rollout.reason)  # Counts change at each decision, which is not news.
+    reason = re.sub(r"\d+", "", rollout.reason)  # New counts in the reason are not reported.
     return rollout.state, rollout.step, reason, rollout.figures.get("trouble", "")

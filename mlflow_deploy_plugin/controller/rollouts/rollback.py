@@ -80,8 +80,7 @@ def rollback_target(
 ) -> PreviousVersion:
     """Return the current target of `rollback`: a version, or the model URI if the endpoint follows nothing.
 
-    `registry` is MLflow's registry store if this code runs in MLflow's server, and None in a client. Raises as
-    `rollback`.
+    `registry` is MLflow's registry store inside MLflow's server, and None in a client. Raises as `rollback`.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
@@ -95,7 +94,7 @@ def rollback_target(
 
 @dataclass(frozen=True)
 class _Move:
-    """A rollback that was done. `source` is the source of the earlier version."""
+    """A completed rollback. `source` is the source of the earlier version."""
 
     model: str
     before: str
