@@ -1,4 +1,4 @@
-"""Assemble the server of a worker from its state folder."""
+"""Assemble a worker's server from the state folder."""
 
 import atexit
 import gc
@@ -29,15 +29,15 @@ from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The lower bound of the limit of response values; a server for small bodies may return large responses."""
+"""The minimum of the limit of response values, because even small requests can have large responses."""
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
     """Open the server of a gunicorn worker after the fork. Raises the errors of `open_server`.
 
-    The garbage collector ignores the imported modules, because the lists of a body of 10,000 rows caused full
-    collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise caused 50 page faults.
+    The garbage collector ignores the imported modules, because a body of 10,000 rows otherwise causes full
+    collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise cause 50 page faults.
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()

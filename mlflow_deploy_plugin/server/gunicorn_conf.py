@@ -44,7 +44,7 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": (f"{_HTTP}.workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("gthread", "app:create_app"),
 }
-"""The class of each worker in gunicorn's form, and the function that creates its application."""
+"""The worker class in gunicorn's syntax, and the function that creates its application, by kind of worker."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
@@ -95,7 +95,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
 
 def on_starting(arbiter: "Arbiter") -> None:
-    """Import the workers' modules, wait until workers may be forked, and then create their folders again."""
+    """Import the workers' modules, wait until workers may be forked, and recreate the workers' folders."""
     configure_logging(load_settings(), "gunicorn")
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
@@ -140,7 +140,7 @@ def post_worker_init(worker: "Worker") -> None:
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # The first ages are 1 to `workers`.
+    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # A higher age means a replaced worker.
     if server.spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # Imported here, because gRPC is optional.
 

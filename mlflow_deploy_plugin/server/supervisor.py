@@ -60,7 +60,7 @@ _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
 _SEE_LOG = "; the log says why"
-"""The end of some messages, which `deployments/backends/supervisor.py` replaces by the error in the log."""
+"""The end of some messages, which `deployments/backends/supervisor.py` replaces with the error in the log."""
 _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish current requests; new requests wait."""
 

@@ -50,7 +50,7 @@ class ServedVariant:
     Attributes:
         shadows: the endpoint's shadows with another version; each receives a copy of every request.
         key: the input column whose value selects the answering variant; None without such a column.
-        has_others: True if the endpoint has other variants, so that a response contains its variant.
+        has_others: True if the endpoint has other variants, so that responses contain the variant's name.
     """
 
     endpoint: str
@@ -72,7 +72,7 @@ class ServedVariant:
 
     @cached_property
     def labels(self) -> tuple[str, str, str, str]:
-        """The endpoint, variant, model and version, the values of the metric labels `metric_files.OF_VARIANT`."""
+        """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant, model and version."""
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
 

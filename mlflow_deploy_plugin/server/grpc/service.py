@@ -332,7 +332,7 @@ def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return gRPC's code of an error; a status outside the table becomes INVALID_ARGUMENT or INTERNAL."""
+    """Return the gRPC code for an error; a status outside the table becomes INVALID_ARGUMENT or INTERNAL."""
     other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
     return _CODES.get(error.http_status, other)
 
@@ -342,7 +342,7 @@ def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def address_of(peer: str) -> str:
-    """Return the address in a peer of gRPC, such as `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
+    """Return the address in a peer string of gRPC, such as `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 

@@ -75,7 +75,7 @@ def _check_fields(view: memoryview) -> None:
                 case 2:
                     length, at = _read_varint(view, at)
                     at += length
-                case kind:  # The begin and the end of a group have no data.
+                case kind:  # The start and end tags of a group have no data.
                     at += _FIXED_SIZES.get(kind, 0)
 
 

@@ -103,7 +103,7 @@ class ServerApp(Flask):
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
-        """Authenticate the caller of another distribution's view; `_view` does so for onnxserve's views."""
+        """Authenticate the caller of a view from another distribution; `_view` authenticates for onnxserve's views."""
         g.raw_request = raw = request.environ[_RAW_REQUEST]
         if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
@@ -215,7 +215,7 @@ def register_blueprints(app: ServerApp) -> None:
         if not route.is_direct:
             rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
-            is_exact = route.path != "/v2"  # The V2 specification's OpenAPI document has /v2/.
+            is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
             for rule in rules:
                 blueprint.add_url_rule(
                     rule,

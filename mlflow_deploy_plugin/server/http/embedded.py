@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
-"""The pages. They are not served here, because their links do not contain the prefix."""
+"""The paths of the pages, which are not served here, because their links do not contain the prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -206,7 +206,7 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            # The future is done when the client has closed, which uvicorn's `send` does not report.
+            # The future is done when the client has closed the connection, which uvicorn's `send` does not report.
             gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)

@@ -14,7 +14,7 @@ SLOWEST_BYTES_PER_SECOND = 1024
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of unsent response bytes per worker; above it, the response that has waited longest is aborted."""
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
-"""The limits for reading from a client that is still sending before its connection is closed."""
+"""The limits for discarding the bytes that a client still sends before its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.server.http.limits import (
 CHUNKED = -1
 LAST_CHUNK = b"0\r\n\r\n"
 EMPTY_LINE = b"\r\n"
-"""An empty line before a request is skipped, because some clients end a body with one (RFC 9112, 2.2)."""
+"""An empty line before a request is skipped, because some clients send CR LF after a body (RFC 9112, 2.2)."""
 MISSING_HOST = "the request has no Host header; HTTP/1.1 requires it"
 TORN_BODY = "the body was interrupted, did not arrive in time, or is not in valid chunks"
 _REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
@@ -125,7 +125,7 @@ def _check_beginning(head: bytes) -> None:
     if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
         if b"\n" not in head[:REQUEST_LINE_BYTES]:
             raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
-    elif len(head) > HEAD_BYTES + 3:  # The head may include three bytes of its end.
+    elif len(head) > HEAD_BYTES + 3:  # The head may end with three of the four bytes of CR LF CR LF.
         raise HeadersTooLarge(f"the header fields together exceed this server's limit of {HEAD_BYTES} bytes")
     if head.count(b"\n") != head.count(b"\r\n"):
         raise InvalidRequest("a line of the request's head ends without CR; HTTP/1.1 requires CR LF")
@@ -210,12 +210,12 @@ class BodyParser:
     """The parser of a body with a known length, or in chunks (RFC 9112, 7.1).
 
     `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows. A body of a
-    known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, and is -1 before.
+    known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, and starts at -1.
     """
 
     def __init__(self, length: int, limit: int) -> None:
         self.is_whole = length == 0
-        self.content = bytearray()  # not a list of pieces, because a million one-byte chunks would be a million objects
+        self.content = bytearray()  # A list of pieces could contain a million one-byte objects.
         self._length = length
         self._limit = limit
         self._left = max(length, 0)

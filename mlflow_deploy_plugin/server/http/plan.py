@@ -44,7 +44,7 @@ _Decoded = tuple[Feeds, _Encode | None, str]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body of a plan. An invalid body is decoded twice, and a plan does not speed up larger bodies."""
+"""The largest body that a plan handles. A plan does not speed up larger bodies, and decodes invalid bodies twice."""
 
 
 class PlanTable:
@@ -180,7 +180,7 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
-    """Return the decoder of a plan. MLflow's JSON takes the shortest path, other bodies use the protocol's decoder."""
+    """Return the decoder of a plan. MLflow's JSON takes the shortest path; other bodies use the protocol's decoder."""
     schema = variant.schema
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 

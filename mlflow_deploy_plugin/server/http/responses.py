@@ -89,7 +89,7 @@ def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked:
 
 @lru_cache(maxsize=64)
 def _head_start(status: int, keep_alive: bool, second: int) -> str:
-    """Return the status line and the first fields of a response in this second since 1970."""
+    """Return the status line and the first fields of a response that is sent at `second` since 1970."""
     phrase = responses.get(status, "Unknown")
     date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
     return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

@@ -81,7 +81,7 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is a JSON alternative."""
+    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is its JSON form."""
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):

@@ -72,7 +72,7 @@ class StreamedExchange:
         self._may_send = threading.Event()
         self._is_gone = False
         self.awaits_client = False
-        """True while all received bytes are answered."""
+        """True while the thread waits for bytes from the client."""
         self.is_paused = False
         """True while reading is paused, because too many bytes wait. At the end, the connection resumes reading."""
 

@@ -176,7 +176,7 @@ def tf_metadata(
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
     """Return 202 after the labels were written to the spool.
 
-    Raises NotReady, NotFound or TooManyRequests, and as `protocols/feedback.py` for an invalid body.
+    Raises NotReady, NotFound or TooManyRequests, and the errors of `protocols/feedback.py` for an invalid body.
     """
     try:
         with server.limits.admitted(request):

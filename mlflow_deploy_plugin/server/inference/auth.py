@@ -52,9 +52,9 @@ class Authenticator:
     """The authentication of a worker's callers.
 
     Args:
-        count: counts a request of a key.
+        count: a function that counts a request of a key.
         clock: the seconds since 1970, with which the expiry of keys is checked.
-        monotonic: the clock for checking the files; with a wall clock that is set back, revoked keys would stay valid.
+        monotonic: the clock for checking the files; if a wall clock were set back, revoked keys would stay valid.
 
     Attributes:
         is_required: if False, no key is needed, and `require` must not be called.
@@ -76,7 +76,7 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`, until the keys change
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by the result of `_short`
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0

@@ -56,8 +56,8 @@ class InferRequest:
 class InferResponse:
     """The outputs of exactly one version.
 
-    `prediction_id` never repeats, because feedback is joined by it. `body` is the encoded response to a `body`, or
-    empty. `is_cached` is None if the outputs are not cacheable.
+    `prediction_id` never repeats, because feedback is joined by it. `body` is the encoded response to a request
+    with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -90,7 +90,7 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant, and capture it before returning. Blocks the thread, also with a batcher.
+        """Run the request on this variant, and capture it before returning. Blocks the thread.
 
         Raises:
             InferenceError: the model rejects the input.

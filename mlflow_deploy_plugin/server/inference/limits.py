@@ -166,8 +166,8 @@ def _digest(source: str) -> bytes:
 class MemoryRateLimiter:
     """A rate limiter per worker, with a sliding window of two counters; `clock` is in seconds.
 
-    Requests of the previous window count by the share of that window within the last period. On average, exactly the
-    rate is admitted, and within one period at most nearly twice the rate. The storage of the `limits` library is not
+    Requests in the previous window are weighted by the share of that window within the last period. The average rate
+    is exact; a single period admits less than twice the rate. The storage of the `limits` library is not
     used, because it starts a thread every 10 ms that checks all clients, and does not bound the number of clients.
     """
 
@@ -346,7 +346,7 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
 
 
 class RequestThreads(ThreadPoolExecutor):
-    """A pool that continues with fewer threads at `ulimit -u`. The base class would raise, but keep the call queued."""
+    """A pool that continues with fewer threads at `ulimit -u`, where the base class raises and yet queues the call."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")
@@ -361,7 +361,7 @@ class RequestThreads(ThreadPoolExecutor):
 
 
 def request_threads(spec: ServerSpec) -> int:
-    """Return the number of a worker's threads for requests, with enough threads to fill a batch and to refuse."""
+    """Return the number of a worker's request threads: enough to fill a batch, and to refuse additional requests."""
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1

@@ -91,7 +91,7 @@ def decode_index(body: bytes) -> bool:
 
 
 def decode_parameters(body: bytes) -> Mapping[str, object]:
-    """Return the `parameters` in the body of a load or unload request; both are optional. Raises InvalidRequest."""
+    """Return the optional `parameters` in the optional body of a load or unload request. Raises InvalidRequest."""
     parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
@@ -187,7 +187,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
-    """Return the tensors that have a V2 datatype. `dims` must not be empty, so a scalar is a reshaped element."""
+    """Return the tensors that have a V2 datatype. `dims` must not be empty, so a scalar has `reshape`."""
     tensors = []
     for entry in entries:
         if datatype := datatype_of(entry.dtype):

@@ -150,7 +150,7 @@ class RequestContext:
 
 
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a failed request (None: it could not be parsed), and log an error of another class."""
+    """Return the reply to a failed request (None: it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
         error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
@@ -362,5 +362,5 @@ def _finish_pieces(
                 context.finish(reply)
 
     generator = finish()
-    next(generator)  # A generator that has not begun would not count when it is closed.
+    next(generator)  # If a generator is closed before it begins, `finally` does not run.
     return generator

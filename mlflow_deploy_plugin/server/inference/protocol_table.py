@@ -90,7 +90,7 @@ class Protocol:
 def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
     """Return the rows of a body in any format of `/invocations`; a decompressed table may have `limit` bytes.
 
-    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch as the modules of the formats.
+    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch, as the format's module does.
     """
     media = media_type(content_type, _MEDIA_TYPES)
     if media in arrow.MEDIA_TYPES:
@@ -226,7 +226,7 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """Return the model's label if it has one, even if `predict` returns probabilities, which have their own field."""
+    """Return the labels if the model has them, even if `predict` returns probabilities, which have their own field."""
     roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:

@@ -84,7 +84,7 @@ class MirroredRequest:
 class Shadows:
     """The queue of a worker's copies, and the thread that runs them, which starts with the first copy.
 
-    `capture` writes only the shadows' rows, so that no response waits for it.
+    `capture` is a separate writer for the shadows' rows, so that no response waits for it.
     """
 
     capture: CaptureWriter
@@ -159,7 +159,7 @@ class Shadows:
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
             with suppress(OSError):  # A sandbox may forbid the call.
-                os.nice(_NICE)  # Linux changes only this thread; a session's threads have its loader's priority.
+                os.nice(_NICE)  # On Linux, this affects only this thread, not the threads of ONNX Runtime.
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
@@ -244,7 +244,7 @@ class Shadows:
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
     ) -> None:
-        """Write the shadow's rows to the spool, request by request. `latency` is the run's, in microseconds."""
+        """Write the shadow's rows to the spool, request by request. `latency` is the run's time in microseconds."""
         start = 0
         for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:

@@ -83,7 +83,7 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(missing_ok=True)  # First: the agent repeats a command without an answer.
+                file.unlink(missing_ok=True)  # Delete first: the agent repeats a command without an answer.
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal

@@ -165,7 +165,7 @@ class _ProcessRun:
 def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
     """Return True once the process has closed its end of the connection. Wait up to `seconds`."""
     poll = select.poll()
-    poll.register(connection, 0)  # Without events, poll reports only the end.
+    poll.register(connection, 0)  # With the event mask 0, poll reports only the end.
     return bool(poll.poll(1000 * seconds))
 
 
@@ -359,7 +359,7 @@ class SideProcess:
             self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
 
     def _end_when_closed(self) -> None:
-        """Run in its own thread, because `close` may be called in a garbage collection, which must not wait."""
+        """End the process in a separate thread, because a garbage collection may call `close` and must not wait."""
         self._closed.wait()
         if (starting := self._starting) is not None:
             starting.child.kill()

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 
 MAX_ENDPOINTS = 20
-"""The maximum number of endpoints per document; 200 endpoints would take megabytes, and seconds."""
+"""The maximum number of endpoints per document; 200 endpoints would take seconds and several megabytes."""
 _NAME = "{endpoint}"
 _KEY = "key"
 

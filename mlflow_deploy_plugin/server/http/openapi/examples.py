@@ -32,7 +32,7 @@ class Example:
     Attributes:
         values: empty if an example would be too large, or the signature is unknown.
         rows: the number of rows; 1 if the model's tensors have no rows.
-        document: the model's own body of `/invocations`, if it cannot be converted to named values.
+        document: the model's own example of an `/invocations` body, if it cannot be converted to named values.
     """
 
     values: Document = field(default_factory=dict)

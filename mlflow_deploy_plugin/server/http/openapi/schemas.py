@@ -36,7 +36,7 @@ def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:
 
 @cache
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
-    """Return the schema of a value of a numpy dtype (`str`: strings). Floating point is nullable: null is NaN."""
+    """Return the schema of a value of a numpy dtype (`str`: strings). A float may be null, which means NaN."""
     if dtype == "str":
         return {"type": ["string", "null"] if is_nullable else "string"}
     kind = np.dtype(dtype).kind

@@ -300,7 +300,7 @@ def _field_text(value: Any) -> str:
 def snippets(
     base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
 ) -> dict[str, str]:
-    """Return runnable code that requests predictions for the example, by the name of the tool.
+    """Return a dict from tool names to runnable code that requests predictions for the example.
 
     `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY is a placeholder.
     """

@@ -56,7 +56,7 @@ _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has the same head."""
 _STALE_SECONDS = 0.5
-"""The possible age of `WorkerApp.now` on a busy loop; a client may have sent bytes within this time."""
+"""The maximum age of `WorkerApp.now` on a busy loop; a client may have sent bytes since then."""
 
 
 class _Phase(Enum):
@@ -67,7 +67,7 @@ class _Phase(Enum):
     LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # `_Phase.IDLE` takes 0.1 µs in Python 3.11.
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # `_Phase.IDLE` would take 0.1 µs.
 
 
 class HttpConnection(asyncio.Protocol):
@@ -458,8 +458,8 @@ class HttpConnection(asyncio.Protocol):
         app.streams += 1
 
     def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
-        """Return the exchange of a request that counts as `streams` in `WorkerApp.streams`."""
-        is_chunked = head.is_http_1_1  # Otherwise closing the connection marks the end of the response.
+        """Return the exchange of a request; `streams` is its contribution to `WorkerApp.streams`."""
+        is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection marks the end.
 
         def begin_response(response: RawResponse) -> None:
             self._is_ending = self._is_ending or not is_chunked
@@ -493,7 +493,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(InvalidRequest(self._body.missing()))
 
     def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
-        """End a chunked response as complete (True) or aborted (False), or send a response that is not chunked."""
+        """End a streamed response as complete (True) or aborted (False), or send a response that is not streamed."""
         self._app.streams -= streams
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None

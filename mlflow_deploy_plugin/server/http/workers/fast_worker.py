@@ -38,7 +38,7 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
     grpc: Any = None
 
     def init_signals(self) -> None:
-        """Set handlers that remain after uvicorn's end, because uvicorn raises the caught signals again."""
+        """Set signal handlers that remain after uvicorn ends, because uvicorn then raises the caught signals again."""
         super().init_signals()
         for caught in (signal.SIGTERM, signal.SIGINT):
             signal.signal(caught, self.handle_exit)
