@@ -365,7 +365,7 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
 
 @contextmanager
 def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Raise OnnxserveError if the response has another form than the block parses, such as a proxy's login page."""
+    """Raise OnnxserveError if the `with` block cannot parse the response, such as a proxy's login page."""
     try:
         yield
     except (AttributeError, LookupError, OSError, TypeError, ValueError):  # raised by orjson, numpy and Arrow

@@ -210,7 +210,7 @@ def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: Str
 def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
-    Views may overlap into terabytes, so the budget is checked first. `cast` maps addresses to converted dictionaries.
+    Overlapping views could take terabytes, so the budget is checked first. `cast` has dictionaries by address.
     """
     if "string_view" not in str(array.type):
         return array
@@ -291,8 +291,8 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     """Return the size of a message's buffers. A compressed buffer declares its decompressed length.
 
     The field numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is
-    delta (2). RecordBatch: buffers (2), compression (3). Deltas are rejected, because Arrow joins their pieces for
-    every batch again. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
+    delta (2). RecordBatch: buffers (2), compression (3). Deltas are rejected, because Arrow joins the pieces again
+    for every batch. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)

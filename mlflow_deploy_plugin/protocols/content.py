@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.values import short_repr
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
-"""The maximum number of arrays and objects per document: two bytes in the body take 56 to 232 bytes of memory."""
+"""The maximum number of arrays and objects per document, because two bytes of the body take 56 to 232 in memory."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
 """The largest body that need not be counted, because each array or object takes at least two bytes."""
 _PIECE_BYTES = 128 * 1024
@@ -57,7 +57,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
     """Return the document in `body`. orjson bounds its depth to 1,024 levels. Messages begin with `subject`.
 
     NaN and Infinity are accepted, because MLflow's clients and examples write them, and so is a byte order mark. Raises
-    InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and objects, and MemoryError.
+    MemoryError, and InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and objects.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -179,6 +179,6 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping from outputs to values per row. Raises the errors of `check_row_aligned`."""
+    """Return one mapping per row, from output names to values. Raises the errors of `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -228,7 +228,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
 def _check_header(header: Sequence[str], schema: Schema) -> None:
     """Raise SchemaMismatch if the first line is a row instead of a header.
 
-    Numbers are accepted as names if the model has such columns, or if the numbers count the columns.
+    Numbers are accepted as names if the model has such columns, or if the numbers are the positions of the columns.
     """
     try:
         numbers = list(map(float, header))

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summar
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""Environment variables. MLflow's scoring server sets the first variable, and models may read it."""
+"""Environment variables for the model. MLflow's scoring server also sets the first variable, and models may read it."""
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag of an MLflow trace that contains the ID of the prediction."""
 _EXPERIMENT_SECONDS = 2.0

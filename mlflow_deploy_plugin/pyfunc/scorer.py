@@ -110,7 +110,7 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
-    """Return the data that MLflow read from a body as a table for a model with columns."""
+    """Convert the data that MLflow has read from a body to a table, for a model with columns."""
     is_row = np.isscalar(data)
     if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
         is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
@@ -144,7 +144,7 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return the missing value (None or NaN) in each column of the training data, or `otherwise` if it is unknown."""
+    """Return the value (None or NaN) of missing strings in each training column; `otherwise` if that is unknown."""
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
@@ -177,7 +177,7 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
     """Return an answer that `to_outputs` rejects: as JSON strings per row in one output, or as values in columns.
 
-    Raises NotRepresentable for another number of rows, other names, or values that JSON cannot represent.
+    Raises NotRepresentable if the number of rows or the names differ, or JSON cannot represent a value.
     """
     answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
