@@ -54,7 +54,7 @@ class OnnxserveError(Exception):
 
     Attributes:
         retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None if unknown.
-        status / request_id: of the response that reported the error; None and empty for an error of this process.
+        status / request_id: the response's status and request id; None and empty if this process raised the error.
         column: the name of the column or tensor that the message is about; empty if there are several or none.
     """
 
@@ -111,7 +111,7 @@ class ExpectationFailed(InvalidRequest, http_status=417):
 
 
 class HeadersTooLarge(InvalidRequest, http_status=431):
-    """There are more header fields than the server's limit, or one is longer."""
+    """The number of header fields, or the length of a field, exceeds the server's limit."""
 
 
 class UnknownTransferCoding(InvalidRequest, http_status=501, error_code="NOT_IMPLEMENTED"):
@@ -151,7 +151,7 @@ class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"
 
 
 class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
-    """A model that cannot be wrapped or served."""
+    """The model cannot be wrapped or served."""
 
 
 class ConversionError(ModelError):
