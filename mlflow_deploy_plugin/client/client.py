@@ -98,7 +98,7 @@ class Client:
     Args:
         url: the address of the server, or of a mounted model (`http://HOST:PORT[/PREFIX]`).
         endpoint: the name of the endpoint; None for the server's default endpoint.
-        timeout_seconds: the limit of a whole call, including its pauses.
+        timeout_seconds: the limit of a call, including its retries and pauses.
         headers: sent with every request, such as `{"Authorization": "Bearer KEY"}`.
         connections: the number of connections that are kept open. Additional threads open a new connection per request.
         only_json: never send Arrow. The client sets this after a server has refused Arrow with 415, as MLflow's does.

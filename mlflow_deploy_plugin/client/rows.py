@@ -63,7 +63,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError):  # Mixed types or columns of several lengths: the server decides.
+    except (pa.ArrowException, ValueError, TypeError):  # Mixed types or column lengths: the server decides.
         return encode_json(rows), JSON, JSON
     is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
     if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # e.g. dates

@@ -139,7 +139,7 @@ def address(array: "pa.Array") -> tuple[int, ...]:
 
 
 def _valid(array: "pa.Array") -> Array | None:
-    """Return True per value that is not null; None if no value is null."""
+    """Return an array with True for each value that is not null; None if no value is null."""
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None

@@ -20,7 +20,7 @@ JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 MOST_CONTAINERS = 1_000_000
 """The maximum number of arrays and objects per document, because two bytes of the body take 56 to 232 in memory."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""The largest body that need not be counted, because each array or object takes at least two bytes."""
+"""The largest body whose brackets are not counted, because each array or object takes at least two bytes."""
 _PIECE_BYTES = 128 * 1024
 """The size of a piece whose brackets are counted at once, so that numpy's arrays fit into the processor's cache."""
 DEEPEST = 500

@@ -34,7 +34,7 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""Texts at which a message is cut off. They precede a copy of the body, MLflow's advice and XGBoost's stack."""
+"""Texts at which a message is cut off: they introduce a copy of the body, MLflow's advice and XGBoost's stack."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:

@@ -1,7 +1,7 @@
 """A listening socket that servers share, so that a server can replace another without refusing connections.
 
-`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` runs the holder of the socket. The holder sends it to each
-server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), even if the server runs in another container.
+`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` runs the holder of the socket. The holder sends the
+socket to each server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), even from another container.
 """
 
 import os

@@ -153,7 +153,7 @@ class _Supervisor:
                 self._write("serving")
                 self.announce(self._describe())
                 self._notify("READY=1")
-                self._wait_until(refresh)  # `refresh` never returns True.
+                self._wait_until(refresh)  # Wait for a signal, because `refresh` never returns True.
             except _Stop:
                 _log.info("stopping: current requests are finished")
             finally:

@@ -108,7 +108,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
     with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as stream:
         while read <= limit and (piece := stream.read(1024 * 1024)):
             read += len(piece)
-        if read > limit:  # The frame is valid up to the limit and continues after it.
+        if read > limit:  # The frame is valid, but larger than the limit.
             raise BodyTooLarge(_too_large(limit))
     raise InvalidRequest(f"the body is not one valid zstd frame ({reason})")
 

@@ -90,7 +90,7 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant, and capture it before returning. Blocks the thread.
+        """Run the request on this variant, and capture it before returning. Blocks the thread even with a batcher.
 
         Raises:
             InferenceError: the model rejects the input.

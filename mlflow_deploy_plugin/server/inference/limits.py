@@ -223,7 +223,7 @@ class RedisRates:
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
 
     def run_ahead(self, ask: Callable[[], object]) -> None:
-        """Call a function that uses Redis in a background thread."""
+        """Call `ask`, which uses Redis, in a background thread."""
         self._ahead.submit(ask)
 
     @property

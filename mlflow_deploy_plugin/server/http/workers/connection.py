@@ -56,7 +56,7 @@ _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has the same head."""
 _STALE_SECONDS = 0.5
-"""The maximum age of `WorkerApp.now` on a busy loop; a client may have sent bytes since then."""
+"""The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes since then."""
 
 
 class _Phase(Enum):
@@ -179,7 +179,7 @@ class HttpConnection(asyncio.Protocol):
             self._advance_later()
 
     def shutdown(self) -> None:
-        """Answer current requests, and requests that may be in transit, then close. Close an idle connection now."""
+        """Answer current requests, and requests that may be in transit, then close. Otherwise close now."""
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
