@@ -1,7 +1,7 @@
 """Batch prediction of the rows of a file, by the server of a deployment or by a model in this process.
 
 Only one batch of rows is in memory, except for a JSON document, which is read completely. Rows are sent in the format
-of the file, and Parquet rows as Arrow, so that the server decodes them by the same rules as a request.
+of the file (Parquet rows as Arrow), so that the server decodes them like any other request.
 """
 
 import base64
@@ -104,7 +104,7 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Predict with a server. Requests are retried while the server is overloaded or being changed.
+    """Yield a predictor that uses a server. Requests are retried while the server is overloaded or being changed.
 
     The predictions include the endpoint's key columns (`_with_keys`). A pyfunc receives JSON instead of Arrow, so that
     MLflow's functions parse the rows and encode the predictions.
@@ -127,7 +127,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping per row with its keys and prediction. Predictions of another length are returned unchanged."""
+    """Return a mapping per row with its keys and prediction, or `predictions` if the lengths differ."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -287,7 +287,7 @@ def _read_arrow(body: bytes) -> "Table":
 
 
 def _arrow_as_json(body: bytes) -> bytes:
-    """Return the same rows as a JSON body: bytes in base64, and infinity as the word that MLflow parses.
+    """Convert an Arrow body to a JSON body, with bytes in base64 and infinity as the word that MLflow parses.
 
     Raises InvalidRequest if a value has no JSON form, such as a time span.
     """
@@ -302,7 +302,7 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some times.
+    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some time values.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 

@@ -83,9 +83,9 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
 def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
     """Return `config` for the deployment `name`, with the fields that its flavor implies.
 
-    With python_function, the stage or alias may move to a version without an ONNX form. A version with an ONNX form is
-    served as ONNX with any flavor. Raises InvalidConfig if the flavor is unknown or the model does not have it, and the
-    errors of `resolve`.
+    With the flavor python_function, the stage or alias may later move to a version without an ONNX form. With either
+    flavor, a version with an ONNX form is served as ONNX. Raises InvalidConfig if the flavor is unknown or the model
+    does not have it, and the errors of `resolve`.
     """
     if flavor is None:
         return config or {}

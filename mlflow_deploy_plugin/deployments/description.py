@@ -42,7 +42,7 @@ def describe(deployment: Deployment) -> Json:
     loaded = {worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers}
     versions = sorted({variant_state.version for variant_state in loaded.values() if variant_state.version})
     is_refused = any((item.endpoint, item.variant) == (endpoint.name, deployment.name) for item in observation.refused)
-    # The agent's error may be only about versions of other deployments.
+    # The agent's registry error may concern only versions of other deployments.
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
     state, reason = observation.state, observation.reason

@@ -65,13 +65,13 @@ class Endpoints:
             return ObservedEndpoint(stored, Observation("failed", error.message))
 
     def serve(self, stored: Endpoint) -> None:
-        """Serve an endpoint of the store, and report URL and seconds. Raises the errors of `Backend.apply`."""
+        """Serve a stored endpoint, and report its URL and startup time. Raises the errors of `Backend.apply`."""
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
         backend = self.target.backend(self.settings)  # A missing SDK raises an error before the store changes.
-        # Lock before the name is taken, so that the endpoint cannot be deleted before it is served.
+        # Lock before the name is stored, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
                 stored = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
@@ -89,7 +89,7 @@ class Endpoints:
         """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
-        monitors do not reach the server. `audit` has `action`, `actor` and `why` for `Store.replace_spec`. Raises the
+        monitors are only stored. `audit` contains `action`, `actor` and `why` for `Store.replace_spec`. Raises the
         errors of `Deployments.update`.
         """
         old = stored.spec
@@ -110,7 +110,7 @@ class Endpoints:
             current = self.store.endpoint(old.name)
             if current is None or current.spec != changed.spec:
                 raise  # The lease expired while this machine slept, and another process changed the endpoint.
-            detail = {"undone": True}  # A rollback skips the change and its reversal.
+            detail = {"undone": True}  # A rollback skips an undone change and its reversal.
             self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                 if was_running:
@@ -174,8 +174,8 @@ class Endpoints:
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
         """Yield a function that returns a spec with a port of this machine that no other endpoint has.
 
-        Within the `with` block, no other process can choose a port, so the caller must store the spec before its end.
-        If the ports are on another machine, the spec is returned unchanged.
+        Within the `with` block, no other process can choose a port, so the caller must store the spec before the block
+        ends. If the ports are on another machine, the spec is returned unchanged.
         """
         if not target.is_on_this_machine:
             yield lambda spec: spec
@@ -186,7 +186,7 @@ class Endpoints:
                 for item in self.store.endpoints()
                 if parse_target(item.target).is_on_this_machine
             }
-            for unreadable in self.store.unreadable():  # The server of an unreadable spec may run.
+            for unreadable in self.store.unreadable():  # An endpoint with an unreadable spec may have a running server.
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
                     if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
@@ -206,7 +206,7 @@ class Endpoints:
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
-    """Return the specs of an endpoint that servers on this machine have left, each with its state folder.
+    """Return the specs of an endpoint that are in state folders on this machine, each with its folder.
 
     The spec of the deployment is first, before the specs of `onnxserve serve`. Unreadable specs are skipped.
     """

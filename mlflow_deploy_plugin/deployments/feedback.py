@@ -1,4 +1,4 @@
-"""Labels of earlier predictions. They are sent to the endpoint's server or, without one, masked and logged."""
+"""Labels of earlier predictions. They are sent to the endpoint's server or, without a server, masked and logged."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,7 +32,7 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashed in the log, and the file of the mask's key, or the reason for its absence."""
+    """The key columns that are hashed in the log, and the file with the hash key, or the reason why it is missing."""
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
@@ -60,7 +60,7 @@ class LabelSink:
 
     Attributes:
         url: the URL of the server; empty if it is not running.
-        keys: the key columns in the endpoint's spec, which rows may have.
+        keys: the key columns of the endpoint's spec, which rows may contain.
         only_server: True if labels must not be written to the log when the server does not answer.
         destinations: a dict whose keys are the destinations used so far (the server's URL, the log), in order.
     """

@@ -141,7 +141,7 @@ class Deployments:
     def server_history(
         self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
-        """Return the stored intervals of each server of an endpoint. A server on this machine does not have to run."""
+        """Return the stored intervals of each server of an endpoint. A local server need not be running."""
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
@@ -152,11 +152,11 @@ class Deployments:
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
-        """Return an id of the endpoint server's machine or cluster. Raises NotFound, or like `Backend.place`."""
+        """Return an id of the machine or cluster of the endpoint's server. Raises NotFound, or like `Backend.place`."""
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """Return all deployments (of one endpoint). Raises NotFound if the endpoint does not exist."""
+        """Return all deployments, or those of one endpoint. Raises NotFound if the endpoint does not exist."""
         if endpoint is not None:
             self._require(endpoint)
         return [
@@ -197,7 +197,7 @@ class Deployments:
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Set all weights except shadows', default 0. Raises like `update`, and in a rollout if not `by_rollout`."""
+        """Set all weights except shadows (default: 0). Raises like `update`, and in a rollout unless `by_rollout`."""
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)

@@ -43,10 +43,10 @@ class ScoringTarget:
 
 @contextmanager
 def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
-    """Yield the server of a deployment, or of an endpoint (which selects by traffic), with a reachable address.
+    """Yield the server of a deployment, or of an endpoint (which selects a deployment by its traffic).
 
-    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound, and NotReady
-    if the server is not running.
+    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound if it does
+    not exist, and NotReady if the server is not running.
     """
     observed: Deployment | ObservedEndpoint
     if name is not None:
@@ -109,7 +109,7 @@ def original_document(inputs: object) -> object:
     path = context.params.get("input_path")
     try:
         document = orjson.loads(Path(path).read_bytes()) if path else None
-    except (OSError, orjson.JSONDecodeError):  # pandas supports URLs, compressed files and NaN.
+    except (OSError, orjson.JSONDecodeError):  # pandas also supports URLs, compressed files and NaN.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
         # DataFrame.to_json writes {"a": {"0": 1, "1": 3}}, by column or by row.

@@ -61,7 +61,7 @@ class ServerSession(requests.Session):
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
     """Return the server's JSON object.
 
-    Raises NotReady if the server does not answer. An error status raises its OnnxserveError with the server's message.
+    Raises NotReady if the server does not answer. An error status raises its OnnxserveError and the server's message.
     """
     return _read_object(_post(session, url, body, content_type, timeout_seconds))
 
@@ -77,7 +77,7 @@ def _read_object(response: requests.Response) -> Json:
 
 
 def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
-    """Yield the JSON text of each server-sent event of the answer to the JSON body.
+    """Post a JSON body, and yield the parsed JSON of each server-sent event.
 
     Raises NotReady if the answer is missing or incomplete, InvalidRequest if it is not a stream of events, and
     OnnxserveError if the server refuses or an event contains an error.

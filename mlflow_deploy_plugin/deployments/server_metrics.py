@@ -45,9 +45,9 @@ class VersionCounters:
     Attributes:
         requests / errors: the number of answered requests, and of unsuccessful responses.
         timed: upper bound in seconds → the number of requests within the bound, without explanations.
-        same / different: the rows for which a shadow's prediction is the same or different. A request that the shadow
-            could not answer counts as one different row.
-        refused: the errors of the client (4xx).
+        same / different: the number of rows for which a shadow's prediction is the same or different. A request that
+            the shadow could not answer counts as one different row.
+        refused: the number of client errors (4xx).
     """
 
     requests: float = 0
@@ -81,7 +81,7 @@ class VersionCounters:
         return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
-        """Return the quantile in seconds, interpolated within its bucket as in Prometheus; None without answers."""
+        """Return the quantile in seconds, interpolated within its bucket as in Prometheus; None without requests."""
         total = self.timed.get(math.inf, 0)
         if not total:
             return None

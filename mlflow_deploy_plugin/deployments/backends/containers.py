@@ -1,7 +1,7 @@
-"""The containers of an endpoint: their options, the reason for their end, and the conversion of Docker's errors.
+"""The containers of an endpoint: their options, the reason why they ended, and the conversion of Docker's errors.
 
 Containers run without privileges: as the user who deploys (for root: the user of the image), on a read-only file system
-and without capabilities. A label has a digest of all options whose change requires a new container.
+and without capabilities. A label contains a digest of all options whose change requires a new container.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ def share(path: Path) -> None:
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container cannot reach the registry. With `is_host`, it uses this machine's network."""
+    """Raise InvalidConfig if a container (with `is_host`, on this machine's network) cannot reach the registry."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(

@@ -266,10 +266,10 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            # Set the policy only now, because a restart would hide a crash from `_wait`.
+            # Set the restart policy only now, because a restart would hide a crash from `_wait`.
             new.update(restart_policy={"Name": spec.container.restart})
         except BaseException:
-            if new is not None:  # The container may have accepted requests.
+            if new is not None:  # Complete the requests that the container may have accepted.
                 self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -323,7 +323,7 @@ class DockerBackend(MachineBackend):
             raise
 
     def _network(self) -> str:
-        """Return the id of the listeners' network. If two were created at the same time, the older network is used."""
+        """Return the id of the listeners' network. If two exist because of a race, the older network is used."""
         if not (networks := self._engine.networks.list(names=[f"^{NETWORK}$"])):
             options = {"com.docker.network.bridge.enable_icc": "false"}
             self._engine.networks.create(NETWORK, driver="bridge", options=options)
@@ -335,7 +335,7 @@ class DockerBackend(MachineBackend):
 
         def why_ended() -> str:
             server.reload()
-            # Otherwise OOMKilled may be old, or about a single worker.
+            # In an older container, OOMKilled may be outdated or refer to a single worker.
             is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"

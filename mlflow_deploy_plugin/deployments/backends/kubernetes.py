@@ -123,7 +123,7 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`. After a failure, ready pods continue to run, and objects taken over from others are restored.
+        """Serve `spec`. After a failure, ready pods continue to run, and objects of other owners are restored.
 
         Raises the errors of `Backend.apply`, and AlreadyExists if objects of this name belong to another owner.
         """
@@ -164,7 +164,7 @@ class KubernetesBackend:
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
         for document in documents:
             if document["kind"] == "Deployment":
-                # Read it again, because an autoscaler may have scaled it while the pods were read.
+                # Read the Deployment again, because an autoscaler may have scaled it while the pods were read.
                 document["spec"]["replicas"] = count = pod_count(spec, self._cluster.get("Deployment", spec.name))
                 if not is_scaled and count != replicas:
                     kept = f"{spec.name}: keeps {count} pods, which were set by another manager"
@@ -361,7 +361,7 @@ class KubernetesBackend:
         except ApiRefused as error:
             if error.status != 403 or kind not in _CUSTOM:
                 raise
-            return False  # A user without access has not created it.
+            return False  # A user without access has not created the object.
         if document is None or not self._is_ours(document):
             return False
         self._cluster.delete(kind, name)
@@ -425,7 +425,7 @@ class KubernetesBackend:
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
-        """Return the pending work of ready pods; empty if all serve `spec`. Raises DeploymentFailed."""
+        """Return the pending work of ready pods; empty if all pods serve `spec`. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
             if state is None and self._may_look:
@@ -486,8 +486,8 @@ def _owner_of(document: Document) -> str:
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return the number of pods that a Deployment should have.
 
-    A running Deployment with an autoscaler keeps its pods, even outside of new bounds. Without an autoscaler, it also
-    keeps a number set by a person or an external autoscaler, as long as `kubernetes.replicas` of the spec is unchanged.
+    With an autoscaler, a running Deployment keeps its pods, even outside the new bounds. Otherwise it keeps a number
+    set by a person or an external autoscaler as long as `kubernetes.replicas` of the spec is unchanged.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -511,7 +511,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         kept = {name: value.replace("$$", "$") for name, value in values.items()}
         if kept or not is_needed:
             return kept
-    import mlflow  # The import takes a second, which `list` does not need.
+    import mlflow  # The import takes a second, and `list` does not need it.
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:

@@ -61,7 +61,7 @@ _RETRIES = Retry(
 _CONNECT_SECONDS, _GET_SECONDS = 5, 6
 """The timeouts for reads. With one retry, a read from a hanging cluster fails before the console's page times out."""
 _CHANGE_SECONDS = 60
-"""Each admission webhook may take 30 seconds."""
+"""The timeout for changes. Each admission webhook may take 30 seconds."""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 """The channels of a command's web socket, which are the first byte of each frame."""
@@ -205,8 +205,8 @@ class Cluster:
     def execute(self, pod: str, command: Sequence[str]) -> str:
         """Run a command in the server container and return its output.
 
-        The official client would wait forever for a node that hangs, and decodes each frame separately. Raises
-        ApiRefused if the command cannot be run (status 403: it is forbidden), and DeploymentFailed if it fails.
+        The official client is not used: it waits forever for a hanging node, and decodes each frame separately. Raises
+            ApiRefused if the command cannot be run (status 403: forbidden), and DeploymentFailed if it fails.
         """
         query = urlencode({"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command}, doseq=True)
         path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
@@ -353,14 +353,14 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
-    """Return the client of the configured cluster, or of this pod's cluster. Raises InvalidConfig if there is none."""
-    file = os.environ.get("KUBECONFIG")  # The client would read the variable only when it is imported.
+    """Return the client of the configured cluster, or of this pod's cluster. Raises InvalidConfig without a cluster."""
+    file = os.environ.get("KUBECONFIG")  # The client reads KUBECONFIG only when the client is imported.
     try:
         with _LOADING:
             return kubernetes.config.new_client_from_config(file, context)
     except (ConfigException, TypeError) as error:
         missing = error
-    if not (file or context):  # Do not use another cluster than the configured cluster.
+    if not (file or context):  # The pod's cluster must not replace a configured cluster.
         with suppress(ConfigException, TypeError):
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)

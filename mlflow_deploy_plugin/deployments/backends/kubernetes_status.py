@@ -47,10 +47,10 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """The refusal of pods by a quota, which may be temporary. Times are from one monotonic clock.
+    """The refusal of pods by a quota, which may be temporary. Times are from the monotonic clock.
 
-    A quota also counts terminating pods, and the cluster doubles the wait after each failed try. So after the last pod
-    has ended, the next try follows within the time since the first refusal (`since`), by `waits_until`.
+    A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
+    ended, the next wait is at most the time since the first refusal (`since`). It ends by `waits_until`.
     """
 
     since: float

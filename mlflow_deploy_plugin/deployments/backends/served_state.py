@@ -227,7 +227,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # If True, only the traffic or similar fields must still change.
+    is_loaded = len(workers) >= count and all(  # If True, only the traffic or similar fields must still be applied.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
