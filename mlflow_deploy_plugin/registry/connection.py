@@ -73,7 +73,7 @@ def set_service_timeouts() -> None:
 
 
 class _NoRequestTimeout(AbstractContextManager[None]):
-    """Removes the timeout of `set_service_timeouts` while at least one thread downloads files.
+    """A context that removes the timeout of `set_service_timeouts` while at least one thread downloads files.
 
     MLflow's server fetches a complete file from its artifact store before it sends the first byte. The timeout applies
     to the process, so during a download other calls have no timeout either.
@@ -117,11 +117,11 @@ def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SE
 
 
 class _Deadline:
-    """Stops another thread's read from a socket after a number of seconds."""
+    """A timer that stops another thread's read from a socket after a number of seconds."""
 
     def __init__(self, reading: socket.socket, seconds: float) -> None:
         self._seconds, self._is_over = seconds, threading.Event()
-        # A bound method would create a cycle, so that the socket would wait for garbage collection.
+        # A bound method would create a reference cycle, and only garbage collection would free the socket.
         self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
         self._timer.daemon = True
         self._timer.start()
@@ -131,8 +131,8 @@ class _Deadline:
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise ProtocolError if the deadline passes within the block. It replaces the interrupted read's error."""
-        from urllib3.exceptions import ProtocolError  # It is imported late for the reason in `_extend_urllib3`.
+        """Raise ProtocolError if the deadline passes within the block. ProtocolError replaces the read's error."""
+        from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
 
         try:
             yield
@@ -167,7 +167,7 @@ def _extend_urllib3() -> None:
                     for piece in super().stream(amt, decode_content):
                         size += len(piece)
                         if size > self.most_bytes:
-                            self.close()  # Otherwise requests would read the rest of a redirection.
+                            self.close()  # Otherwise requests would read the rest of a redirect response.
                             raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
                         yield piece
             finally:
@@ -420,7 +420,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     elif answered:  # The version's tag must not show a server's answer to the model's author.
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
-    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The answer may be a database's greeting.
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be a database's greeting.
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"

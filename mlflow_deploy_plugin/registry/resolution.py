@@ -169,7 +169,7 @@ def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> Re
 
 
 def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
-    """Return the gate status of a version. A pass without an evaluation is invalid if the policy now requires one."""
+    """Return the gate status of a version. A pass without an evaluation is void if the policy has a dataset."""
     status = gate_status_of(tags)
     if status.state != PASSED_WITHOUT_EVALUATION:
         return status
@@ -288,7 +288,7 @@ def lookup_key(model_uri: str) -> str:
 
 
 class BatchResolver:
-    """Looks up several URIs at once. Results that cannot change are cached for the next call."""
+    """A resolver that looks up several URIs at once. Results that cannot change are cached for the next call."""
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}

@@ -108,7 +108,7 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run of a model. Raises InvalidConfig if it was never logged, NotFound if run or model is missing."""
+    """Return the run of a model. Raises InvalidConfig if it was never logged, and NotFound if it is missing."""
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
         raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so it has no run to log to")
@@ -333,7 +333,7 @@ class IdempotentRun:
             try:
                 tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(client, other_id):  # Its creator may have deleted it since the search.
+                if not _is_deleted(client, other_id):  # The creator may have deleted the run since the search.
                     raise
             if self.done[0] in other.data.tags:
                 with suppress(MlflowException):  # Another process may have deleted the tag.

@@ -135,7 +135,7 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
 
 
 def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
-    """Return the version that the URI's stage (the highest number if several), alias or tag now selects, or ""."""
+    """Return the version that the URI's stage, alias or tag selects (the highest number if several match), or ""."""
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
@@ -147,9 +147,8 @@ def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclu
 
 
 def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
-    """Make the stage, alias or tag select only `version`. With `clears_rollback`, delete its rolled-back tag.
-
-    Other versions in Production or Staging are archived, because the highest number is served. The tag is removed from
+    """Make the stage, alias or tag select only `version`. With `clears_rollback`, delete the version's rolled-back tag.
+    Other versions in Production or Staging are archived, because the highest number is served. A tag is removed from
     other versions. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound if the version is missing.
     """
     from mlflow.exceptions import MlflowException  # The import takes a second.
@@ -227,7 +226,7 @@ class PreviousVersion:
 
 
 def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
-    """Return the version that had the stage before `version`, without rolled-back versions. Aliases have no history."""
+    """Return the version that had the stage before `version`. Skip rolled-back versions. Aliases have no history."""
     if uri.kind != "stage":
         return None
     with registry_errors(f"model {uri.name}"):
