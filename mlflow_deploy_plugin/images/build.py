@@ -1,4 +1,4 @@
-"""Plans and builds the image of one model: first the server's image if it is missing, then the layer of the model."""
+"""Plan and build the image of one model: first the server's image if it is missing, then the layer of the model."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in the local engine. `size` is the bytes of all layers; `labels` are as in `docker inspect`."""
+    """An image in the local engine. `size` is the size of all layers in bytes; `labels` are as in `docker inspect`."""
 
     name: str
     id: str

@@ -66,7 +66,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    The image lists them, without a network. Raises BuildFailed if it cannot run or is not an onnxserve image.
+    A container without a network lists them. Raises BuildFailed if the image cannot run or is not of onnxserve.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")

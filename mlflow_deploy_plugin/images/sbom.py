@@ -1,4 +1,4 @@
-"""Lists the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.images.sbom`, run in an image.
+"""List the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.images.sbom`, run in an image.
 
 The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the Python distributions and, if dpkg
 is available, Debian packages, but no times or random numbers, so that equal images produce equal documents.
