@@ -90,7 +90,7 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
-    """Return the traffic per variant in percent. Answering variants add up to 100, by the largest remainder method."""
+    """Return the traffic per variant in percent. Without shadows, the sum is 100, by the largest remainder method."""
     weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}

@@ -72,7 +72,7 @@ _LINE_BREAKS = "\x85\u2028\u2029"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line texts as blocks, and repeats equal objects instead of using YAML aliases."""
+    """A YAML dumper that writes multi-line texts as blocks, and repeats equal objects instead of using YAML aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
