@@ -143,7 +143,7 @@ class BatchOutput:
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
         """Write the manifest, or continue with the existing one. Return the finished files. Raises like `run_batch`."""
-        manifest = orjson.loads(orjson.dumps(manifest))  # A tuple becomes a list, as in the file.
+        manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists, as in the file.
         try:
             files = {*_list_files(self._location)}
             known: Manifest | None = None
@@ -152,7 +152,7 @@ class BatchOutput:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # A batch without output files may be replaced in a folder, where the lock excludes a running batch.
+            # In a local folder, the lock excludes a running batch, so a batch without output files may be replaced.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})

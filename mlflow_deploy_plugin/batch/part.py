@@ -1,4 +1,4 @@
-"""One part of a batch: a file of rows becomes a file of predictions, block by block. It is written only if complete."""
+"""One part of a batch: predict a file of rows block by block, and write the predictions only if they are complete."""
 
 import os
 import shutil

@@ -58,7 +58,7 @@ class BatchPlan:
         input_format: the format of files whose names do not specify a format.
         output_format: the format of the output; if it is None, each part keeps its format.
         on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
-        workers: the number of cores; None means all cores. Spark has its own setting.
+        workers: the number of cores; None means all cores. Spark has a separate setting.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment with a run that records the batch; empty if the batch is not recorded.
     """

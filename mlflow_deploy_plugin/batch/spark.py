@@ -43,7 +43,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked the extra.
+    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked that pyspark is installed.
 
     archive = _ship(context, model)
     results = context.accumulator([], AddingAccumulatorParam([]))
@@ -57,7 +57,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # The tasks have no rows, so they do not need Spark SQL, which doubles the start time.
+        # The tasks have no rows, so they do not need Spark SQL, which would double the start time.
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":

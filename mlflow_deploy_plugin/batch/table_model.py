@@ -115,7 +115,7 @@ class PyfuncTable:
     def predict(self, table: pa.Table) -> pa.Table:
         has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
         try:
-            if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these.
+            if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
