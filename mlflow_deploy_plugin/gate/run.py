@@ -39,7 +39,7 @@ HTML, JSON = "gate_report.html", "gate.json"
 
 @dataclass(frozen=True)
 class GateRun:
-    """A verdict and the MLflow run with its report. `is_tagged` is True if the version is tagged with it."""
+    """A verdict and the MLflow run with its report. `is_tagged` is True if the version has the verdict's tags."""
 
     verdict: GateVerdict
     run: LoggedRun
@@ -77,7 +77,7 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     status = candidate.gate_status
     if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
         return None
-    # No other version has these stages and aliases, so each version in them is the candidate.
+    # No other version has a gated stage or alias, so each version found in them is the candidate.
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
@@ -148,8 +148,8 @@ def gate_version(
                 GATE_AGAINST_TAG: verdict.against,
                 GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
                 GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-                GATE_TAG: verdict.state,  # Set after its details.
-                GATE_DIGEST_TAG: verdict.digest,  # Set last, because it makes the verdict valid.
+                GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
+                GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
             }
             for key, value in tags.items():
                 tag_version(verdict.model, verdict.version, key, value)
@@ -217,7 +217,8 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """Log MLflow's evaluation of the predictions of both versions, with metrics and plots.
 
-    The verdict does not use it, because it has no margin and no interval. Errors of MLflow are written to a tag.
+    The verdict does not use MLflow's evaluation, which has no margin and no interval. MLflow's errors are written to a
+    tag.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")
