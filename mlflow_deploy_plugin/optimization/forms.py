@@ -40,7 +40,7 @@ _QUANTIZED = (
 )
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
-"""Means and variances are too inaccurate in 16 bits, and ONNX Runtime 1.31 crashes on a 16-bit LayerNormalization."""
+"""Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
 """The limit for 16 bits, with a safety factor of 4 for rows with larger numbers than the calibration rows."""
 _MASKED = 1e8
@@ -248,7 +248,7 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # not the casts of the model
+    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # Exclude the casts of the model.
     to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:

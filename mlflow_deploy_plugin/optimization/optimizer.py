@@ -154,7 +154,7 @@ def optimize(
     Args:
         model_uri: a version with an ONNX form, for example models:/digits-cnn/1.
         int8: "dynamic" or "static" (see `forms`).
-        fp16: True for 16-bit floats, and 32-bit floats where these would overflow.
+        fp16: True for 16-bit floats, and 32-bit floats where 16-bit floats would overflow.
         prune: the share of weights per layer that are set to zero, beginning with the smallest.
         auto: try all forms, and register the fastest form within the limit if it is faster than the base.
         rows: the request size by which `auto` decides: 1, 8 or 1,000 rows; default: all three.
@@ -164,7 +164,7 @@ def optimize(
         target: the label column.
         metric: the metric for labelled rows; default: accuracy, or rmse for numbers.
         max_loss: the maximum loss. With labels, it is in the unit of the metric, or relative for rmse and mae. Without
-            labels, it is the share of changed labels, or the mean difference divided by the spread of predictions.
+            labels, it is the share of labels that differ, or the mean difference relative to the predictions' spread.
         original: the torch module that the version was converted from, or its URI in MLflow (its code is loaded). If it
             is set, the pruned module is trained.
         epochs: the number of training epochs.
@@ -209,7 +209,7 @@ def try_forms(
     register: str | None = None,
     progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
-    """Create and measure the forms, and register the best form. A refusal is part of the result.
+    """Create and measure the forms, and register the best form. A refusal is returned in the result.
 
     With several recipes, the fastest form within the limit is chosen. Arguments and errors are as in `optimize`.
     """

@@ -201,7 +201,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
     converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
-    # Exclude our tree converters' loops over blocks of rows, which need no advice.
+    # Exclude the loops of onnxserve's tree converters over blocks of rows, which need no advice.
     loops = [entry.name for entry in nodes if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")]
     steps = max((entry.calls for entry in nodes), default=0)
     is_double, is_half = share(*_TREES, type_="double") > 0, any("float16" in entry.types for entry in operators)

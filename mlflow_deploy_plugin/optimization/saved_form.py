@@ -29,8 +29,8 @@ def save_model(
 ) -> None:
     """Write a folder with another graph and the signature, example, reference and environment of `base`.
 
-    `record` is the section `optimization` of the MLmodel file, and `parity` is the section `parity` for a base of our
-    flavor. A draft has no record and keeps the base's reference. Raises ConversionError if the graph is too large.
+    `record` is the section `optimization` of the MLmodel file, and `parity` its section `parity` for the onnxserve
+    flavor. Without a record (a draft), the base's reference is kept. Raises ConversionError if the graph is too large.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
