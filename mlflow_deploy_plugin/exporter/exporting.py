@@ -187,7 +187,7 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
-    """Write the graph, its weights and our metadata to one file. Raises ConversionError if the file is too large."""
+    """Write the graph, its weights and the metadata to one file. Raises ConversionError if the file is too large."""
     import onnx  # Importing onnx is slow.
 
     if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
@@ -313,7 +313,7 @@ def _prove(
             run_to_end(command, _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs = pickle.loads(outputs_file.read_bytes())  # This file is from our script.
+        outputs = pickle.loads(outputs_file.read_bytes())  # The file is trusted, because `_PROOF` wrote it.
     largest, otherwise = 0.0, "the exported model gives other answers and was discarded: output"
     for name, want in expected.items():
         got = outputs[name]
@@ -323,7 +323,7 @@ def _prove(
         wrong = np.atleast_1d(want != got)
         if want.dtype.kind == "f":
             wide = want.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # for infinite values
+            with np.errstate(invalid="ignore"):  # Infinite values are subtracted.
                 error = np.atleast_1d(np.abs(wide - got))
                 size = np.where(np.isfinite(wide), np.abs(wide), 0)
                 largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)

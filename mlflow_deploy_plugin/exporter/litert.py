@@ -1,4 +1,4 @@
-"""Convert a graph to TensorFlow Lite, and predict with it. It runs in the environment of `tflite-requirements.txt`.
+"""Convert a graph to TensorFlow Lite, and predict with it. `tflite-requirements.txt` lists the required packages.
 
 python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
 """
@@ -53,7 +53,7 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite with the graph's names and layouts. If `rows` is "1", it accepts one row per call."""
+    """Write FOLDER/model.tflite with the graph's names and layouts. It accepts one row per call if `rows` is "1"."""
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
