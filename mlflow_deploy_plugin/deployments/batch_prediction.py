@@ -326,7 +326,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the error of the first row that is refused on its own, otherwise the error of the whole batch."""
+    """Return the error of the first row that is refused when it is sent separately, or the error of the batch."""
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
@@ -334,7 +334,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
-        if refused is None:  # The batch is refused, but neither half is.
+        if refused is None:  # Both halves are accepted separately.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
     return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"

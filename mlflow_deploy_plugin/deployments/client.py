@@ -92,7 +92,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     """Deployments of one target through MLflow's interface. Every failure is an MlflowException.
 
     An endpoint is a server; a deployment is a variant of it. Without `endpoint`, a deployment has a separate server.
-    `config` has fields of the spec with dotted names, see `mlflow deployments help -t onnxserve`.
+    `config` contains fields of the spec with dotted names; see `mlflow deployments help -t onnxserve`.
     """
 
     def __init__(self, target_uri: str) -> None:
@@ -138,8 +138,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
-        """Return the state (running, starting, stopped, failed), its reason, the URL, versions per worker,
-        provenance."""
+        """Return the state (running, starting, stopped, failed), its reason, URL, worker versions and provenance."""
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 

@@ -77,7 +77,7 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     status = candidate.gate_status
     if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
         return None
-    # No other version has a gated stage or alias, so each version found in them is the candidate.
+    # No other version has a gated stage or alias, so a non-empty stage or alias contains the candidate.
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
@@ -217,8 +217,7 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """Log MLflow's evaluation of the predictions of both versions, with metrics and plots.
 
-    The verdict does not use MLflow's evaluation, which has no margin and no interval. MLflow's errors are written to a
-    tag.
+    The verdict does not use this evaluation, which has no margin or interval. Errors of MLflow are written to a tag.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")

@@ -69,7 +69,7 @@ class _NodeRun:
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """The times of a version, the longest first, and sentences with `advice` on possible changes.
+    """The times of a version, the longest first, and `advice` on possible changes, in sentences.
 
     `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` minus the time of all
     nodes: memory and dispatch. It is negative if the profiler's overhead is larger.

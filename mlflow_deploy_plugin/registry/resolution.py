@@ -2,7 +2,7 @@
 
 | URIs of one model               | call                                                                     |
 |---------------------------------|--------------------------------------------------------------------------|
-| stages, and aliases with them   | `get_registered_model`: the newest version of each stage, and the aliases |
+| stages, with or without aliases | `get_registered_model`: the newest version of each stage, and the aliases |
 | one alias                       | `get_model_version_by_alias`                                             |
 | each tag                        | `search_model_versions` for the newest version with the tag              |
 

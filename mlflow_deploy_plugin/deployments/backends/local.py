@@ -102,7 +102,7 @@ class LocalBackend(MachineBackend):
             log.seek(0, os.SEEK_END)
             part = ""
             while True:
-                # Check this first: after a False, one more read returns the rest of the log.
+                # Check liveness before reading: after a False, one more read returns the rest of the log.
                 is_alive = self.is_running(name)
                 if os.fstat(log.fileno()).st_size < log.tell():
                     log.seek(0)  # The log was truncated.
