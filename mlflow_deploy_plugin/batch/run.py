@@ -214,7 +214,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 def _prepare(threads: int) -> None:
     """Limit the threads of libraries, and hide tracebacks of refused rows, because the error message has the reason.
 
-    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded. Otherwise each uses all cores.
+    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; each would use all cores without it.
     """
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -156,7 +156,7 @@ class Deployments:
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """Return all deployments, or those of one endpoint. Raises NotFound if the endpoint does not exist."""
+        """Return all deployments, or only those of `endpoint`. Raises NotFound if the endpoint does not exist."""
         if endpoint is not None:
             self._require(endpoint)
         return [
@@ -219,7 +219,7 @@ class Deployments:
     def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
         """Return the endpoints, sorted by name. `progress` receives a line per unreadable endpoint.
 
-        They are observed in parallel, so that a cluster that hangs does not delay the others.
+        Endpoints are observed in parallel, so that a hanging cluster does not delay the others.
         """
         for unreadable in self.store.unreadable():
             self.progress(unreadable.reason)

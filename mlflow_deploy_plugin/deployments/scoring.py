@@ -100,7 +100,7 @@ def original_document(inputs: object) -> object:
     """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
 
     MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts texts to numbers or dates,
-    rounds floats, and does not recognise MLflow's forms. Unless the file has one of pandas' forms, it is read again.
+    rounds floats, and does not recognise MLflow's forms. A file without a form of pandas is therefore read again.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""

@@ -19,7 +19,7 @@ class Observation:
     Attributes:
         reason: the reason why the server is not running, or the pending work; empty if there is no problem.
         url: empty while the server does not answer.
-        pid / started_at: of the supervisor; None if it is not running.
+        pid / started_at: the process id and start time of the supervisor; None if it is not running.
         restarts: the number of gunicorn restarts since the start; None if the backend does not count them.
         wanted: the versions to be served, as the agent has resolved them.
         workers: the state files of the running workers.

@@ -343,7 +343,7 @@ class DockerBackend(MachineBackend):
         self.wait_until_served(spec, folder, before, why_ended, log)
 
     def _stop(self, server: Container) -> None:
-        """Let a server complete its requests and ship its rows. It is killed at the end of its grace period."""
+        """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         server_spec = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=server_spec.stop_seconds)  # This call has no effect if the server has ended.

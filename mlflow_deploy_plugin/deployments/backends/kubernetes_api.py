@@ -1,7 +1,7 @@
 """The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands in pods.
 
 The official client finds the cluster and the credentials, and handles the web sockets of `port-forward`. Every request
-is idempotent. After 429, 5xx or a broken connection it is repeated, after the pause that the server requests.
+is idempotent. After 429, 5xx or a broken connection, the request is repeated after the pause that the server requests.
 """
 
 import json

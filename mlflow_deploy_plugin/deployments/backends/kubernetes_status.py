@@ -50,7 +50,7 @@ class RefusedPods:
     """The refusal of pods by a quota, which may be temporary. Times are from the monotonic clock.
 
     A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
-    ended, the next wait is at most the time since the first refusal (`since`). It ends by `waits_until`.
+    ended, the next wait is at most the time since the first refusal (`since`). This wait ends by `waits_until`.
     """
 
     since: float
