@@ -55,7 +55,7 @@ DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
 """The longest wait for a window that the controller is judging."""
 MAX_BACKFILLED = 10_000
-"""The limit is more than a year of hourly windows. Each window takes seconds and creates a run in MLflow."""
+"""The limit allows more than a year of hourly windows. Each window takes seconds and creates a run in MLflow."""
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"

@@ -1,6 +1,6 @@
 """Runs a window of a monitor under the monitor's lease: the oldest due window is stored, judged and closed.
 
-An attempt has one of three results: the window is judged, will be retried, or has failed finally. Alerts and
+An attempt has one of three results: the window is judged, will be retried, or has permanently failed. Alerts and
 retrainings are started before the verdict is stored. If the controller crashes in between, the next controller judges
 the window again and reuses its MLflow run. An alarm may therefore be sent twice, but is never lost.
 """

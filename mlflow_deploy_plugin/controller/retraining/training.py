@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.store.tables import RetrainingFigures
 MAX_TRAININGS = 2
 """A training that was killed is restarted once. A training that fails is not restarted."""
 SILENT = timedelta(minutes=2)
-"""The time of eight heartbeats. The clocks of two machines should differ by less."""
+"""The length of eight heartbeat intervals. The clocks of two machines should differ by less."""
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100

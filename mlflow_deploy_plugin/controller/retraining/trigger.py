@@ -171,7 +171,7 @@ class RetrainingSchedule:
             for retraining in Retrainings(self._deployments.store).find(endpoint.name)
             if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
-        # A time in the future was set by a wrong clock.
+        # Times in the future were set by a wrong clock, so the first look replaces these times.
         since = max(time if time <= now else self._first_look for time in [endpoint.created_at, *earlier])
         return next_fire(schedule, spec.time_zone, since) <= now
 

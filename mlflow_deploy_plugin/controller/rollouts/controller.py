@@ -226,7 +226,7 @@ class RolloutController:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # An early retry fails.
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # An early retry would fail.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:

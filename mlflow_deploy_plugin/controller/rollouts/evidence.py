@@ -186,7 +186,7 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
 def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
     """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
 
-    With a latency criterion, the event is a time above `slow_from` seconds. Both are 0 if `slow_from` is None.
+    For a latency criterion, the event is a latency above `slow_from` seconds. Both are 0 if `slow_from` is None.
     """
     match criterion.kind:
         case "error_rate":
