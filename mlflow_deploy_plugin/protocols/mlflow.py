@@ -272,7 +272,7 @@ def _check_column_count(count: int) -> None:
 
 
 def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
-    """Return the values of one column. Parse the fields in one call, unless a field is missing, wrong or contains `_`."""
+    """Return the values of one column. Parse the fields in one call, unless a field is missing, wrong or has `_`."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     if read is str:
         return [text or None for text in fields]

@@ -36,9 +36,9 @@ class InlinePolicy:
     """A policy that decides from earlier requests of the same class if a request is answered on the event loop.
 
     An unknown class is answered in a thread. The average of a class falls faster than it rises, because requests in
-    threads slow each other down. A measurement counts as at most eight times the average, so that a model counts as slow
-    only after three slow responses in a row. `may_be_inline` returns False if the request waits for a batch or for
-    another process.
+    threads slow each other down. A measurement counts as at most eight times the average, so that a model counts
+    as slow only after three slow responses in a row. `may_be_inline` returns False if the request waits for a
+    batch or for another process.
     """
 
     def __init__(self, may_be_inline: Callable[[RawRequest], bool]) -> None:
