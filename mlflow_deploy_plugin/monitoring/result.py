@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Drift kinds use the first two states, `require` the next three, data_quality these five, and every kind the last."""
+"""Drift kinds use the first two states, `require` the next three, data_quality all five, and every kind the last."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
@@ -65,7 +65,7 @@ class Finding:
 
     @property
     def weight(self) -> float:
-        """The ratio of value and threshold: 1 at the threshold, at most 10."""
+        """The ratio of value to threshold: 1 at the threshold, at most 10."""
         if self.value is None or not self.threshold:
             return 1.0
         ratio = abs(self.value / self.threshold)

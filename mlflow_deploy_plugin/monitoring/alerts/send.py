@@ -46,7 +46,7 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "said": ("For you", "info"),
 }
 _MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""Positions that break mentions, links and images, because Apprise does not escape Markdown (Discord, Mattermost)."""
+"""Positions for a zero-width space that breaks mentions, links and images, because Apprise does not escape Markdown."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -250,7 +250,7 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: S
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
     """Return title, text and kind of a message for the alerts of an endpoint, the most severe first. A zero-width space
-    turns mentions and links into plain text, because the lines quote categories and columns of callers."""
+    turns mentions and links into plain text, because the lines quote column names and categories from callers."""
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:

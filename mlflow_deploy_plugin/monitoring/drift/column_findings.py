@@ -20,15 +20,15 @@ _SHOWN = 3
 _UNLIKELY = 1e-6
 """A constant column is drift only if its probability, given the frequencies in the reference, is below this limit."""
 _FEW_WINDOWS = 19
-"""The number of windows below which the steps are also checked for constant values. Without this check and
-with a flag that changes every other week, 10 % of the months after a reference of three months were called drifted."""
+"""The number of windows below which the steps are also checked for constant values. Otherwise, a flag that changes
+every other week was called drifted in 10 % of the months after a reference of three months."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """The types whose distributions can be compared. A column of such a type without bins was not requested."""
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Return a finding for each new, removed, retyped or constant column. If a window of the reference also lacks the
-    column or has only one value, it is not drift; therefore these findings need no threshold."""
+    """Return a finding for each new, removed, retyped or constant column. A column that is also missing or constant in
+    a window of the reference is not drift, so these findings need no threshold."""
     findings = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
     return [finding for finding in findings if finding is not None]
 
@@ -75,7 +75,7 @@ def _constant_finding(
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
     large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins with one value
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins, without rare values
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
@@ -227,7 +227,7 @@ class _JudgedColumn:
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
-        # Rows with new values are more informative than fewer rows with a frequent value.
+        # Prefer an increase of rare or new values to the resulting decrease of a frequent value.
         if index == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
             return self._rare_change(bins, before, *(share[frequent:] for share in shares))
         code = list(bins.codes)[index]

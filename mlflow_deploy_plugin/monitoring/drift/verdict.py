@@ -77,7 +77,7 @@ _MAX_CELLS = 20_000_000
 """The limit of compared histogram counts: about sixty windows for a thousand columns, compared within seconds."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The number of pairs whose windows have the compared rows: 3 / false-alarm rate, at most three quarters of all."""
+"""The compared rows are chosen so that 3 / false-alarm rate pairs have enough rows, at most three quarters of all."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
     "column or the values with the time of each row), or set independent_rows"
@@ -315,7 +315,7 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
-    """Return 40 hexadecimal digits that identify the distribution of these groups and the `parts`."""
+    """Return the cache key, 40 hexadecimal digits, of the distribution for these groups and `parts`."""
     digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
     for group in groups:
         pieces = group.reference.pieces
@@ -384,7 +384,7 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
     windows if that is smaller. The window's rows are rounded down to a step of 15 %, so that windows of similar size
-    share a null distribution. With `rolling:`, the smaller window counts, or less if the rate needs more pairs."""
+    share a null distribution. For `rolling:`, the smaller window counts, or fewer rows if the rate needs more pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

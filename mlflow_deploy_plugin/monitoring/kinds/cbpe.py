@@ -4,13 +4,13 @@ If probabilities are calibrated, a prediction with probability p is correct with
 entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
 arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
 detect that the labels of the same rows have changed. Earlier labelled windows calibrate the probabilities by isotonic
-regression if that helps on held-out windows. They also give the error; without them, the estimate is only informative.
+regression if that helps on held-out windows. They also give the error; an estimate without error is only informative.
 
 The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
 draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
 windows, plus the amount by which this window's sampling variance exceeds theirs. Student's quantile has k degrees of
 freedom. The interval is never narrower than the largest earlier error. If this window's error is exchangeable with the
-earlier errors, this gives a coverage of k/(k+1) for any distribution.
+earlier errors, this rule gives a coverage of k/(k+1) for any distribution.
 """
 
 import math
@@ -171,7 +171,7 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         return float((chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean() / 2)
     areas = []
     for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        above, below = chances[:, label], 1 - chances[:, label]  # weights, because every row is in both sets
+        above, below = chances[:, label], 1 - chances[:, label]  # Every row is in both sets, with these weights.
         if (total := above.sum() * below.sum()) > 0:
             areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
     return float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
@@ -184,7 +184,7 @@ def _probabilities(window: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows, their probabilities, [N, C], each calibrated on the others, and the calibration function."""
+    """Earlier windows, their probabilities, [N, C], calibrated on the other windows, and the calibration function."""
 
     windows: Sequence[LabelledWindow]
     chances: Sequence[Array]

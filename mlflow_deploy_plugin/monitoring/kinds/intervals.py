@@ -115,7 +115,7 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     influence = weights * (hits - part)
     effective_n = sampling.effective_n(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:
-        # If heavy rows miss more often than light rows, the variance is larger than the weights imply.
+        # If rows with large weights miss more often, the variance is larger than the weights imply.
         effective_n = min(
             effective_n, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean())
         )
@@ -214,7 +214,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
-        # If all pairs are ordered, the variance is 0: use a share without a miss among the rows of the rarer class.
+        # If all pairs are ordered, the variance is 0. Use Wilson's interval with the rows of the rarer class.
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-_LARGEST = 1e75  # The fourth power, needed for a bootstrap's variance, is finite.
+_LARGEST = 1e75  # A bootstrap's variance needs the fourth power of a value, which must be finite.
 MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
@@ -36,13 +36,13 @@ Metrics = Mapping[str, "MetricInterval | Refused"]
 
 @dataclass(frozen=True, eq=False)
 class ClassPredictions:
-    """Answers to rows, as indices into `classes`.
+    """Predicted classes of rows, as indices into `classes`.
 
     Attributes:
         predicted: [N] int64.
         probabilities: [N, C] float64, rows sum to 1; None if the model returns no probabilities.
         classes: names as text: the model's own classes in ascending order, then classes that only labels have.
-        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last combines the rest.
+        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last class combines the rest.
     """
 
     predicted: Array

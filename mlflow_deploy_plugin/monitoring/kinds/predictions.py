@@ -206,8 +206,8 @@ def _classified(
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
     """Return True if the labels use other class names than the model: no label is a class of the model, or some labels
-    are not and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own` are the
-    indices of the model's classes. Without `has_classes`, the model's classes are its predictions."""
+    are unknown classes and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own`
+    are the indices of the model's classes. Without `has_classes`, they are the predicted classes."""
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():

@@ -36,7 +36,7 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's texts about `drift_share`, which look like a column's threshold. The group, the share, is kept."""
+"""Evidently's texts about `drift_share`, which look like a column's threshold. Only the group (the share) is kept."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -166,7 +166,7 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: the reference's frequent values, a text for others, and a text for missing values."""
+    """Yield both sides as texts: frequent values of the reference, and a text each for other and for missing values."""
 
     def text(value: object) -> str:
         if value is None or value != value:  # NaN

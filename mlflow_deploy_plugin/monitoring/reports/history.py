@@ -27,7 +27,7 @@ MOST_WINDOWS = 60
 _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
-_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # The state must not be shown by only colour.
+_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # Markers show the state without colour.
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,8 @@ _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogRefer
 def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
     """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
-    A reference without event times has only a total, and no windows. This and each missing column is reported in a
-    note. `model` and `version` answered the window's rows.
+    A reference without event times has only a total, and no windows. Notes report missing event times and columns.
+    `model` and `version` answered the window's rows.
 
     Raises:
         NotFound: the version, the dataset or its rows do not exist.
@@ -240,8 +240,8 @@ def column_types(request: WindowRequest, model: str, version: str) -> dict[str, 
 def load_segment_references(
     request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
 ) -> list[DriftReference]:
-    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. For a
-    reference in the log all rows count; otherwise only the sample counts. Raises the errors of `load_reference`."""
+    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. A
+    reference in the log uses all rows; other references use only the sample. Raises the errors of `load_reference`."""
     kind = request.spec.reference.partition(":")[0]
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     times = event_times(whole.sample)

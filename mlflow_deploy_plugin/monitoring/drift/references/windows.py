@@ -1,7 +1,7 @@
 """A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
 
 Unseen categories and out-of-range numbers of a window are counted against all other windows. If the whole reference
-were used, its windows would have none, and the first rare value in a later window would be an alarm.
+were used, its windows would have no such values, and the first rare value in a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ class WindowGrid(NamedTuple):
         max_windows: the maximum number of windows to keep.
         keeps_steps: True if the steps are also kept.
         lag_windows: the distance to the earlier window that a window is compared with, or 0 to compare with all others.
-            The kept windows include the partner of the window after the last window.
+            The window `lag_windows` before the end of the grid is kept for the next window.
     """
 
     start_us: int
@@ -61,7 +61,7 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The maximum number of pairs that are kept, without the pair of the window after the last window."""
+        """The maximum number of pairs that are kept, without the pair of the next window after the grid."""
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
@@ -284,7 +284,7 @@ def correct_for_rest(
     corrected = []
     for window, start_us in zip(windows, starts_us, strict=True):
         position = index_of.get((start_us - starts_us[0]) // length_us)
-        if position is None:  # Without sampled rows, the bins already contain only other windows.
+        if position is None:  # The bins were frozen on only other windows.
             corrected.append(window)
             continue
         columns = dict(window.columns)

@@ -1,9 +1,9 @@
 """Bins that are frozen on the reference, and the distance between two histograms over these bins.
 
 Numbers are compared by the Wasserstein distance in standard deviations of the reference, because the Jensen–Shannon
-distance of quantile bins does not grow beyond the reference's range. Days from June to August called drifted at the
-same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with 250
-rows). Numbers are clipped at three ranges beyond the middle 99 %, which limits the weight of a sentinel such as -9999.
+distance of quantile bins does not grow beyond the reference's range. Days from June to August that were called drifted
+at the same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
+250 rows). Numbers are clipped at three ranges beyond the middle 99 %, to limit the weight of a sentinel like -9999.
 
 Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the most
 frequent values. Rare texts are divided by length and hash into about 64 bins. New values have no bin of their own: the
@@ -65,7 +65,7 @@ class OrderedBins:
 
     @cached_property
     def edges(self) -> Array:
-        """[K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
+        """The bounds between bins: [K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
         edges: Array = (self.positions[1:] + self.positions[:-1]) / 2
         return edges
 
@@ -207,7 +207,7 @@ def _codes(values: Sequence[Any]) -> dict[str | float, int]:
     rest. With 500 equally frequent values, a random choice of 50 caused false drift in 1/3 to 1/2 of months."""
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE
-    # With a full sort, a quarter of the time was spent here for a reference with ids.
+    # A full sort took a quarter of the total time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:

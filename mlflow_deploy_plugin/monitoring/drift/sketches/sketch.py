@@ -333,7 +333,7 @@ def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, grou
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # The sort keeps `owners`.
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # owners[order] equals owners.
     for position in order[kept].tolist():
         group, name = named[owners[position]], names[members[position]]
         label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"

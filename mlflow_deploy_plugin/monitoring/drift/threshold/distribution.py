@@ -8,7 +8,7 @@ rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measure
 
 The number of alarms is compared with a beta-binomial distribution: the share of all windows above the k-th largest of n
 windows has a beta distribution with k and n + 1 - k. Dependent windows count as their effective number, but at least as
-the number that the rate needs, because a separate note reports too few windows.
+many as the rate needs, because a separate note reports too few windows.
 """
 
 import math
@@ -81,7 +81,7 @@ class HoldOutAlarms:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval for the rate, given the windows that judge (Clopper & Pearson, Biometrika 26, 1934)."""
+        """The 95 % interval for the rate, conditional on the judge windows (Clopper & Pearson, Biometrika 26, 1934)."""
         hits = self.share * self.effective_n
         low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
         high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
@@ -166,7 +166,7 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """The number of independent windows that the windows are worth, because they may be correlated."""
+        """The number of independent windows that the windows, which may be correlated, are worth."""
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:

@@ -1,10 +1,10 @@
 """The null distributions from random draws: stretches of steps, or samples of rows.
 
 `StationaryBootstrap` is for windows that are long compared with the reference. An autocorrelated series is resampled in
-stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). Three months contain information
-about the variation of a month only in their days. Therefore the distances are divided by the distances of stretches of
-half a window within the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of
-ten columns with correlated days, at a nominal 5 %:
+stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). In three months, only the days
+show how much a month varies. Therefore the distances are divided by the distances of stretches of half a window within
+the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten columns with
+correlated days, at a nominal 5 %:
 
 | method | false alarms |
 |---|---|
@@ -149,8 +149,8 @@ class StationaryBootstrap(WindowNull):
         return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures in deviations of the drawn reference's stretches. The scales are the root mean squares of
-        the differences between the reference and its own stretches."""
+        """Return the figures, with distances divided by the root mean square distance between the drawn reference and
+        its stretches, and the scales, which are the same root mean squares for the reference."""
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
