@@ -16,12 +16,12 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 @dataclass(frozen=True)
 class Agreement:
-    """A comparison of the answers of a form with the answers of its base.
+    """A comparison of the predictions of a form and its base.
 
     Attributes:
         equal: the share of rows with equal labels; None if there are no labels.
-        max_difference, mean_difference: the largest over all numeric outputs in their unit; None without outputs.
-        relative_difference: the mean difference as a share of the standard deviation of the base's answers.
+        max_difference, mean_difference: the largest of all numeric outputs, each in its unit; None without outputs.
+        relative_difference: the mean difference as a share of the standard deviation of the base's predictions.
         base_metric, form_metric: the metric of each model; NaN without labels.
         loss: the deterioration compared with the base, in the unit of `loss_of`, to which the limit applies.
     """

@@ -88,8 +88,8 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the rows with numbers in the types of the model's signature; files and the log may have other types. Types
-    differ per version. If the model has a single tensor as wide as the number of numeric columns, the columns are
-    stacked into that tensor in the order of the file."""
+    differ per version. If the model has a single [N, C] tensor and the rows have C numeric columns, the columns are
+    stacked into the tensor in the order of the file."""
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())

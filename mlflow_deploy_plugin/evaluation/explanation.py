@@ -153,7 +153,7 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw the plots and yield the files. For two classes only the second is drawn, which the first mirrors."""
+        """Draw and yield the plot files. With two classes, only the second is drawn, because the first mirrors it."""
         import matplotlib.pyplot as plt  # The import takes half a second.
         import shap
 
