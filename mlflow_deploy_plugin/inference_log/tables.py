@@ -146,7 +146,7 @@ class Deduplicator:
     """A set of hashes with 8 bytes per hash, to detect duplicates."""
 
     def __init__(self) -> None:
-        self._sorted: list[Array] = []  # Each is at least twice as long as the next.
+        self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
 
     def first_seen(self, hashes: Array) -> Array:
         """Return [N] bool: True for the first occurrence of a hash in this call and all earlier calls."""
