@@ -1,4 +1,4 @@
-"""Files of rows: CSV, JSON, JSON Lines and Parquet. `--help` imports this room, so only Parquet imports pyarrow."""
+"""Files of rows: CSV, JSON, JSON Lines and Parquet. `--help` imports this package, so pyarrow is imported lazily."""
 
 import lazy_loader
 

@@ -237,7 +237,7 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
 
 @contextmanager
 def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
-    """Yield a function that writes rows. Column types are known only after the last row, so a file buffers rows."""
+    """Yield a function that writes rows. Rows are buffered in a temporary file until all column types are known."""
     import pyarrow as pa  # No other format needs pyarrow.
     import pyarrow.parquet as pq
 
