@@ -119,7 +119,7 @@ class LoadedOnnx:
         for output in artifact.outputs:
             values = outputs[output.name]
             role: str = output.role
-            if artifact.flavor != "onnxserve":  # For MLflow's `onnx`, infer the role from the type.
+            if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
                 is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
                 is_label = values.dtype.kind in "OUib" and values.ndim == 1
                 role = "label" if is_label else "probabilities" if is_matrix else "values"

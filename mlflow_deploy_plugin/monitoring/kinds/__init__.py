@@ -1,4 +1,4 @@
 """The kinds of monitors. Each module has a function `judge(request)` that returns the result of the window.
 
-They raise OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow does not answer.
+`judge` raises OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow does not answer.
 """

@@ -37,10 +37,10 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-        classified, numbers: the answers of a classifier, or of a regressor as [N] float64, NaN without an answer.
+        classified, numbers: the predictions of a classifier, or of a regressor as [N] float64, NaN if missing.
         truth: for a classifier [N] int64, indices into its classes or -1; for a regressor [N] float64 or NaN.
         unusable: the number of labels that are not numbers although the model returns numbers.
-        label_mismatch: the reason why labels and answers cannot be compared; empty if they can.
+        label_mismatch: the reason why labels and predictions cannot be compared; empty if they can.
     """
 
     classified: ClassPredictions | None

@@ -106,7 +106,7 @@ def count_alarms(
     """Return the alarms among windows of the reference that were tested against other rows.
 
     Args:
-        judges: the number of independent windows that judged all others; infinite if each window had its own judges.
+        judges: the number of independent windows that judged all others; infinite if each window had separate judges.
         windows: the number of judged windows without overlap.
         persistence: the number of windows that are worth one independent window.
     """

@@ -149,8 +149,8 @@ class StationaryBootstrap(WindowNull):
         return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures, with distances divided by the root mean square distance between the drawn reference and
-        its stretches, and the scales, which are the same root mean squares for the reference."""
+        """Return the figures, with distances and missing shares divided by their root mean squares over the drawn
+        reference's stretches, and the scales, which are these root mean squares for the reference."""
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
