@@ -9,7 +9,7 @@ MISSING_TEXTS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
-"""The texts that pandas reads as a missing value. In a string column, these texts are ordinary values: NA is Namibia."""
+"""The texts that pandas reads as missing values. In a string column, these texts are ordinary values: NA is Namibia."""
 
 
 class CsvRecord(NamedTuple):
