@@ -3,8 +3,8 @@
 If probabilities are calibrated, a prediction with probability p is correct with probability p. Therefore each expected
 entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
 arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
-detect that the labels of the same rows have changed. Earlier labelled windows calibrate the probabilities by isotonic
-regression if that helps on held-out windows. They also give the error; an estimate without error is only informative.
+detect changed labels of the same rows. Earlier labelled windows calibrate the probabilities by isotonic regression if
+that helps on held-out windows. These windows also give the error; without them, the estimate is only informative.
 
 The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
 draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
