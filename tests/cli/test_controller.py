@@ -171,7 +171,7 @@ def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Sto
     assert first.startswith("flights: ")
     assert "promoted" in rest
     assert shown.returncode == 0
-    assert mentions(complaint, "other controllers", "'flights'")
+    assert mentions(complaint, "another controller", "'flights'")
 
 
 def test_abort_says_for_whose_change_of_a_clusters_endpoint_it_waits(store: Store, tmp_path: Path) -> None:
