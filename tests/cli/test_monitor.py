@@ -135,7 +135,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
 
     assert ended.exit_code == 130
     assert mentions(ended.stderr, "1 of 2 windows")
-    assert mentions(Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason, "by hand")
+    assert mentions(Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason, "interrupted by the user")
     assert figures(invoke(*command)) == [1, 1, 0]
 
 
