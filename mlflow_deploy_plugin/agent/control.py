@@ -55,7 +55,7 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
             finally:
                 opened.close()
         except (OnnxserveError, ImportError) as failure:
-            _log.error("the audit trail lacks the command of %s to %s %s: %s", actor, action, command.endpoint, failure)
+            _log.error("the command of %s to %s %s is not audited: %s", actor, action, command.endpoint, failure)
 
     return lambda command, error: threading.Thread(target=write, args=(command, error), daemon=True).start()
 

@@ -111,7 +111,7 @@ def migrate() -> None:
 
 @click.command()
 @click.argument("name")
-@option("--to", metavar="URI|VERSION", help="New version: models:/flight-delay/7, or 7 of the served model.")
+@option("--to", metavar="URI|VERSION", help="New version: models:/flight-delay/7, or only 7 for the served model.")
 @option(
     "--steps", default="1,10,50,100", metavar="PERCENT,…", help="Traffic share of the new version per step, in percent."
 )

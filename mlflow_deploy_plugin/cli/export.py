@@ -35,7 +35,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File to write. A bundle may be a folder. For a wheel, a folder keeps the standard file name.",
+    help="File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the standard file name.",
 )
 @option(
     "--rows",

@@ -37,8 +37,8 @@ _CLOSE = 0.1
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
-    "probabilities": f"{ABSOLUTE:g} absolute: sums in 32-bit floats",
-    "values": f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions: sums in 32-bit floats",
+    "probabilities": f"{ABSOLUTE:g} absolute, for sums in 32-bit floats",
+    "values": f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions, for sums in 32-bit floats",
 }
 
 

@@ -229,7 +229,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or a too long number.
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
-        raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")
+        raise InvalidConfig(f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}")
     try:
         return GatePolicy.model_validate(document)
     except ValidationError as error:

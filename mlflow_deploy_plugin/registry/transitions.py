@@ -234,7 +234,7 @@ def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | 
     candidates = [item for item in versions if str(item.version) != version and ROLLED_BACK_TAG not in item.tags]
     lower = newest([item for item in candidates if selects(uri, item)])
     if lower is not None:
-        return PreviousVersion(str(lower.version), f"it is the next in {uri.selector}")
+        return PreviousVersion(str(lower.version), f"it is the next highest version in {uri.selector}")
     archived = [item for item in candidates if item.current_stage == "Archived"]
     if archived:
         last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))

@@ -241,7 +241,7 @@ def check_yaml(text: str) -> None:
             open_sizes[-1] += size
         elif isinstance(event, yaml.ScalarEvent):
             if event.value.count(":") > _MAX_COLONS and not event.value.strip(_WITH_COLONS):
-                raise yaml.YAMLError(f"a number has more than {_MAX_COLONS} colons")
+                raise yaml.YAMLError(f"a number in base 60 has more than {_MAX_COLONS} colons")
             sizes[event.anchor] = size = 1 + len(event.value)
             open_sizes[-1] += size
         elif isinstance(event, yaml.AliasEvent):

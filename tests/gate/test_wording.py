@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
         ),
         (
             "- a",
-            "the policy is not a mapping; its fields are gated_stages, gated_aliases, parity, evaluation, "
+            "the policy is not a mapping; a policy has the fields gated_stages, gated_aliases, parity, evaluation, "
             "robustness, budget, skip, seed, fresh_hours",
         ),
     ],

@@ -195,7 +195,7 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
     earlier = previous_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
 
     assert earlier is not None
-    assert (earlier.version, earlier.source) == ("2", "it is the next in Production")
+    assert (earlier.version, earlier.source) == ("2", "it is the next highest version in Production")
 
 
 def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:

@@ -116,7 +116,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         (BOMB.encode(), "aliases .* expand to more than 1,000,000"),
         (b"flavors: &a [*a]", "is used inside its own anchor"),
         # YAML reads such a number to the base of 60.
-        (b"model_id: 1" + b":1" * 200_000, "a number has more than 100 colons"),
+        (b"model_id: 1" + b":1" * 200_000, "a number in base 60 has more than 100 colons"),
         (b"model_id: 0x1" + b"0" * 10_000, "cannot be read: .*limit"),
         (b"a: \xff", "cannot be read"),
         (b"- a", "not a mapping"),

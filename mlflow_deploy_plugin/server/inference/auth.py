@@ -272,7 +272,7 @@ def _sent_key(authorization: str) -> bytes:
             try:
                 return base64.b64decode(sent.strip(), validate=True).partition(b":")[2]
             except (binascii.Error, ValueError):
-                raise Unauthenticated(f"the password of Basic in Authorization cannot be read; {_HOW}") from None
+                raise Unauthenticated(f"the Basic password in Authorization cannot be read; {_HOW}") from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")
     raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The first word may be the key.

@@ -115,7 +115,7 @@ def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> Non
         (bearer(""), "is unknown, expired or revoked"),
         (bearer("\udcff"), "is unknown, expired or revoked"),
         (basic("ops"), "is unknown, expired or revoked"),
-        ({"authorization": "Basic ?"}, "the password of Basic in Authorization cannot be read"),
+        ({"authorization": "Basic ?"}, "the Basic password in Authorization cannot be read"),
         ({"authorization": "Digest ops"}, "Authorization is neither Bearer nor Basic"),
         ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
     ],

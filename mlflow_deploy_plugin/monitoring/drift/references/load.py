@@ -151,7 +151,7 @@ def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[Log
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
-        notes.append(f"the window overlaps the reference {span}, so the reference contains a part of the same change")
+        notes.append(f"the window overlaps the reference {span}, so a change in the window is also in the reference")
     return past, notes
 
 
