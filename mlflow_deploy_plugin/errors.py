@@ -14,7 +14,7 @@
     ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  invalid setting, option or spec field
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
-    ├── NotInstalled                501 NOT_IMPLEMENTED          missing package that this feature needs
+    ├── NotInstalled                501 NOT_IMPLEMENTED          missing package that a feature needs
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  no model is loaded yet
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        the time limit passed before the model ran
@@ -42,7 +42,7 @@
 The message is for the person who made the mistake: it describes the problem, its location and a correct value.
 `http_status` and `error_code` (a code of MLflow, so that MLflow's clients understand it) are for programs. The errors
 become HTTP responses in `server/http/responses.py`, gRPC responses in `server/grpc/service.py`, an `MlflowException` in
-`deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `client/` turns a status into an error again.
+`deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `client/` turns the response into an error.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class OnnxserveError(Exception):
     Attributes:
         retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None if unknown.
         status / request_id: the response's status and request id; None and empty if this process raised the error.
-        column: the name of the column or tensor that the message is about; empty if there are several or none.
+        column: the name of the column or tensor that the message is about; empty for several names or none.
     """
 
     http_status: ClassVar[int] = 500
@@ -95,7 +95,7 @@ class RequestTimeout(InvalidRequest, http_status=408):
 
 
 class UnfitPath(InvalidRequest):
-    """The target of the request is not a path. `path` is its text, which determines the form of the response."""
+    """The target of the request is not a path. `path` is this target, which determines the response's form."""
 
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -147,7 +147,7 @@ class DeadlineExceeded(OnnxserveError, http_status=504, error_code="DEADLINE_EXC
 
 
 class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"):
-    """The caller has closed the connection. The status 499 is nginx's; it is counted but never sent."""
+    """The caller has closed the connection. The status 499, which nginx defines, is counted but never sent."""
 
 
 class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
@@ -207,7 +207,7 @@ class RegistryRefused(RegistryUnavailable):
 
 
 class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The database of the store cannot be reached, or its schema is not that of this release."""
+    """The database of the store cannot be reached, or does not have the schema of this release."""
 
 
 class DeploymentFailed(OnnxserveError):
@@ -234,7 +234,7 @@ class Refused:
 
 
 def error_of_status(status: int) -> type[OnnxserveError]:
-    """Return the most general error class with this HTTP status, or OnnxserveError if no class has it."""
+    """Return the most general error class with this HTTP status, or OnnxserveError if no class has this status."""
     level = [OnnxserveError]
     while level:
         if matches := [error for error in level if error.http_status == status]:

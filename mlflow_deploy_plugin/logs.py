@@ -18,13 +18,13 @@ ProgressCallback = Callable[[str], None]
 """A function that receives one line for each step of a long operation."""
 _ECS_VERSION = "8.11.0"
 _MANY = {"worker", "pyfunc", "explainer", "monitor"}
-"""The roles of which several processes may run; their text log lines contain the process id."""
+"""The roles that several processes may have; such processes add their id to log lines in the text format."""
 _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
-    """Send all logs of this process, including gunicorn's, to stderr. `process` is its role in the log lines."""
-    journal = os.environ.get("JOURNAL_STREAM")  # inherited from any parent: systemd.exec(5)
+    """Send all logs of this process, including gunicorn's, to stderr. `process` is the role in the log lines."""
+    journal = os.environ.get("JOURNAL_STREAM")  # Children with another stderr also inherit it: systemd.exec(5)
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
@@ -34,7 +34,7 @@ def configure_logging(settings: Settings, process: str) -> None:
         import ecs_logging  # Imported here, because only this format needs the package.
 
         service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-        # The formatter (1.6) adds log.original, which repeats the message and which ECS has removed.
+        # ecs_logging 1.6 adds the field log.original, which repeats the message and which ECS has removed.
         extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
         exclude = ["ecs.version", "log.original"]
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))

@@ -8,8 +8,8 @@ from itertools import islice
 _LEAST_LIKENESS = 0.5
 """The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` just reaches it for `server.port`."""
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
-"""The maximum number and length of compared names, because clients choose names and a comparison takes 10 µs."""
-_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # Keras's messages contain colours.
+"""The maximum number and length of compared names: clients choose the names, and each comparison takes 10 µs."""
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # The messages of Keras contain terminal colours.
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 
@@ -21,7 +21,7 @@ def one_line(text: object, most: int | None = None) -> str:
 
 
 def without_row_number(message: str) -> str:
-    """Return a message about a single row without the row number, which is not the row's number in its file."""
+    """Remove the row number from a message about a single row, because the row has another number in its file."""
     return message.replace(", row 0", "", 1).replace(" in row 0", "", 1).replace("row 0 ", "the row ", 1)
 
 
@@ -37,14 +37,14 @@ def closest_match(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return the end of a message: a suggestion of the most similar known name, or `otherwise` without a match."""
+    """Return the end of a message: a suggestion of the most similar known name, or `otherwise` without such a name."""
     match = closest_match(name, known)
     hint = f"did you mean {match!r}?" if match else otherwise
     return f"; {hint}" if hint else ""
 
 
 def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """Return the end of a message about missing names: the unknown name that may be a misspelling, or an empty text."""
+    """Return the end of a message about missing names: an unknown name (a misspelling?), or an empty text."""
     missing_names, unknown_names = list(missing), list(islice(unknown, _MOST_UNKNOWN))
     for name in unknown_names:
         if match := closest_match(name, missing_names):

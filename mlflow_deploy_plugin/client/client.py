@@ -72,8 +72,8 @@ class Prediction:
     """The predictions for the rows of a request. `np.asarray(prediction)` returns the only output.
 
     Attributes:
-        values: the only output as an array, rows first; a dict if there are several outputs.
-        id: the X-Prediction-Id, for `feedback`; like all fields below, empty if the server omits its header.
+        values: the output as an array, rows first; for several outputs, a dict from their names to arrays.
+        id: the X-Prediction-Id, for `feedback`; this and each field below is empty if the server omits its header.
     """
 
     values: Array | dict[str, Array]
@@ -98,18 +98,18 @@ class Client:
     Args:
         url: the address of the server, or of a mounted model (`http://HOST:PORT[/PREFIX]`).
         endpoint: the name of the endpoint; None for the server's default endpoint.
-        timeout_seconds: the limit of a call, including its retries and pauses.
-        headers: sent with every request, such as `{"Authorization": "Bearer KEY"}`.
+        timeout_seconds: the time limit of a call, including its retries and pauses.
+        headers: the header fields of every request, such as `{"Authorization": "Bearer KEY"}`.
         connections: the number of connections that are kept open. Additional threads open a new connection per request.
-        only_json: never send Arrow. The client sets this after a server has refused Arrow with 415, as MLflow's does.
-        pool: the connection pool for all requests. Specify it for a proxy (`urllib3.ProxyManager`) or for your own
+        only_json: never send Arrow. The client sets this after a server has refused Arrow with 415 (as MLflow's).
+        pool: the connection pool for all requests. Specify a pool for a proxy (`urllib3.ProxyManager`) or for your own
             certificates (`urllib3.PoolManager(ca_certs=…)`).
     """
 
     url: str
     endpoint: str | None = None
     timeout_seconds: float = 30.0
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may contain a key
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Headers may contain a key.
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
     only_json: bool = False
@@ -157,7 +157,7 @@ class Client:
 
         Raises:
             InvalidRequest: the rows cannot be encoded, or the server rejects them.
-            TooManyRequests, NotReady: the server refuses or does not respond, and no time or try is left.
+            TooManyRequests, NotReady: the server refuses the request or does not respond, and no time or try is left.
             DeadlineExceeded: the time limit has passed.
             OnnxserveError: any other error. The errors of a server have its `request_id` and `status`.
         """
@@ -214,7 +214,7 @@ class Client:
                 The label None withdraws an earlier label.
 
         Raises the errors of `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number
-        or boolean. Labels that were accepted before an error remain; sending them again is harmless.
+        or boolean. Labels that were accepted before an error remain; sending the labels again is harmless.
         """
         prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
         if not prediction_id:
@@ -246,7 +246,7 @@ class Client:
         return True
 
     def _name(self) -> str:
-        """Return the endpoint's name for a path. The default endpoint is the first in the server's index."""
+        """Return the endpoint's name for request paths. The default endpoint is the first in the server's index."""
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
         try:
@@ -291,7 +291,7 @@ class Client:
             except HTTPError as broken:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
-            except ValueError as unsent:  # a header that HTTP cannot represent
+            except ValueError as unsent:  # HTTP cannot represent a header field.
                 raise InvalidRequest(f"the request cannot be sent: {one_line(unsent, 200)}") from None
             else:
                 if 200 <= response.status < 300:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-"""MLflow's forms of a JSON body."""
+"""The keys that distinguish MLflow's forms of a JSON body."""
 JSON = "application/json"
 _ARROW = "application/vnd.apache.arrow.stream"
 
 _ARROW_LISTS = ("list", "large_list", "fixed_size_list")
 _ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dictionary", "null", *_ARROW_LISTS)
-"""Types of columns that the server accepts in Arrow."""
+"""The Arrow types of the columns that the server accepts."""
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +50,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
         columns = rows
     elif is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
         dtype, *rest = set(rows.dtypes)
-        # pyarrow would need 25 µs per pandas column, add pandas' metadata, and read a named index as a column.
+        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and reads a named index as a column.
         if not rest and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
             columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
     if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
@@ -63,7 +63,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError):  # Mixed types or column lengths: the server decides.
+    except (pa.ArrowException, ValueError, TypeError):  # The server accepts or rejects mixed types or column lengths.
         return encode_json(rows), JSON, JSON
     is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
     if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # e.g. dates
@@ -129,7 +129,7 @@ def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) 
 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
-    """Return the outputs of a V2 response, which are binary or in its JSON header."""
+    """Return the outputs of a V2 response. Each output is binary, or is in the JSON header."""
     from mlflow_deploy_plugin import protocols  # Imported here, as in `encode_tensors`.
 
     content, start, arrays = memoryview(body), head_length, {}
@@ -146,7 +146,7 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
 
 
 def as_array(values: object) -> Array:
-    """Return values as an array; texts and ragged rows give an object array. None among numbers is NaN."""
+    """Return values as an array; texts and ragged rows give an object array. None among numbers becomes NaN."""
     try:
         array = np.asarray(values)
     except ValueError:
@@ -170,7 +170,7 @@ def _is_pandas_series(rows: Any) -> bool:
 
 
 def _without_series(rows: Any) -> Any:
-    """Return a pandas Series as a frame of one column, and the Series in a mapping as arrays."""
+    """Return the rows with a pandas Series as a frame of one column, and each Series in a mapping as an array."""
     if _is_pandas_series(rows):
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):

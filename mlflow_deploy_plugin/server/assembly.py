@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The minimum of the limit of response values, because even small requests can have large responses."""
+"""The lowest limit for the number of values in a response, because even small requests can have large responses."""
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
@@ -89,7 +89,7 @@ def open_server(state_dir: Path) -> Server:
     repository.add_listener(metrics.set_served_versions)
     settings, count = load_settings(), metrics.count_redis_failure
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
-    has_rates = spec.rate_limit is not None or spec.takes_keys  # Any key may have a limit.
+    has_rates = spec.rate_limit is not None or spec.takes_keys  # Any API key may have its own limit.
     redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(

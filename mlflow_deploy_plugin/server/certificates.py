@@ -18,7 +18,7 @@ _Made = TypeVar("_Made")
 
 
 def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContext:
-    """Return the TLS context of a server. With `ca_certs` it verifies the certificates of clients that send them.
+    """Return the TLS context of a server. With `ca_certs`, a certificate that a client sends is verified.
 
     Raises InvalidConfig if a file cannot be read or the files do not match.
     """
@@ -28,7 +28,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
         context.load_cert_chain(certfile, keyfile, password="")  # Without a password, OpenSSL would prompt for it.
     except ssl.SSLError as error:
-        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty if no PEM, or wrong password
+        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty if no PEM, or a wrong password
         reason = openssl_reason or "a certificate and a key without a password in PEM are expected"
         authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
         files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"
@@ -40,7 +40,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 
 
 def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
-    """Return a function that calls `make` again when the files have changed, and returns its last result.
+    """Return a function that calls `make` again when the files have changed, and returns the last result of `make`.
 
     If the new files are unusable, the last result is kept, because a certificate may be replaced before its key. At the
     first call, `make` raises InvalidConfig.

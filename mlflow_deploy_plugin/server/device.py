@@ -16,7 +16,7 @@ _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
     "080142040a00100d"
 )
-_TIMEOUT_SECONDS = 120.0  # TensorRT compiles even this graph.
+_TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
 
 def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:

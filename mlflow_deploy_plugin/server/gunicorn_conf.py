@@ -44,7 +44,7 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": (f"{_HTTP}.workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("gthread", "app:create_app"),
 }
-"""The worker class in gunicorn's syntax, and the function that creates its application, by kind of worker."""
+"""The worker class in gunicorn's syntax, and the function that creates the worker's application, by kind of worker."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
@@ -87,7 +87,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         command += [name, str(value)]
     threads = server.intra_op_num_threads or available_cores(server.workers)
     if "OMP_NUM_THREADS" not in os.environ and threads < (os.cpu_count() or 1):
-        # The libraries of a pyfunc (torch, boosters, BLAS) ignore CPU quotas and other workers.
+        # Limit the threads of a pyfunc's libraries (torch, boosters, BLAS), which ignore CPU quotas and other workers.
         command += ["--env", f"OMP_NUM_THREADS={threads}"]
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
@@ -104,7 +104,7 @@ def on_starting(arbiter: "Arbiter") -> None:
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
         with open(int(may_fork), "rb") as held:
             held.read()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # The soft limit is often 1024, for select(2).
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Raise the soft limit, often 1024 for select(2).
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"

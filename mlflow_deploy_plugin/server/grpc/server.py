@@ -1,4 +1,4 @@
-"""The gRPC server of a worker. It starts after the fork, and stops together with HTTP."""
+"""The gRPC server of a worker. The server starts after the fork, and stops together with the HTTP server."""
 
 import threading
 from pathlib import Path
@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request
 from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams, and of public streams, per worker; each has its own thread."""
+"""The maximum number of streams per worker, and also of public streams; each stream has its own thread."""
 
 _MAX_WAITING = 128
 """The maximum number of calls that wait for a thread; gRPC rejects further calls with RESOURCE_EXHAUSTED."""
@@ -75,7 +75,7 @@ class GrpcServer:
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Wait until all calls are finished. Drain first if needed, because gunicorn's threaded worker does not.
+        """Wait until all calls are finished. Drain first if needed, because gunicorn's threaded worker does not drain.
 
         gRPC itself would wait up to 20 s longer, until each client has acknowledged the end of its connection.
         """
@@ -90,7 +90,7 @@ class GrpcServer:
 
 
 def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
-    """Return the files in gRPC's form. gRPC would silently keep the previous files if the new files were invalid."""
+    """Check the TLS files, because gRPC would silently ignore invalid files, and return the files in gRPC's form."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(

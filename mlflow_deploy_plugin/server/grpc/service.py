@@ -62,7 +62,7 @@ _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, object]]
-"""A function of the server, the message and, for `admin`, the caller, which returns the fields of the response."""
+"""A function that returns the response's fields from the server, the message and, for `admin`, the caller."""
 
 
 class OpenCalls:
@@ -81,7 +81,7 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, has no key)
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, True without a key)
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -126,7 +126,7 @@ class OpenCalls:
                 streams.discard(context)
 
     def receive_each(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the messages of a stream, until the client or `drain` ends it."""
+        """Yield the messages of a stream, until the client or `drain` ends the stream."""
         while True:
             with self._lock:
                 if self.draining.is_set():
@@ -283,7 +283,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
 
 def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) -> Mapping[str, object]:
-    """Return the parameters with the call's deadline as `timeout` in microseconds, unless their timeout is shorter."""
+    """Return the parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter one."""
     if seconds_left is None:
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
@@ -293,7 +293,7 @@ def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) 
 
 
 def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
-    """Answer a request, with the same trace and log as HTTP. Never raises."""
+    """Answer a request, with the same trace and log entry as an HTTP request. Never raises."""
 
     def guarded() -> Reply:
         try:
@@ -315,7 +315,7 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # Join repeated names as HTTP does, because a proxy may check any value.
+        if isinstance(value, str):  # Join values of a repeated name as HTTP does: a proxy may check any value.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.spec.ca_certs is not None:  # TLS has verified the client certificate.
@@ -326,13 +326,13 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
-    """Return True if the caller needs a key and has none. Waiting for the message would occupy a thread."""
+    """Return True if the caller needs a key and has none: waiting for this caller's message would occupy a thread."""
     request = _raw_request(server, "", b"", context) if server.auth.is_required else None
     return request is not None and server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return the gRPC code for an error; a status outside the table becomes INVALID_ARGUMENT or INTERNAL."""
+    """Return the gRPC code for an error; a status outside `_CODES` becomes INVALID_ARGUMENT or INTERNAL."""
     other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
     return _CODES.get(error.http_status, other)
 

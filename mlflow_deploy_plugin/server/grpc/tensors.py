@@ -122,7 +122,7 @@ def encode(
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
-    """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest above the limit."""
+    """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest for too many."""
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed")
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}

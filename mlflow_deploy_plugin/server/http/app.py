@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
-"""The key of a request in the environment that `call_flask` creates."""
+"""The key of the `RawRequest` in the WSGI environment that `call_flask` creates."""
 _PIECE_BYTES = 64 * 1024
 
 
@@ -142,7 +142,7 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     }
     with app.request_context(environ):
         response = app.full_dispatch_request()
-        response.direct_passthrough = False  # Allow reading the content of a file.
+        response.direct_passthrough = False  # Otherwise the content of a file response could not be read.
         body = response.get_data()
     kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
     return RawResponse(response.status_code, body, response.content_type or "", kept)
@@ -167,7 +167,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Do not read after the body, because some servers would wait for more bytes.
+    """Yield the body as it arrives. Do not read beyond its end, because some servers would wait for more bytes.
 
     Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
     """

@@ -1,6 +1,6 @@
 """An endpoint within the process of another application, as a WSGI and an ASGI application.
 
-It works like a worker of `onnxserve serve`. The agent is a child process, so that MLflow is not loaded here.
+The endpoint works like a worker of `onnxserve serve`. The agent is a child process, so that MLflow is not loaded here.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
-"""The paths of the pages, which are not served here, because their links do not contain the prefix."""
+"""The paths of the pages, which are not served here, because links in the pages do not contain the mount prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -55,7 +55,7 @@ class EmbeddedModel:
     Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
 
     Args:
-        folder: the state folder; if another process uses it, `FOLDER.2`, `FOLDER.3` and so on are tried.
+        folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
         follow: True to follow a stage or alias; False to resolve it once.
         wait_seconds: the time limit for the registry and the load.
     """
@@ -95,7 +95,7 @@ class EmbeddedModel:
         atexit.unregister(self.close)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer a request, whose path does not contain the prefix. Never raises."""
+        """Answer a request, whose path does not contain the mount prefix. Never raises."""
         return _no_page(raw.path) or self.app.handle(raw)
 
 
@@ -154,7 +154,7 @@ class WsgiApp:
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
-        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # gunicorn's variable
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # as gunicorn sets them
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":  # sent only if this application is not mounted in another
+        if scope["type"] == "lifespan":  # not sent to an application that is mounted in another application
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)
@@ -223,7 +223,7 @@ class AsgiApp:
 def _send_pieces(
     pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Send a body piece by piece, in the thread that computes it, until the client closes the connection."""
+    """Send a body piece by piece, in the thread that computes the pieces, until the client closes the connection."""
     with closing(pieces):
         for piece in pieces:
             if gone.done():

@@ -14,16 +14,16 @@ from mlflow_deploy_plugin.server.inference.protocol_table import parse_accept
 from mlflow_deploy_plugin.server.messages import RawRequest
 
 COMPRESSED_FROM_BYTES = 16 * 1024
-"""Smaller responses are not compressed, because they fit into the first packets of a connection."""
+"""The size from which a response is compressed. Smaller responses fit into the first packets of a connection."""
 
 _GZIP = zlib.MAX_WBITS + 16
 _PIECE_BYTES = 16 * 1024
-"""The number of bytes that zlib receives at once, because it copies the remaining bytes at the end of every member."""
+"""The number of bytes that zlib receives at once, because zlib copies the remaining bytes after every member."""
 _MOST_MEMBERS = 10_000
 _ZSTD_WINDOW = 8 * 1024 * 1024
 """The window that RFC 9659 allows for the content encoding `zstd`."""
 _LEVEL = 1
-"""The level of both encodings: several times faster than the default, for responses a few per cent larger."""
+"""The level of both encodings: several times faster than the default level; responses are a few per cent larger."""
 
 _COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "application/x-ndjson")
 """The prefixes of the content types that are compressed."""
@@ -52,7 +52,7 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
 def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
     """Return the response, compressed if it is large and Accept-Encoding allows it; zstd is preferred.
 
-    A compressible response always has `Vary`, so that a cache does not send it to the wrong client.
+    A compressible response always has `Vary`, so that a cache sends it only to clients that accept its encoding.
     """
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
         return response
@@ -95,7 +95,7 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """Decompress a zstd frame (RFC 8878). Its declared size is trusted only up to the limit."""
+    """Decompress a zstd frame (RFC 8878). The size that the frame declares is trusted only up to the limit."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         size = zstandard.get_frame_parameters(body).content_size

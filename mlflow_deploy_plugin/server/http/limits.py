@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
 HEAD_BYTES = 128 * 1024
-"""The limit of all header fields together; each field also has its own limit."""
+"""The limit in bytes of all header fields together; each field also has its own limit."""
 CHUNK_LINE_BYTES = 1024
 KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers' 60 s, because a load balancer must close an idle connection before the server does."""
 MAX_CONNECTIONS = 1000
 SLOWEST_BYTES_PER_SECOND = 1024
-"""A slower request counts as idle if other clients need its connection."""
+"""The speed below which a request counts as idle if other clients need its connection."""
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of unsent response bytes per worker; above it, the response that has waited longest is aborted."""
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024

@@ -48,7 +48,7 @@ _MAX_BODY_BYTES = 64 * 1024
 
 
 class PlanTable:
-    """The plans of a worker, by path; empty with a tracer, a request log, a cache or a deadline."""
+    """The plans of a worker, by path; empty if the server has a tracer, a request log, a cache or a deadline."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -166,7 +166,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above it, the general path answers."""
+    """Return the plan for a server with a limit of concurrent requests; above this limit, the general path answers."""
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():

@@ -47,7 +47,7 @@ class Route:
 
     Attributes:
         operation: the description for OpenAPI.
-        protocol: the protocol of a prediction; None for other views, and for views whose body may name the endpoint.
+        protocol: the protocol of a prediction; None for other routes, and if the body may name the endpoint.
         is_direct: True for a prediction or a health check, which the fast worker answers without Flask.
         need: the scope that a caller needs; None if no key is needed. `RequestContext.admit` checks it for direct
             routes, `app.py` for all other routes.
@@ -81,7 +81,7 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is its JSON form."""
+    """Return the view of a page or file. Pages are imported on the first request. `otherwise` is a JSON response."""
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.observability.tracing import observe_request
 MAX_STREAMS = 4
 """The maximum number of concurrent streams per worker; each stream has its own thread."""
 _AHEAD_BYTES = 1024 * 1024
-"""The number of received bytes that may wait for the thread; above it, reading is paused."""
+"""The number of received bytes that may wait for the answering thread; above this number, reading is paused."""
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
@@ -74,7 +74,7 @@ class StreamedExchange:
         self.awaits_client = False
         """True while the thread waits for bytes from the client."""
         self.is_paused = False
-        """True while reading is paused, because too many bytes wait. At the end, the connection resumes reading."""
+        """True while reading is paused, because too many bytes wait. Afterwards the connection resumes reading."""
 
     @property
     def is_whole(self) -> bool:

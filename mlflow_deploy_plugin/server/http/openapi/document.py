@@ -129,7 +129,7 @@ def _paths(
     default: DescribedEndpoint | None,
     schemes: Mapping[str, JsonSchema],
 ) -> dict[str, JsonSchema]:
-    """Return the operations by path and method; routes without a name describe `default`."""
+    """Return the operations by path and method; routes without an endpoint's name describe `default`."""
     paths: dict[str, JsonSchema] = {}
     for route in routes:
         is_named = _NAME in route.path

@@ -176,7 +176,7 @@ _KIND_WORDS = {
     "b": ("true or false", "true or false"),
     "str": ("text", "texts"),
 }
-"""A numpy kind, or `str` → the words for a single value and for several values."""
+"""The words for a single value and for several values, by numpy kind or `str`."""
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
 """Limits of an image's sides in pixels. Smaller tensors are rarely images; larger images overload a browser."""
 
