@@ -50,10 +50,10 @@ _Result = TypeVar("_Result")
 class RetryPolicy:
     """The number of tries of a request, and the pauses between the tries.
 
-    A request is sent again after a failed connection and after 429 and 503, since the server has not computed anything.
+    A request is sent again after a failed connection, 429 or 503, because the server has not computed anything then.
     The pause is drawn between zero and a bound that doubles from the first pause to the longest pause ("full jitter",
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server specifies a pause
-    (`Retry-After`), the client waits up to a tenth longer, so that clients do not all retry at the same moment.
+    (`Retry-After`), the client waits for up to 1.1 times the pause, so that not all clients retry at the same moment.
     """
 
     tries: int = 4

@@ -57,7 +57,7 @@ class Cloud:
 def read_cloud(
     environment: Mapping[str, str] = os.environ, folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL)
 ) -> Cloud:
-    """Read the environment and the folders. Raises InvalidConfig if a port or a route is malformed."""
+    """Return the settings that the platform specifies. Raises InvalidConfig if a port or a route is malformed."""
     sagemaker, kserve = folders
     local_model = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
     if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
@@ -98,7 +98,7 @@ def _route(environment: Mapping[str, str], name: str) -> str:
 
 
 def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the server at `url` (default: this container's) answers `/ping` with 200 within four seconds."""
+    """Return True if the server at `url` (default: in this container) answers `/ping` with 200 within four seconds."""
     if not url:
         port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
         url = f"http://127.0.0.1:{port}"

@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 """The earliest event time that every reader of the inference log can represent; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""The tolerance for a wrong clock or time zone. Monitors ignore a row until its event time."""
+"""The tolerance for event times in the future (wrong clock or zone). Monitors ignore a row until its event time."""
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
 """The text form of an API key (`store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
@@ -30,15 +30,15 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """A complete request. Header names are in lower case.
 
-    Only authentication, limits and plans change it. A frozen class would cost half a microsecond per request.
+    Only authentication, limits and plans change requests. A frozen class would cost half a microsecond per request.
 
     Attributes:
         client: the address of the caller.
         query: the part of the target after the question mark, as it was sent.
         caller: the name of the API key after authentication; until then the name in the client certificate, or empty.
         arrived: the `time.perf_counter()` at which it was complete. The deadline includes the wait for a thread.
-        is_counted: True once the rate limits have counted it (`RequestLimits.check_rates`).
-        refusal: the reason why a rate limit refused it, and the seconds until a retry.
+        is_counted: True once the rate limits have counted the request (`RequestLimits.check_rates`).
+        refusal: the reason why a rate limit refused the request, and the seconds until a retry.
         draw: the number in [0, 1) with which a plan selected a weighted variant; None if no plan did.
     """
 
@@ -146,4 +146,4 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-os.register_at_fork(after_in_child=_ready.clear)  # Otherwise both processes would return the same ids.
+os.register_at_fork(after_in_child=_ready.clear)  # Otherwise parent and child would return the same ids.

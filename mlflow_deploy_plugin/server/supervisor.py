@@ -202,7 +202,7 @@ class _Supervisor:
         self._write("starting")
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
-        """Return True if a worker of the dead gunicorn still runs; kill workers after their time limit."""
+        """Return True if a worker of the dead gunicorn still runs; kill such workers after a time limit."""
         return signal_group(dead.pid, signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
     def _check_agent(self) -> None:
@@ -220,7 +220,7 @@ class _Supervisor:
         self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
 
     def _restart_agent_later(self, how: str, started_at: float | None) -> None:
-        """Set the pause before the next start. Raises DeploymentFailed if the agent was never ready."""
+        """Set the pause before the agent's next start. Raises DeploymentFailed if the agent was never ready."""
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} repeatedly{_SEE_LOG}")
@@ -236,7 +236,7 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
-        """Return the state that the running (or just exited) agent has written, never that of an earlier agent."""
+        """Return the state that the running (or just exited) agent has written, never an earlier agent's state."""
         state = read_state(self.state_dir / AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
@@ -251,7 +251,7 @@ class _Supervisor:
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        self.listener.close()  # Connections are refused once gunicorn also closes its copy.
+        self.listener.close()  # Connections are refused once gunicorn also closes its copy of the socket.
         if self.shared is not None:
             self.shared.listener.close()
         if self._gunicorn is not None:
@@ -324,7 +324,7 @@ class _Supervisor:
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
-    """Announce a server that other machines can use without keys. Raises InvalidConfig if the spec forbids it."""
+    """Announce a server that other machines can use without keys. Raises InvalidConfig if the spec forbids this."""
     if server.authenticates or is_loopback(server.host):
         return
     if not server.insecure:

@@ -151,7 +151,7 @@ def has_sticky_column(schema: Schema, column: str) -> bool:
 
 
 def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
-    """Return the first row's value of a column (of a tensor, its first number) as text; None if it is missing.
+    """Return the first row's value of a column (of a tensor, its first number) as text; None if the value is missing.
 
     Whole numbers and booleans have the same text in all types, so that clients keep their variant across versions.
     """

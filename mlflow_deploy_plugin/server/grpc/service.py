@@ -196,7 +196,7 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a unary method. It does not wait for a message that is empty or will be rejected."""
+    """Return the handler of a unary method, which does not wait for a message that is empty or will be rejected."""
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -238,7 +238,7 @@ def _model_stream_infer(
 ) -> Iterator[bytes]:
     """Yield one response per request, in order. The stream continues after an error, as in Triton.
 
-    A response in a stream has no metadata, so its ids are parameters. Triton's clients need `triton_final_response`.
+    A response in a stream has no metadata, so its ids are parameters. `triton_final_response` is for Triton's clients.
     """
     if _is_stranger(server, context):
         _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
@@ -358,7 +358,7 @@ def watch_health(
 ) -> Iterator[bytes]:
     """Answer `grpc.health.v1.Health/Watch` with the current status, and again after every change.
 
-    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status, not an error.
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service has a status, not an error.
     """
     with calls.stream(context, is_public=True):
         try:

@@ -183,7 +183,7 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
 
 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
-    """Yield the response in parts of more than `limit` bytes, and the rest at its end.
+    """Yield the response in parts of more than `limit` bytes, and the remaining bytes at its end.
 
     Most clients send everything before they read, and a WSGI server cannot read while its send is blocked.
     """

@@ -154,7 +154,7 @@ class WsgiApp:
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
-        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # as gunicorn sets them
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # as gunicorn
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ HEAD_BYTES = 128 * 1024
 """The limit in bytes of all header fields together; each field also has its own limit."""
 CHUNK_LINE_BYTES = 1024
 KEEP_ALIVE_SECONDS = 75
-"""Longer than load balancers' 60 s, because a load balancer must close an idle connection before the server does."""
+"""The limit of an idle connection: longer than load balancers' 60 s, because a load balancer must close it first."""
 MAX_CONNECTIONS = 1000
 SLOWEST_BYTES_PER_SECOND = 1024
 """The speed below which a request counts as idle if other clients need its connection."""

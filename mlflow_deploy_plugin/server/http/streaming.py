@@ -74,7 +74,7 @@ class StreamedExchange:
         self.awaits_client = False
         """True while the thread waits for bytes from the client."""
         self.is_paused = False
-        """True while reading is paused, because too many bytes wait. Afterwards the connection resumes reading."""
+        """True while reading is paused, because too many bytes wait. After the exchange, the connection resumes it."""
 
     @property
     def is_whole(self) -> bool:

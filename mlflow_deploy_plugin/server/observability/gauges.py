@@ -91,7 +91,7 @@ def gpu_metrics_page() -> bytes:
 
 @cache
 def _nvml() -> Any:
-    """Return the module, initialised once per process, or None."""
+    """Return the module pynvml, initialised once per process, or None if NVML cannot be used."""
     try:
         import pynvml  # Imported here, because only a server with a GPU needs it.
     except ImportError:

@@ -76,7 +76,7 @@ _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this ve
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""The bounds of the histogram, which cover small outputs such as probabilities and large outputs such as prices."""
+"""The bounds of the histogram of differences between small outputs (probabilities) or large outputs (prices)."""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
     "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
@@ -105,15 +105,15 @@ _BatchSlots = tuple[int, int, int]
 
 
 CapturedRows = tuple[int, int, bool | None]
-"""The numbers of rows and of rows to capture, and True if they were captured (None: capture skips the request)."""
+"""The number of rows, the number to capture, and True if these were captured (None: capture skips the request)."""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
-"""A function that counts a success, from the captured rows, the run's and the request's seconds, and the outputs."""
+"""A function that counts a prediction from captured rows, the run's and the request's seconds, and the outputs."""
 
 
 @dataclass(slots=True)
 class Statistics:
-    """The work of one version for one endpoint, in all workers since the server started.
+    """The statistics of a version for an endpoint, summed over all workers since the server started.
 
     Attributes:
         queue_seconds: the total wait of all requests in the batcher.
@@ -146,7 +146,7 @@ class Metrics:
                 values = MmapCounters(self.folder / f"counts_{number}.db")
             number += 1
         self._values = values
-        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes it by this name.
+        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes the file by this name.
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
@@ -286,9 +286,9 @@ class Metrics:
     def count_shadow_comparison(
         self, labels: VariantLabels, comparison: ShadowComparison, requests: int, seconds: float
     ) -> None:
-        """Count requests that were compared after one run of `seconds`."""
+        """Count the requests whose results were compared after one run of the shadow, which took `seconds`."""
         numbers = comparison.differences[np.isfinite(comparison.differences)]
-        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound ≥ the number
+        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the index of the first bound ≥ the number
         same = int(comparison.same.sum())
         with self._lock:
             slots, cells = self._shadow_slots(labels), self._values.cells

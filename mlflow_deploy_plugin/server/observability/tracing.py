@@ -56,7 +56,7 @@ def open_tracer() -> "Tracer | None":
         ) from None
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        attributes["service.name"] = "onnxserve"  # The SDK reads the two variables itself.
+        attributes["service.name"] = "onnxserve"  # The SDK itself reads a name from the environment.
     resource = Resource.create(attributes)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
@@ -152,7 +152,7 @@ def observe_request(
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **named})
-            if response.status >= 500:  # OpenTelemetry's HTTP conventions define only these as errors.
+            if response.status >= 500:  # OpenTelemetry's HTTP conventions define only such statuses as errors.
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, 
 class RequestBody:
     """A request body whose form depends on the model.
 
-    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent it.
+    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent an example.
     """
 
     name: str

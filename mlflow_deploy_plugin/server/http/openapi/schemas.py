@@ -200,7 +200,7 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
 
 
 def _probabilities(artifact: Artifact) -> dict[str, JsonSchema]:
-    """Return the property with class → probability; empty if the model does not name the class of each column."""
+    """Return the property with a probability per class; empty if the model does not name the class of each column."""
     if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
         return {}
     return {"probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}}}

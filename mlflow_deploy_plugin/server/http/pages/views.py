@@ -185,7 +185,7 @@ _LEAST_SIDE, _MOST_SIDE = 8, 4096
 class ImageInput:
     """The layout of a tensor that is an image: NCHW, NHWC or NHW, with a batch of one.
 
-    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if 0–255 is scaled to 0–1, as for floating point.
+    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if pixels of 0–255 are scaled to 0–1, as for floating point.
     """
 
     layout: Literal["NCHW", "NHWC", "NHW"]
@@ -224,7 +224,7 @@ def form_fields(
     example: Example,
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
 ) -> list[FormField]:
-    """Return the form fields in the signature's order, with the example's first row; `categories` are by column."""
+    """Return the form fields in the signature's order, with the example's first row; `categories` has column names."""
     if not schema.columns:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}

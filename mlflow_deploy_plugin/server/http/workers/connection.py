@@ -51,7 +51,7 @@ _PIPELINED_BYTES = 64 * 1024
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
 _UNDERWAY_SECONDS = 1.0
-"""The time after a response or a new connection within which the next request may be in transit."""
+"""The time for which a request may be in transit, after a response or from a new connection."""
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has the same head."""
@@ -67,11 +67,11 @@ class _Phase(Enum):
     LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # `_Phase.IDLE` would take 0.1 µs.
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # The look-up `_Phase.IDLE` takes 0.1 µs.
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connection. uvicorn creates it, and calls `shutdown` when the worker ends."""
+    """A client's connection. uvicorn creates this object, and calls `shutdown` when the worker ends."""
 
     def __init__(self, config: Any, server_state: Any, app_state: object, _loop: object = None) -> None:
         self._app: WorkerApp = config.app
@@ -179,7 +179,7 @@ class HttpConnection(asyncio.Protocol):
             self._advance_later()
 
     def shutdown(self) -> None:
-        """Answer current requests, and requests that may be in transit, then close. Otherwise close now."""
+        """Answer current requests and requests that may be in transit, then close; close now if there are none."""
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
             except OnnxserveError:
-                return False  # `_advance` raises the same error, and answers it.
+                return False  # `_advance` meets the same error, and answers it.
         head, app = self._known_head, self._app
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
@@ -337,7 +337,7 @@ class HttpConnection(asyncio.Protocol):
             raise InvalidRequest(self._body.missing())
 
     def _begin(self) -> None:
-        """Start the deadline for a complete request, when its first part arrives."""
+        """Start the time limit for receiving a request when its first part arrives."""
         if self._phase is not _RECEIVING:
             self._phase = _RECEIVING
             self._deadline = self._app.now + self._limits.request_seconds
@@ -412,7 +412,7 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         """Send a part of a response; earlier parts may still be unsent."""
         if self._is_blocked:
-            self._unsent_bytes += len(data)  # Otherwise the new bytes would hide the client's progress.
+            self._unsent_bytes += len(data)  # Otherwise the new bytes would hide that the client reads.
         self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
@@ -458,8 +458,8 @@ class HttpConnection(asyncio.Protocol):
         app.streams += 1
 
     def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
-        """Return the exchange of a request; `streams` is its contribution to `WorkerApp.streams`."""
-        is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection marks the end.
+        """Return the exchange of a request; `streams` is the number that it adds to `WorkerApp.streams`."""
+        is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection ends the response.
 
         def begin_response(response: RawResponse) -> None:
             self._is_ending = self._is_ending or not is_chunked
@@ -497,7 +497,7 @@ class HttpConnection(asyncio.Protocol):
         self._app.streams -= streams
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
-        self._reads_on = self._body is not None  # The beginning of the next request is unknown.
+        self._reads_on = self._body is not None  # The client may still be sending an incomplete body.
         self._is_ending = self._is_ending or self._reads_on
         keep_alive = head.keep_alive and not self._is_ending and ending is not False
         if isinstance(ending, RawResponse):

@@ -58,7 +58,7 @@ class InlinePolicy:
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
         if not is_prediction and (average is None or seconds < average):
-            return  # An error is faster than a prediction, and the caller may choose any path.
+            return  # Ignore errors: an error is faster than a prediction, and the caller may choose any path.
         if average is None:
             if len(self._seconds) >= _MAX_CLASSES:
                 self._seconds.clear()
@@ -106,7 +106,7 @@ class WorkerApp:
         return self._plans.answer(request) or self._flask.handle(request)
 
     def handle(self, request: RawRequest) -> RawResponse:
-        """Answer a request in a thread. Its time is not recorded if it may have waited for other requests."""
+        """Answer a request in a thread. The time is recorded unless the request may wait for others."""
         may_be_inline, began = self.inline_policy.may_be_inline(request), time.perf_counter()
         response = self._handle(request)
         if may_be_inline:
