@@ -5,7 +5,7 @@
         client.feedback(late, frame["was_late"])
 
 Frames and arrays are sent as Arrow, plain Python values as JSON. After a server has refused Arrow, as MLflow's own
-does, the client sends only JSON to it. The client imports neither mlflow nor pandas.
+server does, the client sends it only JSON. The client imports neither mlflow nor pandas.
 """
 
 from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error

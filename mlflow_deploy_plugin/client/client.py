@@ -195,8 +195,8 @@ class Client:
         """Return the response of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
 
         `max_evals` limits the model evaluations per row. The `version` must be loaded; None selects the version that
-        would predict. Raises the errors of `predict`, InvalidRequest if the model cannot be explained, and NotInstalled
-        if the server has no SHAP.
+        would answer `predict`. Raises the errors of `predict`, InvalidRequest if the model cannot be explained, and
+        NotInstalled if the server has no SHAP.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}

@@ -95,7 +95,7 @@ def _from_arrow(column: "pa.ChunkedArray") -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return the predictions as an array, or by output. Raises LookupError, TypeError, or an orjson or Arrow error."""
+    """Return predictions: an array, or a dict by output. Raises LookupError, TypeError, or an orjson or Arrow error."""
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 

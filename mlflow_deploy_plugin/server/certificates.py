@@ -24,7 +24,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     """
     try:
         for file in filter(None, (certfile, keyfile, ca_certs)):
-            Path(file).read_bytes()  # Raises an OSError with the file name, which OpenSSL omits.
+            Path(file).read_bytes()  # The OSError has the file name, which OpenSSL's error omits.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
         context.load_cert_chain(certfile, keyfile, password="")  # Without a password, OpenSSL would prompt for it.
     except ssl.SSLError as error:
@@ -42,8 +42,8 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
     """Return a function that calls `make` again when the files have changed, and returns the last result of `make`.
 
-    If the new files are unusable, the last result is kept, because a certificate may be replaced before its key. At the
-    first call, `make` raises InvalidConfig.
+    If the new files are unusable, the last result is kept, because a certificate may be replaced before its key. If
+    the first files are unusable, raises InvalidConfig.
     """
 
     def identify() -> list[object]:

@@ -44,7 +44,7 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
     """Claim the GPU with the fewest workers for this worker, and return its id.
 
-    The claim is a flock on a file in the state folder. It ends with the process, so the successor gets the same GPU.
+    The claim is a flock on a file in the state folder. It ends with the process, so a new worker can claim the GPU.
     """
     folder = state_dir / "gpus"
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,10 +36,10 @@ class RawRequest:
         client: the address of the caller.
         query: the part of the target after the question mark, as it was sent.
         caller: the name of the API key after authentication; until then the name in the client certificate, or empty.
-        arrived: the `time.perf_counter()` at which it was complete. The deadline includes the wait for a thread.
+        arrived: `time.perf_counter()` when the request was complete. The deadline includes the wait for a thread.
         is_counted: True once the rate limits have counted the request (`RequestLimits.check_rates`).
         refusal: the reason why a rate limit refused the request, and the seconds until a retry.
-        draw: the number in [0, 1) with which a plan selected a weighted variant; None if no plan did.
+        draw: the number in [0, 1) with which a plan selected a weighted variant; None if no plan drew a number.
     """
 
     method: str
@@ -137,7 +137,7 @@ _ready: list[str] = []
 
 
 def new_id() -> str:
-    """Return a new identifier. One system call fetches the random bits of many identifiers, because it costs time."""
+    """Return a new identifier. One system call fetches the random bits of many identifiers, to save system calls."""
     while True:
         try:
             return _ready.pop()

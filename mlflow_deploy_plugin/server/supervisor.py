@@ -1,6 +1,6 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-gunicorn imports its modules while the agent resolves and downloads the models, and forks its workers after that. A
+gunicorn imports its modules while the agent resolves and downloads the models, and then forks its workers. A
 crashed agent is restarted. A killed gunicorn is restarted on the same socket when its old workers have exited. The
 server ends if gunicorn exits by itself or is killed repeatedly. On SIGTERM, gunicorn finishes the current requests, and
 then the agent ships the captured rows.
@@ -365,9 +365,9 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
     """Reserve `grpc_port`, if it is set, for the workers, which bind it after the fork with SO_REUSEPORT.
 
-    With SO_REUSEPORT, another server could silently share the port, so the port is first bound without it. Then a
-    socket that never listens reserves the port while a worker is replaced. Raises InvalidConfig if the port or host
-    cannot be used, and RuntimeMissing if grpcio is not installed.
+    With SO_REUSEPORT, another server could silently share the port, so the port is first bound without this option.
+    Then a socket that never listens reserves the port while a worker is replaced. Raises InvalidConfig if the port or
+    host cannot be used, and RuntimeMissing if grpcio is not installed.
     """
     if spec.grpc_port is None:
         yield

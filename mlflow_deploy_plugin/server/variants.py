@@ -129,7 +129,7 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 
 
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
-    """Return the variant of `key`. It is the same in all workers and after a restart; weights set the shares of keys.
+    """Return the variant of `key`, the same in all workers and after a restart; weights set the shares of keys.
 
     Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
     rate, and the smallest number wins. A variant whose weight grows only gains keys. No stateless method moves fewer

@@ -209,8 +209,8 @@ def body_parser(length: int, limit: int) -> "BodyParser":
 class BodyParser:
     """The parser of a body with a known length, or in chunks (RFC 9112, 7.1).
 
-    `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows. A body of a
-    known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, and starts at -1.
+    `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows the chunk. A body
+    of known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, from -1 on.
     """
 
     def __init__(self, length: int, limit: int) -> None:

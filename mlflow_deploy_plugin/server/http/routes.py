@@ -51,7 +51,7 @@ class Route:
         is_direct: True for a prediction or a health check, which the fast worker answers without Flask.
         need: the scope that a caller needs; None if no key is needed. `RequestContext.admit` checks it for direct
             routes, `app.py` for all other routes.
-        is_server_wide: True if a key for all endpoints is needed. Other routes without NAME use the default endpoint.
+        is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME defaults to the default endpoint.
     """
 
     path: str

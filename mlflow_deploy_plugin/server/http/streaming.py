@@ -74,7 +74,7 @@ class StreamedExchange:
         self.awaits_client = False
         """True while the thread waits for bytes from the client."""
         self.is_paused = False
-        """True while reading is paused, because too many bytes wait. After the exchange, the connection resumes it."""
+        """True while reading is paused, because too many bytes wait. After the exchange, the connection reads again."""
 
     @property
     def is_whole(self) -> bool:

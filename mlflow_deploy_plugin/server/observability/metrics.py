@@ -76,7 +76,7 @@ _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this ve
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""The bounds of the histogram of differences between small outputs (probabilities) or large outputs (prices)."""
+"""The bounds of the histogram of differences, for small outputs (probabilities) as well as large outputs (prices)."""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
     "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
@@ -108,7 +108,7 @@ CapturedRows = tuple[int, int, bool | None]
 """The number of rows, the number to capture, and True if these were captured (None: capture skips the request)."""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
-"""A function that counts a prediction from captured rows, the run's and the request's seconds, and the outputs."""
+"""A function that counts a success, given the captured rows, the run's and the request's seconds, and the outputs."""
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class Metrics:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
         number, values = 0, None
-        while values is None:  # Reuse the file of a dead worker, so that there are never more files than workers.
+        while values is None:  # Reuse a dead worker's file, so that there are never more files than workers.
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
             number += 1

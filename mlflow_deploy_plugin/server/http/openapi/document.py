@@ -95,8 +95,8 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
 def document(server: Server, only: str | None = None) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
-    Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. If there are
-    more than `MAX_ENDPOINTS`, they are described for the default endpoint.
+    Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. With more
+    than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint.
     """
     routes, table = list_routes(), server.repository.table.items()
     answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]

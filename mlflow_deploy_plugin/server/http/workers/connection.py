@@ -67,7 +67,7 @@ class _Phase(Enum):
     LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # The look-up `_Phase.IDLE` takes 0.1 µs.
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
 
 
 class HttpConnection(asyncio.Protocol):
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
             except OnnxserveError:
-                return False  # `_advance` meets the same error, and answers it.
+                return False  # `_advance` raises the same error, and answers it.
         head, app = self._known_head, self._app
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
@@ -522,7 +522,7 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close. If the client may be sending, wait until it stops, because a reset would discard the response."""
+        """Close. While the client may be sending, wait, because a reset would discard the response."""
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds

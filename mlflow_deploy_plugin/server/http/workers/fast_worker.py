@@ -1,7 +1,7 @@
 """The fast worker: uvicorn's worker for gunicorn, on uvloop, with a custom protocol class (`connection.py`).
 
-In addition to uvicorn's work, it answers connections in the kernel's queue before the listener closes, bounds all
-waits, and exits cleanly on SIGTERM.
+In addition to uvicorn's work, the worker answers connections in the kernel's queue before the listener closes, bounds
+all waits, and exits cleanly on SIGTERM.
 """
 
 import asyncio
