@@ -127,7 +127,7 @@ class NotFound(OnnxserveError, http_status=404, error_code="RESOURCE_DOES_NOT_EX
 
 
 class AlreadyExists(OnnxserveError, http_status=409, error_code="RESOURCE_ALREADY_EXISTS"):
-    """The name is taken."""
+    """The name of a new object is already in use."""
 
 
 class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"):
@@ -175,11 +175,11 @@ class Unauthenticated(OnnxserveError, http_status=401, error_code="UNAUTHENTICAT
 
 
 class ScopeMissing(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """The caller's credentials are valid, but only for other scopes or endpoints."""
+    """The caller's credentials are valid, but not for the scope or the endpoint of the request."""
 
 
 class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version cannot be promoted or served, because it has not passed its gate; the message gives the failure."""
+    """A version cannot be promoted or served, because it has not passed its gate; the message contains the reason."""
 
 
 class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
@@ -223,7 +223,7 @@ class CommandFailed(OnnxserveError):
 
 
 class InternalError(OnnxserveError):
-    """An unexpected error. Its traceback is in the log; the message does not contain it."""
+    """An unexpected error, whose traceback is in the log and not in the message."""
 
 
 @dataclass(frozen=True)

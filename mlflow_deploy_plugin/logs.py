@@ -23,8 +23,8 @@ _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
-    """Send all logs of this process, including gunicorn's, to stderr. `process` is the role in the log lines."""
-    journal = os.environ.get("JOURNAL_STREAM")  # Children with another stderr also inherit it: systemd.exec(5)
+    """Send all logs of this process, including gunicorn's, to stderr. `process` is this process's role in log lines."""
+    journal = os.environ.get("JOURNAL_STREAM")  # Any child process inherits this variable: systemd.exec(5)
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 _LEAST_LIKENESS = 0.5
-"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` just reaches it for `server.port`."""
+"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just similar enough to `server.port`."""
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
 """The maximum number and length of compared names: clients choose the names, and each comparison takes 10 µs."""
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # The messages of Keras contain terminal colours.
@@ -44,7 +44,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """Return the end of a message about missing names: an unknown name (a misspelling?), or an empty text."""
+    """Return the end of a message about missing names: an unknown name that may be misspelt, or an empty text."""
     missing_names, unknown_names = list(missing), list(islice(unknown, _MOST_UNKNOWN))
     for name in unknown_names:
         if match := closest_match(name, missing_names):

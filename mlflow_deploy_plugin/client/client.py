@@ -50,7 +50,7 @@ _Result = TypeVar("_Result")
 class RetryPolicy:
     """The number of tries of a request, and the pauses between the tries.
 
-    A request is sent again after a failed connection, 429 or 503, because the server has not computed anything then.
+    A request is sent again after a failed connection or a status 429 or 503: the server has not computed anything then.
     The pause is drawn between zero and a bound that doubles from the first pause to the longest pause ("full jitter",
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server specifies a pause
     (`Retry-After`), the client waits for up to 1.1 times the pause, so that not all clients retry at the same moment.
@@ -101,7 +101,7 @@ class Client:
         timeout_seconds: the time limit of a call, including its retries and pauses.
         headers: the header fields of every request, such as `{"Authorization": "Bearer KEY"}`.
         connections: the number of connections that are kept open. Additional threads open a new connection per request.
-        only_json: never send Arrow. The client sets this after a server has refused Arrow with 415 (as MLflow's).
+        only_json: never send Arrow. The client sets this after a server has refused Arrow (MLflow's does, with 415).
         pool: the connection pool for all requests. Specify a pool for a proxy (`urllib3.ProxyManager`) or for your own
             certificates (`urllib3.PoolManager(ca_certs=…)`).
     """

@@ -63,7 +63,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError):  # The server accepts or rejects mixed types or column lengths.
+    except (pa.ArrowException, ValueError, TypeError):  # The server decides about mixed types and column lengths.
         return encode_json(rows), JSON, JSON
     is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
     if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # e.g. dates
@@ -224,7 +224,7 @@ def dump_json(document: Mapping[str, object]) -> bytes:
 
 
 def _json_value(value: object) -> object:
-    """Return a value that orjson can encode for a numpy scalar or array, a timestamp or a decimal."""
+    """Convert a numpy scalar or array, a timestamp or a decimal to a value that orjson can encode."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""The TLS certificates of a server. Each handshake checks the files, so that a renewal does not need a restart."""
+"""The TLS certificates of a server. Handshakes look for changed files, so that a renewal does not need a restart."""
 
 import logging
 import ssl
@@ -66,7 +66,7 @@ def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[],
 
 
 def open_following_tls(config: "Config") -> ssl.SSLContext:
-    """Return a TLS context for the listeners of gunicorn's configuration; each connection checks the files."""
+    """Return a TLS context for the listeners of gunicorn's configuration; a new connection uses the current files."""
     look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
     def switch(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:

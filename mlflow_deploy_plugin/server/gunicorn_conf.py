@@ -55,7 +55,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
     Args:
         listeners: inherited file descriptors of bound sockets; the second socket is shared with other servers.
-        may_fork: an inherited file descriptor. Workers are forked once it reaches end of file (None: at once).
+        may_fork: an inherited file descriptor; workers are forked once it reaches end of file (None: at once).
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,4 +1,4 @@
-"""A listening socket that servers share, so that a server can replace another without refusing connections.
+"""A listening socket that servers share, so that a new server can replace a server without refusing connections.
 
 `python -m mlflow_deploy_plugin.server.listener SOCKET PORT` runs the holder of the socket. The holder sends the
 socket to each server that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), even from another container.
@@ -34,7 +34,7 @@ class SharedListener:
 
 @contextmanager
 def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
-    """Yield the listening socket of the holder at `path`, which may start later; None without a path.
+    """Yield the listening socket of the holder at `path`, a process that may start later; None without a path.
 
     Raises DeploymentFailed if there is no holder.
     """

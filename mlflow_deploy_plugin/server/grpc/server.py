@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request
 from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams per worker, and also of public streams; each stream has its own thread."""
+"""The maximum number of streams per worker, and separately of public streams; each stream has its own thread."""
 
 _MAX_WAITING = 128
 """The maximum number of calls that wait for a thread; gRPC rejects further calls with RESOURCE_EXHAUSTED."""
@@ -90,7 +90,7 @@ class GrpcServer:
 
 
 def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
-    """Check the TLS files, because gRPC would silently ignore invalid files, and return the files in gRPC's form."""
+    """Check the TLS files, because gRPC would silently ignore invalid new files, and return them in gRPC's form."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(

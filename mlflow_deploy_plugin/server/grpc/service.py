@@ -283,7 +283,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
 
 def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) -> Mapping[str, object]:
-    """Return the parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter one."""
+    """Return parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter timeout."""
     if seconds_left is None:
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))

@@ -105,7 +105,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
 def encode(
     request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
-    """Encode the response, with `is_raw` as bytes. The response's id is the request's id or `request_id`."""
+    """Encode the response, as bytes if `is_raw`. The response's id is the request's id or `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
     arrays = [(output.name, outputs[output.name]) for output in v2.resolve_outputs(request.outputs, outputs)]
     is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)

@@ -52,7 +52,7 @@ def create_app(state_dir: str) -> Flask:
 
 
 class ServerApp(Flask):
-    """The Flask application around a server. The fast worker calls `handle`. Other servers use WSGI.
+    """The Flask application around a server. The fast worker calls `handle`; WSGI servers call `wsgi_app`.
 
     Predictions and health checks are answered before Flask looks for a route. All other routes are in blueprints.
     """
@@ -167,7 +167,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Do not read beyond its end, because some servers would wait for more bytes.
+    """Yield the body as it arrives. Do not read beyond the body, because some servers would wait for more bytes.
 
     Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
     """

@@ -50,7 +50,7 @@ _Send = Callable[[Message], Coroutine[None, None, None]]
 
 
 class EmbeddedModel:
-    """An endpoint in this process. It is ready when the constructor returns.
+    """An endpoint in this process. The endpoint is ready when the constructor returns.
 
     Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
 
@@ -154,7 +154,7 @@ class WsgiApp:
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
-        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # as gunicorn
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # RAW_URI as gunicorn
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:

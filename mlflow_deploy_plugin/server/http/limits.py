@@ -12,7 +12,7 @@ MAX_CONNECTIONS = 1000
 SLOWEST_BYTES_PER_SECOND = 1024
 """The speed below which a request counts as idle if other clients need its connection."""
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
-"""The limit of unsent response bytes per worker; above it, the response that has waited longest is aborted."""
+"""The limit of unsent response bytes per worker; above this limit, the response that has waited longest is aborted."""
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
 """The limits for discarding the bytes that a client still sends before its connection is closed."""
 

@@ -42,7 +42,7 @@ _HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5
 _SINGLE = ("host", "content-type", "content-length", "transfer-encoding")
 
 _STEPS = 1000
-"""The maximum number of steps per `feed`. 256 KiB of minimal chunks would block the event loop for 0.1 s."""
+"""The maximum number of steps per `feed`; otherwise 256 KiB of minimal chunks would block the event loop for 0.1 s."""
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 

@@ -63,7 +63,7 @@ class PlanTable:
         return plan(request) if plan is not None and request.method == "POST" else None
 
     def covers(self, path: str) -> bool:
-        """Return True if the path has a plan, and therefore an ONNX model in this worker."""
+        """Return True if the path has a plan, so that an ONNX model in this worker answers."""
         return path in self._plans
 
     def _compose(self, table: ServedTable) -> None:

@@ -264,7 +264,7 @@ def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
 
 
 def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
-    """Return the routes of a path that Vertex AI specifies, which may be the path of another route."""
+    """Return the routes of a path that Vertex AI specifies, which may also be the path of an onnxserve route."""
     routes: dict[str, Route] = {}
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)

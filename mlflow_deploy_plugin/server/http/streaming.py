@@ -105,7 +105,7 @@ class StreamedExchange:
             self.fail(ClientDisconnected("the client closed the connection"))
 
     def run(self, server: Server, request: RawRequest) -> None:
-        """Answer the complete request, in its own thread."""
+        """Answer the streamed request, in its own thread."""
         response = stream_predictions(server, request, self._pieces())
         with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
             if response.pieces is None:

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.statedir.history import SPANS
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
-"""The log's column with the request id that the caller sent. A feedback key may use this column like a model's."""
+"""The log's column with the request id that the caller sent. A feedback key may use this column like a model column."""
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 

@@ -153,7 +153,7 @@ class Metrics:
         self._predictions: dict[str, dict[object, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
-        # The slots of a label set are cached, because each request looks them up.
+        # The slots of a label set are cached, because each request needs the slots of its labels.
         self._request_slots, self._batch_slots = cache(self._find_request_slots), cache(self._find_batch_slots)
         self._row_slots, self._shadow_slots = cache(self._find_row_slots), cache(self._find_shadow_slots)
         self._captures = {

@@ -107,7 +107,7 @@ class Tracer:
     def close(self) -> None:
         """Send the remaining spans, for at most a second.
 
-        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is shut down.
+        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is then shut down.
         """
         self._closing.set()
         self._closer.join(_FLUSH_SECONDS)

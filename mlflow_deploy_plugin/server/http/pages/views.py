@@ -224,7 +224,7 @@ def form_fields(
     example: Example,
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
 ) -> list[FormField]:
-    """Return the form fields in the signature's order, with the example's first row; `categories` has column names."""
+    """Return form fields in the signature's order, with the example's first row; `categories` are by column name."""
     if not schema.columns:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}

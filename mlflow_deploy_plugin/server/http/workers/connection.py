@@ -47,7 +47,7 @@ from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
-"""The limit of buffered bytes that follow the current request; above it, reading is paused."""
+"""The limit of buffered bytes that follow the current request; above this limit, reading is paused."""
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
 _UNDERWAY_SECONDS = 1.0
@@ -437,7 +437,7 @@ class HttpConnection(asyncio.Protocol):
     # Streamed requests.
 
     def _begin_stream(self, head: RequestHead) -> None:
-        """Answer the body while it arrives (`http/streaming.py`). Other requests wait until the stream ends."""
+        """Answer the body while it arrives (`http/streaming.py`). The connection's next requests wait."""
         app = self._app
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
@@ -522,7 +522,7 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close. While the client may be sending, wait, because a reset would discard the response."""
+        """Close, but wait while the client may be sending, because a reset would discard the response."""
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds
