@@ -172,7 +172,7 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":  # not sent to an application that is mounted in another application
+        if scope["type"] == "lifespan":  # sent only to an application that is not mounted in another application
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)

@@ -133,7 +133,7 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
     asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises
     UnsupportedMediaType. If the page's name resolves to this server (DNS rebinding), `Host` contains that name; an
-    address in `Host` cannot be rebound. The other checks raise CallerRefused. A missing Content-Type is accepted,
+    address in `Host` cannot be rebound. All other checks raise CallerRefused. A missing Content-Type is accepted,
     because Triton's client does not send it.
     """
     if "content-type" in request.headers:

@@ -303,7 +303,7 @@ class HttpConnection(asyncio.Protocol):
             if self._phase is not _ANSWERING:
                 self._resume_reading()
             if self._has_eof and self._phase in (_IDLE, _RECEIVING) and not self._is_blocked:
-                self._transport.close()  # The rest is an incomplete request.
+                self._transport.close()  # The remaining bytes are an incomplete request.
 
         self._loop.call_soon(advance)
 
