@@ -1,4 +1,4 @@
-"""The findings of each column: checks without a threshold, and the texts of all checks."""
+"""The findings about each column: the checks that need no threshold, and the texts for all checks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The checks for the figures in `threshold/null.py`, in the same order."""
+"""The name of the check for each of the four figures in `threshold/null.py`, in the order of the figures."""
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""A constant column is drift only if its probability, given the frequencies in the reference, is below this limit."""
+"""The limit of probability below which a constant column is drift, given the frequencies of values in the reference."""
 _FEW_WINDOWS = 19
-"""The number of windows below which the steps are also checked for constant values. Otherwise, a flag that changes
-every other week was called drifted in 10 % of the months after a reference of three months."""
+"""The number of reference windows below which the steps are also checked for constant values. Without this check, a
+flag that changes every other week was called drifted in 10 % of the months after a reference of three months."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
-"""The types whose distributions can be compared. A column of such a type without bins was not requested."""
+"""The types whose distributions can be compared. A column of such a type has no bins only if it was not requested."""
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Return a finding for each new, removed, retyped or constant column. A column that is also missing or constant in
-    a window of the reference is not drift, so these findings need no threshold."""
+    """Return a finding for each new, removed, retyped or constant column. These findings need no threshold: a column
+    that is also missing or constant in a window of the reference is not drift."""
     findings = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
     return [finding for finding in findings if finding is not None]
 
@@ -56,7 +56,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
         known, usual = current.rows - current.missing, _usual_type(expected, current)
         reason = f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the reference has {usual}"
         return drift("type", reason, f"{usual} → {current.arrow_type}", current.mistyped / max(known, 1))
-    # Columns without a distribution (times, binary values) are also checked for their type.
+    # Check columns without a judged distribution (times, binary values) for a change of type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and current.missing < current.rows and _families(expected).isdisjoint(_families(current)):
         reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
@@ -75,7 +75,7 @@ def _constant_finding(
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
     large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins, without rare values
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins, except rare values
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
@@ -86,7 +86,7 @@ def _constant_finding(
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
-    """Return the only value of a column; empty if the column has several values or none, or if the value is unknown."""
+    """Return a column's only value as text; empty if the column has several values or none, or an unknown value."""
     if column.kind == "number":
         return f"{column.minimum:g}" if column.minimum == column.maximum else ""
     places = column.counts[:-1].nonzero()[0]
@@ -98,7 +98,7 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
 
 
 def _families(column: ColumnSketch) -> set[str]:
-    """Return Arrow's type names without widths, units, zones and element types."""
+    """Return the Arrow types of a column's values, without widths, units, zones and element types."""
     return {re.split(r"[0-9\[<(]", part)[0] for part in column.arrow_type.split(" | ")}
 
 
@@ -130,8 +130,8 @@ def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[F
 def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings of all columns of all groups, and metrics of the columns by decreasing score. `window` has
-    the figures of the window, [F, FIGURES]; `scores` are in standard deviations above the reference's own windows."""
+    """Return the findings and the metrics of all columns of all groups, by decreasing score. `window` has the figures
+    of the judged window, [F, FIGURES]; `scores` are these in standard deviations above the reference's own."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
@@ -156,7 +156,7 @@ def judge_columns(
         for figure, check in enumerate(CHECKS):
             own = float(scores[index, figure])
             is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
-            if figure != DISTANCE and not is_seen:  # A figure of 0 is not a finding.
+            if figure != DISTANCE and not is_seen:  # Omit checks for values that do not occur, such as missing values.
                 continue
             if not np.isfinite(own):
                 reason = "too few of the reference's own windows have this figure"
@@ -171,7 +171,7 @@ def judge_columns(
 
 @dataclass(frozen=True, eq=False)
 class _JudgedColumn:
-    """A column of the window, of the reference, and of the profile that the window is compared with (`before`)."""
+    """A column in the window, in the reference, and in the profile that the window is compared with (`before`)."""
 
     bins: Bins
     given: ColumnSketch
@@ -181,8 +181,8 @@ class _JudgedColumn:
     missing_before: float
 
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
-        """Return the text of a check in its own units, and the change of the column (empty if unknown). `usual` and
-        `spread` are the mean and standard deviation of the reference's own windows."""
+        """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
+        `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
         current = self.given
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
@@ -206,13 +206,13 @@ class _JudgedColumn:
         return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
 
     def _distribution_change(self, distance: float) -> str:
-        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
+        """Return a text about the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
         bins, current, before = self.bins, self.given, self.before
         if before is None or len(before.counts) != len(current.counts):
             return ""
-        if isinstance(bins, OrderedBins):  # Return the first change that explains half of the distance.
+        if isinstance(bins, OrderedBins):  # Return the first change that explains at least half of the distance.
             infinite = [before.infinite_share, current.infinite_share]
-            reach = np.ptp(bins.positions) / bins.scale  # Infinite values are in an outer bin.
+            reach = np.ptp(bins.positions) / bins.scale  # Infinite values are in an outer bin, at most this far away.
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
             if not (before.finite and current.finite):
@@ -227,7 +227,7 @@ class _JudgedColumn:
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
-        # Prefer an increase of rare or new values to the resulting decrease of a frequent value.
+        # Report an increase of rare or new values, not the decrease of a frequent value that this increase causes.
         if index == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
             return self._rare_change(bins, before, *(share[frequent:] for share in shares))
         code = list(bins.codes)[index]
@@ -257,7 +257,7 @@ class _JudgedColumn:
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
-    """Return the share of missing values. If a row lacks the column, its value is missing."""
+    """Return the share of missing values. The value of a row without the column counts as missing."""
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
 

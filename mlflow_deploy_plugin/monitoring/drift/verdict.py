@@ -1,12 +1,13 @@
 """The verdict: does this window differ from the reference more than the reference's own windows do?
 
-1. The null (`threshold/null.py`) chooses the reference's own windows: contiguous windows if there are enough.
+1. The null (`threshold/null.py`) chooses null windows from the reference: contiguous windows if there are enough.
 2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
    of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
-3. Each of the M null windows and the judged window is standardised by the mean and standard deviation of all other
+3. The figures of the judged window and each of M null windows are standardised by the mean and standard deviation of
+all other
    windows. The statistic of a window is its largest standardised figure over all columns and segments.
 4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
-   drift if p <= the false-alarm rate. The threshold is the statistic at the corresponding rank, for all columns.
+   drift if p <= the false-alarm rate. All columns have one threshold: the statistic at the corresponding rank.
 
 If the window is exchangeable with the reference's own windows, the false-alarm rate is at most the specified rate
 (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). The actual rate is measured
@@ -74,10 +75,10 @@ NULLS: Mapping[NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
-"""The limit of compared histogram counts: about sixty windows for a thousand columns, compared within seconds."""
+"""The maximum number of histogram counts to compare in seconds: about sixty windows for a thousand columns."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The compared rows are chosen so that 3 / false-alarm rate pairs have enough rows, at most three quarters of all."""
+"""The number of compared rows is chosen so that 3 / (false-alarm rate) pairs, at most 3/4 of all, have enough rows."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
     "column or the values with the time of each row), or set independent_rows"
@@ -95,9 +96,9 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-        findings: the worst finding first. Every column has its outcome, or the reason why it was not judged.
+        findings: the outcome of every column, or the reason why the column was not judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
-        null: the kind of windows behind the threshold; None if distributions are not judged.
+        null: the kind of windows from which the threshold is computed; None if distributions are not judged.
     """
 
     state: State
@@ -119,7 +120,7 @@ def judge_profile(
 ) -> DriftVerdict:
     """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
     `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
-    `carrier=AA`, share the false-alarm rate with all rows."""
+    `carrier=AA`, and all rows together share one false-alarm rate."""
     schema = schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
@@ -146,7 +147,7 @@ def judge_profile(
 def _unjudged(
     rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
 ) -> DriftVerdict:
-    """Return a verdict without distributions. Alarms among the schema findings still give drift."""
+    """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:
@@ -176,7 +177,7 @@ def _conclude(
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
         reason = describe_worst(subjects, alarms[0].reason)
-        if not test.is_drifted:  # Schema findings have no p-value.
+        if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
             evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
     held_out = null.held_out
@@ -204,7 +205,7 @@ def _conclude(
 
 
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
-    """Yield the source of the threshold, then the causes of additional false alarms with remedies."""
+    """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
@@ -276,7 +277,7 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     length = duration_text(pieces.grid.length_us // 1_000_000)
     if pieces.grid.lag_windows:
         has, instead = f"the log has {most}", "wait until the log is longer"
-        if rate < SMALLEST_ROLLING_RATE:  # A longer log or fewer columns would not help.
+        if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
             has, instead = f"at most {pieces.grid.max_pairs} are kept", f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
         elif needed > pieces.grid.max_pairs:
             has, instead = f"with so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
@@ -295,7 +296,7 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
 
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
-    """Yield the nulls of a reference in the order of preference."""
+    """Yield the nulls that the reference allows, the preferred null first."""
     pieces, bins = group.reference.pieces, group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
@@ -315,7 +316,7 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
-    """Return the cache key, 40 hexadecimal digits, of the distribution for these groups and `parts`."""
+    """Return the cache key, 40 hexadecimal digits, of the null distribution for the groups and other `parts`."""
     digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
     for group in groups:
         pieces = group.reference.pieces
@@ -350,7 +351,7 @@ def _read(path: Path) -> NullDistribution | None:
 
 
 def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
-    """Return the reason why distributions cannot be judged; empty if they can."""
+    """Return the reason why distributions cannot be judged, or an empty text."""
     if not rows:
         return "the window has no rows"
     if rows < spec.min_rows:
@@ -383,8 +384,9 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
-    windows if that is smaller. The window's rows are rounded down to a step of 15 %, so that windows of similar size
-    share a null distribution. For `rolling:`, the smaller window counts, or fewer rows if the rate needs more pairs."""
+    windows if that is smaller. The window's rows are rounded down in steps of 15 %, so that windows of similar size
+    share a null distribution. For `rolling:`, the pair's smaller window counts; fewer rows if a rate needs more
+    pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

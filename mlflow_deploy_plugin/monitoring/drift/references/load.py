@@ -1,14 +1,14 @@
-"""The reference of a monitor: load the reference from the spec, and divide it into bins, windows and steps.
+"""The reference of a monitor: load the reference that the spec names, and divide it into bins, windows and steps.
 
 Training rows and datasets are counted once for all windows (4 s for a million rows), and the counts remain in memory.
 References from the log use stored profiles.
 
 `window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares a window with the window a week
-before. Earlier pairs at the same lag show the normal variation, so figures contain no daily or weekly cycle and no slow
-trend. This is seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
+before. Earlier pairs with the same lag show the normal variation; their figures contain no daily or weekly cycle and no
+slow trend. This is seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
 
-For the log, bins are frozen on a bounded sample of rows. For rolling windows the bins are renewed after four times the
-span, so that stored profiles serve many windows.
+For a reference in the log, bins are frozen on a bounded sample of rows. For `rolling:`, the bins are renewed after four
+times the span, so that stored profiles serve many windows.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ from mlflow_deploy_plugin.spec.types import length_of, rolling_span
 
 CACHE = "references"
 _last_cut: dict[bytes, ReferencePieces] = {}
-"""The pieces of the last reference whose rows were all in memory, by a digest of the rows."""
+"""The pieces of the last reference that was computed from rows in memory. The key is a digest of the rows."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows for freezing bins, the same rows until the log changes. Raises NotFound."""
+        """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with the log. Raises NotFound."""
         versions = window_versions(self.log, self.endpoint, self.sampled)
         rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
@@ -125,8 +125,8 @@ class LogReference:
         window: Window,
         segment: tuple[str, str] | None = None,
     ) -> ReferencePieces:
-        """Return the pieces of the span with the length and phase of `window`, from hourly profiles if they align. The
-        bins were frozen on `sample`. A segment (column, value) limits the rows."""
+        """Return the pieces of the span with the length and phase of `window`, from hourly profiles if pieces are whole
+        hours. The bins were frozen on `sample`. Only rows of the `segment` (column, value) are used."""
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
         grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
@@ -147,7 +147,7 @@ class LogReference:
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the part of the log for `window:START/END`, and notes; raise NotFound if it has no rows."""
+    """Return the part of the log for `window:START/END`, and notes; raise NotFound if this part has no rows."""
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
@@ -157,7 +157,7 @@ def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[Log
 
 def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
     """Return the windows before the judged window, each compared with the window one `rolling:` period before, and
-    notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound without rows."""
+    notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound if there are no rows."""
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
@@ -204,7 +204,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
     A reference without event times has only a total, and no windows. Notes report missing event times and columns.
-    `model` and `version` answered the window's rows.
+    `model` and `version` are the version that answered the window's rows.
 
     Raises:
         NotFound: the version, the dataset or its rows do not exist.
@@ -240,8 +240,8 @@ def column_types(request: WindowRequest, model: str, version: str) -> dict[str, 
 def load_segment_references(
     request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
 ) -> list[DriftReference]:
-    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. A
-    reference in the log uses all rows; other references use only the sample. Raises the errors of `load_reference`."""
+    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. All
+    rows of a log are used, and only the sample of other references. Raises the errors of `load_reference`."""
     kind = request.spec.reference.partition(":")[0]
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     times = event_times(whole.sample)
@@ -260,8 +260,8 @@ def load_segment_references(
 
 
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
-    """Return the bins of a table's columns, and a note for each column without bins. Raises InvalidConfig if the table
-    has none of `columns` (empty: all)."""
+    """Return the bins of a table's columns, and a note for each column without bins. Only `columns` get bins (empty:
+    all). Raises InvalidConfig if the table has none of `columns`."""
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):
@@ -269,13 +269,13 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
-        name: freeze_bins(features[name], types.get(name, "double"))  # A component of a list is a double.
+        name: freeze_bins(features[name], types.get(name, "double"))  # A list's component, a double, has no type.
         for name in select_columns(features, columns)
     }, notes
 
 
 def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:
-    """Return `cut_pieces` of the rows. The last result is reused for the same rows, bins, window length and phase."""
+    """Return the pieces of the rows. The last result is reused for the same rows, bins, window length and phase."""
     length_us = window.end_us - window.start_us
     digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
     for column in rows.table.columns:

@@ -1,4 +1,4 @@
-"""The rows of a reference that can be read at once, with event times: the logged training sample, or a dataset."""
+"""The rows and event times of a reference that is read at once: the logged training sample, or a dataset."""
 
 import hashlib
 import tempfile
@@ -34,7 +34,7 @@ _SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
 _HIDDEN = (".", "_")
-"""Files and folders with these prefixes are not part of a dataset; Spark writes such files."""
+"""The prefixes of files and folders that are not part of a dataset, such as Spark's `_SUCCESS`."""
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
     "log the model with event_time= (the column or the values with the time of each row)"
@@ -43,7 +43,7 @@ _NO_TIMES = (
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
-    """The rows of a reference. `times` is [N] int64, microseconds since 1970, or None; `shown` is for messages."""
+    """The rows of a reference. `times` is [N] int64, microseconds since 1970, or None; messages contain `shown`."""
 
     table: pa.Table
     times: Array | None
@@ -53,8 +53,8 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """Return [N] int64, microseconds since 1970; times without a zone are UTC. Return None if the column does not
-    exist. Raises pa.ArrowException if a value is missing or is not a time."""
+    """Return the event times in microseconds since 1970, [N] int64; times without a zone are UTC. Return None if the
+    column does not exist. Raises pa.ArrowException if a value is missing or is not a time."""
     if column not in table.column_names:
         return None
     values = table.column(column)
@@ -64,7 +64,7 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
         raise pa.ArrowInvalid(f"{column} has type {values.type}, which has no unit; a timestamp is expected")
     try:
         if not (pa.types.is_timestamp(values.type) and values.type.tz):
-            with suppress(pa.ArrowInvalid):  # A text may include a zone.
+            with suppress(pa.ArrowInvalid):  # A text with a zone cannot be cast to this type.
                 values = values.cast(pa.timestamp("us"), safe=False)
         return microseconds_of(values)
     except pa.ArrowException as error:
@@ -73,8 +73,8 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
-    """Return the reference of a version: from this server's files if it is served, otherwise from MLflow via the cache.
-    Raises NotFound for the version, InvalidArtifact for its reference, and RegistryUnavailable."""
+    """Return the reference of a version: from this server's files if the version is served, otherwise from MLflow via
+    the cache. Raises NotFound (version), InvalidArtifact (unreadable reference) and RegistryUnavailable."""
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
     if served:
@@ -158,13 +158,13 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
 def load_datasets(
     uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict
 ) -> list[ReferenceRows]:
-    """Return the rows of datasets: Parquet or CSV files, or folders of such files. Above `MAX_ROWS` rows, a uniform
-    sample is returned. Event times are in the column `_event_time`, otherwise in the only column of times or dates.
+    """Return the rows of datasets: Parquet or CSV files, or folders of such files. Of more than `MAX_ROWS` rows, a
+    uniform sample is returned. The event times are in `_event_time`, otherwise in the only column of times or dates.
 
     Args:
         uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
-        known_types: returns types of CSV columns. Other columns have the type of a Parquet dataset among the `uris`,
-            otherwise the type that is inferred from the texts of all datasets.
+        known_types: returns the known types of CSV columns. Other CSV columns have the type of the column in a Parquet
+            dataset among the `uris`, otherwise the type that is inferred from the texts of all datasets.
 
     Raises:
         NotFound: a dataset does not exist.
@@ -191,7 +191,7 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """At most `MAX_ROWS` of the `rows` of a dataset, with the types in its files: texts for CSV (`is_text`)."""
+    """A dataset of `rows` rows, of which `table` has at most `MAX_ROWS`. CSV columns are texts (`is_text`)."""
 
     shown: str
     table: pa.Table
@@ -232,7 +232,7 @@ def _read_dataset(uri: str) -> _Dataset:
 
 
 def _chosen_rows(count: int) -> Array:
-    """Return ascending indices of at most `MAX_ROWS` rows. The sample is reproducible."""
+    """Return ascending indices of at most `MAX_ROWS` of `count` rows, always the same indices for the same count."""
     if count <= MAX_ROWS:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False))
@@ -281,7 +281,7 @@ def _open_parquet(path: Path) -> pa_dataset.Dataset:
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
-    """Return the name of the event time column; empty if there is none."""
+    """Return the name of the event time column; empty if the table has none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]

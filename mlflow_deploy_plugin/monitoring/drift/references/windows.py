@@ -1,7 +1,7 @@
 """A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
 
-Unseen categories and out-of-range numbers of a window are counted against all other windows. If the whole reference
-were used, its windows would have no such values, and the first rare value in a later window would be an alarm.
+Unseen categories and out-of-range numbers of a reference window are counted against all other windows. Against the
+whole reference, every count would be zero, and the first rare value in a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ _FEW_WINDOWS = 100
 _STEPS_A_WINDOW = 24
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
-"""The limit of histogram counts (128 MB) for all steps together, and for all windows after the first hundred."""
+"""The maximum number of histogram counts (128 MB) of all steps, and of all windows if these are more than a hundred."""
 _MERGED_AT = 16
 
 
@@ -39,8 +39,8 @@ class WindowGrid(NamedTuple):
     Attributes:
         max_windows: the maximum number of windows to keep.
         keeps_steps: True if the steps are also kept.
-        lag_windows: the distance to the earlier window that a window is compared with, or 0 to compare with all others.
-            The window `lag_windows` before the end of the grid is kept for the next window.
+        lag_windows: the number of windows back to the window that a window is compared with; 0 to compare with all
+            others. The window `lag_windows` before the end of the grid is kept for comparison with the next window.
     """
 
     start_us: int
@@ -61,7 +61,7 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The maximum number of pairs that are kept, without the pair of the next window after the grid."""
+        """The maximum number of pairs of windows to keep, excluding the pair of the window that follows the grid."""
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
@@ -81,12 +81,12 @@ class ReferencePieces:
     """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-        windows: the windows with rows, in order of time; at most `MAX_WINDOWS`, evenly spaced (twice that for pairs).
-            If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
+        windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for pairs, twice as many), evenly
+            spaced. If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
-        steps: the steps of the grid without gaps; empty if the reference is too long.
+        steps: all steps of the grid, including steps without rows; empty if the reference is too long.
         total: all rows of the reference, including rows outside of the windows.
-        lagged: with `lag_windows`, the window that the judged window is compared with; it may have no rows.
+        lagged: with `lag_windows`, the window that the judged window is compared with. This window may have no rows.
     """
 
     windows: tuple[Profile, ...]
@@ -106,11 +106,11 @@ class ReferencePieces:
         return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
-        """Return the windows that begin at these times; a missing window is an empty profile."""
+        """Return the windows that begin at `starts_us`, with an empty profile for each missing window."""
         return profiles_at(starts_us, self.window_starts_us, self.windows)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Return [P] and [P] int64: the later and the earlier window of each pair with the distance `lag_windows`."""
+        """Return the indices of the later and of the earlier window, [P] int64 each, of all pairs at `lag_windows`."""
         numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
         _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
         return later, earlier
@@ -123,7 +123,7 @@ def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Ite
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference that can be compared with windows of one length; `sample` has bounded rows for the report."""
+    """A reference that can be compared with windows of one length; `sample` is limited in rows, for the report."""
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -157,8 +157,8 @@ def window_grid(
 def cut_pieces(
     bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int
 ) -> ReferencePieces:
-    """Return the pieces of rows with `times`, [N] int64, microseconds since 1970 (None: only the total is returned).
-    `start_us` and `length_us` describe the judged window."""
+    """Return the pieces of a table with event `times`, [N] int64, microseconds since 1970 (None: return only the
+    total). `start_us` and `length_us` describe the judged window."""
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
         return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
@@ -188,7 +188,7 @@ def cut_pieces(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces from profiles in order of time, each with its start (microseconds) and within one step."""
+    """Return the pieces from profiles in order of time, each within one step, with its start (microseconds)."""
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
@@ -224,7 +224,7 @@ def _add(parts_by_number: dict[int, list[Profile]], number: int, profile: Profil
 def sketch_pieces(
     bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], grid: WindowGrid
 ) -> ReferencePieces:
-    """Return the pieces of rows from batches with times: [N] int64, microseconds since 1970."""
+    """Return the pieces of the rows in `batches` of a table and its event times, [N] int64, microseconds since 1970."""
     parts = (
         (grid.start_us + number * grid.step_us, profile)
         for table, times in batches
@@ -234,7 +234,7 @@ def sketch_pieces(
 
 
 def _steps_of(length_us: int) -> int:
-    """Return the number of steps per window: at most 24, each of whole seconds and at least an hour; otherwise 1."""
+    """Return the number of steps per window: at most 24 of whole seconds and of at least an hour each, otherwise 1."""
     for count in range(_STEPS_A_WINDOW, 1, -1):
         if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
             return count
@@ -247,8 +247,8 @@ RestCounts = list[dict[str, int]]
 def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
-    """Return per column the counts `unseen`, `below` and `above` of each group against the rows of all other groups.
-    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the groups to compare with (None: all)."""
+    """Return each column's counts `unseen`, `below` and `above` for each group of rows against all other groups.
+    `groups` is the group of each row, [N] int64; `counted`, [count] bool, are the groups to compare with or None."""
     counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):
@@ -271,8 +271,8 @@ def correct_for_rest(
     until_us: int | None = None,
 ) -> tuple[Profile, ...]:
     """Return the windows with `unseen`, `below` and `above` counted against the other windows, for bins that were
-    frozen on a sample of the same rows. The counts in the sample are extrapolated to all rows of the window. Windows
-    from `until_us` on do not count as other windows (None: all count). The sample has event times."""
+    frozen on a sample of the same rows. The counts in the sample are extrapolated to all rows of the window. Only
+    windows before `until_us` count as other windows (None: all windows). The sample has event times."""
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
@@ -284,7 +284,7 @@ def correct_for_rest(
     corrected = []
     for window, start_us in zip(windows, starts_us, strict=True):
         position = index_of.get((start_us - starts_us[0]) // length_us)
-        if position is None:  # The bins were frozen on only other windows.
+        if position is None:  # The sample has no rows of the window, so the counts need no correction.
             corrected.append(window)
             continue
         columns = dict(window.columns)
@@ -298,7 +298,7 @@ def correct_for_rest(
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
-    """Return the number of rows in each group whose value occurs in no other group."""
+    """Return, for each group, the number of rows whose value occurs in no other group."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
@@ -314,7 +314,7 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
 
 
 def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
-    """Return the number of rows in each group below the minimum and above the maximum of all other groups."""
+    """Return, for each group, the number of values below the minimum and above the maximum of all other groups."""
     is_known = ~np.isnan(values)
     numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)
@@ -327,7 +327,7 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
 
 
 def _of_others(least: Array) -> Array:
-    """Return [count]: the minimum over all other groups. Without other groups it is infinite."""
+    """Return, for each group, the minimum of all other groups, [count]; minus infinity without other groups."""
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")
