@@ -3,9 +3,8 @@
 1. The null (`threshold/null.py`) chooses null windows from the reference: contiguous windows if there are enough.
 2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
    of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
-3. The figures of the judged window and each of M null windows are standardised by the mean and standard deviation of
-all other
-   windows. The statistic of a window is its largest standardised figure over all columns and segments.
+3. The figures of the judged window and of each of M null windows are standardised by the mean and standard deviation of
+   all other windows. The statistic of a window is its largest standardised figure over all columns and segments.
 4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
    drift if p <= the false-alarm rate. All columns have one threshold: the statistic at the corresponding rank.
 
@@ -385,8 +384,7 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
     windows if that is smaller. The window's rows are rounded down in steps of 15 %, so that windows of similar size
-    share a null distribution. For `rolling:`, the pair's smaller window counts; fewer rows if a rate needs more
-    pairs."""
+    share a null distribution. For `rolling:`, the pair's smaller window counts; fewer rows if many pairs are needed."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

@@ -2,12 +2,12 @@
 
 Numbers are compared by the Wasserstein distance in standard deviations of the reference, because the Jensen–Shannon
 distance of quantile bins does not grow beyond the reference's range. Days from June to August that were called drifted
-at the same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
-250 rows). Numbers are clipped at three ranges beyond the middle 99 %, to limit the weight of a sentinel like -9999.
+(`benchmarks/drift.py`, same false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with 250
+rows). Numbers are clipped three ranges outside of the middle 99 %, to limit the weight of a sentinel like -9999.
 
 Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the most
 frequent values. Rare texts are divided by length and hash into about 64 bins. New values have no bin of their own: the
-reference's windows could never have rows in that bin, so every new value would be an alarm. New values are counted
+reference's windows would have no rows in such a bin, and every new value would be an alarm. New values are counted
 separately from the distance. If the reference has fractions, numbers are compared in float32, like inputs of the graph.
 """
 
@@ -33,9 +33,9 @@ _GRID = 256
 _BEYOND = 64
 _CATEGORIES = 50
 _RARE, _LENGTHS = 64, 8
-_BEYOND_CHANCE = 4  # standard deviations of a Poisson distribution
+_BEYOND_CHANCE = 4  # A frequent value exceeds the rest by this many Poisson deviations.
 _RANGES_BEYOND = 3.0
-_WIDEST = 1e150  # Squares above this value are infinite.
+_WIDEST = 1e150  # The square of a larger number may be infinite.
 _MISSING = -1
 _FLOATING = frozenset({"halffloat", "float", "double"})
 _SINGLE = (1e-37, 1e38)  # the range in which a float32 has 24 significant bits
@@ -47,7 +47,7 @@ class OrderedBins:
 
     Attributes:
         positions: [K] float64, ascending; a value belongs to the nearest position.
-        scale: the reference's standard deviation within its middle 99 %.
+        scale: the standard deviation of the reference's numbers, clipped to the middle 99 %.
         arrow_type: the reference's type in Arrow's notation; empty if unknown.
     """
 
@@ -70,12 +70,12 @@ class OrderedBins:
         return edges
 
     def encode(self, feature: ColumnValues) -> Array:
-        """Return [N] int64: the bin of each value, -1 for a missing value."""
+        """Return the bin of each value, [N] int64; -1 for a missing value."""
         codes = np.searchsorted(self.edges, feature.values, side="right")
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Wasserstein distance per row of counts [B, K] and [B, K] (or [K]): [B]; 0 if a side is empty."""
+        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
@@ -83,12 +83,12 @@ class OrderedBins:
 
 @dataclass(frozen=True, eq=False)
 class CategoryBins:
-    """Bins for the most frequent categories, then one bin for all rare values, or one per text length and hash.
+    """Bins for the most frequent categories, then a bin for all rare values, or bins per length and hash of rare texts.
 
     Attributes:
         kind: text, or numbers without variation.
-        known: uint64, ascending: the hashes of all values in the reference.
-        lengths: int64, ascending, in characters: the bounds of the bins for rare texts; empty for a single bin.
+        known: the hashes of all values in the reference, uint64, ascending.
+        lengths: the lengths that divide rare texts into bins, int64, ascending; empty for a single bin of rare values.
     """
 
     codes: dict[str | float, int]
@@ -115,7 +115,7 @@ class CategoryBins:
         return lengths, _RARE // lengths if lengths > 1 else 1
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
-        """Return [N] int64, the bin of each text (large_string, with its `hash_texts`); null counts as a rare text."""
+        """Return the bin of each text (large_string, with its `hash_texts`), [N] int64. Null counts as a rare text."""
         in_order, rare = pa.array([str(key) for key in self.codes], pa.large_string()), len(self.codes)
         codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
         if len(self.lengths):
@@ -125,7 +125,7 @@ class CategoryBins:
         return codes
 
     def encode(self, feature: ColumnValues) -> Array:
-        """Return [N] int64: the bin of each value, -1 for a missing value."""
+        """Return the bin of each value, [N] int64; -1 for a missing value."""
         if feature.kind == "number":
             other = len(self.codes)
             values, inverse = np.unique(round_to_reference(feature.values, self.arrow_type), return_inverse=True)
@@ -136,13 +136,13 @@ class CategoryBins:
         return np.where(texts.is_valid().to_numpy(zero_copy_only=False), codes, _MISSING)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Jensen–Shannon distance per row of counts [B, K] and [B, K] (or [K]): [B]; 0 for an empty side."""
+        """Return the Jensen–Shannon distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
         divergence = self.divergence(_shares(left), _shares(right)).sum(axis=-1)
         return _where_known(np.sqrt(np.maximum(divergence, 0)), left, right)
 
     @staticmethod
     def divergence(left: Array, right: Array) -> Array:
-        """Return the contribution of each category to the Jensen–Shannon divergence of shares [..., K] and [..., K]."""
+        """Return the contribution of each category to the Jensen–Shannon divergence of two histograms of shares."""
         return _entropy((left + right) / 2) - (_entropy(left) + _entropy(right)) / 2
 
 
@@ -203,11 +203,11 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return the values that get a bin: all if there are few, otherwise only those significantly more frequent than the
+    """Return the values that get a bin: if there are many, only values that are significantly more frequent than the
     rest. With 500 equally frequent values, a random choice of 50 caused false drift in 1/3 to 1/2 of months."""
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE
-    # A full sort took a quarter of the total time for a reference with ids.
+    # Select only the most frequent values, because a full sort took a quarter of the time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:
@@ -232,11 +232,11 @@ def _where_known(distance: Array, left: Array, right: Array) -> Array:
 
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:
-    """Return [N] uint64, uniform hashes: SipHash with pandas' fixed key, the same in every process."""
+    """Return the hash of each text, [N] uint64, uniform: SipHash with pandas' fixed key, the same in every process."""
     hashes: Array = hash_array(np.asarray(texts, dtype=object), categorize=False)
     return hashes
 
 
 def hash_numbers(values: Array) -> Array:
-    """Return [N] uint64, uniform hashes of [N] float64; 0.0 and -0.0 have the same hash."""
+    """Return the hash of each float64, [N] uint64, uniform; 0.0 and -0.0 have the same hash."""
     return splitmix64((np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64))

@@ -25,7 +25,7 @@ TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class ColumnValues:
-    """A column of N rows: [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
+    """A column of N rows. `values` is [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
 
     name: str
     kind: Kind
@@ -50,7 +50,7 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
 
 
 def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """Yield the columns by name with lists summarised, without the log's own columns."""
+    """Yield the name and values of each column, with lists summarised, without the log's own columns."""
     summarised = summarise_lists(table, known)
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):
@@ -58,7 +58,7 @@ def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tu
 
 
 def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
-    """Return the chosen columns and their parts, such as `image.mean` for `image`. If none is chosen, return all."""
+    """Return the chosen columns and their parts, such as `image.mean` for `image`. If `chosen` is empty, return all."""
     parts = tuple(f"{name}." for name in chosen)
     return [name for name in columns if not chosen or name in chosen or name.startswith(parts)]
 
@@ -88,7 +88,7 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> list[tuple[ColumnValues, ColumnValues]]:
-    """Return pairs of the columns on both sides; booleans become 1 and 0 if the other side is numeric."""
+    """Return the pairs of columns of the same name; booleans become 1 and 0 if the other column is numeric."""
     pairs = []
     for name, left in reference.items():
         if name not in current:

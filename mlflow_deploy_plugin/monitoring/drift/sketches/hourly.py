@@ -1,16 +1,16 @@
-"""Profiles of whole hours, stored next to the log, so that the cost of a window depends on its bins, not its rows.
+"""Profiles of whole hours, stored next to the log, so that the cost of a window depends on the bins, not the rows.
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-For each hour, a file contains the names and sizes of the log files and a profile per version. An hour is profiled
+For each hour, the file contains the names and sizes of the log files and a profile per version. An hour is profiled
 again if its log files have changed. If a log file is unreadable, the hour is profiled every time, so that the file is
 reported. Profiles are computed from only the log, so two concurrent processes only duplicate work.
 
 For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
 merges the profiles in order, so the numbers are bit-identical to those of a single machine.
 
-Each row of the stored table is a column of a profile, with its counts above zero. A row without a name has the
-profile's number of rows.
+Each row of the stored table describes a column of a profile, with the column's counts above zero. A row without a name
+has the profile's number of rows.
 """
 
 import hashlib
@@ -66,10 +66,10 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-_LISTED_BY_HOUR = 2 * DAY  # Above this length, a single listing of the bucket is faster.
+_LISTED_BY_HOUR = 2 * DAY  # For longer windows, one listing of the bucket is faster than one per hour.
 _META = b"onnxserve"
 _FORMAT = 2
-_UNREADABLE = ("", -1)  # No log file has this name, so the hour is always stale.
+_UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
 _PLAIN = {
     "kind": pa.string(),
@@ -160,7 +160,7 @@ class SketchStore:
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
-        if self.log.since is not None:  # With `since`, the same files have fewer rows.
+        if self.log.since is not None:  # With `since`, the same files give other profiles, so the key differs.
             key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
@@ -201,7 +201,7 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """Return the hours with rows that overlap the window, in ascending order, and their files."""
+    """Return the hours that overlap the window and have rows, in ascending order, with the log files of each hour."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
@@ -229,7 +229,7 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 
 
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of these hours of a day, in order. Stale hours are profiled again and stored."""
+    """Return the profiles of the `listed` hours of a day, in order. Stale hours are profiled again and stored."""
     files = {hour.start: some for hour, some in listed.items()}
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
     stored = sketches.load(min(files))
@@ -294,7 +294,7 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
 def spark_window_profile(
     session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
 ) -> Profile:
-    """Return `window_profile`, computed by Spark per day (UTC). Raises OnnxserveError that names a failed part."""
+    """Return the `window_profile` that Spark computes per day (UTC). Raises OnnxserveError that names a failed part."""
     log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
     uri, since = log.location.shown, log.since
@@ -361,7 +361,7 @@ def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
 
 
 def table_to_profiles(table: pa.Table) -> list[Profile]:
-    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError for other tables."""
+    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError if the table is malformed."""
     if table.schema.names != SCHEMA.names:
         raise ValueError("the table does not have the columns of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}

@@ -1,9 +1,10 @@
 """Sketches: all data of a column that a verdict needs, in a size that depends on its bins and not on its rows.
 
-A sketch has the histogram over frozen bins, counts of values outside of the reference, the range and the moments.
+A sketch has the histogram over frozen bins, the range, the moments, and counts of values outside of the reference.
 Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
-(COMPSTAT 1982). Only the rounding of moments, and the stored names above 200 new categories, depend on the order. A
-column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over rows.
+(COMPSTAT 1982). Only the rounding of moments, and the names stored of more than 200 new categories, depend on the
+order. A column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over
+rows.
 """
 
 import math
@@ -48,18 +49,18 @@ ColumnCounts = dict[str, list[Any] | Array]
 
 @dataclass(frozen=True, eq=False)
 class ColumnSketch:
-    """A column over some rows.
+    """The sketch of a column over some rows.
 
     Attributes:
-        kind: the kind of its bins; "other" if it has no bins or its values do not fit the bins.
+        kind: the kind of the column's bins; "other" if the column has no bins, or has values that do not fit the bins.
         arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
-        counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other" [1], the missing values.
+        counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other", only the latter, [1].
         missing: the number of null or NaN values.
         mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
         below, above: the number of values outside of the reference's range.
         unseen: the number of rows with a category that the reference lacks. These rows also count as rare.
-        fresh: the unseen categories with row counts. Above 200, the categories with the smallest ratio of hash to rows
-            are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
+        fresh: the unseen categories with row counts. Of over 200, the categories with the smallest ratio of hash to
+            rows are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
         minimum, maximum: the range of the numbers; NaN without numbers.
         mean, m2: the mean and the sum of squared deviations of the `finite` values.
         expected_type: the type in the reference; empty without bins.
@@ -95,14 +96,14 @@ class ColumnSketch:
 
     @property
     def unseen_values(self) -> dict[str, int]:
-        """At most 20 of the categories that the reference lacks with their row counts, the most frequent first."""
+        """At most 20 categories that the reference lacks, with their row counts, the most frequent first."""
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
 
 
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [(each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)]
-"""The field names in constructor order, with the default for a column without the field."""
+"""The field names of a sketch in constructor order, each with the default for columns without this field."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.Rec
 
 
 def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
-    """Return a profile for each group of the table's rows; groups: [N] int64, from 0 to count - 1."""
+    """Return a profile for each group of rows; `groups` is the group of each row, [N] int64, from 0 to count - 1."""
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
@@ -130,7 +131,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
         counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
         values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
-        # Positional arguments are used because keyword arguments cost as much as counting an hour of rows.
+        # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
         in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
         for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
             group[name] = ColumnSketch(*values)
@@ -138,7 +139,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
 
 
 def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
-    """Yield each distinct key, ascending, with the profile of its rows; keys: [N] int64 of the table's rows."""
+    """Yield each distinct key, ascending, with the profile of its rows; `keys` is the key of each row, [N] int64."""
     present, groups = np.unique(keys, return_inverse=True)
     yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
 
@@ -159,7 +160,7 @@ def merge(profiles: Iterable[Profile]) -> Profile:
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(parts) == 1:
         return parts[0]
-    # If all values in a file are null, its type is null, which is compatible with every type.
+    # Ignore the type of a file in which all values are null, because this type is compatible with every type.
     typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
     judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
     types = {type_name for part in parts for type_name in part.arrow_type.split(_TYPE_SEPARATOR)}
@@ -211,11 +212,11 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name for each group, [N] int64. `rows`, [count], are the group sizes."""
+    """Return the fields of a `ColumnSketch` by name, a list over groups each. `rows`, [count], are the group sizes."""
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
-    if bins is not None:  # A reference without values accepts every kind.
+    if bins is not None:  # A reference without values accepts numbers and categories.
         takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
         if family in takes:
             counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
@@ -333,7 +334,7 @@ def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, grou
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # owners[order] equals owners.
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # `order` keeps `owners` sorted.
     for position in order[kept].tolist():
         group, name = named[owners[position]], names[members[position]]
         label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
