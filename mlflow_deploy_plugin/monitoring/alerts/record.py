@@ -101,8 +101,9 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of an alert with this `fingerprint`, for channels with one of the tags (empty: all). A larger weight
-    is worse. Content with an older order (window start and revision) than the last content has no effect."""
+    """The content of the alert with this `fingerprint`, for channels with one of the `tags` (empty: all). A larger
+    `weight` is worse. Content that is older by `order` (window start and revision) than the last content has no
+    effect."""
 
     fingerprint: str
     endpoint: str
@@ -171,7 +172,7 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
-    if result.reason and not alarms:  # With alarms, the reason would repeat the first alarm.
+    if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     for finding in alarms[:_MOST_FINDINGS]:
         name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
@@ -221,6 +222,6 @@ def _console_page(endpoint: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as a single short line, because columns and categories may have any length and content."""
+    """Return the text as a single short line, because column names and categories may have any length and content."""
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

@@ -1,7 +1,7 @@
 """Send due alerts: one message per endpoint and channel, retried until the channel accepts it.
 
 The store records which channel has received which event, so any process can continue. A message that was sent but not
-recorded is sent twice. Channels are configured for Apprise. A channel's URL contains secrets, so it is neither logged
+recorded is sent again. Channels are configured for Apprise. A channel's URL contains secrets, so it is neither logged
 nor stored, and Apprise's own log, which quotes URLs, is disabled.
 """
 
@@ -97,7 +97,7 @@ def read_channels(path: Path) -> list[Channel]:
     import apprise
 
     _shut_log()
-    if not os.path.isfile(path):  # This is also False if the folder cannot be read.
+    if not os.path.isfile(path):  # `isfile` also returns False if the folder cannot be read.
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: the file {path} does not exist")
     try:
         config, services_in_file = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())
@@ -177,7 +177,7 @@ def _log_hourly(text: str, _hour: int) -> None:
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
-    """Return the alerts that a channel has not received yet, without silenced alerts."""
+    """Return the alerts that at least one channel has not received yet, except silenced alerts."""
     now = store.now()
     untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
     if not untold:
@@ -206,7 +206,7 @@ def _channel_state(alert: Alert, channel: Channel) -> "_ChannelState":
 
 
 def _is_owed(alert: Alert, channel: Channel) -> bool:
-    """Return True if the channel must still receive the alert. Only a channel that received the start gets the end."""
+    """Return True if the channel must still receive the alert. Only a channel that knows the alert gets its end."""
     state = _channel_state(alert, channel)
     is_known = state.get("number", 0) > 0
     return (

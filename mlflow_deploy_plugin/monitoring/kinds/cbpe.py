@@ -4,13 +4,13 @@ If probabilities are calibrated, a prediction with probability p is correct with
 entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
 arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
 detect changed labels of the same rows. Earlier labelled windows calibrate the probabilities by isotonic regression if
-that helps on held-out windows. These windows also give the error; without them, the estimate is only informative.
+that helps on held-out windows. Labelled windows give the error of the estimate, which is otherwise only informative.
 
 The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
 draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
-windows, plus the amount by which this window's sampling variance exceeds theirs. Student's quantile has k degrees of
-freedom. The interval is never narrower than the largest earlier error. If this window's error is exchangeable with the
-earlier errors, this rule gives a coverage of k/(k+1) for any distribution.
+windows, plus the amount by which this window's sampling variance exceeds the mean sampling variance of the earlier
+windows. Student's quantile has k degrees of freedom. The interval is never narrower than the largest earlier error. If
+this window's error is exchangeable with the earlier errors, this rule gives a coverage of k/(k+1) for any distribution.
 """
 
 import math
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000
-"""The number of simulations of a window's labels, and of rows in each. The variance is scaled to all rows."""
+"""The number of simulations of a window's labels, and of rows per simulation. The variance is scaled to all rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class CbpeEstimate:
         values: the estimate of each figure, or the reason why it is missing.
         errors: the error of each figure that is known for at least `MIN_LABELLED_WINDOWS` earlier windows.
         windows: the number of earlier windows used.
-        calibration_error: the mean difference between probability and actual share on those windows, over ten bins of
+        calibration_error: the mean difference between probability and actual share on earlier windows, over ten bins of
             equal size; None without earlier windows.
         is_corrected: True if the probabilities were calibrated by isotonic regression.
     """
@@ -113,16 +113,16 @@ def labels_contradict(
     """Return True if the number of labels per class, or of correct answers, differs from the expected number.
 
     In this case either the model has changed, or labels are missing depending on their value. The margin is the
-    interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows, it includes only sampling. `truth`
-    is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all rows of `earlier`
-    are labelled.
+    interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows, the margin includes only the error
+    of sampling. `truth` is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all
+    rows of `earlier` are labelled.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown
     classes = [1] if answers.is_binary else list(range(own))
 
     def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
-        """Return the excess of each share over the expected share, and its variance: [k] each."""
+        """Return the excess of each share over the expected share, and the variance of the excess: [k] each."""
         own = chances[np.arange(len(labels)), called]
         expected = np.column_stack([chances[:, classes], own])
         actual = np.column_stack([labels[:, None] == classes, labels == called])
@@ -171,7 +171,7 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         return float((chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean() / 2)
     areas = []
     for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        above, below = chances[:, label], 1 - chances[:, label]  # Every row is in both sets, with these weights.
+        above, below = chances[:, label], 1 - chances[:, label]  # Each row is partly positive and partly negative.
         if (total := above.sum() * below.sum()) > 0:
             areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
     return float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
@@ -184,7 +184,7 @@ def _probabilities(window: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows, their probabilities, [N, C], calibrated on the other windows, and the calibration function."""
+    """Earlier windows with probabilities, [N, C], calibrated on all other windows, and the calibration function."""
 
     windows: Sequence[LabelledWindow]
     chances: Sequence[Array]
@@ -271,7 +271,7 @@ def _errors(
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
     """Return the squared standard error of a window's estimate from the errors and sampling variances of earlier
-    windows, [k, …]. It is at least the mean sampling variance, because a few errors may be small by chance."""
+    windows, [k, …]. The result is at least the mean sampling variance, because a few errors may be small by chance."""
     usual = sampling.mean(axis=0)
     variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
     return variance
@@ -280,8 +280,8 @@ def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -
 def _sampling_variances(
     answers: ClassPredictions, chances: Array, names: Sequence[str], rng: np.random.Generator
 ) -> dict[str, float]:
-    """Return for each figure the mean squared difference from its expected value if labels are drawn by their
-    probabilities. Figures that are undefined in most draws are skipped."""
+    """Return the sampling variance of each figure: the mean squared difference from the figure's expected value if
+    labels are drawn by their probabilities. Figures that are undefined in most draws are skipped."""
     rows = len(chances)
     if rows > _DRAWN_ROWS:
         chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)

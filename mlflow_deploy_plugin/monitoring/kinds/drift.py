@@ -106,21 +106,21 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # Requests are sampled, not rows, so a request counts once. The divisor is the finite population correction.
+        # Whole requests are sampled, so a request is one draw. The divisor is the finite population correction.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
     required = [finding for rule in request.spec.requirements for finding in _required(compared, rule, effective_n)]
     checked = [finding for finding in verdict.findings if finding.check in CHECKS]
     judged_subjects = {finding.subject for finding in checked}
-    for item in verdict.findings:  # Add columns with only a distribution finding.
+    for item in verdict.findings:  # Add the columns that have only a distribution finding.
         if item.subject not in judged_subjects and item.check == "distribution" and not item.segment:
             is_judged = item.state != "not judged"
             reason = "nothing missing, unseen or out of range" if is_judged else item.reason
             checked.append(Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
-        # Data quality does not judge distributions.
+        # Only distributions have drifted, which data quality does not judge.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
@@ -192,7 +192,7 @@ class WindowComparison:
         """Return about `_SHOWN_ROWS` rows of the judged columns. For a large window, only some hours are read."""
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
-        if rows > READ_ROWS:  # Choose hours at random with a fixed seed.
+        if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
             hours = request.log.hours(request.endpoint, window)
             count = min(math.ceil(len(hours) * READ_ROWS / rows), len(hours))
             chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), count, replace=False))
@@ -212,7 +212,7 @@ class WindowComparison:
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
-    the user has specified a column that exists on neither side."""
+    the user has specified a column that neither the window nor the reference has."""
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
@@ -249,7 +249,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
-        # In another part of the log, masked values have the same hashes, so they can be segments.
+        # If the reference is a part of the log, its masked values have the same hashes, so the hashes can be segments.
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
@@ -330,7 +330,7 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
     """Yield a finding for each column that is not shown to meet the requirement. If all meet it, yield only the
-    closest column. `effective_n` is the number of independent draws that the rows are worth; infinity for all rows."""
+    closest column. `effective_n` is the number of independent draws that the rows are worth; infinity if unsampled."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)

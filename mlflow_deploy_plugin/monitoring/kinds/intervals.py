@@ -1,13 +1,13 @@
 """Intervals of a window's metrics, which treat the rows as a sample.
 
 - Shares: Wilson's score interval (Wilson, JASA 1927).
-- Figures of row means: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
+- Functions of means over rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
 
 Errors of consecutive rows are often correlated, so the rows are worth fewer independent rows (Kish, Survey Sampling,
-1965). That number follows from the variance of sums over increasingly long stretches (batch means: Schmeiser,
-Operations Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998). Coverage of
-nominal 95 % intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
+1965). The number of independent rows follows from the variance of sums over increasingly long stretches (batch means:
+Schmeiser, Operations Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998).
+Coverage of nominal 95 % intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
 
 | dependence of the rows | assuming independence | these intervals |
 |---|---|---|
@@ -45,7 +45,7 @@ _PIECES, _PIECE_ROWS = 96, 5
 """The maximum number of pieces for measuring the autocorrelation of a window, and the minimum rows per piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
 """The length of a stretch in correlation times, and the minimum number of stretches. With four stretches, three of four
-models that broke in mid-window (accuracy 0.78, then 0.44) looked like variation; with eight, none of 200 did."""
+models that broke in mid-window (accuracy 0.78, then 0.44) looked like normal variation; with eight, none of 200 did."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Sampling:
     weights: Array | None = None
 
     def of(self, rows: Array) -> "Sampling":
-        """Return the sampling of a part of the rows: [N] bool."""
+        """Return the sampling of the chosen `rows`, a mask [N]."""
         times = None if self.times is None else self.times[rows]
         return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
 
     def shares(self, count: int) -> Array:
-        """Return the weights, [N], normalised to mean 1."""
+        """Return the weights of `count` rows, [N], normalised to mean 1."""
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
@@ -102,7 +102,7 @@ class Sampling:
 
 
 def _sums(values: Array, parts: int) -> Array:
-    """Return [parts]: the sums of consecutive parts with nearly equal lengths."""
+    """Return the sums of consecutive parts of the values, [parts]; the parts have nearly equal lengths."""
     sums: Array = np.add.reduceat(values, np.arange(parts) * len(values) // parts)
     return sums
 
@@ -140,12 +140,12 @@ def wilson_interval(
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
-    """Return a figure of row means with its interval; `rows` is [N > 0, k] float64. A resample has `effective_n` rows.
+    """Return a figure of the means over `rows`, [N > 0, k], with its interval. A resample has `effective_n` rows.
     `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, a normal approximation is used."""
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    slopes = np.ones(1)  # derivatives with respect to the means
+    slopes = np.ones(1)  # the derivatives of the figure with respect to the means
     if len(mean) > 1:
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
@@ -214,7 +214,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
-        # If all pairs are ordered, the variance is 0. Use Wilson's interval with the rows of the rarer class.
+        # At an area of 0 or 1, the variance is 0. Use Wilson's interval with the rows of the rarer class.
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)

@@ -5,8 +5,8 @@ and event time with Pearson's chi-square tests, jointly at the monitor's false a
 each labelled row is weighted by the inverse of the share of similar rows with a label (Horvitz & Thompson, JASA 1952).
 Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
 JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
-between their worst and best possible labels (Manski, American Economic Review 80, 1990). Weights do not help if labels
-are missing because of their values (`cbpe.labels_contradict`); every unlabelled row then counts as not represented.
+over all possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do not help if labels are
+missing because of their values (`cbpe.labels_contradict`); every unlabelled row then counts as not represented.
 """
 
 import math
@@ -30,14 +30,14 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10
-"""The minimum number of unlabelled rows for a comparison. Fewer rows change a figure of 200 rows by at most 5 %."""
+"""The minimum of unlabelled rows for a comparison. Fewer unlabelled rows change a figure of 200 rows by at most 5 %."""
 _FEWEST_LIKE = 5
 """The minimum number of labelled rows that may represent similar unlabelled rows."""
 _LEAST_WORTH = 30
 """The minimum number of independent rows that weighted rows are worth. With fewer, single rows decide the figure."""
 _MATERIAL = 0.05
-"""The minimum Cramér's V of a material difference. If half of the rows are labelled, it is a standardised difference of
-0.1, below which groups count as balanced (Austin, Multivariate Behavioral Research 46, 2011)."""
+"""The minimum Cramér's V of a material difference. If half of the rows are labelled, V = 0.05 is a standardised
+difference of 0.1, below which groups count as balanced (Austin, Multivariate Behavioral Research 46, 2011)."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
@@ -48,7 +48,7 @@ _RANGES = {
     "mape": (0.0, math.inf),
     "r2": (-math.inf, 1.0),
 }
-"""The ranges of metrics that are not shares."""
+"""The possible values of metrics that are not shares: lowest and highest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +101,8 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return the traits that vary, by name: [N] int64, the group of each row. `rarer` is the smaller of the numbers of
-    labelled and unlabelled rows."""
+    """Return the group of each row, [N] int64, by name of each trait that varies between rows. `rarer` is the smaller
+    of the numbers of labelled and unlabelled rows."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified
@@ -171,7 +171,7 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
 
 
 def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
-    """Return [N]: the propensity of each row to have a label, from a logistic regression on all traits. Rows with equal
+    """Return the propensity of each row to have a label, [N], from a logistic regression on all traits. Rows with equal
     traits are counted together. The ridge keeps coefficients finite if all rows of a group have labels."""
     from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
@@ -189,7 +189,7 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:
-    """Return [N] int64: up to ten strata of equal size, each with a minimum number of labelled rows."""
+    """Return the stratum of each row, [N] int64: up to ten of equal size, each with at least five labelled rows."""
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
     joined, stratum_index, held = np.zeros(len(with_label), np.int64), 0, 0.0
@@ -210,7 +210,7 @@ def _worth(weights: Array) -> float:
 def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """Return the metrics of these rows, [N] bool, from their labels and weights."""
+    """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
     chosen = rows & labelled.rows
     weighted = replace(sampling, weights=labelled.weights)
     if predictions.classified is not None:
@@ -248,7 +248,7 @@ def _possible_range(
     elif name in _BY_CALL and answers.is_binary:
         worst, best = 1 - answers.predicted, answers.predicted
     elif name == "accuracy":
-        worst, best = answers.predicted + 1, answers.predicted  # any other class
+        worst, best = answers.predicted + 1, answers.predicted  # Any class except the predicted class is wrong.
     else:
         return _RANGES.get(name, (0.0, 1.0))
     chosen, drawn = answers.take(rows), weighted.of(rows)
