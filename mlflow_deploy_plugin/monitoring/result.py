@@ -102,7 +102,7 @@ class MonitorResult:
 
     Attributes:
         revision: 1 for the first result; late rows lead to the next revision.
-        findings: the worst finding first. Every column has a finding; an unjudged column has the reason.
+        findings: the worst finding first. Every column has a finding; for an unjudged column, it has the reason.
         tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
         endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
         report: the data for the report; empty in a logged result.

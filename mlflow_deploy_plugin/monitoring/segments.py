@@ -60,7 +60,7 @@ def segment_name(column: str, value: str) -> str:
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
-    """Return [N] bool: True if the row has this value, as text. If the column is missing, every row is False."""
+    """Return a mask, [N] bool: True if the row's value is this text. If the column is missing, every row is False."""
     texts = as_texts(table.column(column)) if column in table.column_names else None
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))
@@ -68,8 +68,8 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """Return [N] text with null for missing values, or None if the type has no text form. A number has the same text in
-    every numeric type. Booleans become 0 and 1, because a reference may store them as numbers."""
+    """Return the column as text, [N], with null for missing values; None if the type has no text form. A number has the
+    same text in every numeric type. Booleans become 0 and 1, because a reference may store them as numbers."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

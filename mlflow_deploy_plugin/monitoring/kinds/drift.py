@@ -329,8 +329,8 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
-    """Yield a finding for each column that is not shown to meet the requirement. If all meet it, yield only the
-    closest column. `effective_n` is the number of independent draws that the rows are worth; infinity if unsampled."""
+    """Yield a finding for each column that is not shown to meet the requirement, or only the closest column if all meet
+    it. `effective_n` is the number of independent draws that the rows are worth; infinity if the log has all rows."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)

@@ -3,7 +3,7 @@
 | metric | two labels | more labels |
 |---|---|---|
 | precision, recall, f1 | for the larger label | the mean over the labels (macro) |
-| roc_auc | for the larger label | the mean over labels, each against all other labels |
+| roc_auc | for the larger label | the mean over labels, each compared with all other labels |
 | brier | half the mean squared distance of probabilities and truth: `brier_score_loss` | the same |
 
 mape uses all rows: if the truth is 0, it divides by the smallest float, like scikit-learn.

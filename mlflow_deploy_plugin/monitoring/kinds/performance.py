@@ -49,7 +49,7 @@ _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: 
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled rows of earlier windows. All use the same class indices."""
+    """The rows of a window (number 0) and the labelled rows of earlier windows. All windows share class indices."""
 
     table: pa.Table
     predictions: Predictions

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text, only_answer_columns
 
 NO_LABEL = -1
-_LARGEST = 1e9  # the largest weight that is normalised to a probability
+_LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
 _SHOWN_FILES = 3
@@ -37,8 +37,8 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-        classified, numbers: the predictions of a classifier, or of a regressor as [N] float64, NaN if missing.
-        truth: for a classifier [N] int64, indices into its classes or -1; for a regressor [N] float64 or NaN.
+        classified, numbers: a classifier's predictions, or a regressor's predictions, [N] float64, NaN if missing.
+        truth: the labels, [N]: int64 indices into a classifier's classes, or -1; a regressor's float64 values, or NaN.
         unusable: the number of labels that are not numbers although the model returns numbers.
         label_mismatch: the reason why labels and predictions cannot be compared; empty if they can.
     """
@@ -51,7 +51,7 @@ class Predictions:
 
     @property
     def is_labelled(self) -> Array:
-        """[N] bool, True for a row with a label."""
+        """A mask, [N] bool: True for a row with a label."""
         known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
         return known
 
@@ -111,7 +111,7 @@ class _Columns:
         self._classes = artifact.classes if artifact else ()
 
     def labels(self) -> pa.Array | None:
-        """Return [N] of any type: the label output, or a prediction of a type without fractions."""
+        """Return the predicted labels, [N]: the label output, or a prediction of a type without fractions."""
         for output in self._outputs:
             if output.role != "label":
                 continue
@@ -129,7 +129,7 @@ class _Columns:
         return columns[0] if len(columns) == 1 else None
 
     def probabilities(self) -> Array | None:
-        """Return [N, C] float64, in the order of the classes."""
+        """Return the class probabilities, [N, C] float64, in the order of the classes."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
@@ -141,7 +141,7 @@ class _Columns:
         return None
 
     def numbers(self) -> Array | None:
-        """Return [N] float64: the prediction, or the only output with one number per row."""
+        """Return the predicted numbers, [N] float64: the prediction, or the only output with one number per row."""
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
         columns = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
@@ -158,7 +158,7 @@ class _Columns:
         return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
     def _parts(self, base: str) -> list[Array]:
-        """Return the components of a vector in order, or the column if it is not a vector."""
+        """Return the columns of the vector `base` in order, or the column `base` itself if it is not a vector."""
         if base in self._table.column_names:
             return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
@@ -182,7 +182,7 @@ def _classified(
     in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
     own = _ascending({*in_files, *_seen(predicted)})
     only_labels = _ascending({*_seen(truth)} - {*own})
-    # Without classes in the files, the model may have classes that are not among these answers.
+    # Without classes in the files, labels are classes of the model, because these answers may not include all classes.
     every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
     # Limit the classes from labels, because each class takes memory for the probability of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
@@ -207,7 +207,7 @@ def _classified(
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
     """Return True if the labels use other class names than the model: no label is a class of the model, or some labels
     are unknown classes and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own`
-    are the indices of the model's classes. Without `has_classes`, they are the predicted classes."""
+    are the indices of the model's classes. Without `has_classes`, only predicted classes are known."""
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
@@ -217,7 +217,7 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     if not has_classes:
         return False
     never = own[~np.isin(own, true)]
-    # If there are many classes, rare classes have no label in most windows.
+    # With many classes, rare classes lack labels in most windows, so the minimum is also a share of the rows.
     least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
     return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
 
@@ -235,7 +235,7 @@ def _may_be_label(kind: pa.DataType) -> bool:
 
 
 def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
-    """Return [N] text. `name_of` is called once per distinct value."""
+    """Return the values as text, [N]. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
     named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return named.take(coded.indices)

@@ -137,7 +137,7 @@ class _CountedRequests:
         columns = request.spec.segment_by
         log, needed = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, needed):
-            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one latency per request
+            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # All rows of a request have the same latency.
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
             latencies = as_numbers(requests, "_latency_us")

@@ -43,8 +43,8 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """Paired rows of a shadow and the `answered` rows, [N], of the same requests. `same` is [N] int8: 1, 0, or -1 if
-    two answers cannot be compared. `copies` is the number of shadow rows that were read."""
+    """Paired rows of a shadow and the `answered` rows, [N], of the same requests. `same`, [N] int8, is 1 for equal, 0
+    for different, and -1 for incomparable answers. `copies` is the number of shadow rows that were read."""
 
     answered: pa.Table
     same: Array
@@ -58,7 +58,7 @@ class _ShadowRows:
         return comparable
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
-        """Return the share of these comparable rows, [N] bool, on which the shadow gave a different answer."""
+        """Return the share of comparable `rows`, [N] bool, on which the shadow gave a different answer."""
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
     def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
@@ -203,13 +203,13 @@ def _compare(
 
 
 def _keys(table: pa.Table) -> Array:
-    """Return [N] uint64, hashes of prediction id and row."""
+    """Return a key of each row, [N] uint64: the hash of prediction id and row number."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
 def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mapping[str, Array]:
-    """Return the outputs in the form of the graph, if the log has them for every row. Masked labels are equal if their
-    hashes are equal. Masked numbers are excluded, because they cannot be compared."""
+    """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
+    are equal. Masked numbers are excluded, because they cannot be compared."""
     hidden = with_both_names(masked, artifact)
     arrays = {}
     for output in artifact.outputs:
@@ -225,7 +225,7 @@ def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mappi
 
 
 def _array(column: pa.Array) -> Array | None:
-    """Return [N], or [N, …] for lists of equal length; None if the lengths differ."""
+    """Return the column as an array, [N], or [N, …] for lists of equal length; None if the lengths differ."""
     shape = [len(column)]
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()

@@ -1,9 +1,9 @@
 """Evidently's part of a report: the distributions of judged columns in the reference and the window.
 
-Evidently does not decide: by its own rules, nothing on real flights drifted over a whole year, and everything drifted
-on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are converted to
-float64 or text, because Evidently 0.7.23 fails on any other column. If Evidently still fails, the report contains the
-reason.
+Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole year of real flights, and
+everything drifted on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are
+converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails, the
+report contains the reason.
 """
 
 import logging
@@ -36,7 +36,7 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's texts about `drift_share`, which look like a column's threshold. Only the group (the share) is kept."""
+"""Evidently's texts about `drift_share`, which look like a column's threshold. Of each text, only the share is kept."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -166,10 +166,10 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: frequent values of the reference, and a text each for other and for missing values."""
+    """Yield reference and window as texts: frequent reference values, `_OTHER` for other values, or `_MISSING`."""
 
     def text(value: object) -> str:
-        if value is None or value != value:  # NaN
+        if value is None or value != value:  # Only NaN differs from itself.
             return _MISSING
         return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
 

@@ -157,8 +157,8 @@ def _subject(finding: Finding) -> str:
 @dataclass(frozen=True)
 class TrendLine:
     """A figure that is drawn over the windows. If `threshold` is empty, any value above 0 is an alarm, and a judged
-    window without the figure has 0. `state` is the metric of a requirement's state; if empty, the window's state is
-    used. If `is_column`, values above the threshold are alarms."""
+    window without the figure has the value 0. `state` is the metric of a requirement's state; if empty, the window's
+    state is used. If `is_column`, values above the threshold are alarms."""
 
     title: str
     value: str

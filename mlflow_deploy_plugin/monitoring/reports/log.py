@@ -43,8 +43,8 @@ _EMPTY = (
 _MOST_FINDINGS, _MOST_FIGURES = 300, 100
 DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
 LARGEST_PAGE = 6_000_000
-"""The maximum size in bytes. MLflow's viewer loads a page as a single text, and larger pages are slow."""
-_MOST_COLUMNS = 30  # drawn in about ten seconds
+"""The maximum size of a page in bytes. MLflow's viewer loads a page as a single text and is slow for larger pages."""
+_MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
 ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
 KIND_TAG = "onnxserve.kind"
 START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
@@ -57,7 +57,7 @@ PREFIX = "onnxserve.monitor."
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
 _PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
-_MOST_METRICS = 300  # enough for the UI, and within one API call per window
+_MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
 
 def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
@@ -175,7 +175,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
 
 
 def _runs_of_windows(result: MonitorResult) -> "Iterator[Run]":
-    """Yield the runs of the monitor's windows, the newest window first. Many newer runs may precede a late window."""
+    """Yield the runs of the monitor's windows, the newest first, page by page: a late window has many newer runs."""
     token = None
     for _ in range(_MOST_PAGES):
         with registry_errors(f"the experiment of endpoint {result.endpoint}"):
@@ -199,15 +199,15 @@ def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        return None  # A user set the tag by hand.
+        return None  # A user may have set the tag by hand.
     return time if time.tzinfo else None
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
-    """Add the window's metrics, at the window's end and with its number as the step, to the run for all windows of the
-    monitor, because MLflow draws metrics of a single run over time. Logging is idempotent."""
+    """Add the window's metrics to the run for all windows of the monitor, because MLflow draws metrics of a single run
+    over time. The time is the window's end; the step is the window's number. Logging is idempotent."""
     if project_run_id():
-        return  # Otherwise all metrics would be logged to the project's run.
+        return  # `IdempotentRun` would log to the project's run.
     end, length = result.window.end_us, result.window.end_us - result.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
