@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function of N rows and a random generator. It returns each row's loss, [N], and its gradients by array."""
 _STEPS = 10
-_STEP_SIZE = 2.5  # sum of all step lengths / strength, enough to reach any corner (Madry)
+_STEP_SIZE = 2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
 _DIRECTIONS = 8
 
 
@@ -124,7 +124,7 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
         indices = np.array([classes.index(value) for value in truth.tolist()])
         chosen = probabilities[np.arange(len(truth)), indices].astype(np.float64)
         return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
-    if argmax_labels(truth, predictions) is not predictions:  # class scores
+    if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
         return np.asarray(np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)])
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
@@ -216,7 +216,7 @@ def _load_torch(folder: Path) -> Any:
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
     import torch
 
-    with suppress(NotImplementedError):  # An exported program does not support modes.
+    with suppress(NotImplementedError):  # An exported program does not support `eval`.
         module.eval()
     names = list(inspect.signature(module.forward).parameters)
 
@@ -251,7 +251,7 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
-    """Return [N]: the cross-entropy of class scores or probabilities, otherwise the squared error."""
+    """Return the losses, [N]: the cross-entropy of class scores or probabilities, otherwise the squared error."""
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:

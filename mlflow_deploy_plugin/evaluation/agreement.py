@@ -20,7 +20,7 @@ class Agreement:
 
     Attributes:
         equal: the share of rows with equal labels; None if there are no labels.
-        max_difference, mean_difference: the largest of all numeric outputs, each in its unit; None without outputs.
+        max_difference, mean_difference: the largest value of all numeric outputs; None without numeric outputs.
         relative_difference: the mean difference as a share of the standard deviation of the base's predictions.
         base_metric, form_metric: the metric of each model; NaN without labels.
         loss: the deterioration compared with the base, in the unit of `loss_of`, to which the limit applies.
@@ -61,8 +61,8 @@ def compare_with_base(
     """Compare a form with its base on the same rows.
 
     Args:
-        rows: [N, …] by column or tensor.
-        truth: [N] labels; None to compare only the answers.
+        rows: arrays, [N, …], by column or tensor.
+        truth: the labels, [N]; None to compare only the answers.
         metric: by default accuracy for labels, rmse for numbers.
         base_outputs: the outputs of the base, if already computed.
 
@@ -73,7 +73,7 @@ def compare_with_base(
     got = form.outputs(rows)
     count = len(next(iter(want.values())))
     labels_differ: Array | None = None
-    largest, means, relative = [], [], [0.0]  # per output; `relative` in standard deviations of the base
+    largest, means, relative = [], [], [0.0]  # Per output; `relative` is in standard deviations of the base.
     for name, expected in want.items():
         actual = got.get(name)
         if actual is None or actual.shape != expected.shape:

@@ -42,7 +42,7 @@ FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
-"""The maximum number of values to disturb, of which several 64-bit copies exist: 200 colour images of 224 × 224."""
+"""The maximum number of values to disturb: 200 colour images of 224 × 224. Memory holds several 64-bit copies."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RobustnessPoint:
     """The metric under a disturbance of one strength.
 
     Attributes:
-        value: the metric; None if the model rejects the rows or its answers are not numbers.
+        value: the metric; None if the model rejects the rows or the answers are not numbers.
         loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
         variant: the worst variant if there are several, such as the scaled column.
         no_number: the share of rows with NaN or infinity in the values or probabilities.
@@ -282,7 +282,7 @@ def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
 def _disturber(
     name: str, model: LoadedModel, rows: NamedArrays, truth: Array, of_original: Callable[[], LossGradient | Refused]
 ) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
-    """Return a function of strength and generator that yields the disturbed rows, each with a variant name."""
+    """Return a function that takes strength and generator and yields the disturbed rows, each with a variant name."""
     if reason := unfit_reason(name, rows):
         return Refused(reason)
     if name not in ATTACKS:

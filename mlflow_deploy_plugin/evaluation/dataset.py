@@ -55,8 +55,8 @@ def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_r
 def labelled_rows(
     rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if there are none or the target is an
-    input."""
+    """Return at most `max_rows` rows with a known target. Raises InvalidConfig without such rows, or if the target is
+    an input."""
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
     if target in {column.name for column in artifact.columns}:
@@ -87,15 +87,15 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the rows with numbers in the types of the model's signature; files and the log may have other types. Types
-    differ per version. If the model has a single [N, C] tensor and the rows have C numeric columns, the columns are
+    """Return the rows with numbers in the types of the model's signature, because files, the log and other versions may
+    have other types. If the model has a single [N, C] tensor and the rows have C numeric columns, the columns are
     stacked into the tensor in the order of the file."""
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
             rows = {tensors[0].name: np.stack(list(rows.values()), axis=1)}
-    for tensor in tensors:  # A single unnamed tensor receives all rows.
+    for tensor in tensors:  # The type of an unnamed tensor applies to all columns.
         dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
     return cast_columns(dtypes, rows)
 
@@ -105,9 +105,9 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the columns or tensors that the model uses, in its types; return all if its signature has no names.
-    Disturbances stay within the bounds of these types. Raises InvalidConfig for several arrays and one unnamed
-    tensor."""
+    """Return the columns or tensors that the model uses, in the types of its signature; return all if the signature has
+    no names. Disturbances stay within the bounds of the types. Raises InvalidConfig if several arrays are given for one
+    unnamed tensor."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     own = cast_to_signature(artifact, own)
@@ -233,7 +233,7 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not datasets:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    sources = map(get_source, datasets)  # Other sources return no file, or run code.
+    sources = map(get_source, datasets)  # Only files and URLs are read; all other sources return no file or run code.
     readable = [source for source in sources if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)]
     if not readable:
         raise InvalidConfig(

@@ -97,7 +97,7 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
     def swapped(values: Array) -> Array:
         changed = values.copy()
         table = changed.reshape(len(values), -1)
-        for column in table.T:  # a view of the column
+        for column in table.T:  # Each column is a view of `changed`.
             order = rng.permutation(np.flatnonzero(rng.random(len(column)) < share))
             column[order] = column[np.roll(order, 1)]
         return changed
@@ -163,7 +163,7 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
 
     def covered(values: Array) -> Array:
         first = 2 if values.ndim == 4 and values.shape[1] <= values.shape[3] else 1 if values.ndim <= 4 else -2
-        changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # a view
+        changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # The result is a view.
         sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
         corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
         grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.runtime import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
-_PERMUTATIONS = 10  # pairs of permutations, as in `/explain`
+_PERMUTATIONS = 10  # `/explain` uses the same number of pairs of permutations.
 _REPEATS = 5
 _LABELLED_ROWS = 2_000
 _MAX_PICTURES = 10
@@ -278,7 +278,7 @@ def _contributions(
     """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if
     `max_evals` is too small, or if the model does not return numbers for each row."""
     config: Any = SimpleNamespace(DISABLE_JIT=0)
-    with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 does not need numba.
+    with contextlib.suppress(ModuleNotFoundError):  # numba may be missing, because shap 0.54 does not need it.
         from numba import config
     before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # Otherwise numba compiles shap for 20 s (`pyfunc/__main__.py`).
     try:
@@ -287,7 +287,7 @@ def _contributions(
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)
     try:
-        background = read_background(model, most, 0)  # `/explain` uses the same rows.
+        background = read_background(model, most, 0)  # `/explain` uses the same background rows.
         against, kind = background.feeds, background.source
     except InvalidArtifact:  # The model has no background rows.
         against, kind = {name: array[:most] for name, array in feeds.items()}, "data"

@@ -22,7 +22,7 @@ WeightedMetric = Callable[[Array], float]
 
 HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
 RELATIVE_METRICS = ("rmse", "mae")
-"""Metrics in the unit of the target. Their differences are given as a share of the current value."""
+"""Metrics in the unit of the target. Their differences are shares of the current version's value."""
 
 EPSILON = float(np.finfo(np.float64).eps)
 """The smallest probability in a log loss, and the smallest divisor, as in scikit-learn."""
@@ -31,13 +31,13 @@ HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
     "precision": lambda true, called: called,
     "recall": lambda true, called: true,
 }
-"""The divisor of a label's hits for each metric, as a function of the label's true and predicted rows."""
+"""The divisor of a label's hits per metric, from the numbers of rows with the true and with the predicted label."""
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between the candidate and the current version; a negative difference is worse. For
-    `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided confidence bounds."""
+    """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, it
+    is a share of the current version's value. `low` and `high` are one-sided confidence bounds."""
 
     candidate: float
     current: float
@@ -98,7 +98,7 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return the metric as a function of row weights; raise InvalidConfig if it does not fit the predictions."""
+    """Return the metric as a function of row weights; raise InvalidConfig if the predictions do not fit."""
     if metric in ("rmse", "mae"):
         try:
             expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
@@ -212,7 +212,7 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function of weights that returns [N]: the weight of lower scores plus half that of equal scores."""
+    """Return a function from weights to [N] sums: the weight of lower scores plus half the weight of equal scores."""
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:

@@ -62,7 +62,7 @@ class LoadedModel(Protocol):
 
 
 def chunk_rows(rows: Mapping[str, Array]) -> int:
-    """Return the number of these rows to compute per batch: thousands of table rows, or a few images."""
+    """Return the number of rows that are computed per batch: thousands of table rows, or a few images."""
     width = sum(values[:1].size for values in rows.values())
     return max(1, min(_CHUNK, _CHUNK_VALUES // max(width, 1)))
 
@@ -98,7 +98,7 @@ class LoadedOnnx:
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
         """Return the feeds of rows, which may have additional columns, or raise SchemaMismatch."""
         names = self.model.schema.names
-        # A single unnamed tensor receives all rows.
+        # Without names, all arrays go to the single unnamed tensor.
         columns = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
         if not columns or not len(next(iter(columns.values()))):
             raise SchemaMismatch(f"the rows have none of the model's columns {', '.join(names)}")
