@@ -1,7 +1,7 @@
 """Adversarial rows: imperceptible changes in the direction in which the model's loss increases most.
 
-No value changes by more than the strength, in standard deviations of its column. In an image, the strength is a share
-of the value range, and values stay in that range. Only floating-point numbers are changed.
+No value changes by more than the strength, a number of standard deviations of its column. In an image, the strength is
+a share of the value range, and values stay in that range. Only floating-point numbers are changed.
 
 - `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
 - `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.runtime import FLAVOR, Artifact, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
-"""A function of N rows and a random generator. It returns each row's loss, [N], and its gradients by array."""
+"""A function from N rows and a random generator to the loss of each row, [N], and the gradients by array."""
 _STEPS = 10
 _STEP_SIZE = 2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
 _DIRECTIONS = 8

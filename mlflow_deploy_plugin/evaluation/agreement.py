@@ -20,7 +20,7 @@ class Agreement:
 
     Attributes:
         equal: the share of rows with equal labels; None if there are no labels.
-        max_difference, mean_difference: the largest value of all numeric outputs; None without numeric outputs.
+        max_difference, mean_difference: the largest of all numeric outputs, in the output's unit; None without outputs.
         relative_difference: the mean difference as a share of the standard deviation of the base's predictions.
         base_metric, form_metric: the metric of each model; NaN without labels.
         loss: the deterioration compared with the base, in the unit of `loss_of`, to which the limit applies.

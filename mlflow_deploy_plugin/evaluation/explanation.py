@@ -72,10 +72,10 @@ class Explanation:
 
     Attributes:
         outputs: the classes of a classifier, otherwise the outputs.
-        values: [N, C, K] float64, the contributions. The sum of contributions and base value is the model's answer.
-        base_values: [K] float64.
+        values: the contributions, [N, C, K] float64. The sum of contributions and base value is the model's answer.
+        base_values: the base value of each output, [K] float64.
         data: the values of the rows by column, [N].
-        positions: [N], the positions of the rows in the data, from 0.
+        positions: the positions of the rows in the data, [N], from 0.
         left_out: the number of rows that are skipped because the model does not return finite numbers.
         importance: the columns, the most important column first.
         metric: the metric of the permutation importance; None without labels.
@@ -153,7 +153,7 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw and yield the plot files. With two classes, only the second is drawn, because the first mirrors it."""
+        """Draw and yield the plot files. With two classes, only the second class is drawn; the first mirrors it."""
         import matplotlib.pyplot as plt  # The import takes half a second.
         import shap
 

@@ -36,8 +36,8 @@ HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, it
-    is a share of the current version's value. `low` and `high` are one-sided confidence bounds."""
+    """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, the
+    difference is a share of the current value. `low` and `high` are one-sided confidence bounds."""
 
     candidate: float
     current: float
@@ -74,7 +74,7 @@ class Baseline:
 
     def loss(self, value: float) -> float:
         """Return the deterioration in units of the metric, or as a share for rmse and mae. The share is relative to the
-        old error or the predictions' standard deviation, whichever is larger, because a tiny error doubles easily."""
+        baseline's error or the predictions' standard deviation, whichever is larger: tiny errors double easily."""
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
         scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0

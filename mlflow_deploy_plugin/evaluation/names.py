@@ -46,7 +46,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 
 
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths in ascending order; an empty sequence selects the defaults. Raises InvalidConfig."""
+    """Return the strengths per disturbance, ascending; an empty sequence selects the defaults. Raises InvalidConfig."""
     if unknown := [name for name in requested if name not in DISTURBANCES]:
         listed = f"the disturbances are {', '.join(DISTURBANCES)}"
         raise InvalidConfig(f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}")

@@ -22,12 +22,12 @@ ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
-"""Checks that do not use the shared threshold: any value above 0 is an alarm."""
+"""Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
-"""The states that neither raise nor end an alarm. They are skipped when consecutive alarms are counted."""
+"""The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
@@ -182,7 +182,7 @@ class WindowRequest:
 
     @cached_property
     def log(self) -> InferenceLog:
-        """The inference log from the settings. It records the files that could not be read for this window."""
+        """The inference log from the settings. The log records the files that could not be read."""
         return open_log(self.settings.inference_log, self.rows_since)
 
     @cached_property

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
-    """Record a judged window: an alarm begins, continues, worsens or ends. An undecided window has no effect."""
+    """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
     content = _result_content(result, run_url, spec)
     if result.is_alarm:
@@ -102,8 +102,7 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class AlertContent:
     """The content of the alert with this `fingerprint`, for channels with one of the `tags` (empty: all). A larger
-    `weight` is worse. Content that is older by `order` (window start and revision) than the last content has no
-    effect."""
+    `weight` is worse. Content with an older `order` (window start and revision) than the last has no effect."""
 
     fingerprint: str
     endpoint: str
@@ -163,7 +162,7 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
 
 
 def _last_order(before: Alert, now: datetime) -> str:
-    """Return the order of the newest window of the alert, unless that window begins in the future."""
+    """Return the order of the alert's newest window; empty if the window begins in the future."""
     order: str = before.detail.get("order", "")
     return order if order <= now.isoformat() else ""
 

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 GROUPING_DELAY = timedelta(seconds=5)
 """The time that an endpoint's alerts wait, so that the alerts of one round are sent together."""
 _LONGEST_PAUSE = timedelta(hours=1)
-_MOST_TRIES = 30  # more than a day of retries
+_MOST_TRIES = 30  # Thirty tries take more than a day.
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
 _SECONDS = 20.0

@@ -384,7 +384,7 @@ def _why_not_judged(compared: WindowComparison, requirement: Requirement, names:
 
 
 def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
-    """Return the difference between the share of a column and the reference, in the format of `Finding.change`."""
+    """Return the change of a column's share from the reference to the window, in the format of `Finding.change`."""
     others = compared.reference.pieces.others if compared.reference is not None else None
     if others is None or not others.rows or column not in others.columns:
         return ""

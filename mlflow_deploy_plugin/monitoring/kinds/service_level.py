@@ -35,7 +35,7 @@ _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
 _SERVER_ERROR = 500
 _GROWTH = math.log(1.005)
 _BUCKETS = 5_000
-"""Buckets of 0.5 % width, from a microsecond to 18 hours."""
+"""The number of latency buckets of 0.5 % width, from a microsecond to 18 hours."""
 _MAX_VALUES = 1_000
 
 

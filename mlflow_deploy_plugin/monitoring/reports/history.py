@@ -76,13 +76,13 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
 
 
 def _was_alarm(result: MonitorResult, finding: Finding, window: PastWindow) -> bool | None:
-    """Return True if the finding was an alarm in that window, for any check of the column; None if unknown."""
+    """Return True if the finding was an alarm in the past `window` (a column: in any check); None if unknown."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if finding.check == "criterion":
         if state := state_in(window.figures, criterion_metric("criterion_state", finding, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
-        # Data quality has findings only for columns that violate a requirement.
+        # Data quality has findings only for columns that violate a requirement, so this column was not an alarm.
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
     scores = {
         check: window.figures[name]
@@ -128,7 +128,7 @@ def criterion_metric(kind: str, finding: Finding, figures: Mapping[str, float]) 
 
 
 def state_in(figures: Mapping[str, float], name: str) -> State | None:
-    """Return the state of a criterion in a window from the metric with this name, or None."""
+    """Return the state of a criterion in a window from the metric with this name; None without the metric."""
     value = figures.get(name)
     return next((state for state, number in _STATES.items() if number == value), None)
 

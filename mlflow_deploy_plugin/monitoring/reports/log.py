@@ -111,7 +111,7 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     """Log the run, tag the registered version with the verdict and the report's location, and return the run. The run
     is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
     the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
-    not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues."""
+    not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues the run."""
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
@@ -236,7 +236,7 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: result.state,  # written last, after the tags that its readers need
+            tag: result.state,  # This tag is written last, because its readers need the tags before it.
         }
         for attempt in (1, 2):
             try:
