@@ -72,7 +72,7 @@ _NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exc
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge all columns of the window, inputs and predictions, or only the columns in the spec."""
+    """Judge the columns that the spec lists, by default all columns of the window: inputs and predictions."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -80,7 +80,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the prediction columns, `prediction` and `output.…`, or only those listed in the spec."""
+    """Judge the prediction columns that the spec lists, by default all: `prediction` and `output.…`."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -147,7 +147,7 @@ class WindowComparison:
         return sorted(known)
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
-        """Return the verdict on these columns, or on all columns if empty. Without a reference, no column is judged."""
+        """Return the verdict on the `columns`, or on all columns if empty. Without a reference, no column is judged."""
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
         chosen = tuple(part for part in (*select_columns(self.names, columns), *absent) if part not in self.excluded)
@@ -171,7 +171,7 @@ class WindowComparison:
         return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
-        """Return the result with the data for its report; `state` and `reason` replace those of the verdict."""
+        """Return the result with the data for its report; `state` and `reason` override the verdict."""
         state, reason = state or verdict.state, reason or verdict.reason
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
@@ -258,7 +258,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that `capture` drops, masks or uses as keys, including their parts, with the reason."""
+    """Return the columns that `capture` drops, masks or uses as keys, including their parts, each with the reason."""
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     reasons |= dict.fromkeys(capture.keys, _KEY)
     return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}

@@ -195,8 +195,8 @@ def _percentiles(
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
     """Return the area under the curve with its interval: the share of pairs in which the positive row has a higher
-    score than the negative row. It is the mean of C curves with `is_positive` and `scores`, [N, C]; each curve has both
-    classes."""
+    score than the negative row. The area is the mean over C curves, with `is_positive` and `scores` as [N, C]; each
+    curve has both classes."""
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):

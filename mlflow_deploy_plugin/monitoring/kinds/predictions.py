@@ -298,7 +298,7 @@ def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
 
 
 def unreadable_notes(log: InferenceLog) -> Iterator[str]:
-    """Yield a note for each of the first unreadable files of the log, and a note for the number of other files."""
+    """Yield notes on the first unreadable files of the log, and a note on the number of further unreadable files."""
     for path in sorted(log.unreadable)[:_SHOWN_FILES]:
         yield f"{path} cannot be read and was skipped: {log.unreadable[path]}"
     if (more := len(log.unreadable) - _SHOWN_FILES) > 0:

@@ -151,7 +151,7 @@ class _CountedRequests:
                 counts.add_failures(statuses[rows])
 
     def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
-        """Yield the counts to which the requests belong, each with the row indices."""
+        """Yield all counts to which some of the requests belong, each with the indices of these requests."""
         yield self.total, np.arange(len(requests))
         for column in columns:
             texts = as_texts(requests.column(column)) if column in requests.column_names else None

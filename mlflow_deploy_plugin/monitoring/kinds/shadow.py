@@ -122,7 +122,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
     """Return the answered rows, and for each shadow variant its rows of the same requests; about `MAX_ROWS` rows each.
-    If there are more rows, the same rows are kept on both sides, by the hash of the prediction id."""
+    If there are more rows, the same prediction ids are kept for answers and shadows, by the hash of the id."""
     limit, segment_by = 2**64 - 1, request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
@@ -158,8 +158,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
 
 
 def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str]) -> Artifact:
-    """Return the version's description of its outputs, or a guess from its rows if the version no longer exists. Masked
-    predictions are treated as numbers."""
+    """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
+    Masked predictions are treated as numbers."""
     if artifact is not None and artifact.outputs:
         return artifact
     outputs = []

@@ -67,7 +67,7 @@ class _Column:
 def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
-    """Draw the first `most` judged columns of the findings; `pairs` are [N] reference and [M] window values."""
+    """Draw the first `most` judged columns of the findings; `pairs` are values of reference, [N], and window, [M]."""
     by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # If names are equal, use the first pair.
     judged: dict[str, _Column] = {}
     for finding in result.findings:
@@ -136,7 +136,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return reference and window in Evidently's form, and the names of the text columns."""
+    """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
     rows = [
         np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
         for count in (len(columns[0].reference.values), len(columns[0].current.values))

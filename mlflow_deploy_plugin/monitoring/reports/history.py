@@ -208,7 +208,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
-    """Return a PNG with a panel for each line of two or more values, and a description; both empty without panels."""
+    """Return a PNG with a panel per line of two or more values, and a description; both are empty without panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """A result in MLflow: a run with the report, a run for all windows of the monitor, and tags of the model version.
 
 A window's run is identified by the tags endpoint, monitor, window start and revision, so that a retry after a crash
-continues the run. The report's page needs no other file, because MLflow shows it in a sandboxed frame.
+continues the run. The report's page is a single file, because MLflow shows the page in a sandboxed frame.
 """
 
 import base64
@@ -153,8 +153,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
-    """Return the newest windows of this monitor and length before this window, in their last revision, without windows
-    of an earlier endpoint of the same name. Raises RegistryUnavailable."""
+    """Return the newest windows before this window with the same monitor and length, in their last revision, without
+    windows of an earlier endpoint of the same name. Raises RegistryUnavailable."""
     last: dict[datetime, tuple[int, PastWindow]] = {}
     for run in _runs_of_windows(result):
         tags = run.data.tags
