@@ -1,11 +1,11 @@
 """Authentication of callers by API key, by an issuer's token or by certificate, and the permissions of each caller.
 
 The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
-it harder to guess. It is sent as Bearer (RFC 6750), or by browsers as the password of Basic (RFC 7617).
+it harder to guess. Clients send a key as Bearer (RFC 6750), and browsers send it as the password of Basic (RFC 7617).
 
 A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
-and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`), so
-that a worker does not wait for the issuer. A token's signature is verified only once, because this takes 100 µs.
+and its optional claim `onnxserve_endpoints` lists the endpoints. The agent fetches the issuer's public keys
+(`jwks.json`), so that no worker waits for the issuer. A token's signature is verified only once (100 µs).
 
 With `server.ca_certs`, all routes except health checks need a verified client certificate, in addition to the key. On a
 server without keys, the certificate is sufficient. Commands on this machine use the local key.
@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, file_iden
 logger = logging.getLogger(__name__)
 
 Need = Scope | Literal["describe"]
-"""A scope, or `describe` for the metadata and readiness of a model, for which either of two scopes is sufficient."""
+"""A scope, or `describe` (the metadata and readiness of a model), for which either `infer` or `read` is sufficient."""
 _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
@@ -54,7 +54,7 @@ class Authenticator:
     Args:
         count: a function that counts a request of a key.
         clock: the seconds since 1970, with which the expiry of keys is checked.
-        monotonic: the clock for checking the files; if a wall clock were set back, revoked keys would stay valid.
+        monotonic: the clock that times the checks of the key files; a wall clock may be set back.
 
     Attributes:
         is_required: if False, no key is needed, and `require` must not be called.
@@ -76,7 +76,7 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by the result of `_short`
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # Keys: results of `_short`.
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
@@ -110,7 +110,7 @@ class Authenticator:
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
-        """Return True if the caller needs a valid key and has none, so that its body need not be read."""
+        """Return True if the caller needs a valid key and has none; the body of the request need not be read then."""
         try:
             if self.is_required:
                 self.find(headers, certificate)
@@ -136,7 +136,7 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if (now := self._monotonic()) >= self._look_at:
             self._read_keys()
-            self._look_at = now + _LOOK_SECONDS  # Set after reading; otherwise another thread would not find the keys.
+            self._look_at = now + _LOOK_SECONDS  # Set this after reading, so that no thread skips new keys.
         known, sent = self._known, _short(authorization)
         entry = known.get(sent)
         if entry is None:
@@ -200,12 +200,12 @@ class Authenticator:
 
             self._jwks = PyJWKSet.from_json(paths[2].read_text())  # The agent has validated the file.
         self._keys, self._files = keys, files
-        self._known = OrderedDict()  # A new object, because a thread may be adding a key to the old object.
+        self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
 
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises Unauthenticated if it is not valid for issuer, audience and time, and NotReady without the issuer's keys.
+        Raises Unauthenticated if the token is not valid for issuer, audience and time, and NotReady without keys.
         """
         import jwt
 
@@ -225,7 +225,7 @@ class Authenticator:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.InvalidKeyError, TypeError):  # These errors contain a memory address.
+        except (jwt.InvalidKeyError, TypeError):  # The message omits these errors, which contain a memory address.
             raise Unauthenticated("the token is not valid: its key is of another kind") from None
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
@@ -257,7 +257,7 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _short(authorization: str) -> str | bytes:
-    """Return the header, or its digest if the header is long, because a caller may send many long user names."""
+    """Return the header, or its digest if the header is long; many long headers would fill the memory."""
     if len(authorization) <= _MAX_KNOWN_CHARACTERS:
         return authorization
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
@@ -275,4 +275,4 @@ def _sent_key(authorization: str) -> bytes:
                 raise Unauthenticated(f"the Basic password in Authorization cannot be read; {_HOW}") from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")
-    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The first word may be the key.
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # Its first word may be the key.

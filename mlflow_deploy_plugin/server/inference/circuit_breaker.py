@@ -23,7 +23,7 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 def import_redis(url: str) -> Any:
     """Import Redis' client and check the URL. Raises InvalidConfig if the client is missing or `url` is malformed."""
     try:
-        import redis  # Imported here, because it is optional and costs memory and time at the start.
+        import redis  # Import the client here, because it is optional and costs memory and time at the start.
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
@@ -40,15 +40,16 @@ def import_redis(url: str) -> Any:
 
 @dataclass(eq=False)
 class CircuitBreaker:
-    """A circuit breaker that stops requests to a Redis that has failed, until a thread's ping succeeds.
+    """A circuit breaker that stops requests to Redis after a failure, until the ping of a background thread succeeds.
 
-    The thread pings at once, so that a slow response costs only milliseconds. After a second failure in `pause_seconds`
-    it pings after the pause. Requests do not ping, because resolving a host name may exceed any timeout of the client.
+    The thread pings at once, so that a slow response costs only milliseconds; after a second failure in
+    `pause_seconds`, it waits for this time first. Requests do not ping: resolving a host name may exceed any timeout of
+    the client.
 
     Attributes:
         consequence: the effect on requests, for the log.
         ping: a function that sends a ping to Redis, and raises if Redis does not respond.
-        count_failure: called at each failure, including failures of the thread.
+        count_failure: called at each failure of Redis, including failed pings.
     """
 
     consequence: str
@@ -64,7 +65,7 @@ class CircuitBreaker:
     def record_failure(self, error: Exception) -> None:
         with self._lock:
             if self.is_open:
-                return  # This request began before another request failed.
+                return  # This request began before another request opened the circuit.
             self._tell(error)
             self.is_open = True
             before, self._failed_at = self._failed_at, time.monotonic()
@@ -80,7 +81,7 @@ class CircuitBreaker:
             time.sleep(pause)
             try:
                 self.ping()
-            except Exception as error:  # noqa: BLE001 - the boundary of the thread that must close the circuit
+            except Exception as error:  # noqa: BLE001 - catch all, because only this thread closes the circuit
                 self._tell(error)
                 pause = self.pause_seconds
             else:

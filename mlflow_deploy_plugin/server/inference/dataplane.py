@@ -1,4 +1,4 @@
-"""The data plane: it computes named output arrays from named input arrays, independent of any transport."""
+"""The data plane, which computes named output arrays from named input arrays for every transport."""
 
 import math
 import random
@@ -25,9 +25,9 @@ from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
-"""The maximum number of bytes of a stream that are captured. Later parts are left out."""
+"""The maximum number of captured bytes of a streamed response. Later parts of the response are not captured."""
 _MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
-"""The maximum lengths of an error's captured message and column, which may quote values that the caller sent."""
+"""The maximum captured lengths of an error's message and column name, which may quote values of the caller."""
 _REASON_COLUMNS = ("_error_code", "_message", "_column")
 
 
@@ -40,7 +40,7 @@ class InferRequest:
         inputs: arrays by ONNX input name.
         parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
         event_time: the time of the event that the rows describe, in microseconds since 1970 (UTC); None for now.
-        body: set instead of `inputs` for a version of the flavor python_function that parses the body itself.
+        body: the body, instead of `inputs`, for a version of the flavor python_function that parses the body itself.
         arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
     """
 
@@ -56,8 +56,8 @@ class InferRequest:
 class InferResponse:
     """The outputs of exactly one version.
 
-    `prediction_id` never repeats, because feedback is joined by it. `body` is the encoded response to a request
-    with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
+    `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
+    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -69,7 +69,7 @@ class InferResponse:
 
 @dataclass(eq=False)
 class DataPlane:
-    """The component that runs requests on the versions of a repository, and captures them.
+    """The component that runs requests on the versions of a repository, and captures the requests.
 
     A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
     """
@@ -90,7 +90,7 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant, and capture it before returning. Blocks the thread even with a batcher.
+        """Run the request on this variant, and capture it before returning. The caller waits, even with a batcher.
 
         Raises:
             InferenceError: the model rejects the input.
@@ -136,7 +136,7 @@ class DataPlane:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = part.feeds, predictor.queue_seconds  # `queue_seconds` is per thread.
+                        feeds, waited = part.feeds, predictor.queue_seconds  # The seconds are stored per thread.
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -151,7 +151,7 @@ class DataPlane:
                 if count:
                     self.metrics.count_batch(variant.labels, 1, waited, time.perf_counter() - began - waited)
                     self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
-                if count and outcome != "failed":  # The pipeline captures failures.
+                if count and outcome != "failed":  # The pipeline captures failed streams.
                     text = object_array([f"[{b','.join(sent).decode()}]"])
                     outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
                     self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
@@ -164,7 +164,7 @@ class DataPlane:
         seconds: float,
         event_time: int | None = None,
     ) -> None:
-        """Capture a request that failed. The sampling is the same as for all requests, so that rates are comparable.
+        """Capture a failed request. The sampling is the same as for all requests, so that error rates are correct.
 
         If `capture` drops or masks columns, the message is not captured, because it may quote a value. Columns outside
         the signature are not captured either, because the header of a CSV body may be a row.
@@ -184,7 +184,7 @@ class DataPlane:
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Return True if `infer_async` can run all variants of the endpoint. A cache prevents this."""
+        """Return True if `infer_async` can run all variants of the endpoint. With a cache, no variant can."""
         named = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(named or "")
         if served is None or self.cache is not None:
@@ -221,7 +221,7 @@ class DataPlane:
         is_cached: bool | None = None,
         prediction_id: str = "",
     ) -> InferResponse:
-        """Return the response once the request is in the spool. Shadows do not receive streamed requests."""
+        """Write the request to the spool, and return the response. Shadows do not receive streamed requests."""
         loaded, capture = variant.loaded, variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows

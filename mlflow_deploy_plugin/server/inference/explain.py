@@ -32,7 +32,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
             feeds, params = _decode(server, request, variant)
-            named = variant  # replaced by the version in the body, or by the sticky column's variant
+            named = variant  # `named` is the version in the body, or the sticky column's variant.
             if (version := params.get("version")) is not None:
                 if version != variant.loaded.version:
                     named = server.repository.select_variant(variant.endpoint, version)
@@ -42,19 +42,19 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 variant = context.answer_by(named)
                 feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
-            # All checks precede the request to the explainer's process.
+            # Check everything before the explainer's process starts.
             if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
                 message = f"the request has {rows} rows; at most {most} can be explained (server.explain_max_rows)"
                 raise SchemaMismatch(message)
             columns = len(explained_features(predictor.artifact, feeds))
-            once = 2 * columns + 1  # model evaluations per permutation of the columns
+            once = 2 * columns + 1  # `once` is the number of model evaluations per permutation.
             if (max_evals := params.get("max_evals") or _PERMUTATIONS * once) < once:
                 message = f"{columns} columns need at least {once} (2 × columns + 1)"
                 raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
             outputs = predictor.run(feeds)
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
-        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        except Exception as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
             reply = context.fail(error)
     context.count(reply.status)
     return reply
@@ -91,7 +91,7 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
 def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and `base_values` [rows][outputs].
 
-    If the model returns a single number per row, both omit their last dimension.
+    If the model returns a single number per row, `values` and `base_values` omit their last dimension.
     """
     arrays = explanation.arrays["explained"]
     values = arrays["values"]

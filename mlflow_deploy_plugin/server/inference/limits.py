@@ -50,7 +50,7 @@ class RateLimiter(Protocol):
         """Count a request of the client with this key. Return None to admit it, otherwise the seconds to wait."""
 
     def may_wait(self, client: bytes) -> bool:
-        """Return True if the next call for this client may wait for another machine; an event loop must not wait."""
+        """Return True if the next call for this client may block on Redis; an event loop must not make this call."""
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class RequestLimits:
         rate: the rate for each client, in the spec's syntax; empty for no limit.
         rate_header: the header (in lower case) that identifies the client; if empty, the address identifies it.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        are_shared: True if a limit, or a key's possible limit, is counted on another machine; see `may_wait`.
+        are_shared: True if the server's limit, or a limit that a key may have, is counted in Redis; see `may_wait`.
         has_rate: if False, `check_rates` need not be called for a request whose key has no limits.
         has_places: if False, `take_place` and `release` need not be called.
     """
@@ -100,7 +100,7 @@ class RequestLimits:
             raise TooManyRequests(*request.refusal)  # A stored error's traceback would reference the request.
 
     def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
-        """Yield the rates of the key, then an empty string for the server's rate, each with its limiter and client."""
+        """Yield each rate of the key, then an empty string for the server's rate, each with its limiter and client."""
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
             if (limiter_and_client := self._of_keys.get((name, rate))) is None:
@@ -128,7 +128,7 @@ class RequestLimits:
             raise TooManyRequests(message, _BUSY_RETRY_SECONDS)
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
-        """Return True if a limit of this request needs another machine now, so that an event loop must not check it."""
+        """Return True if checking a limit of this request may block on Redis; an event loop must not check it then."""
         return any(limiter.may_wait(client) for _, limiter, client in self._limiters(request, key))
 
     def release(self) -> None:
@@ -147,7 +147,7 @@ class RequestLimits:
 
 
 def _network(address: str) -> str:
-    """Return the address under which a caller is counted; for IPv6 its /64 network, which belongs to one caller."""
+    """Return the address under which a caller is counted; for IPv6 its /64 network, which one caller owns."""
     if ":" not in address:
         return address
     try:
@@ -158,7 +158,7 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Hash a string of any length to 16 bytes, so that Redis does not store API keys in plain text."""
+    """Return a hash of 16 bytes of a client's name; Redis must not store API keys in plain text."""
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
@@ -166,9 +166,9 @@ def _digest(source: str) -> bytes:
 class MemoryRateLimiter:
     """A rate limiter per worker, with a sliding window of two counters; `clock` is in seconds.
 
-    Requests in the previous window are weighted by the share of that window within the last period. The average rate
-    is exact; a single period admits less than twice the rate. The storage of the `limits` library is not
-    used, because it starts a thread every 10 ms that checks all clients, and does not bound the number of clients.
+    The requests of the previous window are weighted by the share of this window that is within the last period. The
+    average rate is exact; a single period admits less than twice the rate. The memory storage of the `limits` library
+    is not used: it does not bound the number of clients, and starts a thread every 10 ms that checks all of them.
     """
 
     amount: int
@@ -187,7 +187,7 @@ class MemoryRateLimiter:
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
             if int(previous * (1 - elapsed / self.period) + current) >= self.amount:
-                # Wait until the count falls below the amount.
+                # Return the time until the weighted count falls below the amount.
                 share = 1.0 if current >= self.amount else 1 - (self.amount - current) / previous
                 return self.period * share - elapsed + _EDGE_SECONDS
             self._clients[client] = int(window), current + 1, previous
@@ -203,7 +203,7 @@ class MemoryRateLimiter:
 class RedisRates:
     """Counters in Redis for all workers with the same URL. While Redis does not respond, every request is admitted.
 
-    All limits of a worker share its connections and its circuit breaker. Raises the errors of `import_redis`.
+    All limits of a worker share this object's connections and circuit breaker. Raises the errors of `import_redis`.
     """
 
     def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
@@ -231,7 +231,7 @@ class RedisRates:
         return self._circuit.is_open
 
     def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
-        """Count `requests` of the client in advance; if that exceeds the rate, count one.
+        """Count as many requests of the client as `requests`; if the rate does not admit them all, count one request.
 
         Return the number of admitted requests, and if it is 0, the seconds until a request is admitted.
         """
@@ -250,12 +250,12 @@ class RedisRates:
 
 @dataclass(slots=True)
 class _Reservation:
-    """Requests of a client that Redis has counted and that this worker may still admit, or a refusal.
+    """The requests of a client that Redis has counted and this worker may still admit, or the refusal of a client.
 
     Attributes:
-        began / ends: times of the limiter's clock.
+        began / ends: the period of validity, by the limiter's clock.
         size: the number of requests that were counted at once.
-        passes_at: the time when a refused client may retry; 0 if it was not refused.
+        passes_at: the time when a refused client may retry; 0 if the client was not refused.
         is_renewed: True while a thread requests the next reservation.
     """
 
@@ -271,8 +271,8 @@ class _Reservation:
 class SharedRateLimiter:
     """A rate limiter that counts in Redis, together with all other workers, and in advance for a busy client.
 
-    A reservation is renewed when half of its requests were admitted; the rest is valid for a tenth of the period. A
-    refusal is remembered briefly, so that a client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests were admitted. It expires after a tenth of the period. A refusal
+    is remembered briefly, so that a client above its rate does not keep Redis busy.
     """
 
     def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
@@ -339,7 +339,7 @@ class SharedRateLimiter:
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     """Return the limiter for `rate`, in the syntax of the `limits` library. Without Redis, it counts in this worker."""
-    from limits import parse  # Imported here, because it costs memory and time at the start.
+    from limits import parse  # Import the library here, because it costs memory and time at the start.
 
     item = parse(rate)
     return SharedRateLimiter(item, redis) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
@@ -361,7 +361,7 @@ class RequestThreads(ThreadPoolExecutor):
 
 
 def request_threads(spec: ServerSpec) -> int:
-    """Return the number of a worker's request threads: enough to fill a batch, and to refuse additional requests."""
+    """Return the number of a worker's request threads: enough to fill a batch and to refuse more requests."""
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1

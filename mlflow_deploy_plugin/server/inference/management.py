@@ -68,7 +68,7 @@ def unload_model(server: Server, endpoint: str, parameters: Mapping[str, object]
 
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """Return an entry per version in memory, per endpoint without a version, and per unloaded endpoint."""
+    """Return the index: an entry per version in memory, per endpoint without a version, and per unloaded endpoint."""
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
         for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
@@ -101,7 +101,7 @@ def decode_parameters(body: bytes) -> Mapping[str, object]:
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
     """Return the endpoint that the parameters of a load describe; None without parameters.
 
-    Raises InvalidRequest if a parameter is unknown or both are set, and InvalidConfig if the endpoint is invalid.
+    Raises InvalidRequest for an unknown parameter or both parameters, and InvalidConfig for an invalid endpoint.
     """
     for key, value in parameters.items():
         if key not in ("config", "model_uri"):

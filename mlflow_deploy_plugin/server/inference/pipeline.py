@@ -1,10 +1,10 @@
 """The pipeline of a request: authenticate → limits → variant → decode → infer → encode → count.
 
 `infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that computed the batch.
-`infer_lines` answers JSON Lines, and `explain.py` explanations. All use `RequestContext`.
+`infer_lines` answers JSON Lines, and `explain.py` returns explanations. All use `RequestContext`.
 
 A plan (`http/plan.py`) composes these steps once for the usual request, and intentionally repeats the rules of `infer`.
-Change the rules in both modules; `tests/server/http/test_plan.py` compares them.
+Change a rule here and there together; `tests/server/http/test_plan.py` compares them.
 """
 
 import logging
@@ -46,7 +46,7 @@ _LAST_EVENT = b"data: [DONE]\n\n"
 
 
 class BrokenResponse(Exception):
-    """An error occurred after the head was sent, so the response must not look complete."""
+    """An error after the head of the response was sent; the response must not look complete."""
 
 
 class RequestContext:
@@ -86,7 +86,7 @@ class RequestContext:
             self.server.limits.release()
 
     def hand_over(self) -> "RequestContext":
-        """Return a context of the same request that remains admitted after this context ends."""
+        """Return a second context of the request, which remains admitted after this context ends."""
         kept = copy(self)
         self._is_admitted = False
         return kept
@@ -117,7 +117,7 @@ class RequestContext:
         return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
-        """Count the reply to a prediction, and capture a failure, at the caller's event time if it is valid."""
+        """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
         seconds = self.count(reply.status, outputs)
         if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
             moment = None
@@ -150,7 +150,7 @@ class RequestContext:
 
 
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a failed request (None: it could not be parsed), and log an unexpected error."""
+    """Return the reply to a failed request, and log an unexpected error. `request`: None if not parsed."""
     if isinstance(error, MemoryError):
         error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
@@ -203,7 +203,7 @@ def infer(
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
-    """Return True if a limit of this request may wait for another machine, so that an event loop must not check it."""
+    """Return True if checking a limit of this request may block on Redis; an event loop must not check it then."""
     if not server.limits.are_shared:
         return False
     key = server.auth.known(request)
@@ -230,7 +230,7 @@ def infer_async(
     try:
         variant = context.select_variant(endpoint, version)
     except OnnxserveError:
-        return False  # `infer` creates the error reply.
+        return False  # The caller then calls `infer`, which creates the error reply.
     if variant.loaded.batcher is None or variant.key is not None:
         return False  # The version was just replaced, or the variant depends on the decoded request.
 
@@ -250,7 +250,7 @@ def infer_async(
         context.admit(endpoint)
         decoded, infer_request = context.build_request(protocol, variant)
         dataplane.infer_async(variant, infer_request, encode)
-    except Exception as error:  # noqa: BLE001 - the same boundary, before the submission
+    except Exception as error:  # noqa: BLE001 - an error before the submission is answered like a later error
         encode(error)
     return True
 
