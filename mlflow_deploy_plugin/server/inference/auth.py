@@ -54,7 +54,7 @@ class Authenticator:
     Args:
         count: a function that counts a request of a key.
         clock: the seconds since 1970, with which the expiry of keys is checked.
-        monotonic: the clock that times the checks of the key files; a wall clock may be set back.
+        monotonic: the clock for checking the key files; a wall clock that is set back would keep revoked keys valid.
 
     Attributes:
         is_required: if False, no key is needed, and `require` must not be called.
@@ -76,7 +76,7 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # Keys: results of `_short`.
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # The results of `_short` are the index.
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
@@ -205,7 +205,7 @@ class Authenticator:
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises Unauthenticated if the token is not valid for issuer, audience and time, and NotReady without keys.
+        Raises NotReady without the issuer's keys, and Unauthenticated if the token is not valid here and now.
         """
         import jwt
 

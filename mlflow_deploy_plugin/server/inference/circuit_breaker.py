@@ -42,9 +42,8 @@ def import_redis(url: str) -> Any:
 class CircuitBreaker:
     """A circuit breaker that stops requests to Redis after a failure, until the ping of a background thread succeeds.
 
-    The thread pings at once, so that a slow response costs only milliseconds; after a second failure in
-    `pause_seconds`, it waits for this time first. Requests do not ping: resolving a host name may exceed any timeout of
-    the client.
+    The thread pings at once, so that a slow response costs only milliseconds, but after a second failure in
+    `pause_seconds` it pauses first. Requests do not ping: resolving a host name may exceed any client timeout.
 
     Attributes:
         consequence: the effect on requests, for the log.

@@ -42,7 +42,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 variant = context.answer_by(named)
                 feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
-            # Check everything before the explainer's process starts.
+            # Check everything before asking the explainer's process.
             if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
                 message = f"the request has {rows} rows; at most {most} can be explained (server.explain_max_rows)"
                 raise SchemaMismatch(message)

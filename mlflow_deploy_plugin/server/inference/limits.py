@@ -158,7 +158,7 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Return a hash of 16 bytes of a client's name; Redis must not store API keys in plain text."""
+    """Return a hash of the text that identifies a client, because Redis must not store API keys in plain text."""
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
@@ -177,7 +177,7 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, count, previous count
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # (window, count, previous count)
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()

@@ -4,7 +4,7 @@
 `infer_lines` answers JSON Lines, and `explain.py` returns explanations. All use `RequestContext`.
 
 A plan (`http/plan.py`) composes these steps once for the usual request, and intentionally repeats the rules of `infer`.
-Change a rule here and there together; `tests/server/http/test_plan.py` compares them.
+Change a rule in both modules together; `tests/server/http/test_plan.py` compares them.
 """
 
 import logging
@@ -150,7 +150,7 @@ class RequestContext:
 
 
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a failed request, and log an unexpected error. `request`: None if not parsed."""
+    """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
         error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
@@ -312,7 +312,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
     """Return the reply that sends the parts of a response, each a JSON text, as server-sent events.
 
     The events are the same as OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later
-    error, the event before the last is an object with `error`.
+    error, the event before the last event is an object with `error`.
     """
     try:
         first = next(parts, None)
@@ -362,5 +362,5 @@ def _finish_pieces(
                 context.finish(reply)
 
     generator = finish()
-    next(generator)  # If a generator is closed before it begins, `finally` does not run.
+    next(generator)  # Begin the generator; otherwise `finally` would not run when it is closed.
     return generator

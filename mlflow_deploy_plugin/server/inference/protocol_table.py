@@ -1,4 +1,4 @@
-"""The table of prediction protocols: how a request becomes the feeds of a model, and its outputs become a response.
+"""The table of prediction protocols: how a request becomes the feeds of a model, and outputs become a response.
 
 A `Protocol` binds a module of `protocols/` to the variant that serves the request. A pyfunc itself reads and writes
 MLflow's forms, because objects, dates and params cannot become arrays. Three JSON protocols are defined here:
@@ -65,7 +65,7 @@ class EncodedResponse(NamedTuple):
 class DecodedRequest(NamedTuple):
     """The contents of a request's body, and the function that encodes its response.
 
-    `id` may be empty. `body` is set instead of `feeds` for a pyfunc. `parameters` may have `timeout` in microseconds.
+    `id` may be empty. For a pyfunc, `body` is set instead of `feeds`. `parameters` may have `timeout` in microseconds.
     """
 
     feeds: Feeds
@@ -106,10 +106,10 @@ def parse_accept(header: str) -> Accept:
 
 @lru_cache(maxsize=256)
 def _negotiate_format(media: str, accept: str | None) -> str:
-    """Return the media type of the response of `/invocations`: the request's type, or the type in Accept."""
+    """Return the media type of a response of `/invocations`: from Accept if possible, otherwise the request's type."""
     if accept is not None and accept != "*/*":
         names = (name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0)
-        for name in names:  # in order of preference
+        for name in names:  # The names are in order of preference.
             if name == JSON or name in TABLE_FORMATS:
                 return name
     return media if media in TABLE_FORMATS else JSON
@@ -171,15 +171,15 @@ def _predict_protocol(
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in a record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
 
-    A graph without rows needs all of its tensors. Raises UnsupportedMediaType if the body is not JSON, InvalidRequest
-    if it is not an object, and SchemaMismatch if it does not fit the signature.
+    The record of a graph without rows contains all tensors. Raises UnsupportedMediaType if the body is not JSON,
+    InvalidRequest if it is not an object, and SchemaMismatch if it does not fit the signature.
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
         return schema.from_array([document["features"]] if schema.has_rows else document["features"])
     if schema.columns:
         form = next(iter(document), "")
-        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides use /predict.
+        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides send this to /predict.
             raise InvalidRequest(f"/predict accepts one record; send {form} to /predict/batch or /invocations")
         return schema.from_records([document])
     if not schema.has_rows:
@@ -226,7 +226,7 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """Return the labels if the model has them, even if `predict` returns probabilities, which have their own field."""
+    """Return the model's labels, if any, even if its `predict` returns probabilities, which have a separate field."""
     roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:
@@ -254,7 +254,7 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, 
 
 
 def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
-    """Decode a `:predict`. The content type is ignored, because TensorFlow's own examples send curl's default."""
+    """Decode a `:predict` request. Its content type is ignored: TensorFlow's own examples send curl's default."""
     feeds, is_by_row = tfserving.decode(body, variant.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -284,7 +284,7 @@ def _cloud_protocol(
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = load_json(response.body)
-        if not isinstance(answer, dict) or "predictions" not in answer:  # A chat or a prompt has no `predictions`.
+        if not isinstance(answer, dict) or "predictions" not in answer:  # A chat's answer has no `predictions`.
             return EncodedResponse(response.body)
         predictions = answer["predictions"]
         return EncodedResponse(
@@ -337,7 +337,7 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
-        if schema.binary_columns and isinstance(document.get("instances"), list):  # MLflow needs records
+        if schema.binary_columns and isinstance(document.get("instances"), list):  # bytes need records
             rows = (row if isinstance(row, dict | list) else [row] for row in document.pop("instances"))
             records = [row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False)) for row in rows]
             document["dataframe_records"] = records

@@ -1,7 +1,7 @@
 """The response cache: outputs that a version has already computed for the same feeds.
 
-It is in the worker's memory (evicting the least recently used outputs) or in a shared Redis. Only graphs without random
-nodes are cached (`models/loading.py`). The cache stores arrays instead of bodies, so that all protocols share it.
+The cache is in the worker's memory (evicting the least recently used outputs) or in a shared Redis. Only graphs without
+random nodes are cached (`models/loading.py`). Arrays are stored instead of bodies, for all protocols.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
 logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
-"""The memory of an entry in addition to its arrays: the key, Python objects, and the position in the order."""
+"""The memory of an entry in addition to its arrays: the key, Python objects, and the position in the order of use."""
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
@@ -64,7 +64,7 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Store copies, because outputs may be views of a batch. Objects other than strings are not stored."""
+        """Store copies, because outputs may be views of a batch's arrays. Objects other than strings are not stored."""
         if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + array_bytes(outputs)
@@ -72,7 +72,7 @@ class MemoryCache:
             return
         kept = {name: array.copy() for name, array in outputs.items()}
         for array in kept.values():
-            array.flags.writeable = False  # Several requests receive the same array.
+            array.flags.writeable = False  # Several requests will receive this array.
         with self._lock:
             if key in self._entries:
                 self._drop(key)
@@ -152,12 +152,12 @@ def decode_outputs(content: bytes) -> Outputs | None:
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
-    """Return the layout of `pack_arrays` as JSON, and the contents; None if an array has objects other than strings."""
+    """Return the layout of the arrays as JSON, and their contents; None if an array has objects other than strings."""
     if not _are_plain(arrays):
         return None
     try:
         layout, contents = pack_arrays(arrays, orjson.dumps)
-    except orjson.JSONEncodeError:  # The text has a lone surrogate.
+    except orjson.JSONEncodeError:  # orjson cannot encode a lone surrogate.
         return None
     return orjson.dumps(layout), contents
 

@@ -1,4 +1,4 @@
-"""Shadows: variants that run a copy of each request, whose outputs are compared with the response. They never answer.
+"""Shadows: variants that run a copy of each request. Their outputs are compared with the response, and never sent.
 
 One thread per worker empties a queue of copies with a low priority. If the shadow's rows are independent, it runs
 requests of the same kind together. If the queue is full, a copy is dropped and counted, so that responses are not
@@ -42,7 +42,7 @@ _PAUSE_SECONDS = 0.05
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """The thread sleeps briefly after some writes, because otherwise it releases the interpreter only after 5 ms."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
-"""The pause of the thread, as a multiple of the time for which it held the interpreter. A running graph releases it."""
+"""The pause of the thread, as a multiple of the time in the interpreter. A running graph is outside the interpreter."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class MirroredRequest:
         is_captured: True if the response, and therefore the shadow's outputs, are captured.
         feeds / outputs: the arrays of the answering variant.
         body: the body of a request that a pyfunc has parsed itself.
-        size: the size in bytes.
+        size: the size of this request in bytes.
     """
 
     shadow: ServedVariant
@@ -96,7 +96,7 @@ class Shadows:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
         self._queued = self._queued_bytes = 0
-        self._done = self._done_bytes = 0  # Written only by the thread, so that it needs no lock.
+        self._done = self._done_bytes = 0  # Only the thread writes these, without a lock.
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -129,7 +129,7 @@ class Shadows:
             logger.exception("a copy for the shadows of %s could not be created", variant.endpoint)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Drop the queue, and wait for the thread's current run, for at most `seconds`."""
+        """Drop the queued copies, and wait for the thread's current run, for at most `seconds`."""
         self._is_stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -145,7 +145,7 @@ class Shadows:
                 thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # The machine's limit of threads is reached.
+                except RuntimeError:  # Drop the copy at the machine's limit of threads.
                     return False
                 self._thread = thread
             was_empty = not self._copies
@@ -200,7 +200,7 @@ class Shadows:
         return known
 
     def _process(self, batch: list[MirroredRequest]) -> None:
-        """Run and compare the batch; if that fails, process each copy separately."""
+        """Run the batch and compare the outputs. If this fails, process each copy separately."""
         shadow = batch[0].shadow
         try:
             self._compare(batch)
@@ -263,7 +263,7 @@ class Shadows:
 
 
 def detach(array: Array) -> Array:
-    """Return an array that does not keep the larger array of a batch in memory."""
+    """Return the array, or a copy if the array is a view that would keep the larger array of a batch in memory."""
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
 
@@ -271,7 +271,7 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
     """Convert feeds of `source_schema` to feeds of `target_schema`.
 
-    The result lacks columns that `source_schema` lacks, and digits that a narrower type has truncated. Raises
+    The result lacks columns that `source_schema` lacks, and digits that its narrower types have truncated. Raises
     SchemaMismatch if `target_schema` needs a column that is missing or has another type.
     """
     if source_schema == target_schema:

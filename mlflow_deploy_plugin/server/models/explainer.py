@@ -28,8 +28,8 @@ class ExplainerClient:
     """A client that starts the explainer process at the first request and sends requests to it.
 
     Args:
-        timeout_seconds: the time limit for an explanation, including the wait for its turn and the start.
-        max_waiting: the maximum number of requests in this worker that are explained or wait.
+        timeout_seconds: the time limit for an explanation, including the wait for a turn and the process start.
+        max_waiting: the maximum number of requests in this worker that wait or are being explained.
         idle_seconds: the time without a request after which the process ends.
     """
 
@@ -82,7 +82,7 @@ class ExplainerClient:
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Limit the waiting requests, and keep the process while requests are active."""
+        """Limit the waiting requests, and do not end the process while requests are active."""
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(f"this worker has reached its limit of {self._active} explanations", 1)
@@ -113,7 +113,7 @@ class ExplainerClient:
             raise NotReady("the explainer process is still starting", 1)
         try:
             process = self._process
-            if process is None or process.has_failed:  # also after a timeout of the first request
+            if process is None or process.has_failed:  # It may have failed after the first request's timeout.
                 process = self._process = SideProcess(
                     self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
                 )

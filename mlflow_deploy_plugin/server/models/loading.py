@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 # The op_type of a node in protobuf: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')
 _OTHERS_BYTES = 384 * 2**20
-"""The memory of supervisor, gunicorn and agent in a container. At most a quarter of the limit is reserved for them."""
+"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of its limit is reserved for them."""
 _MEASURABLE_BYTES = 4 * 2**20
-"""Smaller files are not measured, because their load mostly takes the memory of the libraries that they need."""
+"""The size of files from which their load is measured; loading smaller files mostly takes memory for libraries."""
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 
@@ -81,7 +81,7 @@ def load_warm(
     timeout_seconds: float = 60.0,
     concurrency: int = 1,
 ) -> WarmVersion:
-    """Load the MLmodel folder, and run the model once on its own example, or on a row of zeros without an example.
+    """Load the MLmodel folder, and run the model once on its own example, or if it has none, on a row of zeros.
 
     Args:
         policy: the policy for running requests together, if the model allows it; None to run them separately.
@@ -125,12 +125,12 @@ def load_warm(
                 model.run(repeat_row(feeds, 0, size))
             batcher = Batcher(model.run, policy)
     if not no_batch_dimension_reason(model.artifact):
-        model.run(repeat_row(feeds, 0))  # Also warm up one row, which is common: a new shape costs most of the time.
+        model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
 
 
 def has_random_nodes(onnx_file: Path) -> bool:
-    """Return True if the graph may draw random numbers, by a search of its bytes, which takes 0.1 s per 100 MB."""
+    """Return True if the graph may draw random numbers. The search in its bytes takes 0.1 s per 100 MB."""
     with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _RANDOM.search(content) is not None
 
@@ -138,9 +138,9 @@ def has_random_nodes(onnx_file: Path) -> bool:
 class MemoryLimit:
     """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
 
-    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first, from the last
-    version's memory per byte of its files, or as twice the files. The first version is refused only if its files are
-    too large. Loads wait for each other, because the memory of a load that has just begun cannot be measured.
+    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: its files times the
+    last version's memory per byte (2 after small files). The first version is refused only if its files exceed the
+    limit. Loads wait for each other, because the memory of a load that has just begun is unknown.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -180,7 +180,7 @@ class MemoryLimit:
 
 
 def worker_limit(configured: int | None, workers: int) -> int | None:
-    """Return the limit of a worker: the configured limit, or its share of its cgroup's memory if that is limited."""
+    """Return the limit of a worker: the configured limit, or a share of the cgroup's memory if that is limited."""
     if configured is not None:
         return configured
     limit = memory_limit()

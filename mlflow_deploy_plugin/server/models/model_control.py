@@ -83,14 +83,14 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(missing_ok=True)  # Delete first: the agent repeats a command without an answer.
+                file.unlink(missing_ok=True)  # Delete the command first: the agent repeats it if it has no answer.
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Limit this worker's waiting requests, to leave threads for predictions, and all workers' command files."""
+        """Limit all workers' command files, and this worker's waiting requests, to leave threads for predictions."""
         if not self._waiting.acquire(blocking=False):
             raise TooManyRequests("other endpoints are being loaded or unloaded; retry in a moment", 1)
         try:

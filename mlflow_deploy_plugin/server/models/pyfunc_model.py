@@ -38,7 +38,7 @@ class PyfuncPredictor:
 
     @classmethod
     def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
-        """Start the process and wait until the model has answered its example. Raises InvalidArtifact if it fails."""
+        """Start the process and wait until the model has answered its example. Raises InvalidArtifact if that fails."""
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
@@ -117,7 +117,7 @@ class PyfuncPredictor:
         return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
 
     def _learn_outputs(self, computed: Mapping[str, Array], source: str = "but its first request returned") -> None:
-        """Use the outputs of the first response as the outputs of the model, unless they are known."""
+        """Use the outputs of the first response as the outputs of the model, unless the model's outputs are known."""
         if self.artifact.outputs or not computed:
             return
         outputs = tuple(
@@ -129,6 +129,6 @@ class PyfuncPredictor:
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:
-    """Return the arrays of a request to capture: its keys, and its inputs if they can be represented as arrays."""
+    """Return the arrays of a request for the log: its keys, and its inputs if arrays can represent them."""
     feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
     return add_keys(feeds, keys) if feeds and keys else feeds or keys

@@ -85,7 +85,7 @@ class Repository:
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
-        """Wait until the initially wanted versions are loaded or have failed; return False after `seconds`."""
+        """Wait until the initially wanted versions are loaded or cannot be loaded; return False after `seconds`."""
         return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ class Repository:
         draw: float | None = None,
         label: str | None = None,
     ) -> ServedVariant:
-        """Return the variant for a request. Hold it until the response is sent.
+        """Return the variant for a request. The caller must hold the variant until the response is sent.
 
         Args:
             endpoint: None for the default endpoint, which is the first endpoint.
@@ -113,8 +113,8 @@ class Repository:
                 on `key`, then on the endpoint's sticky header, then on `draw`.
             headers: the headers with names in lower case.
             key: the value of the sticky column, which is known only after a variant has decoded the request.
-            draw: a number in [0, 1); None for a random number.
-            label: the name of the variant that must answer, or the alias that it follows.
+            draw: a number in [0, 1) that selects a variant by its weight; None for a random number.
+            label: the name of the variant that must answer, or the alias that this variant follows.
 
         Raises NotReady if no loaded version can answer, and NotFound for an unknown endpoint, version or label.
         """
@@ -234,7 +234,7 @@ class Repository:
         self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
 
     def _write_state(self) -> None:
-        """Write this worker's state file if it has changed. If that fails, the next poll tries again."""
+        """Write this worker's state to its file if the state has changed. After an error, the next poll tries again."""
         if self._unwritten is None:
             return
         try:
@@ -245,7 +245,7 @@ class Repository:
         self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
-        """Return the folders of the pyfuncs of new endpoints. Their processes are started in parallel."""
+        """Return the folders of the pyfuncs of new endpoints, whose processes are started in parallel."""
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         folders = []
@@ -260,7 +260,7 @@ class Repository:
     ) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint with its loadable versions, and the errors by variant.
 
-        `begun` contains the current loads by folder; each load is used once.
+        `begun` contains the loads that have begun, by folder; each load is used once.
         """
 
         def load(folder: Path) -> WarmVersion:

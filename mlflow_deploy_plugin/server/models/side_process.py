@@ -7,8 +7,8 @@ Each request has a connection, and the process has a thread per connection. The 
 connection over the first connection, and keeps connections for later requests.
 
 A request that takes too long is abandoned, because a thread cannot be stopped without its process. The process is
-killed if it has not answered any request since this request was sent, or if the number of abandoned requests that
-still run reaches the concurrency.
+killed if it has not answered any request since the abandoned request was sent, or if the number of abandoned requests
+that still run reaches the concurrency.
 
 The process leads a process group, which is killed with it. It exits with its worker: it watches its first connection,
 and the kernel kills it when its parent thread, the keeper, has exited. `protocols/side_messages.py` has the messages.
@@ -55,7 +55,7 @@ _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
 """The time for a process that has closed its connection to exit with its own status, before it is killed."""
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # keeps the model's counters apart from the worker's
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
 
 _REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
 _REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
@@ -65,7 +65,7 @@ _REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidReques
 class _ProcessRun:
     """A run of the process, and the connections to it.
 
-    `control` is the first connection, which passes the ends of other connections. `answered_at` is monotonic.
+    `control` is the first connection, which passes the ends of other connections. `answered_at` is a monotonic time.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ class _ProcessRun:
         self.answered_at = 0.0
         self._lock = threading.Lock()
         self._free: list[socket.socket] = []
-        self._used: dict[socket.socket, bool] = {}  # True while the process may send (more of) a response
+        self._used: dict[socket.socket, bool] = {}  # The value is True while more of a response may arrive.
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
@@ -107,8 +107,8 @@ class _ProcessRun:
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
         """Keep the connection of a request that has ended, unless the request was abandoned.
 
-        If more of a response may arrive, wait up to `seconds` until the process has noticed the end, and return False
-        if it has not.
+        If more of a response may arrive, wait up to `seconds` until the process has noticed the end of the request;
+        return False if it has not.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
@@ -173,7 +173,7 @@ class SideProcess:
     """A process of `command` that is kept running until `close`, and that answers requests.
 
     Args:
-        command: receives the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
+        command: the program, whose last argument is its socket's descriptor; its first message is `ready` or `failed`.
         timeout_seconds: the time limit of a request; after it, the request is abandoned and the process may be killed.
         concurrency: the maximum number of concurrent requests; additional requests wait for their turn.
     """
@@ -198,7 +198,7 @@ class SideProcess:
     def start(self, wait_seconds: float | None = None) -> SideMessage:
         """Start the process and return its first message. `wait_seconds` is None for no limit.
 
-        Raises InvalidArtifact if it cannot be started, and NotReady if it is still starting after `wait_seconds`.
+        Raises InvalidArtifact if the process cannot start, and NotReady if it is still starting after `wait_seconds`.
         """
         self._keeper.start()
         threading.Thread(target=self._end_when_closed, daemon=True).start()
@@ -212,7 +212,7 @@ class SideProcess:
         )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
-        """Send a message and return the response. The turn must begin by `deadline`, in `time.perf_counter()`.
+        """Send a message and return the response. Its turn must begin by `deadline`, in `time.perf_counter()`.
 
         Raises:
             NotReady: the process is starting, or exited during this request.
@@ -243,7 +243,7 @@ class SideProcess:
 
     @staticmethod
     def wait_for_ends() -> None:
-        """Wait a few seconds until the closed processes have exited."""
+        """Wait a few seconds until the processes of closed objects have exited."""
         deadline = time.monotonic() + _END_SECONDS
         for keeper in [process._keeper for process in _ENDING if process._keeper.is_alive()]:
             keeper.join(max(0.0, deadline - time.monotonic()))
@@ -332,7 +332,7 @@ class SideProcess:
         return answer
 
     def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:
-        """Abandon a request that began at this time, and kill a process that hangs; return the error to raise."""
+        """Abandon a request that began at `began`, and kill a process that hangs; return the error to raise."""
         text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
         if running.give_up(connection) < self._concurrency and running.answered_at > began:
             return DeadlineExceeded(text)
@@ -402,4 +402,4 @@ class SideProcess:
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()
-"""The closed objects whose processes may still run."""
+"""The closed `SideProcess` objects whose processes may still run."""
