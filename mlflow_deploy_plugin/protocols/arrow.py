@@ -53,8 +53,8 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
     """Return the feeds in an Arrow stream or file. Columns that the model does not need are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be dictionary-encoded.
-    A tensor is a column of lists of equal length; a tensor of rank 2 may also be all columns. If the table has a single
-    column without a name, each list in it is a row in the signature's order.
+    A tensor is a column of lists of equal length; a tensor of rank 2 may also be the matrix of all columns. If the
+    table has a single column without a name, each list in it is a row in the signature's order.
 
     Args:
         limit: the maximum number of decompressed bytes, and of values.
@@ -98,7 +98,7 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
             if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
-    else:  # A stream may have thousands of batches with a few rows each.
+    else:  # Join the batches: a stream may have thousands with a few rows each.
         columns = [table.column(name) for name in chosen]
         joined = ([each.combine_chunks()] if pa.types.is_primitive(each.type) else each.chunks for each in columns)
         pieces = dict(zip(chosen, joined, strict=True))
@@ -155,7 +155,7 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
 def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
     """Return the names of the columns to read from a table with this Arrow schema, before reading any value.
 
-    Raises BodyTooLarge above the limit, and SchemaMismatch if a column is missing, repeated or of a wrong type.
+    Raises BodyTooLarge for too many columns, and SchemaMismatch if a column is missing, repeated or of a wrong type.
     """
     if len(arrow_schema.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(arrow_schema.names)} columns; at most {MOST_COLUMNS} are allowed")
@@ -210,7 +210,7 @@ def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: Str
 def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
-    Overlapping views could take terabytes, so the budget is checked first. `cast` has dictionaries by address.
+    Overlapping views could take terabytes, so the budget is checked first. `cast`: converted dictionaries by address.
     """
     if "string_view" not in str(array.type):
         return array
@@ -225,7 +225,7 @@ def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[in
         return array
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
     budget.take(int(views[:, 0].clip(0).sum(dtype=np.int64)))
-    array.validate(full=True)  # The validation reads a text once per view.
+    array.validate(full=True)  # This reads a text once per view, so the budget comes first.
     return array.cast(pa.large_string())
 
 
@@ -291,8 +291,8 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     """Return the size of a message's buffers. A compressed buffer declares its decompressed length.
 
     The field numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is
-    delta (2). RecordBatch: buffers (2), compression (3). Deltas are rejected, because Arrow joins the pieces again
-    for every batch. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
+    delta (2). RecordBatch: buffers (2), compression (3). Delta dictionaries are rejected: Arrow joins all pieces for
+    every batch. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)

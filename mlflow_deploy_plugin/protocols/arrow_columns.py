@@ -39,7 +39,7 @@ _DATES: dict[str, Dtype] = {
     "date64[ms]": np.dtype("<i8"),
     **dict.fromkeys(("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"), np.dtype("<i8")),
 }
-"""The dtypes of dates and times, in the unit in brackets."""
+"""The numpy dtypes of Arrow's dates and times; the brackets contain the unit."""
 
 
 class UnsupportedColumn(Exception):
@@ -82,7 +82,7 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
 
 
 def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    """Return the N values of an Arrow array as [N], or as [N, length, …] for lists of equal length.
+    """Return the N values of an Arrow array as an array [N], or [N, length, …] for lists of equal length.
 
     A null becomes NaN in numbers (integers then become float64), and None in strings or in a column of nulls. Dates and
     times become strings as in JSON, with a time zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal becomes the nearest
@@ -107,7 +107,7 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
         return _bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
         if array.type.scale == 0:
-            with suppress(ValueError):  # A value needs more than 64 bits.
+            with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
                 return _numbers(array.cast("int64"), _NUMBERS["int64"])
         # Convert by the digits, because Arrow's own cast is off by one bit in a third of the values.
         return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
@@ -124,7 +124,7 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
 
 
 def matrix(batch: "pa.RecordBatch") -> Array | None:
-    """Return a record batch as [N, columns] if all columns have the same numeric type; None otherwise."""
+    """Return a record batch as a matrix [N, columns] if all columns have the same numeric type; None otherwise."""
     kinds = set(map(str, batch.schema.types))
     # pyarrow before 25 turns a null among 16-bit floats into 0.
     if len(kinds) != 1 or not kinds <= _NUMBERS.keys() - {"halffloat"}:
@@ -144,7 +144,7 @@ def _valid(array: "pa.Array") -> Array | None:
     if bitmap is None or array.null_count == 0:
         return None
     valid = _bits(bitmap, array.offset, len(array))
-    return None if valid.all() else valid  # The sender's null count may be wrong.
+    return None if valid.all() else valid  # `null_count` may be wrong, because the sender sets it.
 
 
 def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
@@ -153,7 +153,7 @@ def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
 
 
 def _view(buffer: "pa.Buffer", dtype: Dtype, offset: int, count: int) -> Array:
-    """Return `count` elements of a buffer, starting at the element `offset`; they are not copied if aligned."""
+    """Return `count` elements of a buffer, starting at the element `offset`, without a copy if they are aligned."""
     if count == 0:
         return np.empty(0, dtype)
     array = np.frombuffer(buffer, dtype, count, offset * dtype.itemsize)

@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.runtime.values import short_repr
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
-"""The maximum number of arrays and objects per document, because two bytes of the body take 56 to 232 in memory."""
+"""The maximum number of arrays and objects per document, because `[]` and `{}` take 56 to 232 bytes of memory."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""The largest body whose brackets are not counted, because each array or object takes at least two bytes."""
+"""The largest body whose brackets need not be counted: each array or object takes at least two bytes of a body."""
 _PIECE_BYTES = 128 * 1024
-"""The size of a piece whose brackets are counted at once, so that numpy's arrays fit into the processor's cache."""
+"""The size of the pieces of a body for counting brackets; numpy's arrays then fit into the processor's cache."""
 DEEPEST = 500
-"""The nesting depth that Python's `json` reads and writes; orjson and simdjson support 1,024 levels."""
+"""The maximum nesting depth, which Python's `json` can read and write; orjson and simdjson support 1,024 levels."""
 _CONTAINERS = (list, dict)
 _TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 
@@ -54,7 +54,7 @@ def media_name(content_type: str | None) -> str:
 
 
 def load_json(body: bytes, subject: str = "the body is ") -> Any:
-    """Return the document in `body`. orjson bounds its depth to 1,024 levels. Messages begin with `subject`.
+    """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error messages begin with `subject`.
 
     NaN and Infinity are accepted, because MLflow's clients and examples write them, and so is a byte order mark. Raises
     MemoryError, and InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and objects.

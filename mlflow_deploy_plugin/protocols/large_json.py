@@ -26,12 +26,12 @@ except ImportError:  # simdjson has no wheel for Python 3.14.
     simdjson = None  # type: ignore[assignment]
 
 LARGE_BYTES = 16 * 1024
-"""The size from which a body is read here; orjson is as fast for smaller bodies."""
+"""The size from which this module reads a body; orjson is as fast for smaller bodies."""
 _COLUMN_BYTES = 512
-"""The average size of columns or tensors from which a body is read here; orjson is as fast below it."""
+"""The average size of columns or tensors from which this module reads a body; orjson is as fast for smaller sizes."""
 
 _EXACT = 2.0**53
-"""The bound below which integers are exact in float64; bodies with larger numbers are not read here."""
+"""The bound below which integers are exact in float64; this module does not read bodies with larger numbers."""
 _NULL = b"-1e308"
 """The replacement of null in the text, because simdjson does not accept a null among numbers."""
 _MOST_ENTRIES = 1_000
@@ -41,7 +41,7 @@ _NUMBERS = _WHOLE | {"double", "float"}
 _NOT_PLAIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError)
 """The errors of simdjson, and of the functions below, for a body that contains anything except rows of numbers."""
 _NEGATIVE_ZERO = re.compile(rb"-0(?![\d.eE])")
-"""JSON's -0 is an integer without a sign, but CSV's -0 is a float with a sign."""
+"""The text -0, which is an integer without a sign in JSON, but a float with a sign in CSV."""
 
 
 def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
@@ -52,7 +52,7 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
     if not simdjson or len(body) < LARGE_BYTES or not (kind := _kind_of_all(schema)):
         return None
     if b"\\" in body or b"dataframe_records" in body[:32]:
-        return None  # simdjson does not decode the escapes in keys, and would not find such names.
+        return None  # simdjson would not find names with escapes.
     opened = check_containers(body)
     feeds = None
     if b"null" not in body[-2048:]:  # Try without nulls; a null earlier in the body then costs a second try.
@@ -96,7 +96,7 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         body = body.replace(b"\r\n", b"\n")
     header, _, rows = body.partition(b"\n") if has_header else (b"", b"", body)
     text = b"[[" + rows.rstrip(b"\n").replace(b"\n", b"],[") + b"]]"
-    if b"\r" in body or b'"' in header:  # a line that ends with \r only, or a quoted name
+    if b"\r" in body or b'"' in header:  # A line ends with \r only, or a name is quoted.
         return None
     opened, nulls = text.count(b"["), 0
     try:
@@ -126,7 +126,7 @@ def _kind_of_all(schema: Schema) -> str:
 
 
 def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
-    """Return the feeds of a matrix of columns, or of the only tensor; None if a number or a null may be inexact."""
+    """Return the feeds of a matrix of columns, or of the only tensor; None if converting them may be inexact."""
     if array.dtype.kind == "f":
         if nulls:
             missing = array == float(_NULL)

@@ -83,7 +83,7 @@ def is_table(content_type: str | None, body: bytes) -> bool:
     """Return True if MLflow treats a valid body as a table: CSV, `dataframe_split` or `dataframe_records`."""
     if media_type(content_type, _ACCEPTED) == CSV:
         return True
-    may_be = b"dataframe_" in body or b"\\u" in body  # The letters of the field may be escaped.
+    may_be = b"dataframe_" in body or b"\\u" in body  # The field's letters may be escaped.
     return may_be and not _TABLE_FIELDS.isdisjoint(json_object(body))
 
 
@@ -131,7 +131,7 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
-    """Decode columns or tensors by name, a single record (a value is never a list), records, or rows without names."""
+    """Decode columns or tensors by name, a single record (without lists), several records, or rows without names."""
     if isinstance(value, dict):
         is_record = schema.columns and value and list not in set(map(type, value.values()))
         return schema.from_records([value]) if is_record else schema.from_columns(value)
@@ -209,7 +209,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # The code below reads columns and reports bad values.
+        with suppress(ValueError):  # On failure, the code below reports bad values.
             if "_" not in "".join(chain.from_iterable(rows)):
                 numbers = [list(map(float, fields)) for fields in rows]
                 del lines, rows
@@ -221,7 +221,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         types |= dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
     columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
-    del lines, rows, texts  # The lists take ten times the memory of the body.
+    del lines, rows, texts  # Free these lists, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 

@@ -63,13 +63,13 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
             raise ValueError(f"{size:,} bytes; at most {most:,} are allowed")
     _set_timeout(connection, deadline)
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # The timeout applies to the complete call.
-    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # The receiver may close after the last byte.
+    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # Skip empty blobs: the receiver may have closed.
         _set_timeout(connection, deadline)
         connection.sendall(blob)
 
 
 def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
-    """Receive the next message, or None if the other side has closed; `deadline` is in monotonic seconds.
+    """Receive the next message, or None if the connection is closed; `deadline` is in monotonic seconds.
 
     Raises TimeoutError after the deadline, MalformedMessage for an invalid or partial message, and OSError.
     """

@@ -27,7 +27,7 @@ _DTYPES = {
 
 
 def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
-    """Return the feeds in the body of a `:predict`, and True if the response must be by row, because of `instances`.
+    """Return the feeds in the body of a `:predict`, and True if the body has `instances`: the response is then by row.
 
     Raises InvalidRequest if the body is not JSON, does not have exactly one of `instances` and `inputs`, or names
     another signature, and SchemaMismatch if the values do not fit.

@@ -205,7 +205,7 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Map
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
-    """Return the error for a tensor whose name is unknown or repeated. `before` contains the earlier names."""
+    """Return the error for a tensor whose name is unknown or repeated. `before` has the names of earlier tensors."""
     if head.name in before:
         return head.mismatch(" is repeated")
     known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
@@ -232,7 +232,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
         (tensor,), (model_input,) = arrays.values(), fed.tensors
         if not fits_shape(model_input.shape, tensor[1].shape):
-            if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # probably a column with a wrong name
+            if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # The name is probably wrong.
                 raise refused_name(tensor[0], (), schema)
             expected = shape_text(model_input.shape)
             raise tensor[0].mismatch(f" is used as {model_input.name!r}; the shape {expected} is expected")

@@ -17,10 +17,10 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Dtype
 from mlflow_deploy_plugin.runtime.values import short_repr
 
 MAX_RANK = 32
-"""The maximum number of dimensions in numpy. Multiplying a million sizes would take hours."""
+"""The maximum number of dimensions of a tensor; multiplying a million sizes would take hours."""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
-"""The largest product of the other sizes of an empty tensor; a sum over zero rows returns that many elements."""
+"""The largest product of an empty tensor's sizes other than 0; a sum over zero rows returns as many elements."""
 
 _DTYPES: dict[str, Dtype] = {
     "BOOL": np.dtype(np.bool_),

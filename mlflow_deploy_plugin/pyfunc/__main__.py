@@ -88,7 +88,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def find_experiment() -> None:
-    """Find the experiment of the traces. Otherwise, MLflow searches in each request, and a failure takes minutes."""
+    """Find the experiment of the traces once. MLflow would search in each request, and a failure takes minutes."""
     import mlflow  # optional package
 
     identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
@@ -104,13 +104,13 @@ def find_experiment() -> None:
 def start_explainer() -> tuple[SideMessage, Answer]:
     """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
 
-    The first explanation takes 10 ms, but with numba 20 s and 120 MB more. matplotlib would take 30 MB and 0.5 s.
+    With numba, the first explanation takes 20 s instead of 10 ms, and 120 MB more. matplotlib takes 30 MB and 0.5 s.
     """
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # None makes its import fail.
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # With None, importing it fails.
     try:
-        from mlflow_deploy_plugin.pyfunc import explainer  # shap may be missing.
+        from mlflow_deploy_plugin.pyfunc import explainer  # This imports shap, which may be missing.
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(READY_MESSAGE), explainer.answer

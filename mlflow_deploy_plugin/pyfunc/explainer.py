@@ -78,7 +78,7 @@ def answer(request: SideMessage) -> SideMessage:
 
 @dataclass(frozen=True, eq=False)
 class RowContributions:
-    """The contributions `values` [N, C, K] (float64) of C features to K numbers of the predictions for N rows.
+    """The contributions `values` [N, C, K] (float64) of C features to the K predicted numbers of N rows.
 
     `outputs` are the K classes or output names. `base_values` [K] are the means over the background.
     """
@@ -154,7 +154,7 @@ class _TimeIsUp(Exception):
 class _CodedModel:
     """The function for shap, from a matrix of codes (see the module) to a matrix of predicted numbers.
 
-    `background` is [N, features] float64. `names` are the result's column names, which the first call sets.
+    `background` is a matrix [N, features] of float64. `names` are the result's column names, which the first call sets.
     """
 
     def __init__(
@@ -162,8 +162,8 @@ class _CodedModel:
     ) -> None:
         self._model, self._features, self._deadline = model, features, deadline
         self._explained = explained_outputs(model.artifact)
-        self._like = rows  # for shapes and dtypes
-        self._values: list[Array] = []  # per feature
+        self._like = rows  # Only the shapes and dtypes of these rows are used.
+        self._values: list[Array] = []  # The list has the distinct values of each feature.
         self.names: list[str | int | float | bool] = []
         codes = []
         for feature in features:
@@ -200,5 +200,5 @@ class _CodedModel:
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
             values.append(explanation.values[0])
             base_values = explanation.base_values[0]
-        # shap drops a last dimension of size 1.
+        # Restore the last dimension, which shap drops if its size is 1.
         return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)

@@ -40,7 +40,7 @@ _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
     """Answer requests until the worker has ended, or return if `start` raises InvalidArtifact. `name` is for the log.
 
-    The process ends normally, so that exit handlers run. One of them sends MLflow's pending traces.
+    The process ends normally, so that exit handlers run. An exit handler of MLflow sends the pending traces.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -106,7 +106,7 @@ def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return why a model cannot be loaded, with version differences, which often make a pickle unreadable."""
+    """Return the error of a load, with the differences of package versions, which often make a pickle unreadable."""
     if differences := ", ".join(version_differences(folder)):
         return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged with: {differences}"
     return error_summary(error)
@@ -127,13 +127,13 @@ def version_differences(folder: Path) -> list[str]:
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:
-            continue  # an empty line or a pip option
+            continue  # The line is empty or a pip option.
         if requirement.name == "mlflow" or (requirement.marker and not requirement.marker.evaluate()):
             continue
         required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
         try:
             installed = version(requirement.name)
-        except PackageNotFoundError:  # The module xgboost may be in xgboost-cpu.
+        except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
             others = packages_distributions().get(requirement.name)
             installed = version(others[0]) if others else ""
         if not installed:

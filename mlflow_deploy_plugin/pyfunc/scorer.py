@@ -1,7 +1,7 @@
 """A loaded pyfunc that answers request bodies like MLflow's scoring server, and also accepts named arrays.
 
 MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
-response. Only errors differ: invalid input is a 400 instead of a 5xx, and responses never contain a traceback.
+response. Errors differ from MLflow's: invalid input is a 400 instead of a 5xx, and responses never contain a traceback.
 """
 
 import base64
@@ -118,8 +118,8 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
-    """Return a string column with `missing` for missing values, independently of the other rows."""
-    # Also convert categories, whose missing values are NaN before pandas 3. Other string columns then have None.
+    """Return a string column with `missing` in place of its missing values, independently of other rows."""
+    # Also convert categories: before pandas 3, their missing values are NaN, but None in other string columns.
     if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
         return column
     texts = column.astype(object).where(column.notna(), missing)
@@ -144,14 +144,14 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return the value (None or NaN) of missing strings in each training column; `otherwise` if that is unknown."""
+    """Return the value (None or NaN) of missing strings in each training column; `otherwise` if unknown."""
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
         known, columns = fields.get("categories_"), fields.get("feature_names_in_")
         known = known if isinstance(known, list) else []  # A custom estimator may have any attribute.
         columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
-        if fields.get("missing_values", "") is None:  # an imputer
+        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
             known = [np.array(["", None])] * len(columns)
         for name, categories in zip(columns, known, strict=False):
             if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
@@ -163,7 +163,7 @@ def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | No
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """Return a prediction as named arrays. Raises NotRepresentable for values other than numbers and strings."""
+    """Convert a prediction to named arrays. Raises NotRepresentable for values other than numbers and strings."""
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, index]) for index, name in enumerate(prediction.columns)}
         if len(named) != prediction.shape[1]:
@@ -175,7 +175,7 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
-    """Return an answer that `to_outputs` rejects: as JSON strings per row in one output, or as values in columns.
+    """Convert an answer that `to_outputs` rejects: to one output with a JSON string per row, or to columns of values.
 
     Raises NotRepresentable if the number of rows or the names differ, or JSON cannot represent a value.
     """
@@ -331,7 +331,7 @@ def count_values(prediction: Any) -> int:
     else:
         shape = getattr(prediction, "shape", None)  # A custom object may have any `shape`.
         return math.prod(shape) if isinstance(shape, tuple) else 1
-    kinds = set(map(type, parts))  # This is fast for a million numbers.
+    kinds = set(map(type, parts))  # Compare types, which is fast for a million numbers.
     is_flat = all(kind in _SINGLE or issubclass(kind, np.generic) for kind in kinds)
     return len(parts) if is_flat else sum(map(count_values, parts))
 
@@ -369,7 +369,7 @@ class _Recorder:
         self.is_too_large = False
 
     def take_keys(self, document: dict[str, Any]) -> None:
-        """Remove the keys from a JSON document, because pandas rounds large integers if any value is missing."""
+        """Remove the key columns from a JSON document: pandas rounds large integers if any value is missing."""
         for name in self._keys:
             if (values := protocols.mlflow.take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
@@ -387,7 +387,7 @@ class _Recorder:
             raise
         except (Exception, SystemExit) as error:
             self.error = error
-            raise RuntimeError from error  # MLflow would replace an Exception by its own.
+            raise RuntimeError from error  # MLflow would replace an Exception by its own error.
         if count_values(self.prediction) > self.most:
             self.is_too_large = True
             raise RuntimeError
@@ -444,7 +444,7 @@ class Scorer:
     def load(cls, folder: Path) -> "Scorer":
         """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its errors."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
-            os.environ.setdefault("KERAS_BACKEND", backend)  # The next line imports Keras.
+            os.environ.setdefault("KERAS_BACKEND", backend)  # Set this before the next line imports Keras.
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
             # These models validate requests themselves, and MLflow's signature rejects the names of tools.
@@ -497,7 +497,7 @@ class Scorer:
                 data = body
             schema = self._json_schema if mime_type == _JSON else self._csv_schema
             has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
-            if mime_type == "text/csv" and keys and has_columns:  # MLflow must read 007 as a string.
+            if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
@@ -541,7 +541,7 @@ class Scorer:
     def predict(
         self, feeds: Mapping[str, Array], most_values: int = sys.maxsize, parameters: Mapping[str, Any] | None = None
     ) -> SideMessage:
-        """Return named outputs for arrays that match the signature. Parameters outside its params are ignored."""
+        """Return named outputs for arrays that match the signature. Parameters that its params lack are ignored."""
         data = to_model_input(feeds, self._artifact, self._types, self._names)
         known = self._model.metadata.get_params_schema() or ()
         params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
@@ -572,11 +572,11 @@ class Scorer:
         if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
-            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # as in Parquet
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates, which need no parsing.
                 table[name] = _read_dates(name, table[name])
         for name, missing in self._missing.items():
             if name in table:
-                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # The signature has strings.
+                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # Strings are expected.
                     table[name] = table[name].map(str, na_action="ignore")
                 table[name] = _text_column(table[name], missing)
         return table

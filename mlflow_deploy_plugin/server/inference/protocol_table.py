@@ -337,7 +337,7 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
-        if schema.binary_columns and isinstance(document.get("instances"), list):  # bytes need records
+        if schema.binary_columns and isinstance(document.get("instances"), list):  # MLflow reads bytes from records.
             rows = (row if isinstance(row, dict | list) else [row] for row in document.pop("instances"))
             records = [row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False)) for row in rows]
             document["dataframe_records"] = records

@@ -96,7 +96,7 @@ class Shadows:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
         self._queued = self._queued_bytes = 0
-        self._done = self._done_bytes = 0  # Only the thread writes these, without a lock.
+        self._done = self._done_bytes = 0  # Only the thread writes these counts, so they need no lock.
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -271,7 +271,7 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
     """Convert feeds of `source_schema` to feeds of `target_schema`.
 
-    The result lacks columns that `source_schema` lacks, and digits that its narrower types have truncated. Raises
+    The result lacks columns that `source_schema` lacks, and digits that a narrower type has truncated. Raises
     SchemaMismatch if `target_schema` needs a column that is missing or has another type.
     """
     if source_schema == target_schema:

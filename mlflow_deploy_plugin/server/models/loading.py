@@ -138,9 +138,9 @@ def has_random_nodes(onnx_file: Path) -> bool:
 class MemoryLimit:
     """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
 
-    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: its files times the
-    last version's memory per byte (2 after small files). The first version is refused only if its files exceed the
-    limit. Loads wait for each other, because the memory of a load that has just begun is unknown.
+    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: the file size times
+    the last version's memory per byte (2 after small files). The first version is refused only if its files exceed the
+    limit. Loads wait for each other, because the memory of a current load is unknown.
     """
 
     def __init__(self, limit: int | None) -> None:

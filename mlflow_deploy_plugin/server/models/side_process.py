@@ -212,7 +212,7 @@ class SideProcess:
         )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
-        """Send a message and return the response. Its turn must begin by `deadline`, in `time.perf_counter()`.
+        """Send a message and return the response. The turn must begin by `deadline`, in `time.perf_counter()`.
 
         Raises:
             NotReady: the process is starting, or exited during this request.
@@ -276,7 +276,7 @@ class SideProcess:
 
     @contextlib.contextmanager
     def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
-        """Take a turn and a connection. Yield a function that sends a message (or None) and returns the response."""
+        """Take a turn and a connection. Yield a function that sends a message, if any, and returns the response."""
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
