@@ -92,7 +92,7 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
     budget, batches = StringBudget(limit), table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
-        names = batch.schema.names  # `table.column_names` would take 10 µs more.
+        names = batch.schema.names  # Reading `table.column_names` would take 10 µs more.
         if schema.matrix_kinds and batch.num_rows and names == [*schema.names]:
             numbers = matrix(batch)
             if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:

@@ -106,7 +106,7 @@ def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return the error of a load, with the differences of package versions, which often make a pickle unreadable."""
+    """Return the message of a failed load, with the version differences, which often make a pickle unreadable."""
     if differences := ", ".join(version_differences(folder)):
         return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged with: {differences}"
     return error_summary(error)

@@ -180,7 +180,7 @@ class Authenticator:
         raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
 
     def _read_keys(self) -> None:
-        """Read the files if they have changed. If keys.json cannot be read, the last keys remain valid."""
+        """Read the key files if they have changed. If keys.json cannot be read, the last keys remain valid."""
         paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
         files = [file_identity(path) for path in paths]
         if files == self._files:
@@ -275,4 +275,4 @@ def _sent_key(authorization: str) -> bytes:
                 raise Unauthenticated(f"the Basic password in Authorization cannot be read; {_HOW}") from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")
-    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # Its first word may be the key.
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The header may be a key: omit it.

@@ -97,7 +97,7 @@ class RequestLimits:
                 request.refusal = message, max(1, ceil(seconds))
                 break
         if request.refusal is not None:
-            raise TooManyRequests(*request.refusal)  # A stored error's traceback would reference the request.
+            raise TooManyRequests(*request.refusal)  # Storing the error would store a reference to the request.
 
     def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
         """Yield each rate of the key, then an empty string for the server's rate, each with its limiter and client."""
@@ -113,7 +113,7 @@ class RequestLimits:
             yield "", self._limiter, _digest(f"address {address}" if named is None else f"key {named}")
 
     def take_place(self) -> bool:
-        """Reserve one of the concurrent requests, to be `release`d; return False if all are in use."""
+        """Reserve a place for a concurrent request, to be `release`d; return False if all places are in use."""
         with self._lock:
             if self.max_concurrent_requests is not None and self._in_flight >= self.max_concurrent_requests:
                 return False
@@ -213,7 +213,7 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces do not share keys.
+            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces share no counter.
             wrap_exceptions=True,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,

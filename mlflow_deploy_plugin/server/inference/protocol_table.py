@@ -52,7 +52,7 @@ OPENAI_ROUTES = {
 }
 """MLflow's tasks with OpenAI's request and response bodies, and the route that OpenAI's clients use."""
 _MAX_ACCEPT_CHARACTERS = 2000
-"""A longer Accept header, which no real client sends, is treated as empty."""
+"""The maximum length of an Accept header. A longer header, which no real client sends, is treated as empty."""
 _MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
 
 

@@ -376,7 +376,7 @@ class SideProcess:
         except TimeoutError:
             text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
             first = SideMessage(FAILED_MESSAGE, {"message": text})
-        except (OSError, MalformedMessage):  # The process has exited.
+        except (OSError, MalformedMessage):  # The process exited before its first message.
             first = None
         if self._first is None:
             self._first = first
