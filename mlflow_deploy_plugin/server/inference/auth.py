@@ -205,7 +205,7 @@ class Authenticator:
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises NotReady without the issuer's keys, and Unauthenticated if the token is not valid for this server.
+        Raises Unauthenticated if the token's issuer, audience or time is wrong, and NotReady without the issuer's keys.
         """
         import jwt
 

@@ -271,7 +271,7 @@ class _Reservation:
 class SharedRateLimiter:
     """A rate limiter that counts in Redis, together with all other workers, and in advance for a busy client.
 
-    A reservation is renewed when half of its requests were admitted. It expires after a tenth of the period. A refusal
+    A reservation is renewed when half of its requests were admitted, and expires after a tenth of the period. A refusal
     is remembered briefly, so that a client above its rate does not keep Redis busy.
     """
 

@@ -129,6 +129,6 @@ class PyfuncPredictor:
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:
-    """Return the arrays of a request for the log: its keys, and its inputs if arrays can represent them."""
+    """Return the arrays of a request for the log: the keys, and the inputs if arrays can represent the inputs."""
     feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
     return add_keys(feeds, keys) if feeds and keys else feeds or keys
