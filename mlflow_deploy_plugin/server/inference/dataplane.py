@@ -39,8 +39,7 @@ class InferRequest:
         id: the client's id, or an id that the transport created; not always unique.
         inputs: arrays by ONNX input name.
         parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
-        event_time: the time of the event that the rows describe, in microseconds since 1970 (UTC); None: time of
-            arrival.
+        event_time: the time of the event that the rows describe, in µs since 1970 (UTC); None for the time of arrival.
         body: the body, instead of `inputs`, for a version of the flavor python_function that parses the body itself.
         arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
     """
