@@ -2,7 +2,7 @@
 
 The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are shipped. Exit status 1 with
 `fatal` in agent.json means that no version can be served. After any other failure, the supervisor restarts the agent.
-`--ship` ships the remaining rows of a killed agent and exits. `--parent PID` requests a signal when the parent ends.
+`--ship` ships the rows that a killed agent has left, and exits. `--parent PID` ends the agent after its parent.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
 
 
 def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
-    """Follow until `stop` is set. If no version can be served or following fails, set `failed` and `stop`."""
+    """Follow the registry until `stop`. If no version can be served or following fails, set `failed` and `stop`."""
     try:
         while not stop.is_set():
             is_fatal = follower.round().fatal
@@ -56,7 +56,7 @@ def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) 
                 failed.set()
                 break
             follower.wait(stop)
-    except Exception as error:  # noqa: BLE001 - the boundary of this thread: the error is logged, and the process ends
+    except Exception as error:  # noqa: BLE001 - any error in this thread is logged and ends the process
         _log_end(error)
         failed.set()
     finally:
@@ -77,7 +77,7 @@ def main() -> int:
     end_on_signals(stop)
     try:
         configure_logging(load_settings(), "agent")
-        # Two agents would overwrite each other's wanted.json. The agent of a killed supervisor may still be exiting.
+        # Two agents would overwrite each other's files. Wait, because a killed server's agent may still be exiting.
         with ExitStack() as held:
             held.enter_context(hidden_pandas())
             try:
@@ -86,7 +86,7 @@ def main() -> int:
                 _log.error("another agent is already running for %s; this agent exits", options.state_dir)
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            # If the parent was killed or ended without its atexit functions, its metrics must be removed here.
+            # If the parent was killed or ended without its atexit functions, remove the server's metrics here.
             if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
                 remove_metrics(options.state_dir)
             return status
@@ -96,13 +96,13 @@ def main() -> int:
         except OSError:  # The disk is full.
             _log.error("%s", error.message)
         return 1
-    except Exception as error:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
+    except Exception as error:  # noqa: BLE001 - any error must end the process, which must not wait for its threads
         _log_end(error)
         return 1
 
 
 def _has_ended(parent: int) -> bool:
-    """Return True if the parent ends soon. The kernel sends its signal already when the parent's first thread ends."""
+    """Return True if the parent ends soon: the kernel sends the signal before all threads of the parent have ended."""
     until = time.monotonic() + _PARENT_END_SECONDS
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.01)
@@ -116,14 +116,14 @@ def _log_end(error: Exception) -> None:
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
-    """Follow and ship until `stop` is set, then ship the remaining rows. With `only_ship`, ship them immediately."""
+    """Follow the registry and ship rows until `stop` is set, then ship the last rows; with `only_ship`, only these."""
     settings = load_settings()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
     failed = threading.Event()
     if not only_ship:
         set_service_timeouts()
-        ignore_warnings()  # This applies to all threads, unlike `catch_warnings`.
+        ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(
             MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
             ThreadPoolExecutor(_POLL_THREADS, "look"),
@@ -132,7 +132,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         server = load_specs((state_dir / SPEC).read_text())[0].server
         record: Recorder = record_nothing
-        if server.authenticates and settings.keys_file is None:  # Servers with a keys file have no store.
+        if server.authenticates and settings.keys_file is None:  # A server with a keys file has no audit trail.
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
         fetchers: list[KeyFetcher] = []
         if server.api_keys:
@@ -145,8 +145,8 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
         for fetcher in fetchers:
             fetcher.start()
-        # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and the threads
-        # that it starts, so it does not slow down `_follow`, which a promotion waits for.
+        # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that
+        # it starts later. A promotion waits for `_follow`, whose thread was started before and is not slowed down.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):

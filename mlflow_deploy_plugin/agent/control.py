@@ -1,8 +1,8 @@
 """Model control: commands load and unload endpoints in addition to the spec.
 
-`control.json` stores the unloaded and added endpoints for a restart; spec.yaml remains the source of truth. An added
-endpoint cannot replace an endpoint of the spec, and with `model_control_mode: none` all commands are ignored. A load is
-saved in control.json when every worker serves the endpoint. A failed load changes nothing.
+`control.json` stores the unloaded and the added endpoints, so that a restart keeps them; commands never change
+spec.yaml. An added endpoint cannot replace an endpoint of the spec, and with `model_control_mode: none` all commands
+are ignored. A load is saved in control.json when every worker serves the endpoint. A failed load changes nothing.
 """
 
 import logging
@@ -37,7 +37,7 @@ def record_nothing(command: Command, error: str) -> None:
 
 
 class Pending(Exception):
-    """The outcome is not known yet."""
+    """The outcome of a command is not known yet."""
 
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
@@ -189,7 +189,7 @@ class EndpointControl:
         self._assert_file()
 
     def _assert_file(self) -> None:
-        """Write control.json if it does not have the current content. If that fails, the next round retries."""
+        """Write control.json if it does not have the current content. The next round repeats a failed write."""
         failure = ""
         try:
             if self._content is not None:
@@ -201,14 +201,14 @@ class EndpointControl:
         self._write_failure = failure
 
     def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
-        """Yield the commands to start, oldest first. Remove files for which no worker waits any more."""
+        """Yield the commands to start, oldest first. Remove the files that no worker waits for any more."""
         under_way = {running.file.name for running in self._running.values()}
         for file in command_files(self.state_dir):
             answer = self.state_dir / ANSWERS / file.name
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             command = read_state(file, Command)
-            # A creation time in the future means that the machine was restarted since.
+            # A creation time in the future means that the machine was restarted after the command was written.
             if command is not None and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS:
                 yield file, command
             else:

@@ -5,7 +5,7 @@
     CACHE/users/<key>               the path of a state folder whose wanted.json may name models in the cache
     CACHE/fetching-*/               running downloads, which are moved to models/ by an atomic rename
 
-If two agents fetch the same version at the same time, both download it, and the first copy is kept. A model is kept
+If two agents fetch a version at the same time, both agents download it, and the first copy is kept. A model is kept
 while a wanted.json or followed.json names it, while it is among the latest models, and for an hour after its last use.
 """
 
@@ -56,8 +56,8 @@ class ModelCache:
         """The folders of the running downloads, by source."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
-            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # Copied files keep their own mode.
-            if not user.exists() or user.read_text() != named:  # Avoid a write, because the disk may be full.
+            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # The mode does not apply to copied files.
+            if not user.exists() or user.read_text() != named:  # An unnecessary write could fail on a full disk.
                 write_atomically(user, named.encode())
         except OSError as error:
             raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
@@ -66,8 +66,8 @@ class ModelCache:
         """Return the folder with the files of `source`. Download the files if they are not cached.
 
         Args:
-            identity: the registry and version of files that never change and are fetched once; None for other files.
-            judged: the digest of the files that the gate has judged; cached copies with another digest are not used.
+            identity: the registry and the version, whose files are fetched only once; None for files that may change.
+            judged: the digest of the files that the gate has judged; a cached copy with a different digest is not used.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they contain links.
@@ -89,7 +89,7 @@ class ModelCache:
                     try:
                         fetched.rename(folder)
                     except OSError:
-                        if not (folder / MLMODEL).is_file():  # Another agent may have created the folder first.
+                        if not (folder / MLMODEL).is_file():  # Another agent may have put the model there first.
                             raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
@@ -141,7 +141,7 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir() or judged not in ("", folder.name):
             return None
-        os.utime(folder)  # Update the time first, because another agent may delete unused models during the check.
+        os.utime(folder)  # Mark the folder as used before the check, because another agent may delete unused models.
         if combine_hashes(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk and is fetched again", folder)
@@ -160,7 +160,7 @@ class MlflowRegistry:
         return self.resolver.resolve(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is served in place. Raises as `ModelCache.fetch`."""
+        """Fetch and verify a version. A folder on this disk is not copied. Raises as `ModelCache.fetch`."""
         kind = parse_model_uri(resolved.source).kind
         if kind == "path":
             folder = Path(resolved.source)
@@ -233,12 +233,12 @@ def _modified_at(path: Path) -> float:
 
 
 def verify_files(folder: Path) -> str:
-    """Check the fetched files of a version, and return the digest of all files.
+    """Check the fetched files of a version, and return a digest of all these files.
 
     Raises:
         InvalidArtifact: the files are not a model that can be served, or they contain links.
         NotFound: a file is missing; MLflow may list and return fewer files than were saved.
-        RegistryUnavailable: a file differs from the saved file; the artifact store may return the right file later.
+        RegistryUnavailable: a file differs from the saved file; a later download may return the right file.
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():
@@ -260,7 +260,7 @@ def verify_files(folder: Path) -> str:
 
 
 def _entry(document: object, *keys: str) -> object:
-    """Return the entry of nested mappings; None if there is no such entry, as in a malformed file."""
+    """Return the entry at the path `keys` of nested mappings; None if it does not exist, as in a malformed file."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document

@@ -1,8 +1,8 @@
 """Following: the spec and the registry determine the wanted versions, which wanted.json passes to the workers.
 
 A round checks all inputs without blocking: the spec, commands (`agent/control.py`), results of the registry and fetched
-versions (`agent/resolver.py`), and the workers' reports. References to a stage, alias or tag are polled repeatedly, and
-pinned references until they are resolved. After a failure, versions that were served remain wanted.
+versions (`agent/resolver.py`), and the workers' reports. References to a stage, alias or tag are polled repeatedly; a
+pinned reference is polled until it is resolved. If a newer version fails, the version that was served remains wanted.
 """
 
 import logging
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.statedir.models import ShippingState
 _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
-"""The pause between two rounds, normally and while a caller waits for a command."""
+"""The pause between two rounds: the normal pause, and the pause while a caller waits for a command."""
 _FIRST_POLL_SECONDS = 5.0
 """The time that the agent waits for the registry after a restart before it serves the earlier versions."""
 _MOST_DEATHS = 2
@@ -59,7 +59,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # Versions that were served before a restart are still served, whatever the registry answers.
+        # Versions that were served before a restart remain served, independent of the registry's answer.
         self._restored = restore_checkpoint(self.state_dir)
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
@@ -69,11 +69,11 @@ class Follower:
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
         """Folder of a version → number of workers that died while they loaded the version."""
-        take_load_deaths(self.state_dir)  # These deaths belong to an earlier server that was killed.
+        take_load_deaths(self.state_dir)  # Discard the deaths of workers of an earlier server that was killed.
 
     def round(self) -> AgentState:
         """Check all inputs once, write each state file that has changed or was lost, and return the agent's state.
-        `fatal` means that no version can be served, and that waiting does not help."""
+        In this state, `fatal` means that no version can be served and that waiting does not help."""
         is_first = self._written is None
         self._update_specs()
         look_file = self.state_dir / LOOK
@@ -82,7 +82,7 @@ class Follower:
             self.resolver.poll_now()
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if is_first:  # Workers cannot start without a version.
+        if is_first:  # Wait for versions in the first round, because workers cannot start without a version.
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
             while pending := self.resolver.pending():
                 is_settled = all(model.is_settled for model in self.resolver.models.values())
@@ -112,7 +112,7 @@ class Follower:
             stop.wait(seconds)
 
     def _update_specs(self) -> None:
-        """Read the spec if it has changed, and start the waiting commands. Models of a load are polled immediately."""
+        """Read the spec if it has changed, and start the waiting commands. Poll the models to load immediately."""
         try:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
@@ -141,7 +141,7 @@ class Follower:
         self._is_forced = self._is_forced or commanded is not None
 
     def _lacks_versions(self) -> bool:
-        """Return True if the server cannot start. If there are several endpoints, one with a version suffices."""
+        """Return True if the server lacks the versions to start. Of several endpoints, one must have a version."""
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
@@ -204,11 +204,11 @@ class Follower:
                 error = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
             if not error or model.unloadable == model.version.identity:
                 continue
-            is_commanded = self._control.is_loading(spec.name)  # If True, the caller receives the error.
+            is_commanded = self._control.is_loading(spec.name)  # The caller of a load command receives the error.
             if model.previous is None and not has_loaded and not is_commanded:
                 failed = True
             model.roll_back(error)
-        self.resolver.advance()  # This call writes the error to the version's tag.
+        self.resolver.advance()  # Start writing the error to the version's tag.
         return failed
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
@@ -220,11 +220,11 @@ class Follower:
         workers = self._living_workers()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
         if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
-            raise Pending  # The next round processes an error that has just been reported.
+            raise Pending  # The next round processes an error that a worker has just reported.
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return the error that prevents a model of the endpoint from being served. Its message may be sent to
+        """Return the error that prevents a model of the endpoint from being served. The error's message may be sent to
         callers."""
         failures = (
             self._model(spec, variant).failure(variant.model)
@@ -249,7 +249,7 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json. Log an error when it appears, changes or ends. The supervisor logs a fatal error."""
+        """Write agent.json. Log an error when it appears, changes or ends. A fatal error is left to the supervisor."""
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
         before, polls = self._written, self.resolver.finished_polls

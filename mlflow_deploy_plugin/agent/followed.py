@@ -1,5 +1,5 @@
-"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json. It contains
-the served version of each reference, and the previous version in case the served version cannot be loaded."""
+"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json. For each
+reference, the file has the served version, and the previous version in case the served version cannot be loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The reason why a version that the registry names is not served. It is retried at `retry_at`; with `NEVER`, only
-    when the reference moves or a command loads the version."""
+    """The reason why a version that the registry names is not served. The version is retried at `retry_at`. If
+    `retry_at` is `NEVER`, the version is retried only when the reference moves or a command loads the version."""
 
     identity: str
     source: str
@@ -63,12 +63,12 @@ class FollowedModel:
     Attributes:
         version: the version to serve; None until a version was fetched.
         previous: the version that was served before, which is restored if the workers cannot load `version`.
-        is_verified: True if the files of `version` were checked since the agent's start.
+        is_verified: True if the files of `version` were checked after the agent's start.
         target: the version that the registry named last.
         unloadable: the identity of a version that the workers could not load.
         next_poll: the time of the next poll; `NEVER` during a poll.
-        reported: the source of a version, and the error in its tag in the registry.
-        report: the running write of the tag, with the content `reporting`; the next write starts at `report_at`.
+        reported: the source of a version, and the error that was last written to the version's tag in the registry.
+        report: the running write of `reporting` (source and error) to the tag; the next write starts at `report_at`.
     """
 
     version: FetchedVersion | None = None
@@ -104,7 +104,7 @@ class FollowedModel:
         return self.error
 
     def message(self, uri: str) -> str:
-        """Return the error for the status and the log; empty if there is none."""
+        """Return the error of the reference for the status and the log; empty if there is none."""
         rejection = self.rejection
         error = self.error.message if self.error is not None else ""
         if rejection is None:
@@ -128,7 +128,7 @@ class FollowedModel:
         self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
     def pending_report(self) -> tuple[str, str] | None:
-        """Return the source and the error to write to its tag (empty: remove the tag); None if the tag is current."""
+        """Return a version's source and the error for its tag (empty: remove the tag); None if the tag is current."""
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
         elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
@@ -177,7 +177,7 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
 
 
 def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
-    """Return the state of a reference. A served version is kept even if the endpoint's requirements have changed."""
+    """Return the state of a reference. Its served version is kept even if the endpoint's requirements have changed."""
     if (model := known.get(ref)) is not None:
         return model
     for other, model in known.items():

@@ -26,8 +26,8 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that repeatedly fetches keys into a file. If a fetch fails, the last keys remain valid, and each new
-    reason is logged once. `fetched_at` is the time of the last success (initially the start), in seconds since 1970."""
+    """A thread that repeatedly fetches keys into a file. If a fetch fails, the last keys remain valid, and a new reason
+    is logged. `fetched_at` is the time of the last successful fetch (initially of the start), in seconds since 1970."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class KeyFetcher(threading.Thread):
                 if self.assert_file():
                     _log.info("%s have changed", self.name)
                 self.fetched_at = time.time()
-            except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and may recover
+            except Exception as failure:  # noqa: BLE001 - the source of the keys may send anything, and may recover
                 error = one_line(failure, 300)
             if error and error != before:
                 _log.warning("%s cannot be fetched; previously fetched keys remain valid: %s", self.name, error)
@@ -63,8 +63,8 @@ class KeyFetcher(threading.Thread):
             self._ended.wait(self._again_seconds if error else self._seconds)
 
     def assert_file(self) -> bool:
-        """Write the last fetched keys if the file does not have them; return True if they were written."""
-        with self._writing:  # Two threads write the file, and older keys must not replace newer keys.
+        """Write the last fetched keys unless the file already has these keys. Return True if the file was written."""
+        with self._writing:  # Two threads write the file: without a lock, older keys could replace newer keys.
             return self._content is not None and assert_content(self._file, self._content)
 
 
@@ -73,7 +73,7 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
     opened: Store | None = None
 
     def read_store() -> ValidKeys:
-        """Return the valid keys. The store remains open until it fails."""
+        """Return the valid keys of the store, which remains open until a read fails."""
         nonlocal opened
         from mlflow_deploy_plugin import store  # Servers without keys do not need SQLAlchemy in memory.
 
@@ -107,7 +107,7 @@ def issuer_key_fetcher(
     from jwt.exceptions import PyJWTError
 
     def fetch() -> bytes:
-        """Return the keys from the location in the discovery document (OpenID Connect Discovery 1.0 §4)."""
+        """Return the keys from the address in the issuer's discovery document (OpenID Connect Discovery 1.0 §4)."""
         with requests.Session() as session, bounded_answers():
             session.max_redirects = 3
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"

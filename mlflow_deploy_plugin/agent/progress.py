@@ -1,7 +1,7 @@
-"""Shipping progress: the part of the spool that is in the inference log, and the watermark that reports it to readers.
+"""Shipping progress: the part of the spool that is in the inference log, and the watermark for readers of the log.
 
-`progress.json` is written before `<segment>.shipped` in the spool, so that rows that are written again after a crash
-are counted only once. The agent of a copied state folder takes a new name and counts from zero.
+`progress.json` is written before `<segment>.shipped` in the spool. Rows that are shipped again after a crash are
+therefore counted only once. The agent of a copied state folder takes a new name and counts from zero.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
-"""The intervals between two watermarks, when the counts have changed and when they have not."""
+"""The intervals between two watermarks if the counts have changed, and if the counts have not changed."""
 _MOST_ENDED = 16
 
 Rows = dict[str, int]
@@ -40,11 +40,11 @@ class Totals:
 
     Attributes:
         complete_until: seconds since 1970; all rows answered before this time were in the log at the last `save`.
-        shipped: the rows in the log; `lost`: the rows that were read from the spool and cannot be stored in the log.
-        counted: segment → the end of the bytes whose rows are counted in `shipped`.
+        shipped: the number of rows in the log; `lost` is the number of rows that the log cannot store.
+        counted: segment → the offset up to which the segment's rows are counted in `shipped` or `lost`.
         run: the run of the server whose counts are in `seen`; `earlier` contains the counts of earlier runs.
-        ended: the last of the earlier runs. Counts of earlier runs that are still on the disk are not added again.
-        folder: the inode of the state folder, which differs in a copy; 0 if unknown.
+        ended: the newest earlier runs, whose counts may still be on the disk and must not be added again.
+        folder: the inode of the state folder, which detects a copied folder; 0 if unknown.
     """
 
     agent: str
@@ -60,8 +60,8 @@ class Totals:
 
     @staticmethod
     def load(folder: Path) -> "Totals":
-        """Return the totals of progress.json in the state folder, or new totals under a new name. If the file is
-        missing, the saved counts of ended servers are added. If it is malformed, the log already has their rows.
+        """Return the totals of progress.json in the state folder, or new totals under a new name. If this file is
+        missing, the counts of ended servers are added; if it is malformed, their rows are already in the log.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -98,7 +98,7 @@ class ShippingProgress:
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
-        """Set the list of segments at `moment`. A new segment has no rows from before the previous list."""
+        """Set the list of segments at `moment`. A segment that is new in this list has no rows from before the last."""
         self._complete = {name: self._complete.get(name, self._listed_at) for name in names}
         self._listed_at = moment
 
@@ -110,8 +110,8 @@ class ShippingProgress:
             self._complete[name] = moment
 
     def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
-        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, record them
-        only in memory, because further shipping frees space."""
+        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, record the
+        rows only in memory and do not fail, because further shipping frees space."""
         totals = self.totals
         counted = {name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()}
         shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
@@ -130,7 +130,7 @@ class ShippingProgress:
                     totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
                 totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
                 totals.run, totals.seen = count.run, {}
-            # Counts only increase. A smaller count was read while the files were being removed.
+            # Counts only increase. Ignore a smaller count, which was read while the workers' files were being removed.
             for outcome, rows_now in count.rows.items():
                 seen = totals.seen.setdefault(outcome, {})
                 for name, number in rows_now.items():
@@ -162,7 +162,7 @@ class WatermarkWriter:
     _written: Watermark | None = field(default=None, init=False)
 
     def round(self) -> None:
-        """Write the watermark if it is due. A failure is not logged, because shipping logs that the log is down."""
+        """Write the watermark if it is due. A failure is not logged, because shipping reports that the log is down."""
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)
@@ -170,7 +170,7 @@ class WatermarkWriter:
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
-        """Write the last watermark. If `is_shipped` is True, it declares that there will be no more rows."""
+        """Write the last watermark. If `is_shipped` is True, the watermark declares that no more rows will follow."""
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:

@@ -2,7 +2,7 @@
 
 Polls of the registry and a few fetches at a time run in separate threads, so that a slow poll or fetch does not delay
 other models or changes that need no registry. One thread owns the agent's state and processes the results. A fetch that
-receives no bytes for minutes is reported as a failure, but continues.
+receives no bytes for minutes continues, but is reported as a failure.
 """
 
 import logging
@@ -35,7 +35,7 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
-"""MLflow's server may need minutes for a large file before it sends the first byte."""
+"""The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 """The registry's metadata that can change while the resolved version remains the same."""
 
@@ -51,7 +51,7 @@ class Registry(Protocol):
 
 @dataclass
 class PollPolicy:
-    """The poll times of the registry on a monotonic clock. Without `follow`, each reference is polled once."""
+    """The times of the registry's polls, on a monotonic clock. If `follow` is False, each reference is polled once."""
 
     poll_seconds: float
     follow: bool
@@ -59,7 +59,7 @@ class PollPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def pause(self, failures: int) -> float:
-        """Return the seconds until the next poll after this number of consecutive failures."""
+        """Return the seconds until the next poll after `failures` consecutive failed polls."""
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
         seconds = backoff_seconds(failures + 1, longest, first=self.poll_seconds)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
@@ -68,9 +68,9 @@ class PollPolicy:
 class PyfuncPolicy:
     """A server's rule for versions without an ONNX form, which run Python code as this server's user.
 
-    A model may run if the spec names it by a reference to a fixed version. A stage, alias or tag may mean a different
-    version later, and a model that is loaded over HTTP was named by a caller; both need `allow_pyfunc`. `named` has
-    the model URIs of the spec. `refused` maps the URIs that must not be pyfuncs to the names of their variants.
+    A model may run if the spec names it by a reference to a fixed version. `allow_pyfunc` is needed for a stage, alias
+    or tag, which may mean a different version later, and for a model that a caller loads over HTTP. `named` has the
+    model URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of its variant.
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
@@ -93,7 +93,7 @@ class PyfuncPolicy:
 
 @dataclass
 class _Fetch:
-    """A fetch of a version. `received` bytes have arrived, the last at `moved_at` on the clock of `PollPolicy`."""
+    """A fetch of a version. `received` is the number of bytes that had arrived at `moved_at` (`PollPolicy.clock`)."""
 
     future: "Future[FetchedVersion]"
     started_at: float
@@ -129,7 +129,7 @@ class VersionResolver:
         self.pyfunc_policy = policy
 
     def poll_now(self) -> None:
-        """Poll all followed references immediately, or again after a running poll."""
+        """Poll all followed references immediately. If a reference is being polled, poll it again afterwards."""
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
@@ -161,13 +161,13 @@ class VersionResolver:
         for identity in ended:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).future.cancel()  # No reference needs this fetch; it continues if it is running.
+            self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.
         self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
             return self.registry.resolve(uris)
-        except Exception as error:  # noqa: BLE001 - the boundary of a thread: the error is logged, the version kept
+        except Exception as error:  # noqa: BLE001 - any error of the poll is logged, and the version is kept
             _log.exception("the poll of %s failed", ", ".join(uris))
             return dict.fromkeys(uris, RegistryUnavailable(f"the poll of {uris[0]} failed: {type(error).__name__}"))
 
@@ -204,7 +204,7 @@ class VersionResolver:
         self.finished_polls += len(pauses)
 
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
-        """Start a fetch of the target when allowed, unless it is served or rejected; return True if it is fetched."""
+        """Start a fetch of the target as soon as possible. Return False if the target is served or rejected."""
         now, rejection = self.polling.clock(), model.rejection
         if rejection is not None and rejection.identity == target.identity and now < rejection.retry_at:
             return False
@@ -239,7 +239,7 @@ class VersionResolver:
             return self.registry.fetch(target)
         except OnnxserveError:
             raise
-        except Exception as error:  # noqa: BLE001 - the boundary of a thread
+        except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
             _log.exception("fetching %s failed", target.source)
             raise OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
 
@@ -275,7 +275,7 @@ class VersionResolver:
         model.version, model.is_verified, model.rejection = fetched, True, None
 
     def _report_failures(self) -> None:
-        """Write the errors to the versions' tags. If the registry is down, retry later."""
+        """Write the errors of versions to their tags. If the registry is down, retry the write later."""
         for model in self.models.values():
             if model.report is not None and model.report.done():
                 if model.report.exception() is None and model.report.result():

@@ -1,14 +1,14 @@
 """Shipping: write the workers' spool to the inference log, as Parquet partitioned by endpoint and hour of event time.
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       feedback, the labels of these rows
-    LOG/_failed/endpoint=…      as above, for failed requests: with the reason, without the model's columns
+    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       labels from feedback on these rows
+    LOG/_failed/endpoint=…      failed requests, with the reason and without the model's columns
 
 Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. A
 segment is deleted when its worker has released it and all its rows are shipped. If rows are shipped again after a crash
-together with new rows, the file has a different name. The content of a file name therefore never changes, and a
-compactor may delete the file. Readers drop duplicates by (`_segment`, `_offset`, `_row`). The segment of a busy worker
-may grow before it is shipped, which reduces the number of files.
+together with new rows, the file has a different name. No name is therefore used for two contents, and a compactor may
+delete a file. Readers drop duplicates by (`_segment`, `_offset`, `_row`). Shipping waits while a busy worker's segment
+grows, which reduces the number of files.
 """
 
 import logging
@@ -41,17 +41,17 @@ _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
-"""The number of malformed segments that are kept for inspection: at most 64 MiB, unless a single request is larger."""
+"""The number of malformed segments that are kept for inspection; in total at most 64 MiB without larger requests."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
-"""The steps in which `complete_until` of agent.json advances."""
+"""The steps, in seconds, in which `complete_until` of agent.json advances."""
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000
 
 
 class _SegmentError(Exception):
-    """A failure of a single segment's files, with a separate reason. Other segments can be shipped to free space."""
+    """A failure (first argument) of one segment's files, and its reason. The next segments are still shipped."""
 
 
 class Shipper:
@@ -71,12 +71,12 @@ class Shipper:
         self.progress = ShippingProgress(spool)
         self._clock = clock
         self._growing: dict[str, tuple[int, float]] = {}
-        """Segment → its size in the last round, and the time since which a part of the segment has waited."""
+        """Segment → the segment's size in the last round, and the time since which a part of the segment has waited."""
         self._failing = ""
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
-        self._list_segments()  # Segments that are created later have no rows from before this time.
+        self._list_segments()  # A segment that is created later has no rows from before this list.
 
     def round(self) -> int:
         """Ship the segments that are due, and return the number of rows. A segment is due if its worker has released
@@ -86,7 +86,7 @@ class Shipper:
         return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
 
     def ship(self) -> int:
-        """Ship the new rows of all segments, whether they are due or not."""
+        """Ship the new rows of all segments, including segments that are not due."""
         return self._ship(self._list_segments())
 
     def _list_segments(self) -> list[Path]:
@@ -103,7 +103,7 @@ class Shipper:
             if is_released(segment):
                 return True
         except OSError:
-            return True  # Shipping the segment reports why it cannot be read.
+            return True  # Let `_ship_segment` report why the segment cannot be read.
         if size <= shipped:
             self.progress.set_complete(segment.name, moment)
             return False
@@ -119,13 +119,13 @@ class Shipper:
                 rows += self._ship_segment(segment)
             except _SegmentError as failure:
                 failing, reason = failure.args
-            except MemoryError as failure:  # A smaller segment may fit in memory.
+            except MemoryError as failure:  # Continue, because a smaller segment may fit in memory.
                 failing, reason = f"segment {segment.name} cannot be shipped: not enough memory", str(failure)
             except (OSError, NotInstalled) as failure:  # The next segment would fail too, after the same timeout.
                 failing, reason = f"the inference log {self.location.shown} cannot be written", str(failure)
                 break
         error = f"{failing}: {reason}" if failing else ""
-        if failing != self._failing:  # Compare without the reason, which names a different file at each attempt.
+        if failing != self._failing:  # `reason` names a different file at each attempt.
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log can be written again")
             self._failing = failing
         self._failures = self._failures + 1 if error else 0
@@ -137,7 +137,7 @@ class Shipper:
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
         if rows:
-            # The tables of a segment use about ten times the agent's other memory.
+            # Free the memory of the segments' tables, which is about ten times the agent's other memory.
             pa.default_memory_pool().release_unused()
         return rows
 
@@ -145,13 +145,13 @@ class Shipper:
         moment = self._now()
         try:
             start = shipped_bytes(segment)
-            is_final = is_released(segment)  # Check before reading: a released segment does not grow.
+            is_final = is_released(segment)  # Check before the size is read: a released segment does not grow.
             size = segment.stat().st_size
             captured = read_batches(segment, start) if size > start else CapturedSegment([], [], start)
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0
-        if captured.malformed:  # This is reported only after a successful write, because a failed write is repeated.
+        if captured.malformed:  # Report these frames only after a successful write, because a failed write is repeated.
             self._keep_broken_copy(segment, captured.malformed)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
@@ -188,12 +188,12 @@ class Shipper:
         return rows
 
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
-        """Write the files by name, and return their number of rows. If a table cannot be encoded, skip all files."""
+        """Write each table to its file, and return the number of rows. If a table cannot be encoded, write no file."""
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
         except MemoryError:  # A later attempt may have enough memory.
             raise
-        except Exception:  # noqa: BLE001 - the boundary of these files: Arrow raises many unrelated classes
+        except Exception:  # noqa: BLE001 - Arrow raises many unrelated classes of errors
             _log.exception("%s cannot be represented in the log and are omitted", what)
             return 0
         for name, content, _ in files:
@@ -210,7 +210,7 @@ class Shipper:
             for surplus in kept[:-_MOST_BROKEN]:
                 _log.warning("%s is removed: only the last %d malformed segments are kept", surplus.name, _MOST_BROKEN)
                 surplus.unlink()
-        except OSError as error:  # The disk may be full; shipping frees space.
+        except OSError as error:  # The disk may be full; further shipping frees space.
             _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
 
@@ -292,7 +292,7 @@ def _strings(texts: Utf8Array) -> pa.Array:
 
 
 def _key_column(array: Array) -> pa.Array:
-    """Return the values of a key in their own type, or as texts if callers have sent values of several types."""
+    """Return the values of a key column unchanged, or as texts if callers have sent values of several types."""
     try:
         return pa.array(array.tolist() if array.dtype == object else array, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -300,7 +300,7 @@ def _key_column(array: Array) -> pa.Array:
 
 
 def _model_column(array: Array) -> pa.Array:
-    """Return an array of shape [N] unchanged, and an array of shape [N, a, b] as nested lists."""
+    """Return a column of the model as an Arrow array; an array of shape [N, a, b] becomes N nested lists."""
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
     for axis in range(array.ndim - 1, 0, -1):
