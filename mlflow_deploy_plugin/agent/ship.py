@@ -188,7 +188,7 @@ class Shipper:
         return rows
 
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
-        """Write each table to its file, and return the number of rows. If a table cannot be encoded, write no file."""
+        """Write each table to its file, and return the number of rows. If a table cannot be encoded, skip all files."""
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
         except MemoryError:  # A later attempt may have enough memory.

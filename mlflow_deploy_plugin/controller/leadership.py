@@ -38,7 +38,7 @@ def process_name() -> str:
 
 
 BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
-"""A function that runs until the lease is lost or the event is set."""
+"""A function that works in the background until the lease is lost or the event is set."""
 
 
 def lead(
@@ -71,7 +71,7 @@ def lead(
             with LeaseKeeper(store, lease, monotonic) as keeper, running_tasks(tasks, keeper):
                 while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                     pass
-            last_holder = ""  # Report the next holder of the lost lease, even if it is this process.
+            last_holder = ""  # Report the next holder of the lease, even if this process is the holder again.
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
@@ -95,7 +95,7 @@ def lead_store(
 
 @contextmanager
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Run the tasks during the `with`. A failed task is restarted, because the lease excludes other processes."""
+    """Run the tasks during the `with`. A failed task is restarted, because no other process may run it."""
     over = threading.Event()
     with ThreadPoolExecutor(max(len(tasks), 1), "background") as pool:
         for task in tasks:
@@ -107,7 +107,7 @@ def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
-    """Return a task that calls the function repeatedly and pauses between calls. The task only logs errors."""
+    """Return a task that calls the function repeatedly, and logs its errors. It pauses for `seconds` between calls."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
@@ -134,8 +134,8 @@ def rollouts_lease_name(location: str) -> str:
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yield each location whose servers this process can reach, with a text that names the servers.
 
-    If an endpoint runs on another machine, it is skipped. `fail` is called with a line for each target that fails.
-    This machine is first, because an unavailable cluster blocks until its timeout.
+    Endpoints on other machines are skipped. `fail` is called with a line for each target that fails.
+    This machine comes first, because an unavailable cluster delays the next location until a timeout.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}
@@ -157,7 +157,7 @@ def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Ite
 
 
 def _is_elsewhere(stored: Endpoint) -> bool:
-    with suppress(InvalidConfig):  # This version of onnxserve may not support a target that another version wrote.
+    with suppress(InvalidConfig):  # A target of another version of onnxserve may not be supported.
         return not parse_target(stored.target).is_on_this_machine
     return True
 

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
-"""The number of newest windows that are searched for a drift share. A window without rows has no drift share."""
+"""The number of windows that are searched for the newest drift share: a window without rows has no drift share."""
 _PATIENCE_SECONDS = 3.0
 """The seconds that a scrape waits for the store. By default, Prometheus stops waiting after 10 seconds."""
 _LONGEST_READING_SECONDS = 60.0
@@ -60,7 +60,7 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    opened: Any = server  # Each connection uses a thread, so idle connections must be closed after a timeout.
+    opened: Any = server  # Close idle connections after a timeout, because each connection uses a thread.
     opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
     opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
     return server
@@ -94,7 +94,7 @@ class StoreMetrics(Collector):
         self._logged = ""
 
     def describe(self) -> Iterable[Metric]:
-        return []  # This avoids a read at registration: the first scrape reads the store.
+        return []  # The store is not read at registration, but by the first scrape.
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -140,9 +140,9 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             continue
         families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
         for metric, value in judged.figures.items():
-            if "/" not in metric and value is not None:  # Values per column or variant are only in the report.
+            if "/" not in metric and value is not None:  # Omit values per column or variant.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
-    # The time of a removed monitor is not exported, because it would raise an alert for a stopped monitor.
+    # Omit a removed monitor's last success, which would soon raise the alert for a stopped monitor.
     last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),

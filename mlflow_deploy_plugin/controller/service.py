@@ -21,7 +21,7 @@ _AWAITED_SECONDS = 0.5  # the repeat interval for a retraining that a command wa
 def run_controller(
     deployments: Deployments, ended: threading.Event, *, lease_seconds: float, judge_at_once: int, judge_seconds: float
 ) -> None:
-    """Run all tasks of the controller until `ended` is set. A controller without a lease waits for the lease.
+    """Run all tasks of the controller until `ended` is set. While another controller has a lease, wait for it.
 
     `judge_at_once` windows are judged at the same time. A judgement is stopped after `judge_seconds`.
     """

@@ -1,4 +1,4 @@
-"""A snapshot of an endpoint: its main model, the versions that answer, and their counters."""
+"""A snapshot of an endpoint: the main model, the versions that answer, and the counters of their requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class EndpointSnapshot:
     """An endpoint at one point in time.
 
     Attributes:
-        reason: the reason why the endpoint is not running or waits.
-        versions: variant → the version that all its workers serve; missing if they do not serve the same version.
-        errors: variant → the reason why a worker could not load the version.
+        reason: the reason why the endpoint waits or is not running.
+        versions: variant → the version that all workers serve; missing if the workers serve different versions.
+        errors: variant → the reason why a worker could not load the variant's version.
         refused: variant and version → the reason why the agent does not serve the version.
         unread: the reason why the counters of a server are missing; empty if all counters were read.
     """
@@ -69,11 +69,11 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
 
 
 class ServedModelChanged(InvalidConfig):
-    """The endpoint now serves a different model from the trained model."""
+    """The endpoint no longer serves the model that was trained, but a different model."""
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """Return the endpoint's registered model. Raises InvalidConfig if it has none, or as `main_variant`."""
+    """Return the endpoint's model name. Raises InvalidConfig if the model is not registered, or as `main_variant`."""
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
@@ -82,7 +82,7 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """Return the version that answers requests. If no server runs, return the version that it would serve.
+    """Return the version that answers requests. If no server runs, return the version that a server would serve.
 
     Raises InvalidConfig as `served_model`, and NotFound or RegistryUnavailable if the version is unknown.
     """
@@ -106,5 +106,5 @@ def answering_version(deployments: Deployments, endpoint: str, model: str) -> st
         raise ServedModelChanged(f"endpoint {endpoint!r} now serves {served} instead of {model}")
     try:
         return served_version(observed)
-    except NotFound:  # The alias points to no version.
+    except NotFound:  # The alias does not point to a version.
         return ""

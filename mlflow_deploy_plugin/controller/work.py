@@ -1,6 +1,6 @@
 """Attempts at rollouts, retrainings and monitors in threads of this process, and the fire times of schedules.
 
-All pending work is in the store, so if an attempt is interrupted, the next holder of the lease repeats it. The state of
+All pending work is in the store, so the next holder of the lease repeats an interrupted attempt. The state of
 a `WorkRunner` (running attempts and pauses) may be lost.
 """
 
@@ -23,18 +23,18 @@ from mlflow_deploy_plugin.spec.types import crontab_times
 _log = logging.getLogger(__name__)
 
 TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
-"""Errors of an outage. The same work may succeed later without a change."""
+"""Errors of an outage, after which the same work may succeed."""
 MAX_BACKOFF = timedelta(minutes=10)
 
 PlanT = TypeVar("PlanT")
 Attempt = Callable[[], float]
-"""A function that tries the work once and returns the seconds until the next attempt."""
+"""A function that attempts some work once and returns the seconds until the next attempt."""
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     """Return the first UTC time after `after` that matches a crontab line (`crontab_times`). Raises InvalidConfig."""
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-    # When the clock is set back (DST), an hour occurs twice, and `crontab_times` starts with the first of the two.
+    # If an hour occurs twice (DST), `crontab_times` starts in the first, even if `after` is in the second.
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 
@@ -112,7 +112,7 @@ class WorkRunner:
             try:
                 pause = attempt()
                 work.defects = 0
-            except Exception as error:  # noqa: BLE001 — a failed attempt must not end other attempts
+            except Exception as error:  # noqa: BLE001 — an error of any class ends only this attempt
                 _log.exception("%s %s: the attempt failed; next attempt in %g s", self.name, key, self.failure_seconds)
                 pause, work.defects = self.failure_seconds, work.defects + 1
                 try:

@@ -1,8 +1,8 @@
-"""Judges a window of a monitor from the log, logs the result to MLflow, and counts the rows and labels of windows.
+"""Judges a monitor's window from the inference log, logs the result to MLflow, and counts windows' rows and labels.
 
 The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
-process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. It ends when idle, after
-a maximum number of windows (its memory leaks), and with the controller, so that two processes never log one window.
+process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. The process ends when
+idle, after a maximum number of windows (memory leaks), and with the controller: two processes must not log one window.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
-"""The value is added to the process's OOM score, so the kernel kills it before the servers and the controller."""
+"""The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     # This import is here because Evidently takes seconds and half a gigabyte, which the controller does not need.
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    # Check MLflow first, because an outage would discard the result of a judgement that takes a minute.
+    # Check MLflow before the judgement, which takes a minute: an outage would discard its result.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
     rows = count_rows(request)
@@ -101,12 +101,12 @@ def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: date
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
-    """Return the log. For a service level, also return the log of the failed requests."""
+    """Return the log; for a monitor of kind `service_level`, also the log of failed requests."""
     return (log, log.failures) if kind == "service_level" else (log,)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
-    """Return the log without the rows of a deleted endpoint of the same name."""
+    """Return the endpoint's log without the rows of a deleted endpoint of the same name."""
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
@@ -133,7 +133,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
         rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
         if rows is None:
             counts.append(0)
-        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # number labels only
+        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # only numbers count
             counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))
@@ -150,21 +150,21 @@ class Evaluator:
 
 
 def judging_worker() -> Worker:
-    """Return a worker whose process has a low priority. Transient errors keep their class."""
+    """Return a worker whose process has a low priority. The caller receives transient errors with their own class."""
     return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
 def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
-    """Return an evaluator that runs each call in these processes for at most `seconds`. Raises as `Worker.call`."""
+    """Return an evaluator whose functions run in these workers for at most `seconds`. Raises as `Worker.call`."""
     call = partial(workers.call, seconds=seconds)
     return Evaluator(partial(call, judge_and_log), partial(call, count_rows), partial(call, count_labels))
 
 
 def _prepare() -> None:
-    os.nice(_NICE)  # Servers on this machine have priority.
+    os.nice(_NICE)  # Let servers on this machine have priority.
     with contextlib.suppress(OSError):  # Only Linux has this file.
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    warnings.simplefilter("ignore")  # The warnings of libraries are addressed to developers.
+    warnings.simplefilter("ignore")  # Hide warnings for the developers of libraries.
     configure_logging(load_settings(), "monitor")
     from mlflow_deploy_plugin.registry import set_service_timeouts  # The parent process does not need this import.
 

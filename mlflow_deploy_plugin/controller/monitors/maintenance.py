@@ -3,9 +3,9 @@
 A child process compacts the log and deletes expired rows and old watermarks of agents, because this work needs the
 memory for complete hours. This process deletes the expired rows of the store.
 
-Late rows are searched for one day after the window's end if the files of its hours have changed. A monitor of kind
-performance also searches for late labels, for a week after the labels are due, if the label files have changed. Because
-compaction changes files too, the rows and labels are counted.
+For one day after a window's end, a change of the files of its hours starts a search for late rows. For a monitor of
+kind performance, a change of label files also starts a search for late labels, until a week after the labels are due. A
+search counts the rows or labels, because compaction changes files too.
 """
 
 import logging
@@ -64,11 +64,11 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
-    """Return a digest per window of the files that its judgement reads; empty if the window has no rows."""
+    """Return for each window a digest of the files that its judgement reads; empty for a window without rows."""
     rows = [files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
-    since = min(window.start for window in windows) - DAY  # The clocks of two machines may differ.
+    since = min(window.start for window in windows) - DAY  # Read one more day, because clocks may differ.
     labels = [
         (day, file.path, file.size)
         for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
@@ -84,7 +84,7 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
 def add_revisions(
     deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Add revisions of windows with more rows or enough additional labels. Return them with the kind of late data."""
+    """Add revisions of windows with late rows or enough late labels. Return each revision with its kind of data."""
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
@@ -122,23 +122,23 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows
-    rows_judged = before / float(window.figures["labelled_share"])  # rows of a sample if there are many columns
+    rows_judged = before / float(window.figures["labelled_share"])  # With many columns, a sample is judged.
     return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 
 
 @dataclass(frozen=True)
 class RetainedWindows:
-    """The event times of the log that an endpoint's monitors will read again, so their rows must not be deleted.
+    """The periods of the log that an endpoint's monitors will read again, so rows of these periods must not be deleted.
 
-    `rolling` contains the history before the next window of each `rolling:` reference. The rows from which its bins
-    were computed may be much older.
+    `rolling` contains, for each `rolling:` reference, the history before the next window. The bins of this reference
+    may have been computed from much older rows.
     """
 
     windows: list[Window] = field(default_factory=list)
     rolling: list[Window] = field(default_factory=list)
 
     def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
-        """Return all windows. Raises OnnxserveError if the log is down."""
+        """Return all periods to retain. Raises OnnxserveError if the log is down."""
         hours = log.hours(endpoint) if self.rolling else []
         frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
         return [*self.windows, *frozen]
@@ -154,7 +154,7 @@ def maintain_logs(
         over.wait()
         process.end()
 
-    threading.Thread(target=end, daemon=True).start()  # The thread can stop a maintenance that takes minutes.
+    threading.Thread(target=end, daemon=True).start()  # This thread can stop the worker, whose call may take minutes.
     try:
         while not over.wait(every_seconds) and keeper.is_held:
             _maintain_all(deployments, process, lambda: keeper.is_held and not over.is_set())
@@ -215,7 +215,7 @@ def forget_agents(settings: Settings, now: datetime) -> list[str]:
 
 
 def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
-    """Return the pinned references, and the parts of the log that the unjudged windows will read."""
+    """Return the periods of pinned references and of the rows that the judgements of unjudged windows will read."""
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, value = spec.reference.partition(":")

@@ -1,6 +1,6 @@
-"""Windows that a user requests with `onnxserve monitor run` or `backfill`, which are judged immediately.
+"""Windows that a user requests with `onnxserve monitor run` or `backfill` and that are judged immediately.
 
-The result is stored with `by_hand`, without an alert or a retraining. The schedule still judges its own windows.
+The result is stored with `by_hand`, without an alert or a retraining. The monitor's schedule is not affected.
 """
 
 import tempfile
@@ -55,7 +55,7 @@ DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
 """The longest wait for a window that the controller is judging."""
 MAX_BACKFILLED = 10_000
-"""The limit allows more than a year of hourly windows. Each window takes seconds and creates a run in MLflow."""
+"""The maximum number of windows, more than a year of hourly windows. Each window takes seconds and creates a run."""
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
@@ -66,10 +66,10 @@ _INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treate
 
 @dataclass(frozen=True)
 class SelectedMonitor:
-    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has none.
+    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has no monitor.
 
-    `tried` describes bounds for this run (`min_rows=50`), which do not change the monitor's stored verdict. Only
-    `columns` are judged, or all columns except `exclude`. If both are empty, the spec's columns are judged.
+    `tried` describes bounds that apply only to this run (`min_rows=50`). Only `columns` are judged, or all columns
+    except `exclude`. If `columns` and `exclude` are empty, the spec's columns are judged.
     """
 
     endpoint: str
@@ -83,7 +83,7 @@ class SelectedMonitor:
     def with_bounds(
         self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
     ) -> "SelectedMonitor":
-        """Return the monitor with these fields of its spec replaced. A field that is None is not replaced.
+        """Return the monitor with these columns and with these fields of its spec, except fields that are None.
 
         Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
         """
@@ -106,9 +106,9 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         spec = stored.spec
-    elif left := left_specs(endpoint, deployments.settings):  # A server on this machine has the spec.
+    elif left := left_specs(endpoint, deployments.settings):  # Use the spec of a server on this machine.
         spec = left[0][1]
-    else:  # The log may contain rows of a deleted endpoint.
+    else:  # Only the log may know a deleted endpoint.
         captured = open_log(deployments.settings.inference_log).endpoints()
         if endpoint not in captured:
             raise unknown_endpoint(endpoint, {*captured, *(other.name for other in deployments.store.endpoints())})
@@ -172,7 +172,7 @@ def backfill(
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
     """Judge the monitor's windows in [begin, end), oldest first, and skip judged windows.
 
-    Yield the window's number (from 1), the number of windows, the window, and True if it was judged now. Raises
+    Yield for each window its number (from 1), the number of windows, the window, and True if it was judged now. Raises
     InvalidConfig if the period contains no complete window, or more than `MAX_BACKFILLED` windows.
     """
     starts = windows_between(monitor.spec, begin, end)
@@ -187,7 +187,7 @@ def backfill(
         )
 
     def judge_as_selected(request: WindowRequest) -> EvaluatedWindow:
-        return judge(replace(request, capture=monitor.capture))  # The store may not have the monitor.
+        return judge(replace(request, capture=monitor.capture))  # The store may lack the endpoint's spec.
 
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
@@ -245,7 +245,7 @@ def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractC
 def _judge_by_hand(
     deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
 ) -> MonitorWindow:
-    """Judge the window's unjudged revision that was requested by hand. If there is none, add a revision."""
+    """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
     runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with _hold_lease(deployments, monitor) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
@@ -263,10 +263,10 @@ def run_files(
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Compare the rows of two files as a drift monitor does, and log the report to the experiment `onnxserve/NAME`.
 
-    No endpoint is needed. The rows become a window of a temporary log, and only the MLflow run is kept. A CSV column
-    gets the type of the same column in the other file if that file is Parquet, otherwise a type that fits the texts of
-    both files. If both files have event times, the rows are one window, which is compared with windows of the same
-    length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
+    No endpoint is needed. The rows become a window of a temporary log, and only the MLflow run is kept. If only one
+    file is CSV, its columns get the types of the Parquet file's columns; if both files are CSV, types that fit the
+    texts of both files. If both files have event times, the rows are one window, which is compared with windows of the
+    same length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
 
     Args:
         rows / reference: Parquet or CSV, as a path or any URI that MLflow can fetch. Above a million rows, a sample is
@@ -330,7 +330,7 @@ def wait_until_shipped(
     deadline = clock() + patience
     sizes: dict[Path, int] = {}
     for segment in segments(folder / SPOOL):
-        with suppress(FileNotFoundError):  # The agent deletes a segment when all its rows are in the log.
+        with suppress(FileNotFoundError):  # A segment is deleted when all its rows are in the log.
             sizes[segment] = segment.stat().st_size
     while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
         agent = read_state(folder / AGENT, AgentState)

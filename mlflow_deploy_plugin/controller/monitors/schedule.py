@@ -1,8 +1,8 @@
-"""The schedule of a monitor: the next window, the time at which it may be judged, and the completeness of its rows.
+"""The schedule of a monitor: the next window, the time at which this window may be judged, and its completeness.
 
-A window is due `grace` after its end. A monitor of labels waits for `labels_within` in addition. With a schedule, the
-window is due at the schedule's first time after that. A due window remains due, so a controller can catch up on missed
-windows. All functions depend only on times, the spec and the contents of the store.
+A window is due `grace` (for a monitor of labels: plus `labels_within`) after its end. If the monitor has a schedule,
+the window is due at the schedule's first time after this. A due window remains due, so a controller can catch up on
+missed windows. All functions depend only on times, the spec and the contents of the store.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log import Watermark  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
-"""The maximum number of missed windows that a controller judges. A user may request more."""
+"""The maximum number of missed windows that a controller judges. A user may request more windows (`backfill`)."""
 _LOOKED_AT = 100
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
@@ -46,9 +46,9 @@ class DueWindow:
 def next_due_window(
     endpoint: Endpoint, state: MonitorState, now: datetime, max_catch_up: int = MAX_CATCH_UP
 ) -> DueWindow | None:
-    """Return the next window, or None if no window is due. Only the newest `max_catch_up` windows are considered.
+    """Return the next due window; None if no window is due. Skip all due windows except the newest `max_catch_up`.
 
-    The first window contains the endpoint's creation. Raises InvalidConfig if the schedule cannot be read.
+    The first window of a monitor contains the endpoint's creation. Raises InvalidConfig if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
     starts = windows_between(spec, _begin(endpoint, state, now), now)
@@ -62,13 +62,13 @@ def next_due_window(
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
     """Return True if the current time is before the endpoint's creation or before the end of a stored window.
 
-    The clock was then wrong, and the monitor judges the windows from the current window on again.
+    In this case, a clock was wrong, and the monitor judges windows again from the current window on.
     """
     return (state.made_up_to or endpoint.created_at) > now
 
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the time at which the next window may be judged; it may be in the past. Raises as `next_due_window`."""
+    """Return the time at which the next window may be judged, which may be past. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
     return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
@@ -86,9 +86,9 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
-    """Return the oldest unjudged window; None if its pause is not over, because windows are judged in order.
+    """Return the oldest unjudged window. Windows are judged in order: if this window must still wait, return None.
 
-    If `not_before` is later than the longest pause allows, it was set by a wrong clock and is ignored.
+    A `not_before` that is further ahead than the longest pause was set by a wrong clock and is ignored.
     """
     if not windows:
         return None
@@ -108,7 +108,7 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
 
 
 def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
-    """Return the monitor's fixed delay, which spreads the start times: at most 30 s and 1/100 of the window."""
+    """Return the monitor's fixed delay, which spreads the work of monitors: at most 30 s and 1/100 of the window."""
     most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
     number = int.from_bytes(hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest())
     return most * (number / 2**32)
@@ -125,8 +125,8 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 class Readiness:
     """The completeness of an endpoint's log according to its agents' watermarks.
 
-    Every row before `complete_until` is in the log; None if there is no agent to wait for. `notes` lists the ignored
-    agents with the reasons.
+    Every row before `complete_until` is in the log; None if there is no agent to wait for. `notes` contains, for each
+    ignored agent, the reason.
     """
 
     complete_until: datetime | None
@@ -182,7 +182,7 @@ class MonitorOverview:
         status: `failing` if the last attempt failed and will be retried; `broken` if the schedule cannot be read.
         last: the newest judged window, by the schedule or by hand.
         open: the scheduled window that is being judged or retried.
-        given_up: the number of failed scheduled windows among the newest 100 windows.
+        given_up: the number of scheduled windows that have permanently failed, among the newest 100 windows.
         next_due: the time at which the next window is due; None if unknown or if the monitor is paused.
     """
 
@@ -199,7 +199,7 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
-    """Return the monitors (of one endpoint) by name. `marks` are the log's watermarks. Raises NotFound."""
+    """Return the monitors (of one endpoint, if set) by name. `marks` are the log's watermarks. Raises NotFound."""
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
     return [

@@ -34,10 +34,10 @@ _HELD_SECONDS = 2.0
 
 @dataclass
 class _Watched:
-    """The state of a monitor in this controller. It may be lost.
+    """The state of a monitor in this controller, which a restart may lose.
 
     `looked_for_late` is the monotonic time of the last search for late data. `troubles` and `late_troubles` are the
-    numbers of consecutive failures.
+    numbers of consecutive failures of the monitor and of this search.
     """
 
     looked_for_late: float = float("-inf")
@@ -54,7 +54,7 @@ class MonitorScheduler:
     """Runs the monitors while the controller holds its lease.
 
     A judgement that takes longer than `judging_seconds` is stopped and retried. `at_once` judgements run at the same
-    time, each in its own process. By default, `evaluator` uses these processes.
+    time, each in its own process. An `evaluator` replaces these processes.
     """
 
     deployments: Deployments
@@ -86,7 +86,7 @@ class MonitorScheduler:
                 log_errors(lambda: self._look(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
                 deadline = time.monotonic() + self.look_seconds
-                # A finished attempt ends the wait, because the monitor's next window may be due.
+                # End the wait when an attempt has finished, because the monitor's next window may be due.
                 while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
                     pass
         finally:
@@ -136,13 +136,13 @@ class MonitorScheduler:
         watched = self._watched[key]
         try:
             lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
-            if lease is None:  # A user runs the monitor, or the lease of a killed controller has not expired.
+            if lease is None:  # A user runs the monitor, or a killed controller's lease has not expired.
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as own:
                 taken = windows.run_next(*key, own)
-                watched.troubles, watched.last_reason = 0, ""  # A reason that occurs again is reported again.
+                watched.troubles, watched.last_reason = 0, ""  # If the reason recurs, report it again.
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
-                    watched.looked_for_late = self.monotonic()  # A slow search is not repeated soon, even if it fails.
+                    watched.looked_for_late = self.monotonic()  # Even a failed search is not repeated soon.
                     self._look_for_late_data(key, watched, windows)
             self._store.clear_if_deleted(key[0])
         except ProcessEnded:
@@ -153,7 +153,7 @@ class MonitorScheduler:
         return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
     def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
-        """Add revisions for late rows and labels. Repeated failures are announced; windows are still judged."""
+        """Add revisions for late rows and labels. Repeated failures are announced but do not stop the judgements."""
         try:
             windows.add_late_revisions(*key)
         except ProcessEnded:
@@ -179,7 +179,7 @@ class MonitorScheduler:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
-            if key[0] in unreadable:  # The unreadable spec may still contain the monitor.
+            if key[0] in unreadable:  # The spec, which cannot be read, may still contain the monitor.
                 continue
             held = self._store.lease(lease_name(*key))
             if held is not None and held.is_current:  # A user is judging the window.

@@ -1,8 +1,8 @@
 """Runs a window of a monitor under the monitor's lease: the oldest due window is stored, judged and closed.
 
 An attempt has one of three results: the window is judged, will be retried, or has permanently failed. Alerts and
-retrainings are started before the verdict is stored. If the controller crashes in between, the next controller judges
-the window again and reuses its MLflow run. An alarm may therefore be sent twice, but is never lost.
+retrainings are started before the verdict is stored. If the controller crashes before the verdict is stored, the next
+controller judges the window again and reuses its MLflow run. An alert may therefore be sent twice, but is never lost.
 """
 
 import logging
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 MAX_OUTAGE = timedelta(days=1)
-"""The time for which a window is retried while MLflow or the store is down. Other failures count as attempts."""
+"""The time for which a window is retried during an outage. Failures of other kinds count as attempts."""
 NO_ROWS = "the window has no rows"
 KILLED = "the process that judged the window was killed or lost the lease"
 
@@ -65,7 +65,7 @@ class WindowRunner:
     """Judges the windows of monitors.
 
     `say` is called with a line for each change. If `by_hand` is True, a user sees the result: no alert is sent, no
-    retraining is started, and a failure is not retried. Only the newest `max_catch_up` missed windows are judged.
+    retraining is started, and a failed window is not retried. Only the newest `max_catch_up` missed windows are judged.
     """
 
     deployments: Deployments
@@ -79,7 +79,7 @@ class WindowRunner:
         return Monitors(self.deployments.store)
 
     def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
-        """Judge a window of the monitor and return it. If none is judged, return the reason, or None as `judge_window`.
+        """Judge a window of the monitor and return it. If no window is judged, return why, or None as `judge_window`.
 
         Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
         """
@@ -100,7 +100,7 @@ class WindowRunner:
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.update_state(name, monitor, note="")  # The monitor can run again.
+            self.monitors.update_state(name, monitor, note="")  # Remove the note: the monitor can run again.
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -110,7 +110,7 @@ class WindowRunner:
     def judge_window(
         self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
     ) -> MonitorWindow | None:
-        """Attempt to judge the window, and return it; None if the attempt was stopped or lost its lease."""
+        """Attempt to judge the window, and return the window; None if the attempt was stopped or lost its lease."""
         if window.state == "running" and not self.by_hand:  # The process that judged the window was killed.
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
@@ -166,7 +166,7 @@ class WindowRunner:
                 note = ""
             span = due.window.start, due.window.end
             written = [row for row in self.monitors.revisions(endpoint.name, monitor, *span) if not row.by_hand]
-            # The stored window may have the same start and a different end, because `every` was changed.
+            # After a change of `every`, a stored window with the same start may have a different end.
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(
                 endpoint.name, monitor, made_up_to=due.window.end, note=note, note_kind=note_kind
@@ -210,7 +210,7 @@ class WindowRunner:
             record_result(store, settings, result.result, result.run.url, spec)
             retrain_on_alarm(self.deployments, result.result, result.run, spec)
         except TRANSIENT_ERRORS:
-            raise  # The next attempt repeats the alerts and retrainings.
+            raise  # The window is retried, including its alerts and retrainings.
         except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
             _log.exception("%s: an alert or a retraining failed", window_summary(window))
 
@@ -240,7 +240,7 @@ class WindowRunner:
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return the number of consecutive alarms up to the newest window, by newest revisions. Skip undecided windows."""
+    """Return the number of consecutive alarms up to the newest window. Use newest revisions of decided windows."""
     newest = {(row.start): row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
     count = 0
     for verdict in reversed(newest.values()):
@@ -253,7 +253,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
-    """Return a window that is not stored. Only MLflow stores its result."""
+    """Return a window that is not stored: its result is only in MLflow."""
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
