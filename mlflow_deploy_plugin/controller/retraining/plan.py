@@ -23,7 +23,7 @@ TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
     "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
 ]
-"""The first five states are live. Each state is stored before the next state begins. The other states are final."""
+"""The first five states are live, and each is stored before the next state begins. The last five states are final."""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
 """The rows for the training, and the held-out rows for the evaluation of the new version."""
 
@@ -33,13 +33,13 @@ class RetrainPlan:
     """The plan of one retraining.
 
     Attributes:
-        base_version: the model's version that was judged; the new version is compared with it.
+        base_version: the model's version that was judged, with which the new version is compared.
         project / entry_point / mode / parameters / env_manager: the arguments of `mlflow run`.
         timeout: the maximum duration of the run in seconds.
-        then / steps / step_every: the deployment of a version that passes its gate.
+        then / steps / step_every: how a version that passes its gate is deployed.
         min_requests: the number of requests that the new version must answer in each step of its rollout.
         window: `START/END` of the training rows; empty for the latest complete window of length `every`.
-        actor: the user in the audit trail.
+        actor: the user or controller in the audit trail.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -68,7 +68,7 @@ class RetrainPlan:
 
 _PLAN = TypeAdapter(RetrainPlan)
 _COPIED = {"entry_point", "mode", "env_manager", "then", "steps", "step_every", "parameters", "min_requests"}
-"""The fields that are copied unchanged from the spec."""
+"""The fields of the plan that are copied unchanged from the spec."""
 
 
 def plan_for(
@@ -79,7 +79,7 @@ def plan_for(
         endpoint=endpoint,
         model=model,
         base_version=version,
-        # A local folder is stored as an absolute path, because the controller may run in another folder.
+        # Store a local folder as an absolute path, because the controller may run in another folder.
         project=str(folder) if folder.is_dir() else spec.project,
         timeout=float(duration_seconds(spec.timeout)),
         every=every,
@@ -97,7 +97,7 @@ def plan_of(retraining: Retraining) -> RetrainPlan:
 def retraining_summary(retraining: Retraining) -> str:
     try:
         mode = f", {plan_of(retraining).mode}"
-    except InvalidConfig:  # An unreadable plan must not remove the retraining from the list.
+    except InvalidConfig:  # List the retraining even if its plan cannot be read.
         mode = ""
     version = f" version {retraining.version}" if retraining.version else ""
     line = f"{retraining.endpoint}: retraining {retraining.id} of {retraining.model}{mode}: "
@@ -118,7 +118,7 @@ class RetrainingContext:
     def write(
         self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
     ) -> Retraining | None:
-        """Store the retraining. Return None if another process has advanced it in the meantime."""
+        """Store the retraining. Return None if another process has advanced the retraining in the meantime."""
         written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
         if written is not None:
             self.deployments.progress(retraining_summary(written))
@@ -131,7 +131,7 @@ class RetrainingContext:
         )
 
     def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
-        """Store the reason why the retraining waits, unless it is unchanged."""
+        """Store the reason why the retraining waits, unless the reason is unchanged."""
         if retraining.reason != reason:
             self.write(replace(retraining, reason=reason), waits_for=waits_for)
 
@@ -153,10 +153,10 @@ class RetrainingContext:
         event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
         written = self.write(replace(retraining, state=state, reason=reason, ended_at=event.at), event)
         if written is not None:
-            last = retraining.id - 1 if state == "failed" else retraining.id  # A newer retraining may be running.
+            last = retraining.id - 1 if state == "failed" else retraining.id  # Keep the rows of newer retrainings.
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
-                    for name in TRAINING_FILES:  # The log file is kept, and MLflow has the held-out rows.
+                    for name in TRAINING_FILES:  # The log is kept, and MLflow has held-out rows.
                         for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):  # for each attempt
                             file.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ class RetrainingContext:
         return self.deployments.settings.home_path / "retrainings" / f"{row.id}-{row.figures.attempt or 1}"
 
     def _announce(self, row: Retraining, text: str) -> None:
-        """Announce the text. Callers store the new state later, so a crash cannot lose the announcement."""
+        """Announce the text. Callers store the new state afterwards, so the announcement is repeated after a crash."""
         link = row.figures.gate_report or str(row.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
         announce(self.deployments.store, row.endpoint, row.monitor, f"{row.endpoint}: {text}", link if is_page else "")

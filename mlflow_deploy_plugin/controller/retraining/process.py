@@ -1,8 +1,8 @@
-"""The training process, which runs `mlflow run` in its own session and outlives its controller, and its MLflow run.
+"""The training process, which runs `mlflow run` in its own session and outlives the controller, and the MLflow run.
 
 All processes of a training have the run's id in their environment, so the next controller on this machine can find and
-end them. The MLflow run is created before the processes start. The registered version is found by the run's id, and the
-outcome is the run's status.
+end them. The MLflow run is created before the processes start. The run's id leads to the registered version, and the
+run's status is the outcome.
 
 The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
 heartbeats to the MLflow run, because MLflow reports the run as running even if its machine has failed, and a controller
@@ -57,7 +57,7 @@ HEARTBEAT_TAG = "onnxserve.heartbeat"
 _PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
 MARK = "ONNXSERVE_RETRAINING_RUN"
-"""The environment variable of all processes of a training that contains the run's id."""
+"""The environment variable that contains the run's id in all processes of a training."""
 LOG = "log.txt"
 BEAT_SECONDS = 15.0
 _MODULE = "mlflow_deploy_plugin.controller.retraining.process"
@@ -70,7 +70,7 @@ _started: dict[str, Child] = {}
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED or SCHEDULED); `alive_at` is the last heartbeat."""
+    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED, SCHEDULED) and last heartbeat (`alive_at`)."""
 
     status: str
     alive_at: datetime | None
@@ -78,18 +78,18 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """Return the column types of the signature, such as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
+    """Return the types of the signature's columns, as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
     from mlflow.models import Model
 
     with registry_errors(model_uri), no_request_timeout:
-        signature = Model.load(model_uri).signature  # `get_model_info` rejects models of other tracking servers.
+        signature = Model.load(model_uri).signature  # `get_model_info` fails with other tracking servers.
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
 
 
 def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
-    """Return the id of the MLflow run of this attempt. Create the run if it does not exist."""
+    """Return the id of the MLflow run for this attempt at the retraining. Create the run if it does not exist."""
     from mlflow.entities import Param
 
     key = f"{retraining.id}.{attempt} {retraining.created_at.isoformat()}"
@@ -116,7 +116,7 @@ def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parame
 
 
 def log_file(run_id: str, file: Path) -> str:
-    """Log the file to the run and return its URI. Raises RegistryUnavailable."""
+    """Log the file to the run and return the file's URI. Raises RegistryUnavailable."""
     with registry_errors(f"run {run_id}"), no_request_timeout:
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
@@ -171,13 +171,13 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
 
 
 def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
-    """Start the training and return its process id. Its output is written to `log.txt` in the folder."""
+    """Start the training process and return its id. The process writes its output to `log.txt` in the folder."""
     command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
     environment = child_environment() | {MARK: run_id}
-    # `--env-manager local` runs `python` from PATH, which must be this interpreter.
+    # `--env-manager local` runs `python` from PATH, so this interpreter must be first in PATH.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with (folder / LOG).open("ab") as log:
         child = Child(command, stdout=log, stderr=log, environment=environment, own_session=True, kills_group=False)
@@ -186,7 +186,7 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
 
 
 def host() -> str:
-    """Return this machine's name and boot id. Hostnames are not unique, and a reboot ends all processes."""
+    """Return this machine's name and boot id: hostnames are not unique, and a reboot has ended earlier processes."""
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()
 
@@ -198,9 +198,9 @@ def has_failed(run_id: str) -> bool:
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if the training runs on this machine. Other processes that its project has started do not count.
+    """Return True if the training runs on this machine, without regard to processes that its project has started.
 
-    Only the training process and its child `mlflow run` have the run's id among their arguments.
+    The training process and its child `mlflow run` are recognized by the run's id among their arguments.
     """
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
@@ -221,7 +221,7 @@ def end(run_id: str) -> None:
 
 
 def last_line(folder: Path) -> str:
-    """Return the last line of the training's log that starts with "Error", or the last line if there is none."""
+    """Return the last line of the training's log that starts with "Error"; without such a line, the last line."""
     lines = [line for line in read_log_tail(folder / LOG)[-50:] if " mlflow.cli: === " not in line]
     lines = [line for line in lines if "mlflow.projects" not in line] or lines
     errors = [line for line in lines if line.startswith(("Error", "error"))]
@@ -229,7 +229,7 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield this user's processes of the run. If `are_named` is True, their arguments must contain the run's id."""
+    """Yield the ids of this user's processes of the run; if `are_named`, of processes with the run's id as argument."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # The process has just ended or belongs to another user.
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
@@ -238,7 +238,7 @@ def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
 
 
 def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
-    """Write heartbeats until the training has ended, and return its exit status; negative if it was killed.
+    """Write heartbeats until the training has ended, and return its exit status, which is negative if it was killed.
 
     End the training if its run was ended in MLflow.
     """
@@ -247,7 +247,7 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
             write_heartbeat(run_id, utc_now())
             if get_run(run_id).status == "KILLED":
                 end(run_id)
-        except OnnxserveError as error:  # The next round retries; without heartbeats the run looks dead.
+        except OnnxserveError as error:  # The next round writes a heartbeat again.
             _log.warning("no heartbeat: %s", error.message)
         with contextlib.suppress(subprocess.TimeoutExpired):
             training.wait(seconds)
@@ -256,10 +256,10 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 def main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
-    # Set the timeouts only in this process, because MLflow's retries can delay a heartbeat for minutes after an outage.
+    # Limit MLflow's retries only in this process, because retries can delay a heartbeat for minutes after an outage.
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
-    if status < 0:  # End by the same signal, so that the controller restarts a killed training.
+    if status < 0:  # End by the signal that killed the training, so that the controller restarts the training.
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

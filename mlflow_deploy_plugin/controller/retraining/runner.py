@@ -5,7 +5,7 @@ so it may be repeated after a crash.
 
     waiting       the rows are collected, and the MLflow run is created
     running       `mlflow run` trains; it outlives the controller, and the next controller takes it over
-    registered    the run has registered a version; the gate compares it with the served version
+    registered    the run has registered a version, which the gate compares with the served version
     gated         depending on `then` in the spec: a rollout, a proposal, or no action
     rolling_out   the rollout shifts the traffic to the version
     promoted, proposed, left, rolled_back, failed         final
@@ -39,12 +39,12 @@ from mlflow_deploy_plugin.store.retrainings import WaitsFor
 _log = logging.getLogger(__name__)
 
 MAX_DEFECTS = 6
-"""The number of consecutive unexpected errors (about one minute) that end a retraining, which would block its model."""
+"""The number of consecutive unexpected errors (about one minute) after which a retraining ends to free its model."""
 _AT_ONCE = 32
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 MAX_SERVER_WAIT = timedelta(hours=1)
-"""The longest wait for an endpoint's server to run. After that, the version is proposed to a user."""
+"""The longest wait for an endpoint's server to run. After this time, the new version is proposed to a user."""
 
 
 def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
@@ -99,7 +99,7 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
     passed = _passed_text(retraining)
-    started = [  # rollouts that an earlier attempt at this step has started
+    started = [  # started by an earlier attempt at this step
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
         if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, retraining.version)
@@ -148,7 +148,7 @@ def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainP
         )
         try:
             rollout = start_rollout(context.deployments, plan.endpoint, request, context.actor)
-        except AlreadyExists as error:  # Another rollout has just started.
+        except AlreadyExists as error:  # Another rollout was started after the check.
             context.wait(retraining, error.message)
         except NotReady as error:
             _wait_for_server(context, retraining, error.message)
@@ -199,7 +199,7 @@ class RetrainingRunner:
         self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
 
     def advance(self) -> None:
-        """Add scheduled retrainings, and start a step of each live retraining without waiting. Call this repeatedly."""
+        """Add scheduled retrainings, and start steps of live retrainings without a wait. Call this repeatedly."""
         self._schedule.request_due()
         for retraining in Retrainings(self._context.deployments.store).find(live=True):
             self.start(retraining)
@@ -208,7 +208,7 @@ class RetrainingRunner:
         self.work.start(retraining.id, partial(self._attempt, retraining))
 
     def _attempt(self, retraining: Retraining) -> float:
-        """Take steps until a step must wait. Return the seconds until the next attempt."""
+        """Take steps of the retraining until a step must wait. Return the seconds until the next attempt."""
         retrainings = Retrainings(self._context.deployments.store)
         current: Retraining | None = retraining
         try:
@@ -240,7 +240,7 @@ def start_rollouts_at(context: RetrainingContext, location: str) -> None:
 
 
 def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
-    """Take one step. Return False if the step must be retried later. Other failures end the retraining."""
+    """Take one step of the retraining. Return False to retry the step later. Other failures end the retraining."""
     try:
         if retraining.state != "rolling_out" and (reason := _end_reason(context, retraining)):
             training.end_training(retraining)
@@ -264,7 +264,7 @@ def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
 
 
 def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
-    """Return the reason to end the retraining: its endpoint was deleted, or its plan cannot be read; empty if none.
+    """Return the reason to end the retraining (the endpoint was deleted, the plan cannot be read); empty if none.
 
     While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady to retry the step.
     """

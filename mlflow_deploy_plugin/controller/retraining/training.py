@@ -1,4 +1,4 @@
-"""The training step of a retraining: collect the rows, start the run, and handle its end."""
+"""The training of a retraining: collect the rows, start the MLflow run, and process the end of the run."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -26,14 +26,14 @@ from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 
 MAX_TRAININGS = 2
-"""A training that was killed is restarted once. A training that fails is not restarted."""
+"""The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""
 SILENT = timedelta(minutes=2)
-"""The length of eight heartbeat intervals. The clocks of two machines should differ by less."""
+"""The time without a heartbeat after which a training seems to have ended; clocks of machines must differ by less."""
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
-"""The share of the window's labelled rows that is held out: the newest, because the model must predict the future."""
+"""The share of the labelled rows that is held out. These are the newest rows, because a model predicts the future."""
 
 
 def start_training(context: RetrainingContext, retraining: Retraining) -> None:
@@ -57,7 +57,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    # These parameters are passed to every project; parameters in the spec override them.
+    # These parameters are passed to every project, unless a parameter in the spec replaces them.
     parameters = {
         "mode": plan.mode,
         "data": str(data.data),
@@ -107,7 +107,7 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif is_late:
         _end_late(context, retraining, plan)
     elif run.status == "KILLED" or _is_here(retraining) or _is_silent(context, retraining, run):
-        attempt = retraining.figures.attempt or 1  # The run was killed, or its machine has stopped.
+        attempt = retraining.figures.attempt or 1  # The run was killed, or the machine has stopped.
         end_training(retraining)
         if attempt >= MAX_TRAININGS:
             context.fail(retraining, f"the run was killed {attempt} times: {_last_line(context, retraining)}")
@@ -118,7 +118,7 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def end_training(retraining: Retraining) -> None:
-    """End the training's processes and its run. On another machine, the training ends after its run has ended."""
+    """End the training's processes on this machine, and its run. A training on another machine ends after its run."""
     if retraining.run_id:
         process.end(retraining.run_id)
         process.end_run(retraining.run_id, "KILLED")
@@ -135,7 +135,7 @@ def _is_silent(context: RetrainingContext, retraining: Retraining, run: process.
     if now - alive_at < SILENT:
         context.wait(retraining, where)
         return False
-    # During an outage of MLflow, no heartbeat was written, so wait for the next heartbeat before ending the training.
+    # During an outage of MLflow, no heartbeat could be written: wait for a heartbeat before the training is ended.
     reason = f"{where}, or has ended: no heartbeat since {alive_at:%Y-%m-%d %H:%M:%S}Z"
     if retraining.reason != reason:
         context.wait(retraining, reason)
@@ -166,9 +166,9 @@ class TrainingData:
         data: Parquet file with the training rows: the model's columns, `_label`, `_label_number`, `_event_time`.
         held_out: a file with the same columns and the newest rows of the window; None if the rows cannot evaluate a
             model, for example because capture withholds one of its columns.
-        target: the label column of `held_out` that has the form of the model's output.
+        target: the label column of `held_out` whose values can be compared with the model's output.
         digest: SHA-256 of `data`.
-        window: the window of the rows; a full training also uses the rows before the window.
+        window: the window of the newest rows; a full training also uses the rows before this window.
     """
 
     data: Path
@@ -186,8 +186,8 @@ def collect_training_data(
     """Write the window's labelled rows to the folder. For a full training, add all labelled rows before the window.
 
     Args:
-        types: the column types of the model's signature; the log may contain integers and booleans as floats.
-        withheld: columns that are omitted, also from older rows: capture drops or masks them, or they are keys.
+        types: the types to cast to, from the model's signature: the log may contain integers and booleans as floats.
+        withheld: columns to omit, also from older rows, because capture drops or masks these columns or they are keys.
 
     Raises NotFound if no rows were captured, and InvalidConfig for too few labelled rows or if all labels are equal.
     """
@@ -249,7 +249,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Co
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """Split the rows into older rows and the newest rows. Rows with the same event time remain together.
 
-    No rows are held out if there are too few rows, or if the held-out rows have only one label.
+    No rows are held out if either part has too few rows, or if the newest rows have only one label.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
@@ -274,7 +274,7 @@ def _model_columns(table: pa.Table) -> pa.Table:
 
 
 def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Cast numbers to the signature's types so that the new version has the same signature. Skip columns with nulls."""
+    """Cast number columns without nulls to the signature's types, so that the new version has the same signature."""
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}

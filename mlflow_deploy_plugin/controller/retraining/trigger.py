@@ -1,4 +1,4 @@
-"""Starts retrainings after an alarm (within cool-down and budget), by a schedule, and for a user.
+"""Starts retrainings after an alarm (if cool-down and budget permit), by a schedule, and for a user.
 
 A model has at most one live retraining. If an alarm or a schedule starts no retraining, the audit trail has the reason.
 """
@@ -29,7 +29,7 @@ _SCHEDULED = "schedule"
 
 
 class _NeedsAPerson(InvalidConfig):
-    """A retraining that an alarm cannot start before a user acts: the budget is used up, or the project is missing."""
+    """An alarm cannot start a retraining before a user acts: the budget is used up, or the project is missing."""
 
 
 def retrain_on_alarm(
@@ -37,9 +37,9 @@ def retrain_on_alarm(
 ) -> Retraining | None:
     """Start a retraining if the result is an alarm and the monitor's spec has `retrain`.
 
-    Return the retraining, even if an earlier call with the same result has started it. Return None if the cool-down,
-    the budget, a live retraining or a version that is no longer served prevents the retraining. Raises StoreUnavailable
-    if the retraining was not stored; the call may then be repeated.
+    If an earlier call with the same result has started the retraining, return this retraining. Return None if the
+    cool-down, the budget, a live retraining or a version that is no longer served prevents the retraining. Raises
+    StoreUnavailable if the retraining was not stored; the call may then be repeated.
     """
     if spec.retrain is None or not result.is_alarm:
         return None
@@ -59,7 +59,7 @@ def retrain_on_alarm(
         "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
     }
     for earlier in retrainings.find(plan.endpoint, plan.model):
-        # If a controller is killed before the verdict of the window is stored, the alarm is processed twice.
+        # An alarm is processed twice if a controller is killed before it has stored the window's verdict.
         if all(earlier.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
             return earlier
     try:
@@ -137,7 +137,7 @@ class RetrainingSchedule:
         self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
-        """Start due retrainings unless the model is being trained or rolled out. The same error is logged only once."""
+        """Start due retrainings of models that are not being trained or rolled out. Log a repeated error only once."""
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
         for endpoint in self._deployments.store.endpoints():
@@ -159,7 +159,7 @@ class RetrainingSchedule:
                         continue
                     self._logged[key], name, why = error.message, endpoint.name, error.message
                     _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
-                    if isinstance(error, InvalidConfig):  # The error will remain until the spec changes.
+                    if isinstance(error, InvalidConfig):  # A user must change the spec.
                         announce(self._deployments.store, name, monitor, f"{name}: no retraining: {why}")
                         detail = {"monitor": monitor, "schedule": schedule}
                         event = AuditEvent(now, self._actor, "retrain.refused", name, why=why, detail=detail)
@@ -171,13 +171,13 @@ class RetrainingSchedule:
             for retraining in Retrainings(self._deployments.store).find(endpoint.name)
             if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
-        # Times in the future were set by a wrong clock, so the first look replaces these times.
+        # Times in the future were set by a wrong clock: use the time of the first call instead.
         since = max(time if time <= now else self._first_look for time in [endpoint.created_at, *earlier])
         return next_fire(schedule, spec.time_zone, since) <= now
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:
-    """Record the reason why no retraining starts. A repeated reason is not recorded again in the audit trail."""
+    """Log the reason why no retraining starts, and record it in the audit trail unless the last reason was the same."""
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
     try:
         store.record_unless_repeated(event)
@@ -186,13 +186,13 @@ def _record_refusal(store: Store, event: AuditEvent) -> None:
 
 
 def _check_no_rollout(store: Store, endpoint: str) -> None:
-    """Raise AlreadyExists if the endpoint has a live rollout, because its outcome decides the version to retrain."""
+    """Raise AlreadyExists if the endpoint has a live rollout, whose outcome decides the version to retrain."""
     for rollout in store.rollouts(endpoint, live=True):
         raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is live")
 
 
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:
-    """Raise InvalidConfig if the judged version is known not to be the version that is served now."""
+    """Raise InvalidConfig if the endpoint now serves a version that is known to differ from the judged version."""
     observed = deployments.get_endpoint(result.endpoint)
     if served_model(observed) != result.model:
         raise InvalidConfig(f"{result.model} answered the window, but it is not the registered model that is served")
@@ -202,7 +202,7 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig during the cool-down or if the budget is used up. Starts in the future are ignored."""
+    """Raise InvalidConfig during the cool-down or if the budget is used up. Future retrainings are ignored."""
     started = [retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now]
     if not started:
         return

@@ -70,7 +70,7 @@ def start_rollout(
 ) -> Rollout:
     """Store the rollout, which a controller then runs.
 
-    `before_it_starts` is called after the request was validated. If it raises, the rollout is not started.
+    `before_it_starts` is called after the request was validated. If this call raises, the rollout is not started.
 
     Raises:
         NotFound: the endpoint or version does not exist.
@@ -78,7 +78,7 @@ def start_rollout(
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
-    deployments.store.require_no_rollout(endpoint)  # During a rollout, `main_variant` would fail.
+    deployments.store.require_no_rollout(endpoint)  # Check first: during a rollout, `main_variant` fails.
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
@@ -143,7 +143,7 @@ def _free_name(preferred: str, taken: Iterable[str]) -> str:
 
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
-    """Return the endpoint's live rollout, or its last rollout if none is live. Raises NotFound if it has no rollout."""
+    """Return the endpoint's live rollout, or its last rollout if none is live. Raises NotFound without any rollout."""
     rollouts = store.rollouts(endpoint, limit=1)
     if not rollouts:
         raise NotFound(f"endpoint {endpoint!r} has had no rollout")
@@ -191,7 +191,7 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a controller to take the lease. Raises NotReady, because a rollout without a controller would hang."""
+    """Wait for a controller to take the lease. Raises NotReady without one: the rollout would hang."""
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:
@@ -203,7 +203,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
-    """Return a sentence about the controller that holds the lease. `look` is the command that shows the progress."""
+    """Return a sentence about the lease's controller. `look` is the command with which a user sees the progress."""
     view = store.lease(lease)
     if view is None:
         return "no controller is running: start `onnxserve controller`, or use --wait"

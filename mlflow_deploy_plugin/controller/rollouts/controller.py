@@ -1,7 +1,7 @@
 """Runs the rollouts of a location: the holder of the location's lease repeatedly advances each rollout by one decision.
 
-A location is a machine or a namespace of a cluster, so the same processes can reach all its servers. After a crash, the
-next holder continues from the store (`state_machine.py`). Decisions use only the monotonic clock.
+A location is a machine or a namespace of a cluster: a process that can reach one of its servers can reach all. After a
+crash, the next holder continues from the store (`state_machine.py`). Decisions use only the monotonic clock.
 """
 
 import logging
@@ -61,7 +61,7 @@ _AT_ONCE = 8
 class RolloutActions:
     """The actions of rollouts: add and remove deployments, set the traffic, and move the stage, alias or tag.
 
-    Each action first checks whether it is done, so it may be repeated after a crash. `say` receives a line per change.
+    An action that is already done has no effect, so it may be repeated after a crash. `say` receives a line per change.
     """
 
     deployments: Deployments
@@ -85,7 +85,7 @@ class RolloutActions:
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
-                        config = {f"variants.{name}.allow_pyfunc": True}  # Naming the version counts as consent.
+                        config = {f"variants.{name}.allow_pyfunc": True}  # The user consented by naming the version.
                         config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
                         self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
@@ -117,7 +117,7 @@ class RolloutActions:
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
-        """Move the stage, alias or tag to `version`. `before` is its current version; empty if there is none."""
+        """Move the stage, alias or tag from the version `before` (empty if there is none) to `version`."""
         reference = parse_model_uri(plan.before_uri)
         move_version(reference, version)
         self.deployments.poll_registry(reference.name)
@@ -160,7 +160,7 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """A controller for the rollouts of one location (`Deployments.place`). `servers` describes its servers in messages.
+    """A controller for the rollouts of one location (`Deployments.place`). `servers` names them in messages.
 
     The `background` tasks run while the lease is held, each in its own thread.
     """
@@ -181,7 +181,7 @@ class RolloutController:
         lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        self._looked_at.clear()  # The time without the lease must not count as watched time.
+        self._looked_at.clear()  # Time without the lease is not watched.
         runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
         try:
             while keeper.is_held and not over.is_set():
@@ -214,13 +214,13 @@ class RolloutController:
         if after != decision.progress:
             self._write(written, after, keeper)
         if decision.action in ("prepare", "set_traffic", "promote"):
-            # If a user ended the rollout during the action, undo the action.
+            # Undo the action if a user has ended the rollout in the meantime.
             current = self.store.rollout(rollout.id) or rollout
             if not current.is_live and current.state != "promoted":
                 self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
-        if not self.actions.reaches(rollout.endpoint, self.place):  # This check can be slow, so the attempt does it.
+        if not self.actions.reaches(rollout.endpoint, self.place):  # Checked in this thread, because it can be slow.
             return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)
@@ -240,7 +240,7 @@ class RolloutController:
 def write_progress(
     store: Store, rollout: Rollout, progress: Progress, actor: str, lease: Lease | None = None
 ) -> Rollout | None:
-    """Write the progress with its event. `lease` and the return value are as in `Store.update_rollout`."""
+    """Write the progress and its audit event. `lease` and the return value are as in `Store.update_rollout`."""
     now = store.now()
     return store.update_rollout(
         with_progress(rollout, progress, now), lease, progress_event(rollout, progress, actor, now)
@@ -252,8 +252,8 @@ def run_rollouts(
 ) -> None:
     """Run a controller for each location that this process can reach, including new locations, until `ended` is set.
 
-    If a location can no longer be reached, its controller is stopped, because its lease would block a controller that
-    can reach the location.
+    If a location can no longer be reached, its controller is stopped, because the lease would block another controller
+    that can reach the location.
     """
     running: dict[str, tuple[Future[None], threading.Event]] = {}
     reported: set[str] = set()
@@ -292,5 +292,5 @@ def run_rollouts(
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:
-    reason = re.sub(r"\d+", "", rollout.reason)  # New counts in the reason are not reported.
+    reason = re.sub(r"\d+", "", rollout.reason)  # Do not report a reason again for new counts.
     return rollout.state, rollout.step, reason, rollout.figures.get("trouble", "")

@@ -1,4 +1,4 @@
-"""The evidence of a rollout's step: the counts since the step began, and the results of the sequential tests."""
+"""The evidence in a rollout's step: the counts since the step began, and the results of the sequential tests."""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from mlflow_deploy_plugin.store import Json
 _MIN_TIMED = 100
 """The number of timed requests that the current version needs before its latency quantiles are used."""
 _UNREAD = 100
-"""The number of unavailable servers whose last counters are kept in case the servers become available again."""
+"""The maximum number of unavailable servers whose last counters are kept for the time when they are available."""
 _ROLES = ("current", "candidate", "shadow")
 _COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """The counts of a rollout and the tests of its step.
+    """The counts of requests in a rollout, and the tests of its current step.
 
     Attributes:
-        last: server → role → its counters at the last reading, in the order of the readings; empty before the first.
-        step: role → its counts since the step began.
-        history: the counts of the current version, from before the rollout to the last reading. The latency bounds of
-            a reading are computed from the history, so they do not depend on the counts of that reading.
+        last: server → role → the counters that were read last, ordered by the time of reading; empty at first.
+        step: role → the counts since the step began.
+        history: the counts of the current version, from before the rollout to the last reading. The latency bounds of a
+            reading are computed from the history before that reading.
         before_step: the value of `history` when the step began.
     """
 
@@ -74,8 +74,8 @@ def add_counters(
 ) -> StepEvidence:
     """Return the evidence with the counts since the last reading.
 
-    Each server's counters are compared with its own last counters, so the sum does not fall if a server ends. The
-    first counters of a server are not counted for the step, because they may include requests from before the step.
+    For each server, the difference to its last counters is added, so the counts do not fall if a server ends. A
+    server's first counters are not added to the step, because these counters may include requests from before the step.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -100,7 +100,7 @@ def add_counters(
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
         if criterion.is_of_shadow:
-            # The candidate's own requests are not copied to its shadow, so the current version answered all these rows.
+            # The current version answered all these rows: the candidate's requests are not copied to the shadow.
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
             slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
@@ -117,7 +117,7 @@ def add_counters(
 
 
 def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
-    """Return the reason, with figures, why the candidate is rejected; empty while the evidence is not sufficient."""
+    """Return the reason for rejecting the candidate, with figures; empty if the evidence does not suffice."""
     for criterion in plan.criteria:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
@@ -130,7 +130,7 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
 
 
 def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
-    """Return the counts that the step still needs before it may end; empty if it needs no more."""
+    """Return a text about the counts that the step needs before it may end; empty if the counts suffice."""
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} required requests"
@@ -141,7 +141,7 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
 
 
 def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
-    """Return the figures of the step for the audit trail; empty before the first step."""
+    """Return the counts and test results of the step for the audit trail; empty before the first step."""
     if not evidence.step:
         return {}
     judged = {}
@@ -167,7 +167,7 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
     """Return the tests of a step.
 
     At 100 %, the current version receives no requests. The candidate is then compared with an upper limit for the
-    current version's share, computed from its history. Half of the level is used for that limit.
+    current version's share of events in the history. The limit and the test each use half of the level.
     """
     tests = {}
     for criterion in plan.criteria:
@@ -186,7 +186,7 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
 def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
     """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
 
-    For a latency criterion, the event is a latency above `slow_from` seconds. Both are 0 if `slow_from` is None.
+    For a latency criterion, the event is a latency above `slow_from` seconds. Without `slow_from`, both numbers are 0.
     """
     match criterion.kind:
         case "error_rate":

@@ -32,7 +32,7 @@ DEFAULT_CRITERIA = "error_rate>1%,p99>2x"
 _FORMS = "error_rate>1%, p99>2x (or p50, p90, p95; or p99>250ms), disagreement>20%"
 _SHARES: dict[str, CriterionKind] = {"error_rate": "error_rate", "disagreement": "disagreement"}
 _LATENCIES = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
-"""The share of requests that are slower than each quantile."""
+"""Latency quantile → the share of requests that are slower than this quantile."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Criterion:
 
     Attributes:
         text: the criterion as the user wrote it, without blanks.
-        share: the maximum share of requests (or rows) that may have the event.
+        share: the maximum share of requests (or rows) that may fail, be slow or disagree.
         factor: a request is slow above `factor` times the current version's latency quantile; None if `seconds` is set.
     """
 
@@ -76,13 +76,13 @@ class RolloutPlan:
 
     Attributes:
         main: the variant that answers now and serves the new version after the promotion.
-        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs it.
-        to_uri / model / version: the model that the candidate serves; `version` is its number in the registry.
-        before_uri / before_version: the model that `main` serves now, as in the spec and as resolved.
+        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs a shadow.
+        to_uri / model / version: the model URI, registered model and version that the candidate serves.
+        before_uri / before_version: the URI that `main` has in the spec, and the version that `main` serves now.
         kind / selector: the stage, alias or tag that the promotion moves; for `pinned`, the spec's model is changed.
         steps: shares of the traffic in percent, ascending. The promotion follows the last step.
         every: the minimum duration of a step in seconds.
-        level: the probability of aborting a version that meets the criteria.
+        level: the maximum probability of aborting the rollout of a version that meets the criteria.
         min_requests: the number of the candidate's requests (or compared rows) that a step needs before it is judged.
     """
 

@@ -37,11 +37,11 @@ def rollback(
     """Restore the version that `endpoint` served before, and return when it answers requests.
 
     A live rollout is only aborted. Otherwise, the stage, alias or tag that the endpoint follows is moved to the earlier
-    version, and the newer version is archived. If the endpoint follows nothing, its earlier model is set. The newer
-    version gets a tag, so that no later rollback returns to it.
+    version, and the newer version is archived. If the endpoint follows nothing, its earlier model is set. A tag
+    excludes the newer version from later rollbacks.
 
-    `to` is a version, or a model URI if the endpoint follows nothing. None selects the earlier version or model. Return
-    the figures model, from, to, source (the source of the earlier version) and seconds.
+    `to` is a version, or a model URI if the endpoint follows nothing. If `to` is None, the earlier version or model is
+    found. The result has the keys model, from, to, source (of the earlier version) and seconds.
 
     Raises:
         NotFound: the endpoint or version does not exist, or the earlier version is unknown.
@@ -94,7 +94,7 @@ def rollback_target(
 
 @dataclass(frozen=True)
 class _Move:
-    """A completed rollback. `source` is the source of the earlier version."""
+    """A completed rollback. `source` is the source that named the earlier version."""
 
     model: str
     before: str
@@ -148,7 +148,7 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         except DeploymentFailed as error:
             if not current:
                 raise
-            move_version(reference, current)  # The registry must name the version that is served.
+            move_version(reference, current)  # Let the registry name the served version.
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} was restored in the registry") from None
     if current:
@@ -159,10 +159,10 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
 
 @dataclass(frozen=True)
 class _Follower:
-    """An endpoint that follows a stage, alias or tag, with the sources of the versions that it served before.
+    """An endpoint that follows a stage, alias or tag, and the sources that name the versions that it served before.
 
     `main` is the variant that answers, and `reference` is its model. `metrics` returns the counters of the endpoint's
-    servers. They are read if the audit trail does not contain the version. `registry` is as in `rollback_target`.
+    servers, and is called only if the audit trail does not name the version. `registry` is as in `rollback_target`.
     """
 
     store: Store
@@ -173,7 +173,7 @@ class _Follower:
     registry: Any = None
 
     def current(self) -> str:
-        """Return the followed version. If there is none, return the served version; empty if no version is served."""
+        """Return the version that the reference names; if there is none, the served version, or an empty text."""
         followed = current_version(self.reference, self.registry)
         return followed or take_snapshot(self.observed).versions.get(self.main, "")
 
@@ -193,11 +193,11 @@ class _Follower:
         )
 
     def _candidates(self, current: str) -> Iterator[PreviousVersion]:
-        """Yield the other versions that may have been served before, starting with the most reliable source."""
+        """Yield the versions except `current` that may have been served before, from the most reliable source on."""
         followed = self._versions_in_trail()
         source = f"listed before version {current} in the audit trail"
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-        if followed[:1] == [current]:  # Otherwise, the current version was set without an event.
+        if followed[:1] == [current]:  # The audit trail has the last change.
             yield from in_trail
         counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
@@ -214,7 +214,7 @@ class _Follower:
     def _versions_in_trail(self) -> list[str]:
         """Return the followed versions, newest first: the new and the previous version of each move.
 
-        Only moves of the same model count. If the stage was empty, there is no previous version.
+        Only moves of this model count. A move to an empty stage has no previous version.
         """
         versions: list[str] = []
         for event in self.store.events(model=self.reference.name, newest_first=True):
@@ -231,9 +231,9 @@ class _Follower:
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
-    """Return the deployment's earlier model from the audit trail since the endpoint was created.
+    """Return the earlier model of the deployment `main`, from the audit trail since the endpoint was created.
 
-    Models that failed are skipped, and so are models that were rolled back and not deployed again.
+    Skip models that failed, and models that were rolled back and not deployed again.
     """
     taken_back: set[str] = set()
     models: list[str] = []

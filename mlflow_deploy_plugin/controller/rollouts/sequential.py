@@ -2,8 +2,8 @@
 
 A fixed-sample test is not valid if it is repeated: a 5 % test after every request eventually finds a difference in most
 A/A comparisons. Here, the evidence is an e-process: a mixture of likelihood ratios. Under the null hypothesis, the
-mixture is a non-negative supermartingale that starts at 1. By Ville's inequality, the probability that it *ever*
-reaches 1/level is at most `level`, independent of the number and times of the evaluations.
+mixture is a non-negative supermartingale that starts at 1. By Ville's inequality, the probability that the mixture
+*ever* reaches 1/level is at most `level`, independent of the number and times of the evaluations.
 
     H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann. Math. Statist. 41, 1970
     R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B tests, KDD 2017 (the mSPRT)
@@ -17,9 +17,9 @@ R. Berger 1982):
 2. *The candidate's share is at most the current version's share.* If both versions together had f events since the
    last evaluation, the number of the candidate's events is binomial with the candidate's share of the requests (the
    conditional test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact distribution is
-   hypergeometric. A binomial dominates it in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem 4),
-   so the test is conservative. Only requests between the same two evaluations are compared, so an outage of both
-   versions is not evidence against either version.
+   hypergeometric. A binomial distribution dominates this distribution in convex order (W. Hoeffding, J. Amer. Statist.
+   Assoc. 58, 1963, theorem 4), so the test is conservative. Only requests between the same two evaluations are
+   compared, so an outage of both versions is not evidence against either version.
 
 For the alternative that the odds are θ times the odds of the null hypothesis, both tests have the likelihood ratio
 θ^events / (1 + p(θ-1))^n.
@@ -48,14 +48,14 @@ def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floa
 
 
 def log_evidence(wealth: Floats) -> Floats:
-    """Return the logarithm of the e-value, the mean of the alternatives' likelihood ratios."""
+    """Return the logarithm of the e-value, which is the mean of the alternatives' likelihood ratios."""
     largest = wealth.max(-1)
     summed: Floats = largest + np.log(np.exp(wealth - largest[..., None]).mean(-1))
     return summed
 
 
 def upper_limit(events: float, trials: float, level: float) -> float:
-    """Return an upper limit for the share after `events` of `trials` (Chernoff's bound); 1 without trials.
+    """Return an upper limit (Chernoff's bound) for the share of events after `events` of `trials`; 1 without trials.
 
     H. Chernoff, Ann. Math. Statist. 23, 1952: for a share p, the probability of at most this number of events is at
     most exp(-n KL(events/n, p)).
@@ -85,7 +85,7 @@ class SequentialTest:
         threshold: the share of the candidate's requests that may have the event; an array if several tests run at once.
         level: the probability of a false rejection, over all evaluations.
         against_current: True if the candidate must also be worse than the current version.
-        above_threshold / above_current: the log likelihood ratios so far, with the alternatives on the last axis.
+        above_threshold / above_current: the log likelihood ratios of both tests; the last axis has the alternatives.
     """
 
     threshold: float | Floats
@@ -106,7 +106,7 @@ class SequentialTest:
 
     @property
     def log_evidence(self) -> Floats:
-        """Return the log evidence. If two rejections are needed, return the smaller of their log evidences."""
+        """Return the log evidence against the candidate: the smaller value if both null hypotheses must be rejected."""
         evidence = log_evidence(self.above_threshold)
         return np.minimum(evidence, log_evidence(self.above_current)) if self.against_current else evidence
 

@@ -4,9 +4,9 @@
         └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
                                                             (abandoned: the endpoint was deleted)
 
-`decide` has no side effects. A controller stores the progress before it does the action. Actions may be repeated, so a
-new controller can continue from the stored progress. Time is measured as the sum of the seconds during which a
-controller watched the step: clocks are not compared, and time without a controller does not count.
+`decide` has no side effects. A controller stores the progress before it does the action. A new controller continues
+from the stored progress, because actions may be repeated. Time is measured as the sum of the seconds during which a
+controller watched the step: clocks of machines are not compared, and time without a controller does not count.
 """
 
 from dataclasses import dataclass, field, replace
@@ -59,7 +59,7 @@ class Progress:
 class Decision:
     """The next action of a rollout, which is repeated until it succeeds.
 
-    `progress` is stored before the action, and `then` after the action. If `then` is None, `progress` is not replaced.
+    `progress` is stored before the action, and `then` after the action. If `then` is None, `progress` remains stored.
     """
 
     progress: Progress
@@ -68,7 +68,7 @@ class Decision:
 
 
 def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
-    """Return the next action. `snapshot` is None if the endpoint does not exist.
+    """Return the next action of the rollout. `snapshot` is None if the endpoint does not exist.
 
     `seconds` is the time since the last decision of the same controller, or 0 for the controller's first decision.
     """
@@ -121,7 +121,7 @@ def resumed(progress: Progress) -> Progress | None:
 
 
 def aborted(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of an aborted rollout; None if it has ended. A rollback keeps its reason."""
+    """Return the progress of an aborted rollout; None if the rollout has ended. A rollback keeps its reason."""
     if progress.state == "rolling_back":
         return progress
     return None if progress.state in ENDED else _turned_back(progress, reason)
@@ -132,7 +132,7 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
-    """Return the reason if a user has moved the main deployment to another version or model; empty otherwise."""
+    """Return the change if a user has moved the main deployment to another version or model; empty otherwise."""
     model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
     if model not in (plan.before_uri, plan.to_uri):
         return f"the model of {plan.main} was changed to {model} during the rollout"
@@ -153,7 +153,7 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
-    if not is_loaded or snapshot.unread or not snapshot.counters:  # The first counters of all servers are needed.
+    if not is_loaded or snapshot.unread or not snapshot.counters:  # Each server's first counters are needed.
         reason = f"waiting for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
@@ -180,7 +180,7 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
     if progress.state == "paused":
         return Decision(progress)
     reason = missing_evidence(plan, progress.step, evidence)
-    if snapshot.unread:  # The missing counters may show that the candidate is worse.
+    if snapshot.unread:  # Wait, because the missing counters may show that the candidate is worse.
         reason = f"waiting for a server: {snapshot.unread}"
     progress = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
     if progress.elapsed < plan.every or progress.reason:
@@ -234,8 +234,8 @@ def progress_of(rollout: Rollout) -> Progress:
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
     """Return a copy of the rollout with this progress.
 
-    Users read its figures, except for `ledger`, which contains the evidence to continue from. The charts use `trace`:
-    per look, the seconds since the rollout began, the step, and per criterion the share of the required evidence.
+    The figures are for users, except for `ledger`, the evidence to continue from. The charts use `trace`: per decision,
+    the seconds since the rollout began, the step, and per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
@@ -297,7 +297,7 @@ def progress_event(rollout: Rollout, progress: Progress, actor: str, now: dateti
             shares = [rollout.state, progress.state]
         event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
     else:
-        return None  # This is the usual case, which does not need the figures.
+        return None  # Avoid computing the figures in this usual case.
     detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).evidence)}
     if progress.state == "promoted":
         detail |= move_detail("", plan.before_version)
