@@ -25,7 +25,7 @@ INPUT_EXAMPLE = "serving_input_example.json"
 """The file that MLflow writes if a model is logged with an input example; it contains a body for `/invocations`."""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
-"""Identifiers appear in headers, metrics and logs, and the file may come from an untrusted author."""
+"""The allowed identifiers. They appear in headers, metrics and logs, and the MLmodel file may be untrusted."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml.
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
@@ -64,7 +64,7 @@ _MAX_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a column-based signature. If `is_binary` is True, its strings are bytes in base64."""
+    """One column of a column-based signature. If `is_binary` is True, the strings of the column are bytes in base64."""
 
     name: str
     type: ColumnType
@@ -89,7 +89,7 @@ class Input:
         dtype: the numpy dtype of the input; `str` for strings.
         shape: the shape, with -1 for free dimensions.
         columns: the signature columns to stack along axis 1, in order; empty if the tensor of this name feeds it.
-        missing: for strings, the text that replaces a missing value. If it is None, a missing value is an error.
+        missing: for strings, the text that replaces a missing value. With None, a missing value is an error.
         dimension_names: the symbolic name of each dimension, or an empty string. Only a loaded graph has the names.
     """
 
@@ -103,7 +103,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Refusals:
-    """The values that the original model refuses, as found by the parity check. The graph alone would accept them.
+    """The values that the original model refuses, as found by the parity check. The graph itself would accept them.
 
     `missing` and `infinite` list columns (or tensors) that refuse such numbers. `categories` has all allowed values.
     """
@@ -130,11 +130,11 @@ class Artifact:
 
     Attributes:
         onnx_file: the graph. A pyfunc has no graph; for a pyfunc this is the folder (`runtime/pyfunc_artifact.py`).
-        columns / tensors: the inputs in the signature. One of the two is empty; both are empty without a signature.
+        columns / tensors: the inputs in the signature, as columns or as tensors. Both are empty without a signature.
         has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
-        inputs / outputs: of the graph, bound to the signature. They are empty until a stock `onnx` model is loaded.
+        inputs / outputs: the graph's, bound to the signature. They are empty until a stock `onnx` model is loaded.
         categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
-        prediction: the outputs of `predict`: an array, or a mapping of several (stock `onnx`: `OnnxModel.prediction`).
+        prediction: the outputs that `predict` returns (for a stock `onnx` model: see `OnnxModel.prediction`).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty if unknown.
@@ -176,7 +176,7 @@ class Artifact:
 
     @property
     def reference_file(self) -> Path | None:
-        """The path of the reference sample, or None. Raises InvalidArtifact if it is missing or not in the folder."""
+        """The path of the reference sample, or None. Raises InvalidArtifact if it does not exist in the folder."""
         return None if self.reference is None else _inside(self.folder, self.reference)
 
     @property
@@ -320,7 +320,7 @@ def hash_files(folder: Path) -> dict[Path, str]:
 
 
 def combine_hashes(hashes: Mapping[Path, str]) -> str:
-    """Return the SHA-256 over the path and the SHA-256 of every file. It identifies the bytes of a version."""
+    """Return a SHA-256 over the paths and hashes of all files, which identifies the bytes of a version."""
     digest = hashlib.sha256()
     for path in sorted(hashes):
         digest.update(f"{path}\0{hashes[path]}\n".encode())
@@ -345,7 +345,7 @@ def altered_file_message(name: str, actual: str, expected: str) -> str:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    """Return the path of a file of the model. Raises InvalidArtifact if it is outside of the folder or missing."""
+    """Return the path of a file of the model. Raises InvalidArtifact if it does not exist in the folder."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(f"the MLmodel file names {relative!r}, which is outside of the model's folder")
@@ -355,9 +355,9 @@ def _inside(folder: Path, relative: str) -> Path:
 
 
 def checked_name(name: object) -> str:
-    """Return the name of a column or tensor. Raises TypeError or ValueError if it is not a number or Unicode text.
+    """Return the name of a column or tensor. Raises TypeError or ValueError unless it is a number or Unicode text.
 
-    If a frame is made from an array, MLflow writes numbers as its column names.
+    MLflow writes numbers as the column names of a frame that was made from an array.
     """
     if type(name) is int:
         return str(name)
@@ -384,7 +384,7 @@ def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str,
 def _read_signature(
     signature: Mapping[str, Any] | None, only_name: str | None
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
-    """Return the columns or the tensors. If the only column has no name in the signature, it is called `only_name`."""
+    """Return the columns or the tensors of a signature. An only column without a name gets `only_name`."""
     columns, tensors = [], []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
         if entry.get("type") == "tensor":

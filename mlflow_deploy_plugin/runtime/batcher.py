@@ -2,8 +2,8 @@
 
 Names and rules follow Triton's dynamic batcher
 (https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html). A batch is computed as soon
-as it is full, it has a preferred size, or its first request has waited for the delay. If preferred sizes are set, the
-largest preferred size is the maximum batch size.
+as the batch is full, has a preferred size, or its first request has waited for the delay. If preferred sizes are set,
+the largest preferred size is the maximum batch size.
 
 The oldest request is the leader. Its thread computes a batch with this request, makes the next request in the queue the
 leader, and wakes the requests of the batch. The next batch gathers meanwhile, because ONNX Runtime releases the GIL.
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds, 
 from mlflow_deploy_plugin.runtime.model import Predictor
 
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
-"""The tolerances. A graph that mixes its rows differs by more than half precision, TF32 or another order of sums."""
+"""The tolerances for rounding (half precision, TF32, order of sums). A graph that mixes rows differs by more."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class QueuedRequest:
 
 
 class Batcher:
-    """Batches the requests to one version. `compute` maps feeds to outputs; axis 0 of both is the rows."""
+    """Batches the requests to one version. `compute` maps feeds to outputs; axis 0 of all arrays is the rows."""
 
     def __init__(self, compute: Compute, policy: BatchPolicy) -> None:
         self.policy = policy
@@ -108,12 +108,12 @@ class Batcher:
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
         self._delay = policy.max_queue_delay_microseconds / 1e6
         self._lock = threading.Lock()
-        self._queue: list[QueuedRequest] = []  # While the leader gathers a batch, it is the first entry.
+        self._queue: list[QueuedRequest] = []  # A leader that gathers a batch is the first entry.
         self._is_led = False
         self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # Only the batcher's threads use it.
+        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # Only the batcher's threads read it.
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -125,7 +125,7 @@ class Batcher:
         """Compute one request, batched with concurrent requests. The calling thread blocks.
 
         Args:
-            deadline: in `time.perf_counter()`; a request that is not in a batch by then is not computed.
+            deadline: in `time.perf_counter()`; a request that is not in a batch by the deadline is not computed.
             count: called in the thread that computes the batch.
 
         Raises:
@@ -156,7 +156,7 @@ class Batcher:
             entry.key = object()
         if len(self._threads) < 2:
             with self._lock:
-                while len(self._threads) < 2:  # One thread delivers answers while the other computes.
+                while len(self._threads) < 2:  # While one thread delivers answers, the second thread computes.
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
                     self._threads[-1].start()
@@ -177,7 +177,7 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - this is the boundary: the callback receives the error
                 leader.state, leader.result = RequestState.DONE, error
             self._finish(leader)
-            del leader  # The leader references the version.
+            del leader  # A reference to the leader would keep the version in memory.
 
     def _finish(self, entry: QueuedRequest) -> None:
         if entry.done is None:
@@ -187,7 +187,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - see _serve
             result = error
         entry.done(result)
-        # The error's traceback references this frame, and so the entry and the version, which must be freed now.
+        # The error's traceback references this frame and thereby the version, which must be freed now.
         del result
         entry.result = {}
 
@@ -240,7 +240,7 @@ class Batcher:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Compute one batch and distribute its outputs. Another request becomes the leader even after an error."""
+        """Compute one batch and distribute its outputs. After an error, another request becomes the leader as usual."""
         batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
@@ -292,12 +292,12 @@ class Batcher:
                         entry.state = RequestState.COMPUTING
                     self._queue = [entry for entry in self._queue if entry.state is RequestState.WAITING]
                     return batch
-                leader.wake.acquire(blocking=False)  # A timeout may have woken the leader, so the lock may be free.
+                leader.wake.acquire(blocking=False)  # Take the lock if it is free, as after a timeout.
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
     def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
-        """Return the leader's batch, its rows, and True if it is complete. A request above the limit is complete."""
+        """Return the leader's batch, its number of rows, and True if the batch need not wait for more requests."""
         chosen: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
@@ -314,7 +314,7 @@ class Batcher:
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
-        """Return the outputs of each request as views of the batch's outputs; empty if they cannot be separated."""
+        """Return each request's outputs as views of the batch's outputs; empty if they cannot be split."""
         first, rows = batch[0], sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
@@ -326,7 +326,7 @@ class Batcher:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
         outputs = self._compute(joined)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
-            return []  # An output does not have one entry per row.
+            return []  # An output without one entry per row cannot be split.
         ends = np.cumsum([entry.rows for entry in batch]).tolist()
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
@@ -335,16 +335,16 @@ class Batcher:
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
-    """Return the distinct row counts of the inputs. There is more than one if the inputs are not one table."""
+    """Return the distinct row counts of the inputs: a single count if the inputs form one table."""
     return {array.shape[0] if array.ndim else 0 for array in feeds.values()}
 
 
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
-    """Return the reason why rows of several requests cannot be computed together; empty if they can.
+    """Return the reason why rows of several requests cannot be computed together; empty if there is no reason.
 
     Every input needs a free first dimension, and every output one entry per row. The answer for a row must not depend
-    on the other rows, as it does with dynamic quantization. Two batches of the same size use the same operations, so a
-    row must have bitwise equal answers in both. `feeds` contain at least one row that the model can compute.
+    on the other rows, as it does with dynamic quantization. Two batches of the same size use the same operations, so
+    both answers for a row must be bitwise equal. `feeds` contain at least one row that the model can compute.
     """
     if reason := no_batch_dimension_reason(predictor.artifact):
         return f"it has no batch dimension: {reason}"
@@ -370,7 +370,7 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry per row"
-        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # A GPU may add numbers in any order.
+        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # A GPU may sum in any order.
         if not (
             _is_close(both[:1], array)
             and _is_close(both[1:], array)
@@ -394,7 +394,7 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:
             predictor.run(row)
-        except InferenceError:  # The row has an unseen category or an invalid index.
+        except InferenceError:  # The changed row has an invalid category or index.
             row = first
         rows.append(row)
     return rows
@@ -412,5 +412,5 @@ def _is_close(batched: Array, single: Array) -> bool:
         scale = float(finite.max()) if finite.size else 0.0
         return bool(np.allclose(batched, single, rtol=_RELATIVE, atol=_RELATIVE * scale + _ABSOLUTE, equal_nan=True))
     if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat):
-        return True  # The values are mappings from class to probability. The labels show a difference.
+        return True  # Mappings from class to probability are not compared; the labels differ anyway.
     return bool(np.array_equal(batched, single))

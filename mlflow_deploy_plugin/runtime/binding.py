@@ -1,8 +1,8 @@
-"""Runs of a session through ONNX Runtime's IO binding: inputs are in buffers with fixed addresses.
+"""ONNX Runtime's IO binding: a session runs with its inputs in buffers at fixed addresses.
 
 On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional copy by the driver.
-CUDA graphs need such buffers and outputs at fixed addresses, so only one run is possible at a time. Each input shape
-has a graph, identified by the run option `gpu_graph_id`; -1 runs without a graph. See `benchmarks/gpu.py`.
+CUDA graphs need inputs and outputs at fixed addresses, which only one run at a time can use. Each input shape has a
+CUDA graph, identified by the run option `gpu_graph_id`; -1 runs without a CUDA graph. See `benchmarks/gpu.py`.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -78,7 +78,7 @@ class Buffers:
 
 
 class BoundSession:
-    """A session of number tensors (`can_bind`) whose runs use IO binding. All threads may call `run`."""
+    """A session that runs with IO binding, for tensors of numbers (`can_bind`). All threads may call `run`."""
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
@@ -118,7 +118,7 @@ class BoundSession:
         return computed
 
     def _run_graph(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Replay the CUDA graph of this shape. The first run, without a graph, finds the shapes of the outputs."""
+        """Replay the CUDA graph of this input shape. The first run has no CUDA graph and finds the output shapes."""
         if key not in self._graphs:
             buffers = Buffers(self._session, self._placement, feeds, names)
             buffers.fill(feeds)

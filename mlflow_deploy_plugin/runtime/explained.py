@@ -13,18 +13,18 @@ MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
 
 Name = str | int | float | bool
-"""The name of an explained number. A class keeps its type, so that a predicted label can be matched with the names."""
+"""The name of an explained number. A class has the type of the predicted labels, so that labels can be found."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedFeature:
-    """A column of a table or of a tensor of rank 2. `places` has its position in each input that it feeds."""
+    """A column of a table or of a tensor of rank 2. `places` has the feature's position in each input that it feeds."""
 
     name: str
     places: tuple[tuple[str, int], ...]
 
     def values(self, feeds: Mapping[str, Array]) -> Array:
-        """Return [N], the values of this feature in the feeds of the graph."""
+        """Return the values of this feature in the feeds of the graph, [N]."""
         name, position = self.places[0]
         return feeds[name].reshape(len(feeds[name]), -1)[:, position]
 
@@ -101,7 +101,7 @@ def explained_columns(
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
-    The name is the class, otherwise the position. A single number per row has the name of its output. Raises
+    A number's name is its class, otherwise its position. A single number per row has the name of its output. Raises
     InvalidRequest if an output does not have the same number of values in each row, or if there are too many values.
     """
     names: list[Name] = []

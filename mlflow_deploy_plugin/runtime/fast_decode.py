@@ -2,7 +2,7 @@
 
 `FastDecoder` compiles the columns and inputs of a version once. Each request then takes one check of its types and one
 array per type. For any other table, the result is None and `runtime/schema.py` decodes the table. A property test
-checks that both return the same feeds.
+checks that both modules return the same feeds.
 """
 
 import struct
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, T
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
-_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy converts None to NaN.
+_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # None is allowed: numpy converts it to NaN.
 _ACCEPTED: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,
@@ -27,16 +27,16 @@ _ACCEPTED: dict[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "string": frozenset({str}),
 }
-"""The Python types that a column of this type accepts unchanged. None for a text and 20.0 for 20 are excluded."""
+"""The Python types that a column of this type accepts unchanged: no None in texts, and no floats in integer columns."""
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 """The numpy kinds that convert to this column type with the same result as a list of the same numbers."""
 
 _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
-"""The `struct` format for (column type, input dtype). Packing rounds once, as numpy does."""
+"""The `struct` format by (column type, input dtype). `struct` rounds a number once, as numpy does."""
 
 _MAX_TRANSPOSED = 1_000_000
-"""The maximum number of values in columns that are transposed (50 bytes each). The exact path does not transpose."""
+"""The maximum number of values in columns that are transposed (50 bytes per value). `schema.py` does not transpose."""
 _COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype != "str"}
 """The column type whose values a matrix of this dtype accepts."""
 _BLOCK = "@"
@@ -47,7 +47,7 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type. `pick` takes their values from a row, and `dtype` is the dtype of the array."""
+    """The columns of one type. `pick` takes the columns' values from a row, and `dtype` is the dtype of the array."""
 
     column_type: str
     names: list[str]
@@ -72,7 +72,7 @@ class _Group:
 
 
 class FastDecoder:
-    """Converts tables with the expected columns and types into feeds. Each method returns None in case of doubt.
+    """Converts tables with the expected columns and types into feeds. Each method returns None for any other table.
 
     Args:
         columns: the columns of the signature. Only text columns feed inputs of texts.
@@ -85,7 +85,7 @@ class FastDecoder:
 
     def __init__(self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
         self.order = order = tuple(column.name for column in columns)
-        self._names = list(order)  # A JSON body has a list of names.
+        self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
         positions: dict[str, list[int]] = {}
         for position, column in enumerate(columns):
@@ -141,7 +141,7 @@ class FastDecoder:
         return self._feeds(list(zip(*columns, strict=True)))
 
     def from_array(self, values: Array) -> Feeds | None:
-        """Decode numbers of [N, columns] in the order of the signature. All columns have one type and one input."""
+        """Decode a matrix of numbers whose columns are in the signature's order and have one type and one input."""
         if self._matrix is None or values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
             return None
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
@@ -205,7 +205,7 @@ class _StackedColumns:
     order: Array
 
     def stack(self, blocks: Sequence[Array]) -> Array:
-        """Return [N, columns] from the blocks of the groups, each [columns, N, 1]."""
+        """Return the array of this input, [N, columns], from the blocks of the groups, each [columns, N, 1]."""
         columns = np.concatenate([blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups])
         return np.ascontiguousarray(columns[self.order].T)
 
@@ -214,10 +214,10 @@ class _ColumnDecoder:
     """Decodes tables with several types or inputs: one array per type, which is then split into the inputs.
 
     Attributes:
-        _casts: (group, dtype, True if its inputs are vectors). Columns that are separate inputs are converted together
-            with the other columns of their type.
-        _blocks: the name of each group in `NarrowedFeeds.sent`, or an empty string for the group of texts. It is empty
-            if the graph takes the types of the signature.
+        _casts: conversions (group, dtype, True if its inputs are vectors). Columns that are separate inputs are
+            converted together with the other columns of their type.
+        _blocks: the name of each group in `NarrowedFeeds.sent`, or an empty string for the group of texts. Empty if the
+            graph takes the types of the signature.
     """
 
     def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
@@ -295,7 +295,7 @@ def compile_fast_tensor_decoder(
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from tensors by dtype and shape, or None if more checks are needed.
 
-    The result is None for texts and conversions, except for a single tensor that is a matrix.
+    The result is None if there are texts or a dtype must be converted, except for a single tensor that is a matrix.
     """
     decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
@@ -320,9 +320,9 @@ def compile_fast_tensor_decoder(
 
 
 def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds from rows of the only tensor. It returns None for any data but lists that fit.
+    """Return a function that makes feeds from rows of the only tensor, and that returns None if the rows do not fit.
 
-    The result is None unless the tensor is a matrix of fixed width with a dtype that a column can have.
+    Return None instead of a function unless the tensor is a matrix of fixed width with a dtype that a column can have.
     """
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
@@ -345,7 +345,7 @@ def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[s
 
 
 def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
-    """Return an input-like block for the numbers or booleans of each type; none if an input has the name of a block."""
+    """Return a block (an `Input`) for each numeric or boolean type; no blocks if an input has the name of a block."""
     members: dict[str, list[str]] = {}
     for column in columns:
         if column.type != "string":  # The input of a string column stores the text unchanged.
@@ -360,8 +360,8 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
 def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[object]], Feeds | None]:
     """Return a decoder for a single row that does the same as `_MatrixDecoder.from_matrix` in a quarter of the time.
 
-    It returns None for a null or an overflow. `form` is the `struct` format of the graph's numbers. `block` is the name
-    of the row in `NarrowedFeeds.sent`, or empty if the graph takes the row unchanged.
+    The decoder returns None for a null or an overflow. `form` is the `struct` format of the graph's numbers. `block` is
+    the name of the row in `NarrowedFeeds.sent`, or empty if the graph takes the row unchanged.
     """
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")

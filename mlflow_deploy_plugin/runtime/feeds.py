@@ -27,7 +27,7 @@ _TEXT_BYTES = 64  # The size of a str object without its characters.
 ArrayLayout = tuple[str, str, Sequence[int], int]
 """The name, dtype (`str`: texts), shape and number of bytes of an array."""
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
-"""Each symbolic name that several dimensions share, with these dimensions as (input, axis)."""
+"""The dimensions, as (input, axis), of each symbolic name that several dimensions share."""
 
 
 class NarrowedFeeds(dict[str, Array]):
@@ -45,19 +45,19 @@ def object_array(values: Sequence[object]) -> Array:
 
 
 def as_table(array: Array) -> Array:
-    """Return an array of [N, …] as [N, values per row]. numpy cannot derive their number if N is 0."""
+    """Return an array as a table, [N, values per row]. numpy's reshape cannot derive the width if N is 0."""
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
 def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return feeds and the same rows as they were sent. A constructor would take three times as long."""
+    """Return feeds that contain the same rows as they were sent. A constructor would take three times as long."""
     feeds = NarrowedFeeds(fed)
     feeds.sent = sent
     return feeds
 
 
 def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return the arrays as they were sent. They are the feeds unless the graph takes narrower numbers."""
+    """Return the arrays as they were sent: the feeds, unless the graph takes narrower numbers."""
     return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
 
 
@@ -66,7 +66,7 @@ def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
 
     def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
         if len(arrays) == 1:
-            return dict(arrays[0])  # The arrays are not copied.
+            return dict(arrays[0])  # A single request is not copied.
         return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
 
     if all(isinstance(part, NarrowedFeeds) for part in parts):
@@ -88,7 +88,7 @@ def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:
-    """Return the number of rows: the maximum if they differ, 0 if no array has rows."""
+    """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if no array has rows."""
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
@@ -105,7 +105,7 @@ def array_bytes(arrays: Mapping[str, Array]) -> int:
 def pack_arrays(
     arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
 ) -> tuple[list[ArrayLayout], list[memoryview]]:
-    """Return the layout of each array, which can be written as JSON, and the contents."""
+    """Return the layout of each array, which can be written as JSON, and the contents of the arrays."""
     layout: list[ArrayLayout] = []
     contents: list[memoryview] = []
     for name, array in arrays.items():
@@ -120,7 +120,7 @@ def pack_arrays(
 def unpack_arrays(
     layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
 ) -> tuple[dict[str, Array], memoryview]:
-    """Reverse `pack_arrays` and also return the remaining content. Arrays of numbers are views of `content`.
+    """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of numbers are views of `content`.
 
     Raises ValueError or TypeError if the layout or the contents are malformed.
     """
@@ -152,7 +152,7 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
 
 
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
-    """Return a message about dimensions of one name with different sizes; empty if there are none."""
+    """Return a message about dimensions that share a name but not a size; empty if there are no such dimensions."""
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
         if len(set(sizes)) > 1:
@@ -166,7 +166,7 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
 
 
 def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
-    """Return the reason why the first dimensions are not rows; empty if they are rows or the model has columns."""
+    """Return the reason why the first dimensions are not rows; empty if they are, or if the model has columns."""
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
@@ -187,7 +187,7 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:
-    """Return the reason why a request has a fixed number of rows; empty if it is free or the model has no graph."""
+    """Return the reason why a request has a fixed number of rows; empty if the number is free or there is no graph."""
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""

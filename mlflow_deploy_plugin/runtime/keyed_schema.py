@@ -37,7 +37,7 @@ class KeyedSchema(Schema):
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         own = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
-            own = [self.split(record)[0] for record in records]  # The columns without the keys form the tensor.
+            own = [self.split(record)[0] for record in records]  # The columns other than the keys form the tensor.
         feeds = self.model.from_records(own)
         return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
 
@@ -65,7 +65,7 @@ class KeyedSchema(Schema):
     def attach(self, feeds: Feeds, keys: Mapping[str, Any]) -> NarrowedFeeds:
         """Return the feeds with the values of the keys.
 
-        Raises SchemaMismatch if a key does not have one value per row, or a value is a list or an object.
+        Raises SchemaMismatch if a key does not have one value per row, or if a value of a key is a list or an object.
         """
         rows, arrays = self.count_rows(feeds), {}
         for name in self.keys:
@@ -94,12 +94,12 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
 
 
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return the same feeds with the arrays of keys, which are captured."""
+    """Return the feeds together with the arrays of keys, which are captured."""
     return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
 
 
 def key_array(name: str, values: Sequence[object] | Array) -> Array:
-    """Return the values of a key, [N]: numbers or booleans, or objects if there are texts or missing values.
+    """Return an array of a key's values: numbers or booleans, or objects if a value is a text or missing.
 
     Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an object.
     """

@@ -1,7 +1,7 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both have the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME` for
-other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared as text.
+Such a table has the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME`
+for other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared as text.
 """
 
 import math
@@ -23,7 +23,7 @@ _TRUTH = {"true": "1", "false": "0"}
 def to_log_columns(
     schema: Schema, prediction: tuple[str, ...], feeds: Mapping[str, Array], outputs: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Return columns of [N] (tensors and outputs of higher rank: [N, …]) by name, in a stable order."""
+    """Return the columns of a request by name, [N] each (tensors: [N, …]), in a stable order."""
     columns = schema.to_columns(feeds)
     for name, array in outputs.items():
         columns[output_column(prediction, name, array)] = array
@@ -42,8 +42,8 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the rows with the numbers in the types of the signature. Fractions are rounded.
 
-    CSV files have 64-bit numbers, and integers and booleans that are stored as floats. If the conversion would change
-    an integer, the column remains unchanged, and a later check reports its name. The log must use
+    A CSV file has only 64-bit numbers, and may have floats for integers and booleans. If the conversion would change an
+    integer, the column remains unchanged, and a later check reports the column. Rows of the log must use
     `cast_columns_losslessly`. `dtypes` are numpy dtypes; a column that is not in `dtypes` remains unchanged.
     """
     cast = dict(rows)
@@ -51,7 +51,7 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
         if name not in dtypes:
             continue
         dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
-        # An integer column accepts any numbers, but a float column only floats, so that integers stay recognisable.
+        # An integer column accepts any numbers. A float column accepts only floats, so that integers stay integers.
         sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
         if values.dtype.kind not in sources:
             continue
@@ -67,7 +67,7 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
 
 
 def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the rows. A column is cast to the type of the signature if the cast is lossless for every value.
+    """Return the rows, with a column in the type of the signature if this cast is lossless for every value.
 
     `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes` remain unchanged.
     """
@@ -88,7 +88,7 @@ def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]
 def _is_in_range(floats: Array, integers: Array) -> bool:
     """Return True if the floats are within the range of the integers' type.
 
-    A round trip does not detect the first float above the range: the largest integers round to it, and processors clip.
+    Casting back and forth would accept the first float above the range: the largest integers round to this float.
     """
     if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
         return True
@@ -97,9 +97,9 @@ def _is_in_range(floats: Array, integers: Array) -> bool:
 
 
 def as_key(value: object) -> str | None:
-    """Return the text that is used to compare a key: `as_text`, but 1 and 0 for booleans in any spelling.
+    """Return the text to compare a key by: `as_text` of the value, but 1 or 0 for a boolean in any spelling.
 
-    The log may contain a boolean as a number, and a CSV file contains True.
+    The same boolean may be 1 in the log and True in a CSV file.
     """
     text = as_text(value)
     return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text

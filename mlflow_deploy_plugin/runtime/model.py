@@ -42,13 +42,13 @@ _DTYPES = {
 _UNKNOWN = re.compile(r"unk__\d+$")
 """The names that tf2onnx and shape inference generate for unknown sizes. They are not dimension names."""
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
-"""Operators that crash the process without an exception if they receive no rows, steps or pixels (1.31)."""
+"""The operators of ONNX Runtime 1.31 that crash the process if they receive no rows, steps or pixels."""
 _SMALL_RUN = (16,)
-"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar, with shape (), is below it."""
+"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar always needs little memory."""
 RUN_ROWS = 2**12
-"""The maximum rows of a table in one run. More rows are not computed faster, and their layers take more memory."""
+"""The maximum number of rows in one run. Larger runs take more memory and are not faster per row."""
 _VALUES_OF_ONE = {"str": 4, "map": 16}
-"""The number of numeric values that take as much memory as one text, or one mapping of a ZipMap."""
+"""The number of numeric values that take as much memory as one text, or as one mapping of a ZipMap."""
 
 
 class Predictor(Protocol):
@@ -69,7 +69,7 @@ class Predictor(Protocol):
     def unavailable_reason(self) -> str: ...
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Compute the named outputs (default: all) for feeds made by `schema`.
+        """Compute the named outputs (default: all outputs) for feeds that `schema` has made.
 
         Raises:
             InferenceError: the model refuses the input.
@@ -96,7 +96,7 @@ def too_many_values(most: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueBody:
-    """The body of a request that only the version can decode, since some of its inputs are not arrays.
+    """The body of a request that only the version can decode, because some inputs of the version are not arrays.
 
     If `is_streamed` is True, the answer is sent as events. `keys` are columns that are captured but not model inputs.
     """
@@ -111,7 +111,7 @@ class OpaqueBody:
 class OpaqueResponse:
     """The JSON that answers an `OpaqueBody`.
 
-    `feeds` and `outputs` contain the parts that are arrays, named as in `Predictor.run`; they may be empty.
+    `feeds` and `outputs`, which may be empty, contain the inputs and outputs that are arrays, as in `Predictor.run`.
     """
 
     content: bytes
@@ -149,13 +149,13 @@ class OnnxModel:
         # An output whose first dimension has another name does not have rows. An example is the frames of a sound.
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         if artifact.flavor != "onnx":
-            of_rows.add(("batch",))  # The converters give this name to the rows of every output.
+            of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         row_outputs = [
             output
             for output in outputs
             if self._has_columns or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
         ]
-        self._row_values = sum(  # A free size counts as 1 until it is computed.
+        self._row_values = sum(  # A free size counts as 1 until a run shows the size.
             _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:])) for output in row_outputs
         )
         self._has_free_sizes = any(
@@ -199,7 +199,7 @@ class OnnxModel:
     def run(
         self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
     ) -> dict[str, Array]:
-        """Do the same as `Predictor.run`, but without a queue. Errors count rows from `first_row`."""
+        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors count from `first_row`."""
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
             reason = f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
@@ -245,7 +245,7 @@ class OnnxModel:
     def try_out(self, feeds: Feeds, seconds: float) -> None:
         """Run a new graph for the first time. Raises the errors of `run`, and InvalidArtifact after a timeout."""
         options = quiet_options()
-        options.add_run_config_entry("gpu_graph_id", "-1")  # Its inputs have no fixed address (`runtime/binding.py`).
+        options.add_run_config_entry("gpu_graph_id", "-1")  # CUDA graphs need fixed addresses.
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
@@ -261,7 +261,7 @@ class OnnxModel:
             check_rows(values.pop(), self._reason)
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """Return the bare array of a single prediction output, or a mapping of several.
+        """Return the array of a single prediction output, or a mapping of several prediction outputs.
 
         A stock `onnx` model returns a mapping, like its pyfunc in MLflow. For columns, or a table without a signature,
         the result is an array with one record per row, unless an output has several values per row.
@@ -289,7 +289,7 @@ class OnnxModel:
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
-    """Bind graph inputs to the signature by name. Otherwise bind the stacked columns to the only input."""
+    """Bind graph inputs to the signature by name. If the names differ, bind the stacked columns to the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
     outputs = tuple(
         # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to probability per row.

@@ -1,4 +1,4 @@
-"""The values that the original of a model refuses. They are refused before the graph computes an answer for them.
+"""The values that the original of a model refuses. The schema refuses them before the graph computes an answer.
 
 scikit-learn raises an error for some missing or infinite numbers and unknown categories, but an ONNX graph computes an
 answer. The parity check finds these columns (`flavor/parity.py`), and the schema checks each request here. If a later
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
 
 REFUSED_ROWS = "onnxserve_refused_rows"
-"""The graph's output [N] that marks refused rows. The metadata of the graph has the reason under the same name."""
+"""The graph's output that marks refused rows, [N]. In the graph's metadata, this name has the reason of the refusal."""
 
 
 class CheckedColumn(NamedTuple):
@@ -40,7 +40,7 @@ class ValueCheck(NamedTuple):
 
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
-        complete / finite: the columns that refuse missing or infinite numbers.
+        complete / finite: the columns that refuse missing numbers / infinite numbers.
         categories: (column, known values, the values in an error message).
     """
 
@@ -63,7 +63,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         categories = []
         for column in columns:
             known = refusals.categories.get(column.name, ())
-            # If an encoder learned numbers, an input of texts may contain digits, which are not compared.
+            # Texts are compared only with texts: if an encoder learned numbers, an input of texts may contain digits.
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
                 allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
@@ -82,8 +82,8 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     """Raise SchemaMismatch if a number is missing or infinite, or a value is not a category of its column."""
     for name, complete, finite, categories in checks:
         array = arrays[name]
-        # The product is NaN or infinite if one number is. It takes half the time of `isfinite` and does not warn about
-        # overflow. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
+        # The product is NaN or infinite if one number is. The product takes half the time of `isfinite` and does not
+        # warn. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
         if (complete or finite) and not (
             np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
         ):
@@ -93,7 +93,7 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
             values = column.values(array).tolist()
             if not known.issuperset(values):
                 row, value = next((row, value) for row, value in enumerate(values) if value not in known)
-                near = allowed if isinstance(value, str) else ()  # A number such as 17 is not a misspelt 18.
+                near = allowed if isinstance(value, str) else ()  # No number is suggested: 17 is not a misspelt 18.
                 hint = did_you_mean(str(value), near, f"the allowed values are {join_names(allowed)}")
                 why = f"{column.label}, row {row}: {short_repr(value)} is not a known category of the model{hint}"
                 raise SchemaMismatch(why, column=column.name)
@@ -110,6 +110,6 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
-    """Raise InferenceError if the graph has marked a row. `first_row` is the position of the first row of the array."""
+    """Raise InferenceError if the graph has marked a row. `first_row` is the number of the first row of `refused`."""
     if np.count_nonzero(refused):  # NaN also counts as a mark.
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")

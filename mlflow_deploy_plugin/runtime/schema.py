@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.runtime.values import (
 )
 
 _MAX_FILLED = 10_000_000
-"""The maximum number of omitted values that are filled in, or the number of sent values if that is larger."""
+"""The maximum number of omitted values that are filled in. If more values were sent, their number is the maximum."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Schema:
     """The inputs of one model, and the methods that convert data into feeds.
 
     Attributes:
-        columns / tensors: the columns or the tensors of the signature; one of them is empty.
+        columns / tensors: the signature's columns or tensors; one of the two tuples is empty.
         has_rows: True if the first dimension of every tensor is its rows. Otherwise a request counts as one row.
         keys: additional columns that are captured but not fed (`keyed_schema.py`).
         is_foreign: True if another exporter made the graph. Exporters give unrelated dimensions the same name, so only
@@ -79,7 +79,7 @@ class Schema:
         return frozenset(column.name for column in self.columns if column.is_binary)
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
-        """Return feeds from columns (or tensors) by name, each a list or an array of N.
+        """Return feeds from columns (or tensors) by name, each a list or an array of the rows.
 
         Raises SchemaMismatch if a column is missing, mistyped or has another length, or if there are no rows.
         """
@@ -142,7 +142,7 @@ class Schema:
         return self.from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
-        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). See `from_columns`."""
+        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). Raises as `from_columns`."""
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
@@ -230,7 +230,7 @@ class Schema:
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
-        """The arrays that may contain sent rows: the graph's inputs and the blocks of numbers that it narrows."""
+        """The arrays that may contain sent rows: the graph's inputs and the blocks of narrowed numbers."""
         return (*self.inputs, *self._blocks)
 
     @cached_property
@@ -240,7 +240,7 @@ class Schema:
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """One block per type of numbers, with its dtype. Empty if the graph's inputs are wide enough."""
+        """One block per type of numbers, with the type's dtype. Empty if the graph's inputs are wide enough."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
@@ -288,7 +288,7 @@ class Schema:
         return rows
 
     def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
-        """Return feeds from a table by column name. Either all columns are lists, or all are arrays.
+        """Return feeds from a table by column name. The columns are either all lists or all arrays.
 
         A single tensor takes a single column or, with rank 2, all columns in order. Raises as `from_columns`.
         """
@@ -335,14 +335,14 @@ class Schema:
         sent = {}
         for entry, tensor in self._bound_tensors:
             values = data[tensor.name]
-            # If columns are stacked in an input, its type is not the type of the signature.
+            # The input of stacked columns may have another type than the signature.
             is_typed = entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
             sent[entry.name] = values if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
     def _taken(self, feeds: Feeds) -> Feeds:
-        """Return the feeds. Raises SchemaMismatch if the original of the model refuses one of their values."""
+        """Return the feeds. Raises SchemaMismatch if the original of the model refuses a value in the feeds."""
         if self._checks:
             if isinstance(feeds, NarrowedFeeds):
                 check_values(self._sent_checks, feeds.sent)
@@ -397,19 +397,19 @@ def compile_schema(
 
 
 def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
-    """Return a table column as a tensor. A cell is the only value of its row, or all values, flattened as in MLflow."""
+    """Return a table column as a tensor. A cell has the only value of a row, or all values, flat as in MLflow."""
     inner = tensor.shape[1:]
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)
         inner = (values,) if inner == (-1,) else inner
-        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # All other cases are checked later.
+        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # `convert_tensor` checks the rest.
         return cells.reshape(len(cells), *inner) if is_fit else cells
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
     rows = []
     for cell in cells:
         is_flat = isinstance(cell, list) and len(inner) > 1 and not any(isinstance(value, list) for value in cell)
-        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # All other cases are checked later.
+        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # `convert_tensor` checks all other cells.
             for size in inner[:0:-1]:
                 cell = [cell[start : start + size] for start in range(0, len(cell), size)]
         rows.append(cell)
@@ -417,7 +417,7 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
-    """Return the columns of one ONNX input as [N, columns], or as [N] if the graph requires a vector."""
+    """Return the columns of one ONNX input as one array: [N, columns], or [N] if the graph requires a vector."""
     dtype = numpy_dtype(entry.dtype)
     if len(entry.columns) == 1:
         only = arrays[entry.columns[0]].astype(dtype, copy=False)

@@ -1,4 +1,4 @@
-"""An ONNX Runtime session with explicit providers and threads. It fails if the specified device cannot be used.
+"""An ONNX Runtime session with explicit providers and threads. Opening fails if the specified device cannot be used.
 
 Optimised graphs are not stored, because storing them makes the first load slower (653 instead of 202 ms for 201 MB).
 """
@@ -51,9 +51,9 @@ class Placement:
 
     Attributes:
         device_id: the CUDA index of the GPU.
-        options: the provider options. For an option that is None, ONNX Runtime's default applies.
-        engine_cache: the default folder for TensorRT engines. If it is None, engines are not stored.
-        io_binding: inputs are first copied into page-locked buffers (`runtime/binding.py`), as CUDA graphs require.
+        options: the provider options. An option that is None has ONNX Runtime's default.
+        engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
+        io_binding: True to copy inputs into page-locked buffers first (`runtime/binding.py`), as CUDA graphs require.
     """
 
     device: Device = "cpu"
@@ -95,7 +95,7 @@ OLDEST_ONNXRUNTIME = (1, 29)
 
 
 def import_onnxruntime() -> Any:
-    """Return the module, with telemetry disabled unless the environment enables it.
+    """Return the module, with telemetry disabled unless the environment enables telemetry.
 
     Since 1.29, importing ONNX Runtime writes a machine id into HOME and reports loaded models to Microsoft. Raises
     RuntimeMissing if ONNX Runtime is not installed.
@@ -131,7 +131,7 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(","):  # The list is empty in cgroups 2.
+            if controllers == "" or controller in controllers.split(","):  # In cgroups 2, the line has no controllers.
                 top = _CGROUPS / controller if controllers else _CGROUPS
                 folder = top / path.lstrip("/")
                 yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
@@ -160,7 +160,7 @@ def open_session(
     check_device_libraries(module, device)
     options = session_options(module, device, intra_op_num_threads)
     try:
-        # ONNX Runtime's own fallback would retry on the CPU, which the options forbid, and report the wrong error.
+        # ONNX Runtime's own fallback would retry on the CPU. The options forbid the CPU, so the error would be wrong.
         session = module.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
@@ -207,7 +207,7 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
-        with contextlib.suppress(Exception):  # The run ends before its first node, and then the arena shrinks.
+        with contextlib.suppress(Exception):  # This run computes no node; at its end, the arena shrinks.
             self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
@@ -216,12 +216,12 @@ class _ArenaKeeper:
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
-        self._grown: set[weakref.ref[Arena]] = set()  # Each operation on the set is atomic.
+        self._grown: set[weakref.ref[Arena]] = set()  # No lock: each operation on the set is atomic.
         self._starting = threading.Lock()
         self._thread = threading.Thread()
 
     def is_memory_short(self) -> bool:
-        """Return True if this process uses more memory than the limit. Usually the peak, in 1 µs, is sufficient."""
+        """Return True if this process uses more memory than the limit. Read the peak first, which takes 1 µs."""
         if getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
             return False
         with contextlib.suppress(OSError):
@@ -243,11 +243,11 @@ class _ArenaKeeper:
             for reference in list(self._grown):
                 arena = reference()
                 if arena is None or arena.is_idle() or self.is_memory_short():
-                    # Discard before shrinking, so that a run that ends later adds the arena again.
+                    # Discard the arena before it shrinks, so that a run that ends meanwhile adds the arena again.
                     self._grown.discard(reference)
                     if arena is not None:
                         arena.shrink()
-                del arena  # A replaced version is freed while this thread sleeps.
+                del arena  # Without the reference, a replaced version is freed during the next sleep.
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
@@ -260,7 +260,7 @@ def memory_limit() -> int:
     limits = [physical_memory()]
     for folder in cgroup_folders("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):  # The files of cgroups 2 and cgroups 1.
-            with contextlib.suppress(OSError, ValueError):  # The value may be "max".
+            with contextlib.suppress(OSError, ValueError):  # A file may be absent or contain "max".
                 limits.append(int((folder / name).read_text()))
     return min(limits)
 
@@ -289,7 +289,7 @@ def describe_error(error: Exception) -> str:
 
 
 def check_device_libraries(module: ModuleType, device: Device) -> None:
-    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver does not provide it."""
+    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
     if device == "cpu":
         return
     if _PROVIDERS[device] not in module.get_available_providers():

@@ -22,8 +22,8 @@ Outputs = Mapping[str, Array]
 class ShadowComparison:
     """The comparison of two sets of outputs for the same rows. `same` is bool [N].
 
-    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers. It is not finite if
-    only one of two values is a number, and empty if the outputs have no such numbers.
+    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers. A difference is not
+    finite if only one of two values is a number. The array is empty if no output has such numbers.
     """
 
     same: Array
@@ -35,7 +35,7 @@ def compare_outputs(
 ) -> ShadowComparison:
     """Compare the outputs of two graphs for the same rows.
 
-    Raises InferenceError if they have no common outputs or different numbers of rows.
+    Raises InferenceError if the graphs have no common outputs or returned different numbers of rows.
     """
     rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
     if rows != shadow_rows:
@@ -79,12 +79,12 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 def _pairs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield pairs of corresponding arrays, [N, k] each: the same name, otherwise the same position in their role."""
+    """Yield pairs of outputs, [N, k] each, that have the same name or otherwise the same position in the same role."""
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in others.values()}
     for position, output in ours.items():
         other = by_name.get(output.name) or others.get(position)
-        if other is None:  # The corresponding output is unknown.
+        if other is None:  # Skip an output without a counterpart.
             continue
         left, right = outputs[output.name], shadow_outputs[other.name]
         if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
@@ -96,7 +96,7 @@ def _pairs(
 
 
 def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
-    """Return all outputs except labels, by role, position in the role and number of outputs in the role."""
+    """Return all outputs except labels, by (role, position in the role, number of outputs in the role)."""
     roles: dict[str, list[Output]] = {}
     for output in artifact.outputs:
         if output.name in outputs and output.role != "label":
@@ -111,7 +111,7 @@ def _are_floats(left: Array, right: Array) -> bool:
 
 
 def _difference(left: Array, right: Array) -> Array:
-    """Return float64 [N], the largest difference of each row: 0 if both values are NaN, NaN if only one is."""
+    """Return the largest difference of each row, float64 [N]. Two NaN differ by 0; a NaN and a number differ by NaN."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
     difference[(left == right) | ((left != left) & (right != right))] = 0.0

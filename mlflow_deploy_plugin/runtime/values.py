@@ -1,7 +1,7 @@
-"""Check values and convert them into a column or a tensor of the signature's type.
+"""Checks of values, and their conversion into a column or a tensor of the signature's type.
 
 The rules follow MLflow's signature enforcement: floating-point columns accept integers. In lists, integer columns
-accept numbers such as 20.0. All other types are errors, which contain the column, the row and the value.
+accept numbers such as 20.0. Any other type is an error, whose message has the column, the row and the value.
 """
 
 import reprlib
@@ -24,7 +24,7 @@ _ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s"
 _KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value for each numpy kind. Strings are in object arrays."""
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
-"""The numpy kinds that can be converted to an array of this kind."""
+"""The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
@@ -62,8 +62,8 @@ def short_repr(value: object) -> str:
 def convert_column(column: Column, values: Sequence[object] | Array, missing: str | Missing | None) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
-    `missing` is the text that replaces a missing string. `Missing.KEPT` keeps None, and None makes it an error. Raises
-    SchemaMismatch if a value has another type, is out of range, or is missing in a type without missing values.
+    `missing` is the text that replaces a missing string. `Missing.KEPT` keeps the string None; None raises the error.
+    Raises SchemaMismatch if a value has another type, is out of range, or is missing in a type without missing values.
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
@@ -71,7 +71,7 @@ def convert_column(column: Column, values: Sequence[object] | Array, missing: st
     listed: Sequence[object] = values.tolist() if isinstance(values, np.ndarray) else values
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
-    if set(map(type, listed)) == {str}:  # This is the usual case, and it is ten times as fast.
+    if set(map(type, listed)) == {str}:  # Check the usual case first, which is ten times as fast.
         return values.astype(object, copy=False) if isinstance(values, np.ndarray) else object_array(listed)
     strings = np.empty(len(listed), dtype=object)
     for row, value in enumerate(listed):
@@ -96,7 +96,7 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        # numpy has converted integers to floats because of a fraction. Above 2**53, such a float may be another number.
+        # numpy converts integers to floats if one number is a fraction. Above 2**53, the float may be another number.
         limits = np.iinfo(dtype)
         low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
         if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
@@ -119,7 +119,7 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
-    """Return the array in this dtype. Raises SchemaMismatch on overflow if numpy's `errstate` raises an error."""
+    """Return the array in this dtype. Raises SchemaMismatch on overflow, if numpy's `errstate` raises errors."""
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
@@ -144,7 +144,7 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
 
 
 def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
-    """Refuse values for which numpy would allocate gigabytes: with a long text, numpy pads every number to its size."""
+    """Refuse values for which numpy would allocate gigabytes, because numpy pads every number to the longest text."""
     level: Sequence[Any] = [values]
     is_ragged = False
     for _ in range(len(tensor.shape) + 1):
@@ -186,7 +186,7 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
 
 
 def _kind_of(kind: type) -> str:
-    """Return f, i, b or s for the type of a value, n for None, and ? for any other type."""
+    """Return the kind of a value's type: f, i, b or s, n for None, and ? for any other type."""
     if issubclass(kind, bool | np.bool_):
         return "b"
     if issubclass(kind, int | np.integer):
