@@ -1,4 +1,4 @@
-"""The model of a captured request, which binds arrays to the columns of the log and selects the captured columns.
+"""The model of a captured request: it binds arrays to the columns of the log and selects the captured columns.
 
 A masked column contains keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text, hexadecimal), both in the spool
 and in the log. With the same key, equal values have equal hashes. Without the key, values cannot be found by guessing.
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.log_columns import (
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"
-"""A file in a server's state folder. Another server with a copy of the file creates the same hashes."""
+"""The file of the key, in a server's state folder. A server with a copy of this file creates the same hashes."""
 STREAM_OUTPUT = "stream"
 """The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None
@@ -42,7 +42,7 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: hashlib.blake2b | None = None  # A copy of a keyed hash takes half the time of a new hash.
+        self._keyed: hashlib.blake2b | None = None  # Copying this keyed hash takes half the time of creating a hash.
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and a key cannot be created."""
@@ -52,11 +52,11 @@ class ColumnMask:
             raise InvalidConfig(f"the key of masked columns cannot be read or created: {error.strerror}") from None
 
     def hash_column(self, values: Array) -> list[str | None]:
-        """Return [N] hashes; None for a missing value. Values of shape [N, …] have one hash per row.
+        """Return the hashes of a column's values: one per row, None for a missing value. A row may have several values.
 
         Raises OSError if the key cannot be read or created, and InvalidConfig if the file does not contain a valid key.
         """
-        if values.shape == (1,):  # This is the usual case; the general code takes three times as long.
+        if values.shape == (1,):  # The usual case, in a third of the time of the general code.
             return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
         # `tolist` would convert a float32's 0.1 to a different number.
         rows = list(values) if values.dtype == np.float32 else values.tolist()
@@ -66,7 +66,7 @@ class ColumnMask:
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
-        """Return the values with those under `names` hashed. Raises as `hash_column`."""
+        """Return the values, with hashes instead of the values of `names`. Raises as `hash_column`."""
         return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
 
     def _hash(self, value: object) -> str | None:
@@ -81,8 +81,8 @@ class ColumnMask:
 
 
 def _read_key(path: Path) -> bytes:
-    """Return the key that the file contains in hexadecimal. If there is no file, create a new key."""
-    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # All workers must use the same key.
+    """Return the key that the file contains in hexadecimal. If there is no file, create the file with a new key."""
+    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # All workers get the same key.
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:
@@ -98,15 +98,15 @@ def _read_key(path: Path) -> bytes:
 class CapturedModel:
     """A model that binds the arrays of a captured request to columns for `runtime.to_log_columns`.
 
-    There is one object per loaded version and selection of columns; it is compared by identity (`eq=False`).
+    There is one object per loaded version and selection of columns; objects are compared by identity (`eq=False`).
 
     Attributes:
-        schema: the kept columns, and the names of the arrays that contain them as they were sent.
+        schema: the kept columns, and the names of the arrays that contain these columns as they were sent.
         outputs: the names of the graph's outputs; None if they are unknown.
-        mask: the log columns that are masked; the kept arrays do not contain their values.
+        mask: the log columns that are masked; the kept arrays do not contain the masked values.
         cuts: for each input with excluded columns, the positions of the kept columns, [columns] intp.
         left_out: the outputs that are not kept; PREDICTION means all outputs of a model with unknown outputs.
-        masked: for each input with masked columns, (column, position); None if the complete input is the column.
+        masked: (column, position) by input with masked columns; the position is None if the column is the whole input.
         keys: columns that are captured and not passed to the model; each key is an input of the schema.
     """
 
@@ -133,7 +133,7 @@ class CapturedModel:
         return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
-        """Return the column of this output in the form of `masked` if it is masked, otherwise an empty list."""
+        """Return the column of this output in the form of `masked` if the column is masked, otherwise an empty list."""
         column = output_column(self.prediction, name, array)
         is_masked = column in self.mask or (self.outputs is None and PREDICTION in self.mask)
         return [(column, None)] if is_masked else []
@@ -201,7 +201,7 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
         is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        # The inputs or outputs of a model without a signature are known only when a request arrives.
+        # Accept any name if the model has no signature: the first request shows the inputs and outputs.
         if name in known or (model.outputs is None if is_output else not inputs):
             continue
         hint = did_you_mean(name, known, f"the columns are {', '.join(known[:20])}")
@@ -216,7 +216,7 @@ def encode_model(model: CapturedModel) -> bytes:
 
 
 def decode_model(encoded: memoryview) -> CapturedModel:
-    """Decode the bytes of `encode_model`. Raises ValueError, KeyError or TypeError if they are malformed."""
+    """Return the model that `encode_model` encoded. Raises ValueError, KeyError or TypeError for malformed bytes."""
     document = orjson.loads(encoded)
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]

@@ -1,7 +1,7 @@
 """The byte format of captured requests and of feedback, which are labels that callers send for earlier predictions.
 
 Requests with the same arrays share a layout, which is written once: JSON that lists the arrays in order, with their
-dtypes and the shape of a row. A request consists of a fixed-size head, both ids, and the arrays: numbers in their
+dtypes and the shape of a row. A request consists of a fixed-size head, its two ids, and the arrays: numbers in their
 memory format, and strings as JSON after its length. With a plan, encoding takes a comparison and one copy per array.
 """
 
@@ -19,12 +19,12 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask,
 from mlflow_deploy_plugin.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
-"""A request with this status or a higher status has no prediction."""
+"""The lowest HTTP status of a request without a prediction."""
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
-"""The maximum number of plans. If it is exceeded, the cache is emptied."""
+"""The maximum number of plans in the cache. Above the maximum, the cache is emptied."""
 Layout = dict[str, Any]
 _form: Callable[[Array], tuple[tuple[int, ...], Dtype]] = attrgetter("shape", "dtype")
 
@@ -52,21 +52,21 @@ class RequestRecord(NamedTuple):
 
 
 KeptArray = tuple[int, bool, Array | None]
-"""An array: position, True if text, and indices of the kept columns (None: all). A named tuple would be slower."""
+"""An array: its position, True for texts, and the indices of the kept columns (None: all). A named tuple is slower."""
 MaskedColumn = tuple[int, int | None]
 """A masked column: the position of its array, and its index in the array (None if the array is the column)."""
 
 
 @dataclass(slots=True, eq=False)
 class EncodingPlan:
-    """The encoding of arrays with exactly these names, shapes and dtypes.
+    """The encoding of requests whose arrays have the same names, shapes and dtypes.
 
     Attributes:
-        layout: the JSON for the reader.
+        layout: the JSON that describes the arrays for the reader.
         forms: the shape and dtype of each array.
         rows: the number of rows of the request, of which `kept_rows` are written.
         is_plain: True if all arrays are written unchanged.
-        segment, reference: the last segment that contains the layout, and the first bytes of a request's payload there.
+        segment, reference: the last segment that contains the layout, and the first bytes of request payloads in it.
     """
 
     model: CapturedModel
@@ -100,7 +100,7 @@ class RequestEncoder:
         """Encode the first `max_rows` rows of a request. Return the plan and the pieces of the payload.
 
         An array is omitted if it does not have one entry per row, contains objects other than texts, or is excluded. If
-        the model has no rows, a request is one row of complete arrays.
+        the model has no rows, the complete arrays of a request are one row.
         """
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
@@ -149,7 +149,7 @@ def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
 def decode_layout(
     payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
 ) -> tuple[CapturedModel, Layout]:
-    """Return the layout at `offset` and its model. All layouts of a model share one object.
+    """Return the layout at `offset` and its model. All layouts of a model share one model object.
 
     `payload_of` returns the payload at an offset of the segment. `models` caches decoded models by offset. Raises
     ValueError, KeyError or TypeError if the layout or the model is missing or malformed.
@@ -185,7 +185,7 @@ def _make_plan(
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
         holds_objects = is_text and array.size and name not in model.keys and not isinstance(array.flat[0], str | None)
         if array.shape[:1] != (rows,) or holds_objects:
-            continue  # The log has no column type for this array.
+            continue  # Skip an array for which the log has no column type.
         for column, index in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
             sides["masked"].append((column, "str", ()))
             masked.append((position, index))
@@ -223,7 +223,7 @@ class Feedback(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedbackFrame:
-    """The feedback of a request, received at `received_time` in microseconds since 1970 (UTC).
+    """The labels of one feedback request, received at `received_time` in microseconds since 1970 (UTC).
 
     The segment's name and the frame's `offset` identify duplicates.
     """
@@ -235,12 +235,12 @@ class FeedbackFrame:
 
 
 def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
-    """Return the payload of a frame without its kind."""
+    """Return the payload of a feedback frame, without the byte of its kind."""
     return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
 
 
 def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
-    """Decode a payload of `encode_feedback`. Raises ValueError or TypeError if the payload is malformed."""
+    """Return the feedback in a payload of `encode_feedback`. Raises ValueError or TypeError for a malformed payload."""
     fields: list[Any] = orjson.loads(payload)
     endpoint, received_time, entries = fields
     return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 SUFFIX = ".seg"
 SHIPPED = ".shipped"
-"""The suffix of the file next to a segment that contains the number of its bytes in the inference log."""
+"""The suffix of a file next to a segment. The file contains the number of the segment's bytes in the inference log."""
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the referenced frame
@@ -40,7 +40,7 @@ def segments(spool: Path) -> list[Path]:
     """Return the segments in the spool, oldest first."""
     by_time: list[tuple[int, Path]] = []
     for path in spool.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # The agent has just removed the segment.
+        with contextlib.suppress(FileNotFoundError):  # The agent may just have removed the segment.
             by_time.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(by_time)]
 
@@ -50,7 +50,7 @@ def spool_bytes(spool: Path) -> int:
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # The agent has just removed the file.
+            with contextlib.suppress(FileNotFoundError):  # The agent may just have removed the file.
                 size += entry.stat().st_size
     return size
 
@@ -113,7 +113,7 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     while offset + size <= len(content):
         magic, length, checksum = unpack(content, offset)
         stop = offset + size + length
-        # A slice copies the bytes, which is faster than a view.
+        # Copying a slice is faster than a view.
         if magic == MAGIC and stop <= len(content) and checksum_of(content[offset + size : stop]) == checksum:
             begins.append(offset)
             lengths.append(length)

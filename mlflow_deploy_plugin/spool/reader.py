@@ -1,4 +1,4 @@
-"""The spool's reader, which reads requests in batches without a Python object per request.
+"""The reader of the spool. It reads requests in batches, without a Python object per request.
 
 numpy reads each field of all requests of a layout in one call: a million requests of 30 floats take one second instead
 of fifteen (benchmarks/RESULTS.md). A test compares this reader with the simple reader in tests/support/spool.py.
@@ -39,12 +39,12 @@ _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
 _READS = 3
 """The number of attempts to read a segment that looks damaged."""
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, struct.error)
-"""Errors that are raised for a complete but malformed frame."""
+"""The errors that decoding a complete but malformed frame raises."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utf8Array:
-    """[N] strings in UTF-8 in Arrow's format: the bytes of all strings, and [N + 1] int32 offsets of their starts."""
+    """N strings in Arrow's format: the UTF-8 bytes of all strings, and the int32 offsets of their bounds, [N + 1]."""
 
     content: Array
     bounds: Array
@@ -62,8 +62,8 @@ class CapturedBatch:
         statuses: [N] int16, HTTP status codes.
         is_shadow: True if the outputs were not sent.
         is_failed: True if the requests got no predictions; their outputs are texts with the reasons.
-        feeds / outputs: [N * rows, …] by ONNX input and output; only outputs with one entry per row.
-        masked: [N * rows] hashes by column.
+        feeds / outputs: arrays by ONNX input and output, [N * rows, …]; only outputs with one entry per row.
+        masked: the hashes by column, [N * rows].
     """
 
     model: CapturedModel
@@ -153,7 +153,7 @@ def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
 
 
 def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
-    """Append the batch of a group without its malformed requests; return the number of malformed requests."""
+    """Append the batch of a group of requests, except malformed requests. Return the number of malformed requests."""
     try:
         batches.append(batch_of(group))
     except _MALFORMED:
@@ -164,7 +164,7 @@ def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], Capt
 
 
 def _group_by(*keys: Array) -> list[Array]:
-    """Return the positions of each combination of keys: arrays of [n], ascending."""
+    """Return, for each combination of the keys' values, the ascending positions that have this combination."""
     if not len(keys[0]):
         return []
     order = np.lexsort(keys)
@@ -225,7 +225,7 @@ def _decode_batch(
 
 
 def _gather(content: bytes, begins: Array, length: int) -> Array:
-    """Return [N * length] uint8: `length` bytes from each position, which numpy copies without an index per byte."""
+    """Return `length` bytes from each position, [N * length] uint8. numpy copies them without an index per byte."""
     if not length or not len(begins):
         return np.empty(0, dtype=np.uint8)
     if begins[-1] + length > len(content):
@@ -235,7 +235,7 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
 
 
 def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
-    """Return [values] objects: the strings of JSON lists with nesting depth `depth`. Equal lists are parsed once."""
+    """Return an array of the strings in JSON lists with nesting depth `depth`. Equal lists are parsed once."""
 
     def parse(piece: bytes) -> list[str]:
         values: list[Any] = orjson.loads(piece)

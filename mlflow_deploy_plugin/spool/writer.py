@@ -68,9 +68,9 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> tuple[int, int, bool]:
-        """Append the first `max_rows` rows of a request as it was sent. A failed request is a row of texts.
+        """Append the first `max_rows` rows of a request as they were sent. A failed request becomes a row of texts.
 
-        Return the request's rows, the number of rows to capture, and True if they were written.
+        Return the number of rows of the request, the number of rows to capture, and True if these rows were written.
         """
         if isinstance(feeds, NarrowedFeeds):
             feeds = feeds.sent
@@ -107,7 +107,7 @@ class CaptureWriter:
             self._close()
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
-        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # This saves adding up the request's pieces in most cases.
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # Far from the limit, the size of the request is not needed.
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:
@@ -126,7 +126,7 @@ class CaptureWriter:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
-            self._close()  # The agent cannot remove a locked segment.
+            self._close()  # Unlock the segment, so that the agent can remove it.
             raise OSError(f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it")
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
@@ -134,7 +134,7 @@ class CaptureWriter:
             name = uuid.uuid4().hex
             temporary = self.spool / f".{name}"
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            try:  # The segment is renamed after it is locked, so that no reader considers it abandoned.
+            try:  # Rename the segment after it is locked, so that no reader takes the segment for abandoned.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, self.spool / (name + SUFFIX))
             except OSError:

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.store.tables import AlertRow, Json, SilenceRow, from_r
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
-"""The time after its last change during which a resolved alert can still be sent."""
+"""The time during which a resolved alert can still be sent, from the last change of the alert."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Alert:
     """An alert, from its start until it is resolved.
 
     Attributes:
-        fingerprint: the identifier of its subject; at most one alert per fingerprint is firing.
+        fingerprint: the identifier of the alert's subject; at most one alert per fingerprint is firing.
         state: `said` is an announcement, which is never resolved.
         first_at / last_at / told_at: the times of the first and last observation and of the last notification (None if
             never sent), by the store's clock.
@@ -72,7 +72,7 @@ class Alerts:
         return self._store.read(query, Alert)
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
-        """Write the result of `change`, which gets the firing alert or None. A result of None is not written."""
+        """Write the alert that `change` makes of the firing alert (or of None), unless `change` returns None."""
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:

@@ -23,7 +23,7 @@ class AuditEvent:
         action: create update delete start stop traffic transition alias promote gate refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
         model / version: set for changes of a registered model.
-        before / after: descriptions of the values before and after the change.
+        before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.
     """
 
@@ -40,7 +40,7 @@ class AuditEvent:
 
 
 def move_detail(place: str, before: str) -> Json:
-    """Return the event detail of a move to a stage, @alias or tag. `before` is the replaced version, or empty."""
+    """Return the event detail for a move to a stage, @alias or tag. `before` is the replaced version, or empty."""
     return {"moved": {"place": place, "before": before}}
 
 
@@ -53,7 +53,7 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event. Characters that cannot be stored are replaced, because every change must be recorded."""
+    """Write the event. Characters that cannot be stored are replaced, because an event must never be rejected."""
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
@@ -77,7 +77,7 @@ def describe_traffic(spec: EndpointSpec) -> str:
 
 
 def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
-    """Return the variants whose model or share changed, before and after. The model is listed only if it changed."""
+    """Return the variants whose model or share changed, as texts before and after; a model only if it changed."""
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
         both = [spec.variants.get(name) for spec in (before, after)]
@@ -92,7 +92,7 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
 
 
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """Return the differences before and after, such as `champion 100, candidate 0` and `champion 95, candidate 5`.
+    """Return the changed parts before and after, such as `champion 100, candidate 0` and `champion 95, candidate 5`.
 
     A variant is listed with its model if the model changed, an added or removed monitor with its kind and fields, and
     any other field with its dotted name.
@@ -116,7 +116,7 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
-    """Return the non-default fields by dotted name, without the traffic and without `shown_monitors`."""
+    """Return the fields that are not default, by dotted name, without the traffic and without `shown_monitors`."""
     document = spec_document(spec)
     for name in shown_monitors & set(spec.monitors):
         del document["monitors"][name]

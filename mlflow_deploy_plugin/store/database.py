@@ -1,7 +1,7 @@
 """Opens the store: connects to the database, creates or upgrades the schema, and returns a `Store`.
 
-If two processes open a new store, one process migrates while the other waits. On SQLite, each transaction takes the
-write lock at its start; on PostgreSQL, the migration takes an advisory lock first.
+If two processes open a new store, one process migrates while the other waits. On SQLite, each writing transaction takes
+the write lock at its start; on PostgreSQL, the migration takes an advisory lock first.
 """
 
 import sqlite3
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
 """The newest Alembic revision, read from the script names, because the import of Alembic takes 0.2 s."""
-_ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; an arbitrary number that all processes share
+_ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 _LOST_MACHINE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
@@ -50,7 +50,7 @@ def open_store(
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # The message does not contain the URL, which may include a password.
+        # The URL may include a password, so the message does not contain the URL.
         raise InvalidConfig(
             "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
         ) from None
@@ -74,7 +74,7 @@ def open_store(
 
 def migration_config(connection: Connection) -> "Config":
     """Return Alembic's configuration, which passes the connection to `migrations/env.py`."""
-    from alembic.config import Config  # Alembic is imported only for migrations, because the import takes 0.2 s.
+    from alembic.config import Config  # Import Alembic only for migrations, because the import takes 0.2 s.
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -82,7 +82,7 @@ def migration_config(connection: Connection) -> "Config":
 
 
 def _migrate(connection: Connection) -> None:
-    if not inspect(connection).has_table(VERSION_TABLE):  # Check again, now under the lock.
+    if not inspect(connection).has_table(VERSION_TABLE):  # Check again, because another process may have migrated.
         Base.metadata.create_all(connection)
         connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
         connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
@@ -110,7 +110,7 @@ def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     arguments: dict[str, object] = {}
     if backend == "sqlite":
-        if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1
+        if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1 does not decode %25.
             url = url.set(database=unquote(url.database))
         arguments = {"timeout": _BUSY_SECONDS}
         if url.database and url.database != ":memory:":
@@ -120,7 +120,7 @@ def _engine(url: URL) -> Engine:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
-        if url.get_driver_name() == "psycopg":  # PgBouncer shares a connection's prepared statements among clients.
+        if url.get_driver_name() == "psycopg":  # No prepared statements: PgBouncer would share them among clients.
             arguments["prepare_threshold"] = None
     try:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
@@ -138,7 +138,7 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Take the write lock at the start of each writing transaction. A lock taken after a read can fail.
+    """Take the write lock at the start of each writing transaction, because taking the lock after a read can fail.
 
     A read-only transaction sees the store as it was at the transaction's start, and blocks no other transaction.
     """

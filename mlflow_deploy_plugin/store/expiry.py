@@ -16,9 +16,9 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 
 MIN_DAYS = 7
-"""The shortest retention. For this time, late labels can add revisions to a window, and alerts are sent again."""
+"""The shortest retention: late labels add revisions to windows, and alerts are sent again, for up to this time."""
 KEPT_WINDOWS = 200
-"""The number of newest judged windows that are kept per monitor, because consecutive alarms are counted over them."""
+"""The number of judged windows that are kept per monitor. Consecutive alarms are counted over these newest windows."""
 _AT_ONCE = 1000
 _COUNTED = tuple(
     getattr(MonitorWindowRow, name) for name in ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts")
@@ -43,7 +43,7 @@ def expire(
     """
     try:
         before = store.now() - keep
-    except OverflowError:  # The time is before year 1.
+    except OverflowError:  # `keep` reaches back before the year 1, so no row is old.
         return Expired()
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)
@@ -62,7 +62,7 @@ def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime)
     newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
         first = session.scalar(starts.order_by(row.start))
-        if first is None or first >= before:  # This is the usual case, which avoids the following queries.
+        if first is None or first >= before:  # Usually no window is old. Return without the following queries.
             return None
         last = session.scalars(newest).one()
         oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
@@ -89,7 +89,7 @@ def _delete(
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
             key = (windows[0].endpoint, windows[0].monitor) if windows else None
             monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
-            if monitor is not None:  # A removed monitor has no counts.
+            if monitor is not None:  # The row of a removed monitor, which has the counts, may not exist.
                 monitor.expired_failures += sum(window.attempts for window in windows)
                 verdicts = Counter(window.verdict for window in windows if window.state == "judged")
                 monitor.expired = dict(verdicts + Counter(monitor.expired))

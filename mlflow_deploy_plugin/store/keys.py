@@ -28,9 +28,9 @@ class ApiKey:
 
     Attributes:
         digest: SHA-256 of the text, in hexadecimal.
-        endpoints: the endpoints that the key gives access to; empty for all endpoints.
+        endpoints: the endpoints to which the key gives access; empty for all endpoints.
         actor: the user who created the key.
-        limits: rate limits of its predictions, such as 100/second, with the shortest period first.
+        limits: rate limits for predictions with the key, such as 100/second, with the shortest period first.
     """
 
     name: str
@@ -67,9 +67,9 @@ class ApiKeys:
         actor: str | None = None,
         limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
-        """Create a key with an audit event. Return the key and its text, which is not stored.
+        """Create a key with an audit event. Return the key and the text of the key, which is not stored.
 
-        Raises AlreadyExists if a key ever had the name, because the audit trail and the logs identify keys by name.
+        The audit trail and the logs identify keys by name, so AlreadyExists is raised if a key ever had the name.
         """
         from limits import parse  # This import is slow, and most commands do not create a key.
 

@@ -2,9 +2,9 @@
 
 No time in the store is compared with a wall clock, because wall clocks jump and differ. A process takes over a lease
 after it has observed, by its own monotonic clock, no renewal for the lease's duration (like DynamoDB's lock client;
-Gray and Cheriton 1989). A holder measures the duration from before its request, so it stops before another process can
-take the lease. Each acquisition has a new token, and a write with an old token is rejected. A holder that was suspended
-until its lease expired can therefore do no harm.
+Gray and Cheriton 1989). A holder measures the duration from before its request, so the holder stops before another
+process can take over. Each acquisition has a new token, and a write with an old token is rejected. A holder that was
+suspended until its lease expired can therefore do no harm.
 """
 
 import logging
@@ -35,7 +35,7 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease from the holder's view. The lease is valid while the holder's monotonic clock is below `until`."""
+    """A lease as its holder sees it. The lease is valid while the holder's monotonic clock is below `until`."""
 
     name: str
     holder: str
@@ -46,7 +46,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A lease from the view of other processes. `expires_at` and `is_current` are only for display."""
+    """A lease as other processes than its holder see it. `expires_at` and `is_current` are only for display."""
 
     name: str
     holder: str
@@ -78,7 +78,7 @@ class LeaseKeeper:
         if self.is_held:
             try:
                 self._store.release_lease(self.lease)
-            except StoreUnavailable as unavailable:  # The next holder must wait for the lease's duration.
+            except StoreUnavailable as unavailable:  # The lease ends later, after its duration.
                 _log.warning("the lease %s cannot be released: %s", self.lease.name, unavailable.message)
 
     @property
@@ -103,7 +103,7 @@ class LeaseKeeper:
 def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
     """Wait for a lease, and hold it during the `with`.
 
-    `waits_for` is called with the holder's name five times per second. It may raise an error to stop the wait.
+    `waits_for` is called with the holder's name five times per second. An error in `waits_for` stops the wait.
     """
     this = f"{current_actor()} (process {os.getpid()})"
     while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:

@@ -48,9 +48,9 @@ class MonitorWindow:
         by_hand: True if a user requested the window, even if a scheduled window has the same times.
         state: `failed` means that the window is not retried.
         verdict: the state of the result; empty until the window is judged.
-        reason: the reason of the verdict or of the last failure.
+        reason: the reason for the verdict or for the last failure.
         rows: the number of judged rows.
-        log_rows / log_digest: the number of rows in the log at that time, and a digest of the files of its hours.
+        log_rows / log_digest: the rows in the log when the window was judged, and a digest of its hours' files.
         attempts: the number of failed attempts.
     """
 
@@ -80,8 +80,8 @@ class MonitorWindow:
 class MonitorState:
     """The state of a monitor.
 
-    Each window that ends by `made_up_to` is stored or skipped; None before the first window. `consecutive` is the
-    number of consecutive alarms up to the newest window. `note` is a message for users, and `note_kind` its subject.
+    Each window that ends by `made_up_to` (None before the first window) is stored or skipped. `consecutive` is the
+    number of consecutive alarms up to the newest window. `note` is a message for users about `note_kind`.
     """
 
     endpoint: str
@@ -109,7 +109,7 @@ class Monitors:
         return self._store.read(query, MonitorState)
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
-        """Pause or resume the monitor with an audit event. Return False if its state does not change."""
+        """Pause or resume the monitor with an audit event. Return False if the monitor already is in this state."""
         by = actor or current_actor()
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
@@ -140,7 +140,7 @@ class Monitors:
                 row.note, row.note_kind = storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
-        """Continue the schedule at `to`, and delete its later windows, which were created while a clock was ahead."""
+        """Continue the schedule at `to`, and delete scheduled windows after `to`, created while a clock was ahead."""
         with self._row(endpoint, monitor) as (session, row):
             row.made_up_to, row.note, row.note_kind = to, "", ""
             scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
@@ -160,7 +160,7 @@ class Monitors:
         *,
         by_hand: bool = False,
     ) -> MonitorWindow:
-        """Add a pending window; by default, as the next revision. If it exists already, return the existing window."""
+        """Add a pending window; by default, as the next revision. If the window exists, return it."""
         now, row = self._store.now(), MonitorWindowRow
         same = {"endpoint": endpoint, "monitor": monitor, "start": start}
         try:
@@ -218,7 +218,7 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Return windows, oldest first, with their revisions in order. If `limit` is set, only the newest are returned.
+        """Return windows, oldest first, with their revisions in order. `limit` selects the newest windows.
 
         The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
         """
@@ -226,7 +226,7 @@ class Monitors:
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
-        if states and "judged" not in states:  # Few windows match, so `coalesce` forces the index on `state`.
+        if states and "judged" not in states:  # `coalesce` forces the index on `state`: few rows match.
             query = query.where(*(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of))
         else:
             query = query.filter_by(**of)
@@ -239,7 +239,7 @@ class Monitors:
         return {window.id: window for window in self._store.read(query, MonitorWindow)}
 
     def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
-        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. Complete windows are large."""
+        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All fields would take more memory."""
         query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
         query = query.filter_by(endpoint=endpoint, monitor=monitor).order_by(*_NEWEST_FIRST).limit(limit)
         with self._store.transaction(is_read_only=True) as session:
@@ -285,7 +285,7 @@ class StoreCounts:
 
     Attributes:
         judged / newest: monitor → its newest judged window, and its newest window in any state.
-        figures: monitor → the requested figure of the newest judged window that has the figure.
+        figures: monitor → the requested figure, from the newest judged window that has this figure.
         judged_windows: endpoint, monitor and verdict → number of judged windows, including expired windows.
         failures: monitor → number of failed attempts, including attempts at expired windows.
         retrainings: endpoint, monitor and state → number of retrainings since the endpoint was created.
@@ -321,7 +321,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
                 windows_found = read_rows(session, of_judged.limit(1), MonitorWindow)
             judged.update((key, window_found) for window_found in windows_found)
             values = [window_found.figures.get(figure) for window_found in windows_found]
-            if values == [None]:  # For example, a window without rows has no figures.
+            if values == [None]:  # A window without the figure is skipped, for example a window without rows.
                 value = window.figures[figure].as_float()
                 values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
             figures.update((key, value) for value in values[::-1] if value is not None)
@@ -329,7 +329,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
         counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
         of_counted = counted.c.endpoint == MonitorRow.endpoint, counted.c.monitor == MonitorRow.monitor
-        # Use one statement, because windows that expire in between would be counted twice or not at all.
+        # Use one statement: a window that expires between two statements would be counted twice or not at all.
         with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
         windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
         of_monitor = alert.endpoint, alert.monitor

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import Json, RetrainingFigures, RetrainingRow, from_row, given, write_fields
 
 WaitsFor = Literal["", "local_controller"]
-"""A retraining can wait for a controller that can reach the endpoint's server, to start a rollout."""
+"""The controller that a retraining waits for, if any: a controller that can reach the server, to start a rollout."""
 
 _WRITTEN = ("state", "run_id", "version", "rollout_id", "reason", "figures", "ended_at", "waits_for")
 
@@ -55,7 +55,7 @@ class Retraining:
 
     @property
     def has_trained(self) -> bool:
-        """Return True if a run of the project was started, independent of the run's result."""
+        """Return True if a run of the project was started, even if the run failed."""
         return bool(self.run_id) or self.figures.attempt is not None
 
 

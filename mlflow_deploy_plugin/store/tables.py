@@ -35,7 +35,7 @@ Json = dict[str, Any]
 """A JSON object in a column."""
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
-"""The execution option of a connection whose transactions only read."""
+"""The name of the execution option that marks a connection whose transactions only read."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -55,7 +55,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 @dataclass(frozen=True)
 class RetrainingFigures:
-    """The figures of a retraining. A figure is None before the step that sets it; JSON omits it.
+    """The figures of a retraining. A figure is None, and omitted in JSON, until the step that sets the figure.
 
     Attributes:
         attempt: the number of the training, from 1.
@@ -63,7 +63,7 @@ class RetrainingFigures:
         rows / held_out_rows: the number of labelled rows for the training, and for the evaluation of the version.
         data_digest: SHA-256 of the training rows.
         window: `START/END` of the rows.
-        dataset / target: the URI of the held-out rows, and their label column.
+        dataset / target: the URI and the label column of the held-out rows.
         evaluation: the figures of the gate's evaluation by name; in JSON, each key is `evaluation.NAME`.
         gate / gate_reason / gate_report: the state, the reason and the report of the gate's verdict.
         against: the version that the new version was compared with.
@@ -143,7 +143,7 @@ def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:
 
 
 def given(**columns: object) -> dict[str, object]:
-    """Return the columns that are not None, for `filter_by`."""
+    """Return the columns whose values are not None, for `filter_by`."""
     return {name: value for name, value in columns.items() if value is not None}
 
 
@@ -158,7 +158,7 @@ class EndpointRow(Base):
 
 
 IS_DELETED = text("action = 'delete'")
-"""The condition of a partial index. A query uses the index only if its condition has the same text."""
+"""The condition of a partial index. A query uses the index only if the query's condition has the same text."""
 
 
 class AuditRow(Base):
@@ -169,7 +169,7 @@ class AuditRow(Base):
         Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
     )
 
-    # SQLite generates ids only for a column of the type INTEGER.
+    # SQLite generates ids only for the type INTEGER.
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     actor: Mapped[str] = mapped_column(String(255))
@@ -230,7 +230,7 @@ class MonitorWindowRow(Base):
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
         UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
-        # This index contains all columns of the counts for Prometheus.
+        # The counts for Prometheus read only this index, not the table.
         Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 

@@ -1,4 +1,4 @@
-"""Alembic runs this module. It migrates in the connection and transaction that `store/database.py` has opened."""
+"""The migration, which Alembic runs, in the connection and transaction that `store/database.py` has opened."""
 
 from alembic import context
 
