@@ -1,6 +1,6 @@
 """CONTROL: the `mlflow.deployments` plugin. `lifecycle.py` changes deployments, and `backends/` run the servers.
 
-Other rooms import from here. Modules are loaded on first use, because SQLAlchemy, pandas and pyarrow take seconds.
+Other rooms import from this package. Its modules are loaded on first use, because importing pandas takes seconds.
 """
 
 import lazy_loader

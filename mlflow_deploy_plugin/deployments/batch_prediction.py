@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 _TRIES = 6
 
 Predictor = Callable[[str, bytes], object]
-"""A function that returns the `predictions` for the content type and the body of an /invocations request."""
+"""A function that takes the content type and the body of an /invocations request, and returns the predictions."""
 _Rows = Any
-"""Rows in the format of their reader, which can be sliced: lists, or a `pyarrow.RecordBatch`."""
+"""A sliceable batch of rows, as the reader of the file returns it: a list, or a `pyarrow.RecordBatch`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class RowBatch:
 
     Attributes:
         places: the position of each row in the file, such as `line 7` or `row 12`.
-        content_type: the content type of the body of /invocations that `encode` returns.
-        position: the reader's position in the file after the rows, in bytes or rows.
+        content_type: the content type of the request body that `encode` returns.
+        position: the position in the file at which these rows end, in bytes or rows.
     """
 
     records: _Rows
@@ -74,7 +74,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file. `length` has the unit of `RowBatch.position`, and is None if it is unknown."""
+    """The rows of a file. `length` is the file's length in the unit of `RowBatch.position`; None if it is unknown."""
 
     name: str
     length: int | None
@@ -104,9 +104,9 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Yield a predictor that uses a server. Requests are retried while the server is overloaded or being changed.
+    """Yield a predictor that sends the rows to a server, with retries while the server is overloaded or being changed.
 
-    The predictions include the endpoint's key columns (`_with_keys`). A pyfunc receives JSON instead of Arrow, so that
+    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model receives Arrow rows as JSON, so that
     MLflow's functions parse the rows and encode the predictions.
     """
     url = f"{target.url}/invocations"
@@ -127,7 +127,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping per row with its keys and prediction, or `predictions` if the lengths differ."""
+    """Return the keys and the prediction of each row; `predictions` unchanged if a column has another length."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -222,7 +222,7 @@ def _parse_json(text: bytes, where: str) -> object:
 
 
 def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], bytes]]:
-    """Return the rows of a document, and a function that encodes rows in the same form.
+    """Return the rows of a JSON document, and a function that encodes some of the rows as a document of the same form.
 
     The document has one of MLflow's forms, or is a list of rows or records, a mapping of columns, or one record.
     """
@@ -249,7 +249,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
 
         return list(zip(*content.values(), strict=True)), encode
     if lengths == {-1}:
-        return [content], _rows_body  # The content is a single record.
+        return [content], _rows_body  # The document is a single record.
     raise InvalidRequest(f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected")
 
 
@@ -302,19 +302,19 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some time values.
+    except (AttributeError, ValueError, OverflowError) as error:  # Some time values raise the last two.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
 def _length(file: IO[bytes]) -> int | None:
     try:
         return os.fstat(file.fileno()).st_size if file.seekable() else None
-    except OSError:  # The file has no file descriptor.
+    except OSError:  # A file in memory has no file descriptor.
         return None
 
 
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
-    """Return predictions by row. The server returns a list, or a mapping from output to list."""
+    """Return one prediction per row from the server's answer: a list, or a mapping from each output to a list."""
     if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
         lengths = {len(values) for values in predictions.values()}
         if lengths == {count}:
@@ -326,7 +326,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the error of the first row that is refused when it is sent separately, or the error of the batch."""
+    """Return the error of the first row that is refused in a request of its own; without such a row, `error`."""
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
@@ -334,7 +334,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
-        if refused is None:  # Both halves are accepted separately.
+        if refused is None:  # Each half is accepted, but not the batch.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
     return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"

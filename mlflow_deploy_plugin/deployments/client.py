@@ -116,7 +116,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Change the model or the configuration. Only `server.…` needs a restart. A failed update changes nothing."""
+        """Change the model or fields. Only `server.…` fields restart the server. A failed update is undone."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))
@@ -124,8 +124,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
         """Delete the deployment after its open requests are completed.
 
-        MLflow requires that a missing deployment is not an error. In that case, a line on standard error lists the
-        existing deployments, because `mlflow deployments delete` always prints "is deleted".
+        MLflow requires that a missing deployment is not an error. `mlflow deployments delete` then still prints "is
+        deleted", so a line on standard error lists the existing deployments.
         """
         with _deployments(self._target) as deployments:
             if config:
@@ -138,7 +138,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
-        """Return the state (running, starting, stopped, failed), its reason, URL, worker versions and provenance."""
+        """Return the state (running, starting, stopped, failed) of a deployment, its URL, versions and provenance."""
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
@@ -177,7 +177,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """Delete the endpoint with all its deployments. A missing endpoint is not an error, as for a deployment."""
+        """Delete the endpoint with all its deployments. A missing endpoint is not an error."""
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 
@@ -187,22 +187,22 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return summarize_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> Json:
-        """Return the state with its reason, URL, traffic, all deployments, and versions by worker."""
+        """Return the state of the endpoint, its URL, traffic and deployments, and the versions by worker."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
-    """Serve the model in the foreground until Ctrl-C. `list` and the other commands do not show it."""
+    """Serve the model in the foreground until Ctrl-C. `list` and other commands do not show this server."""
     with _mlflow_errors():
         set_service_timeouts()
         spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
-        resolve(model_uri)  # A model that is not in the registry is refused before anything is started.
+        resolve(model_uri)  # Refuse an unknown model before the server is started.
         serve_in_foreground(spec, _echo)
 
 
 def target_help() -> str:
-    """Return the help of the target. The fields of `-C` are generated from the spec."""
+    """Return the help of the target. Its list of the fields of `-C` is generated from the spec."""
     targets = "\n".join(f"  {target.uri:33}{target.servers}" for target in TARGETS.values())
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():

@@ -1,8 +1,8 @@
 """The user's configuration (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
 
 Monitors are checked when they are configured. Otherwise a typo would only be detected with the first window, a day
-later. The model's columns are read from the MLmodel file in the registry. If they are unknown (the outputs of a pyfunc,
-or while MLflow is down), any name is accepted.
+later. The model's columns are read from the MLmodel file in the registry. If the columns are unknown (the outputs of a
+pyfunc, or while MLflow is down), a monitor may name any column.
 """
 
 import re
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, Monito
 from mlflow_deploy_plugin.store import Json
 
 Config = Mapping[str, object]
-"""The fields of a spec with their dotted names."""
+"""The dotted name of a field of a spec → the value of the field."""
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
 """The parameters that every training receives in addition to the parameters of the spec."""
@@ -31,7 +31,7 @@ _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
 _DATASET = "dataset:"
 _OWN_PREFIX = "_"
-_URI = re.compile(r"[^/]*:")  # MLflow uses the same rule for Git repositories.
+_URI = re.compile(r"[^/]*:")  # MLflow recognises a project's URI by the same rule.
 _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
@@ -62,7 +62,7 @@ def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
 
 
 def absolute_model_uri(model_uri: str) -> str:
-    """Return a folder as an absolute path, because the server has another working directory than the command."""
+    """Return a URI whose folder is absolute, because the server has another working directory than the command."""
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":
         return model_uri
@@ -70,7 +70,7 @@ def absolute_model_uri(model_uri: str) -> str:
 
 
 def sets_weight(field: str) -> bool:
-    """Return True if a field of a config sets the weight of a deployment."""
+    """Return True if the field with this dotted name sets the weight of a deployment."""
     is_weight = field.startswith("variants.") and field.endswith(".weight")
     return is_weight or field == _TRAFFIC or field.startswith(f"{_TRAFFIC}.")
 
@@ -81,11 +81,11 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
 
 
 def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
-    """Return `config` for the deployment `name`, with the fields that its flavor implies.
+    """Return `config` with the field that `flavor` implies for the deployment `name`.
 
-    With the flavor python_function, the stage or alias may later move to a version without an ONNX form. With either
-    flavor, a version with an ONNX form is served as ONNX. Raises InvalidConfig if the flavor is unknown or the model
-    does not have it, and the errors of `resolve`.
+    The flavor python_function also allows versions without an ONNX form, to which a stage or alias may move later. With
+    any flavor, a version with an ONNX form is served as ONNX. Raises InvalidConfig if the flavor is unknown or the
+    model does not have it, and the errors of `resolve`.
     """
     if flavor is None:
         return config or {}
@@ -101,7 +101,7 @@ def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: C
 def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
     """Return `config` with its `traffic` converted to weights of the variants.
 
-    `{"traffic": {NAME: WEIGHT}}` is the complete traffic: other deployments get 0. `traffic.NAME` is a single weight.
+    `{"traffic": {NAME: WEIGHT}}` is the complete traffic: omitted deployments get 0. `traffic.NAME` is a single weight.
     """
     fields: Json = {}
     for name, value in config.items():
@@ -126,7 +126,7 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
     if spec.variants[name].shadow:
         raise InvalidConfig(f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false")
-    if weight == "":  # `apply_config` would replace an empty value by the default.
+    if weight == "":  # `apply_config` would use the default weight.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
 
@@ -276,7 +276,7 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if the name is known, is a part of a known vector, or is a vector with a known part."""
+    """Return True if `known` contains the column, the vector of which it is a part, or a part of it."""
     return any(name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.") for column in known)
 
 

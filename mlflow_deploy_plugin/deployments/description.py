@@ -30,7 +30,7 @@ _IN_ENDPOINT = (
 
 
 def summarize(deployment: Deployment) -> Json:
-    """Return the fields of `describe` that `list` prints."""
+    """Return the fields of a deployment that `list` prints: some of the fields of `describe`."""
     described = describe(deployment)
     return {key: described[key] for key in _OF_DEPLOYMENT}
 
@@ -42,7 +42,7 @@ def describe(deployment: Deployment) -> Json:
     loaded = {worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers}
     versions = sorted({variant_state.version for variant_state in loaded.values() if variant_state.version})
     is_refused = any((item.endpoint, item.variant) == (endpoint.name, deployment.name) for item in observation.refused)
-    # The agent's registry error may concern only versions of other deployments.
+    # Ignore the agent's registry error if it may be about another deployment.
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
     state, reason = observation.state, observation.reason
@@ -70,13 +70,13 @@ def describe(deployment: Deployment) -> Json:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
-    """Return the fields of each endpoint that `list` prints, by name, with the names of its deployments."""
+    """Return the fields that `list-endpoints` prints: endpoint → its main fields and the names of its deployments."""
     endpoints = describe_endpoints(deployments)
     return [{**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])} for row in endpoints]
 
 
 def describe_endpoints(deployments: Deployments) -> list[Json]:
-    """Return all known fields of each endpoint, by name. An unreadable endpoint has only its name and the reason."""
+    """Return endpoint → all its known fields. An unreadable endpoint has only its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for row in deployments.store.unreadable():
         unreadable = {"name": row.name, "target": row.target, "state": "unreadable", "reason": row.reason, "url": ""}
@@ -127,7 +127,7 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
-    """Return the flavor, parity and origin of the version, from the agent, this machine's files or MLflow."""
+    """Return the flavor, parity and origin of the served version, from the agent, local files or MLflow."""
     known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
     if wanted is not None:

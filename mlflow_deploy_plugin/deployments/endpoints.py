@@ -47,7 +47,7 @@ class Endpoints:
         return parse_target(stored.target).backend(self.settings)
 
     def target_of(self, name: str) -> Target:
-        """Return the target of an endpoint, even if its spec is unreadable. Raises NotFound if it does not exist."""
+        """Return the target of an endpoint, even if its spec is unreadable. Raises NotFound for an unknown endpoint."""
         targets = {item.name: item.target for item in self.store.endpoints()}
         targets |= {item.name: item.target for item in self.store.unreadable()}
         if name not in targets:
@@ -55,7 +55,7 @@ class Endpoints:
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        """Return an endpoint with its server. If the backend does not answer, the state is `failed` with a reason."""
+        """Return an endpoint with the state of its server, which is `failed` if the backend does not answer."""
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
             return ObservedEndpoint(stored, Observation("empty", f"it has no deployment; `{create}` adds one"))
@@ -70,7 +70,7 @@ class Endpoints:
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
-        backend = self.target.backend(self.settings)  # A missing SDK raises an error before the store changes.
+        backend = self.target.backend(self.settings)  # If an SDK is missing, fail before the store changes.
         # Lock before the name is stored, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
@@ -79,7 +79,7 @@ class Endpoints:
                 return
             try:
                 self._serve_new(backend, spec, stored)
-            except BaseException as error:  # Ctrl-C must also remove the endpoint.
+            except BaseException as error:  # This includes Ctrl-C.
                 with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                     backend.remove(spec.name)
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
@@ -109,8 +109,8 @@ class Endpoints:
         except BaseException as error:
             current = self.store.endpoint(old.name)
             if current is None or current.spec != changed.spec:
-                raise  # The lease expired while this machine slept, and another process changed the endpoint.
-            detail = {"undone": True}  # A rollback skips an undone change and its reversal.
+                raise  # Another process has changed the endpoint, because the lease expired.
+            detail = {"undone": True}  # The mark hides the change from rollbacks.
             self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                 if was_running:
@@ -128,7 +128,7 @@ class Endpoints:
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
 
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
-        """Serve `placed`, which is `requested` with a port. If another program takes a chosen port, try the next."""
+        """Serve `placed`, the spec `requested` with a port. If another program has taken the port, try another port."""
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._serve(backend, placed)
@@ -162,7 +162,7 @@ class Endpoints:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(locked(lock_path(name, self.settings)))
                 if not target.is_on_this_machine:
-                    # With the cache, each holder is reported once.
+                    # The cache reports each holder of the lease only once.
                     report = cache(lambda holder: self.progress(f"{name}: waiting for {holder}, which is changing it"))
                     stack.enter_context(held_lease(self.store, f"endpoint/{name}", report))
                 yield
@@ -172,10 +172,10 @@ class Endpoints:
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
-        """Yield a function that returns a spec with a port of this machine that no other endpoint has.
+        """Yield a function that adds a port of this machine, which no other endpoint has, to a spec.
 
         Within the `with` block, no other process can choose a port, so the caller must store the spec before the block
-        ends. If the ports are on another machine, the spec is returned unchanged.
+        ends. If the server runs on another machine, the spec is returned unchanged.
         """
         if not target.is_on_this_machine:
             yield lambda spec: spec
@@ -206,9 +206,9 @@ class Endpoints:
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
-    """Return the specs of an endpoint that are in state folders on this machine, each with its folder.
+    """Return each state folder on this machine that has a spec of this endpoint, with the spec.
 
-    The spec of the deployment is first, before the specs of `onnxserve serve`. Unreadable specs are skipped.
+    The folder of a deployed server is first, before the folders of `onnxserve serve`. Unreadable specs are skipped.
     """
     specs: list[tuple[Path, EndpointSpec]] = []
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):

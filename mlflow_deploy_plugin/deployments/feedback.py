@@ -32,7 +32,7 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashed in the log, and the file with the hash key, or the reason why it is missing."""
+    """The key columns that are hashed in the log. `key` is the file with the hash key, `refusal` why it is missing."""
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
@@ -117,7 +117,7 @@ def import_labels(
     """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
 
     Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is
-    unavailable. Labels that were already stored remain. It is safe to store them again.
+    unavailable. After an error, the labels stored so far remain, and the file can be imported again.
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
@@ -145,8 +145,8 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
-    All keys are accepted if there are no logged rows, or if they are in `keys` (the endpoint's `capture.keys`), because
-    rows may arrive later. Otherwise a key that is not a column of the log raises InvalidConfig with the nearest name.
+    A key column may be missing in the log if the log has no rows yet, or if the column is in `keys` (the endpoint's
+    `capture.keys`). Any other missing column raises InvalidConfig with the nearest name.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
@@ -184,7 +184,7 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """Return the model's columns whose last logged values include a value that looks like a mask."""
+    """Return the model's columns in whose newest logged rows a value looks like a hash of a masked column."""
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
@@ -202,7 +202,7 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
-    """Post labels, with retries while the server is overloaded. Return the refused labels.
+    """Post labels to a server, with retries while the server is overloaded. Return the refused labels.
 
     Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all labels.
     """

@@ -1,7 +1,7 @@
 """The life cycle of deployments, for `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
 
-An endpoint is a server; a deployment is a variant of it. The server keeps answering during a change, and every worker
-serves the change when the call returns. Only a change of the spec's `server` section restarts the server.
+An endpoint is a server; a deployment is a variant of its endpoint. The server keeps answering during a change, and
+every worker serves the change when the call returns. Only a change of the spec's `server` section restarts the server.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -47,8 +47,8 @@ class Deployments:
     """All deployments and endpoints of the store.
 
     Every change is audited with its reason `why` and its `actor`, by default the user of this process. `progress`
-    receives one line per long step. If `target` is set, only its deployments are visible and created. Otherwise all are
-    visible, and new deployments are created on this machine.
+    receives one line per long step. If `target` is set, only deployments at this target are visible and created.
+    Otherwise the deployments of all targets are visible, and new deployments are created on this machine.
     """
 
     store: Store
@@ -57,7 +57,7 @@ class Deployments:
     target: Target | None = None
 
     def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
-        """Serve a model under a new name, if necessary in a new endpoint. Return when it is ready.
+        """Serve a model under a new name, if necessary in a new endpoint. Return when the server is ready.
 
         The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
 
@@ -65,7 +65,7 @@ class Deployments:
             AlreadyExists: the name is taken.
             NotFound / RegistryUnavailable: the model does not exist, or MLflow does not answer.
             InvalidConfig: a name or a field of `config` is invalid.
-            DeploymentFailed: the server did not become ready. The deployment is removed.
+            DeploymentFailed: the server did not become ready, and the deployment was removed.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
@@ -75,7 +75,7 @@ class Deployments:
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
             is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).is_on_this_machine
             if not is_in_image:
-                resolve(model_uri)  # A model that is not in the registry is refused before anything is started.
+                resolve(model_uri)  # Refuse an unknown model before the server is started.
             spec = self._configured(spec, config)
             self._endpoints.create(spec)
             return self.get(name, endpoint)
@@ -88,8 +88,8 @@ class Deployments:
     def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
         """Change a deployment. Its server is started if it is not running.
 
-        Raises NotFound, InvalidConfig like `create`, and DeploymentFailed if the change cannot be served. In this case
-        the earlier state is restored.
+        Raises NotFound, InvalidConfig like `create`, and DeploymentFailed if the change cannot be served, after the
+        state before the change has been restored.
         """
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
@@ -97,11 +97,11 @@ class Deployments:
         return self.get(name, endpoint_name)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """Delete a deployment. If it is missing, report this to `progress` and return False, as MLflow requires.
+        """Delete a deployment. If it is missing, report this to `progress` and return False: MLflow forbids an error.
 
-        Without `endpoint`, an endpoint of the same name is deleted with its last deployment. Other endpoints are kept.
-        Raises InvalidConfig if no remaining deployment would answer the endpoint's traffic, and DeploymentFailed if the
-        server fails without the deployment.
+        Without `endpoint`, the last deployment of an endpoint of the same name is deleted together with the endpoint.
+        Otherwise, the endpoint is kept. Raises InvalidConfig if no remaining deployment would answer the endpoint's
+        traffic, and DeploymentFailed if the server fails without the deployment.
         """
         try:
             endpoint_name = self._find(name, endpoint).name
@@ -109,7 +109,7 @@ class Deployments:
             return self._nothing_deleted(error)
         with self._endpoints.lock(endpoint_name):
             stored = self.store.endpoint(endpoint_name)
-            if stored is None or name not in stored.spec.variants:  # Another process has deleted it.
+            if stored is None or name not in stored.spec.variants:  # Another process has deleted the deployment.
                 return self._nothing_deleted(self._no_deployment(name, endpoint))
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(endpoint_name)
@@ -131,7 +131,7 @@ class Deployments:
         return self._endpoints.backend(stored).reached(stored.spec)
 
     def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
-        """Return the counters of each server of an endpoint; empty if no server answers."""
+        """Return the counters of each server of an endpoint; an empty mapping if no server answers."""
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
         return {
             server: read_page(page, lambda content: parse_server_metrics(content.decode()))
@@ -141,7 +141,7 @@ class Deployments:
     def server_history(
         self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
-        """Return the stored intervals of each server of an endpoint. A local server need not be running."""
+        """Return the history that each server of an endpoint has stored, even after a local server was stopped."""
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
@@ -152,7 +152,7 @@ class Deployments:
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
-        """Return an id of the machine or cluster of the endpoint's server. Raises NotFound, or like `Backend.place`."""
+        """Return an id of the server's machine or cluster. Raises NotFound, and the errors of `Backend.place`."""
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
@@ -166,7 +166,7 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
+        """Start a deployment's server if it is not running. Raises like `update`, and without a deployment."""
         endpoint_name = self._find_server(name)
         with self._endpoints.lock(endpoint_name):
             stored = self._require(endpoint_name)
@@ -197,13 +197,13 @@ class Deployments:
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Set all weights except shadows (default: 0). Raises like `update`, and in a rollout unless `by_rollout`."""
+        """Set the weights of all variants but shadows (default: 0). Only `by_rollout` allows this during a rollout."""
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """Delete the endpoint and its deployments after open requests are completed. Return the same as `delete`."""
+        """Complete open requests, and delete the endpoint and its deployments. Return False if it is missing."""
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))
@@ -252,11 +252,11 @@ class Deployments:
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
 
     def poll_registry(self, model: str) -> None:
-        """Make the local agents that follow the model poll the registry now. Call it after a move in the registry."""
+        """Make the agents of servers that follow the model poll the registry now, because the registry has changed."""
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
             if any(uri.followed and uri.name == model for uri in references):
-                with suppress(OnnxserveError):  # The agent also polls without this call.
+                with suppress(OnnxserveError):  # The agent also polls on a schedule.
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
@@ -274,7 +274,7 @@ class Deployments:
     def _server_pages(
         self, observed: ObservedEndpoint, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
-        if not observed.observation.url:  # The server does not answer.
+        if not observed.observation.url:  # The URL is empty while the server does not answer.
             return {}
         stored = observed.endpoint
         try:
@@ -294,7 +294,7 @@ class Deployments:
     def _change(
         self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
-        """Change an endpoint. During a rollout, a weight among the changed `fields` is refused."""
+        """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
         self._require(endpoint)  # Check before the name is used for a lock file.
         with self._endpoints.lock(endpoint):
             refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
@@ -356,7 +356,7 @@ def open_deployments(progress: Callable[[str], None], target: Target | None = No
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
-    """Return why a live rollout forbids changing weights (its next step would undo the change); None if it does not."""
+    """Return why a live rollout forbids a change of weights (its next step would undo it); None without a rollout."""
     if not store.rollouts(endpoint, live=True):
         return None
     return Refused(

@@ -90,7 +90,7 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
 def encode_body(inputs: object) -> bytes:
     """Return the JSON body for inputs of any type that `client.encode_json` accepts. Raises InvalidRequest.
 
-    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the document is sent.
+    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the original document is encoded.
     """
     document = _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
     return encode_json(document or inputs)
@@ -100,7 +100,7 @@ def original_document(inputs: object) -> object:
     """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
 
     MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts texts to numbers or dates,
-    rounds floats, and does not recognise MLflow's forms. A file without a form of pandas is therefore read again.
+    rounds floats, and does not recognise MLflow's forms. The file is read again unless pandas wrote it.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""
@@ -109,19 +109,19 @@ def original_document(inputs: object) -> object:
     path = context.params.get("input_path")
     try:
         document = orjson.loads(Path(path).read_bytes()) if path else None
-    except (OSError, orjson.JSONDecodeError):  # pandas also supports URLs, compressed files and NaN.
+    except (OSError, orjson.JSONDecodeError):  # Only pandas reads URLs, compressed files and NaN.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
-        # DataFrame.to_json writes {"a": {"0": 1, "1": 3}}, by column or by row.
+        # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1, "1": 3}}.
         is_of_pandas = all(isinstance(values, dict) for values in document.values())
         return inputs if is_of_pandas else document
     return inputs if document is None else document
 
 
 def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
-    """Return the document in an MLflow form from which `pandas.read_json` made `frame`; None for any other frame.
+    """Return the document from which `pandas.read_json` made `frame`; None if it was not in one of MLflow's forms.
 
-    pandas uses the name of the form as the only column, and the inner keys or positions as the index.
+    From such a document, pandas makes a frame whose only column has the name of the form, such as `inputs`.
     """
     if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None

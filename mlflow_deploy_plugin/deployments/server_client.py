@@ -1,4 +1,4 @@
-"""HTTP requests to servers on this machine: one session class, and the conversion of the server's errors."""
+"""HTTP requests to servers on this machine: one session class, and the conversion of their errors."""
 
 import time
 import warnings
@@ -21,15 +21,15 @@ from mlflow_deploy_plugin.store import Json
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
-"""The time added to the server's limit, so that the server reports a timeout first."""
+"""The time by which the client's timeout exceeds the server's timeout, so that the server reports a timeout first."""
 _MAX_PAUSE_SECONDS = 10
 
 
 class ServerSession(requests.Session):
     """A session for servers on this machine.
 
-    Proxies are not used. Certificates are not verified, because they contain the public host. If the server requires a
-    key, the session reads the key from the server's state folder below `deployments`, which only its user may read.
+    Proxies are not used. Certificates are not verified, because they name the public host. If the server requires a
+    key, the session reads a key from the server's state folder below `deployments`, which is private to its user.
     """
 
     def __init__(self, deployments: Path | None = None) -> None:
@@ -61,7 +61,7 @@ class ServerSession(requests.Session):
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
     """Return the server's JSON object.
 
-    Raises NotReady if the server does not answer. An error status raises its OnnxserveError and the server's message.
+    Raises NotReady if the server does not answer. An error status raises the OnnxserveError of the status.
     """
     return _read_object(_post(session, url, body, content_type, timeout_seconds))
 
@@ -79,7 +79,7 @@ def _read_object(response: requests.Response) -> Json:
 def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
     """Post a JSON body, and yield the parsed JSON of each server-sent event.
 
-    Raises NotReady if the answer is missing or incomplete, InvalidRequest if it is not a stream of events, and
+    Raises NotReady if the answer is missing or incomplete, InvalidRequest if the answer is not a stream of events, and
     OnnxserveError if the server refuses or an event contains an error.
     """
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
@@ -119,7 +119,7 @@ def _post(
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
 ) -> tuple[Json, str]:
-    """Return the answer and its prediction id (or ""). Retry while the server is overloaded or being changed."""
+    """Return the answer and its prediction id (or ""), with retries while the server is overloaded or changed."""
     for attempt in range(tries):
         try:
             response = _post(session, url, body, content_type, timeout_seconds)

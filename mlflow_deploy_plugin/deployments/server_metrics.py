@@ -1,7 +1,7 @@
 """Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `statedir/history.py`).
 
-The counters are summed over the server's workers and protocols. As in Prometheus, a decreased value means a restart.
-Rollouts and the console use the same rules:
+The counters are summed over the server's workers and protocols. As in Prometheus, a counter that has decreased means
+that the server was restarted. Rollouts and the console use the same rules:
 
 - An unsuccessful response is an error. A refusal of the input (4xx) is also an error, because a rollout must detect a
   model that no longer accepts its callers' inputs. The console shows refusals and failures separately.
@@ -26,11 +26,11 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.store import Json
 
 _LATEST = 4e9
-"""A bound in seconds since 1970, in the year 2096. Later times are invalid."""
+"""The latest valid time in seconds since 1970, in the year 2096."""
 ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = "499"
 _EXPLANATIONS = "explain"
-"""The value of the label `protocol` for explanations."""
+"""The value of the metrics' label `protocol` for requests to /explain."""
 _REQUESTS = "onnxserve_requests_total"
 _DURATIONS = "onnxserve_request_duration_seconds_bucket"
 _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
@@ -43,11 +43,11 @@ class VersionCounters:
     """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the number of answered requests, and of unsuccessful responses.
+        requests / errors: the number of answered requests / of unsuccessful responses.
         timed: upper bound in seconds → the number of requests within the bound, without explanations.
-        same / different: the number of rows for which a shadow's prediction is the same or different. A request that
-            the shadow could not answer counts as one different row.
-        refused: the number of client errors (4xx).
+        same / different: the number of rows for which the prediction of a shadow is the caller's / is different. A
+            request that the shadow could not answer counts as one different row.
+        refused: the number of requests whose input was refused (4xx).
     """
 
     requests: float = 0
@@ -66,7 +66,7 @@ class VersionCounters:
         return self.same + self.different
 
     def since(self, before: "VersionCounters") -> "VersionCounters":
-        """Return the counts added since `before`; all counts if the server has restarted since."""
+        """Return the counts since the earlier counters `before`; all counts if the server was restarted in between."""
         has_restarted = self.requests < before.requests or self.compared < before.compared
         return self if has_restarted else self._combined(before, -1)
 
@@ -81,7 +81,7 @@ class VersionCounters:
         return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
-        """Return the quantile in seconds, interpolated within its bucket as in Prometheus; None without requests."""
+        """Return a quantile of the request times in seconds, interpolated as in Prometheus; None without requests."""
         total = self.timed.get(math.inf, 0)
         if not total:
             return None
@@ -94,16 +94,16 @@ class VersionCounters:
 
 
 CountersByVersion = Mapping[tuple[str, str], VersionCounters]
-"""The counters by variant and version."""
+"""(variant, version) → its counters."""
 _Version = tuple[str, str, str, str]
-"""The endpoint, variant, model and version."""
+"""The names of an endpoint, a variant and a registered model, and a version."""
 
 
 @dataclass(frozen=True)
 class ServerMetrics:
     """The counters of one server.
 
-    `counters` has the keys endpoint, variant, model and version. `last_requests` maps endpoint, model and version to
+    `counters` maps (endpoint, variant, model, version) to counters. `last_requests` maps (endpoint, model, version) to
     the time of the last request in seconds since 1970.
     """
 
@@ -114,7 +114,7 @@ class ServerMetrics:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
-        """Return the counters of one endpoint, summed over all models of a variant."""
+        """Return the counters of one endpoint. Equal versions of different models of a variant are summed."""
         summed: dict[tuple[str, str], VersionCounters] = {}
         for (of_endpoint, variant, _, version), counters in self.counters.items():
             if of_endpoint == endpoint:
@@ -122,7 +122,7 @@ class ServerMetrics:
         return summed
 
     def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
-        """Return the model's versions that have answered as this variant, most recent first."""
+        """Return the model's versions that have answered for this variant, the version with the newest answer first."""
         answered = [
             version
             for (*others, version), counters in self.counters.items()
@@ -133,7 +133,7 @@ class ServerMetrics:
 
 
 MetricsByServer = Mapping[str, ServerMetrics | Refused]
-"""Server → its counters, or the reason why they are unreadable."""
+"""The name of a server → its counters, or the reason why its counters are unreadable."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class CountedInterval:
 
     Attributes:
         at: the end of the interval in seconds since 1970, by the server's clock.
-        counters: the counts by endpoint, variant, model and version, without shadows.
-        labels: the number of accepted labels of all endpoints of the server.
+        counters: (endpoint, variant, model, version) → its counts, without shadows.
+        labels: the number of accepted labels for all endpoints of the server.
     """
 
     at: float
@@ -154,7 +154,7 @@ class CountedInterval:
 
 
 HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
-"""Server → its stored intervals, oldest first, or the reason why they are unreadable."""
+"""The name of a server → its stored intervals, oldest first, or the reason why its history is unreadable."""
 
 
 def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None) -> bytes | Refused:
@@ -192,7 +192,7 @@ def total_metrics(servers: MetricsByServer) -> ServerMetrics:
 
 
 def parse_server_metrics(page: str) -> ServerMetrics:
-    """Return the counters of a page in Prometheus' text format. Raises ValueError for other text."""
+    """Return the counters of a page in Prometheus' text format. Raises ValueError if the page has another format."""
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
@@ -218,7 +218,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
 
 
 def parse_server_history(lines: bytes) -> list[CountedInterval]:
-    """Return the intervals of `/metrics/history`. Raises ValueError for other text.
+    """Return the intervals of a page of `/metrics/history`. Raises ValueError if a line has another format.
 
     If the server's clock was set back, later intervals replace overlapping earlier intervals.
     """

@@ -1,7 +1,7 @@
 """The containers of an endpoint: their options, the reason why they ended, and the conversion of Docker's errors.
 
 Containers run without privileges: as the user who deploys (for root: the user of the image), on a read-only file system
-and without capabilities. A label contains a digest of all options whose change requires a new container.
+and without capabilities. A label has a digest of the options whose change requires a new container.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
-"""The labels of the containers."""
+"""The labels of containers for the digest of the options and for the published address."""
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
@@ -40,7 +40,7 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def server_name(endpoint: str) -> str:
-    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker requires two characters.
+    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker refuses a name of one letter.
 
 
 def listener_name(endpoint: str) -> str:
@@ -52,7 +52,7 @@ def volume_name(endpoint: str) -> str:
 
 
 def home_folder(endpoint: str, settings: Settings) -> Path:
-    """Return the folder of an endpoint's servers. Containers mount it at the same path."""
+    """Return the folder with the files of an endpoint's servers. Containers mount the folder at the same path."""
     return settings.home_path / "docker" / endpoint
 
 
@@ -118,7 +118,7 @@ def share(path: Path) -> None:
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container (with `is_host`, on this machine's network) cannot reach the registry."""
+    """Raise InvalidConfig if a container (with `is_host`: on the host's network) cannot reach the registry at `uri`."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
@@ -139,7 +139,7 @@ def end_of(container: Container) -> str:
     if state["ExitCode"] in (126, 127):
         return "has no command `onnxserve`: set -C container.image=… to an onnxserve image"
     if state["ExitCode"] == _KILLED and not state["Restarting"]:
-        return f"was killed (exit status {_KILLED})"  # The last log line does not explain a kill.
+        return f"was killed (exit status {_KILLED})"  # The log does not explain a kill.
     lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
     words = error_line([line for line in lines if line]) or state["Error"]
     again = " and is restarted repeatedly" if state["Restarting"] else ""
@@ -183,7 +183,7 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine that the server needs. The value is True for read-only paths."""
+    """Return the paths of this machine to mount in the server's container: path → True if the mount is read-only."""
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:

@@ -82,13 +82,13 @@ class DockerBackend(MachineBackend):
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
     def lives(self, pid: int) -> bool:
-        return True  # The ids belong to the container, whose gunicorn removes the files of dead workers.
+        return True  # The process ids are the container's, where gunicorn removes the files of dead workers.
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. A change of the image, `server` or `container` needs a new container.
 
-        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if another
-        container has the name.
+        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if a
+        container of another program has the name.
         """
         with docker_errors(spec):
             self._settle(spec.name)
@@ -123,14 +123,14 @@ class DockerBackend(MachineBackend):
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
         written = read_state(folder / SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
-        if written is None or written.started_at < started - 1:  # The file belongs to the previous run.
+        if written is None or written.started_at < started - 1:  # The file is from an earlier start.
             return Observation("starting", STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
-        """Stop the containers. Open requests are completed, or aborted at the end of the grace period."""
+        """Stop the containers of an endpoint. Open requests are completed, or aborted after the grace period."""
         with docker_errors():
             for server in self._servers(name):
                 self._stop(server)
@@ -219,7 +219,7 @@ class DockerBackend(MachineBackend):
         try:
             return self._engine.images.get(name)
         except ImageNotFound:
-            if "/" not in name:  # Otherwise the image at Docker Hub could belong to a stranger.
+            if "/" not in name:  # At Docker Hub, anyone could own this name.
                 raise InvalidConfig(
                     f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
                     "another image with -C container.image=…"
@@ -269,11 +269,11 @@ class DockerBackend(MachineBackend):
             # Set the restart policy only now, because a restart would hide a crash from `_wait`.
             new.update(restart_policy={"Name": spec.container.restart})
         except BaseException:
-            if new is not None:  # Complete the requests that the container may have accepted.
+            if new is not None:  # Let the container complete accepted requests.
                 self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif (listener := self._listener(name)) is not None:  # Otherwise the listener would keep the port.
+            elif (listener := self._listener(name)) is not None:  # Free the port.
                 listener.remove(v=True, force=True)
             raise
         link = self.settings.state_dir(name)
@@ -293,7 +293,7 @@ class DockerBackend(MachineBackend):
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / SPOOL
-            for segment in (folder / SPOOL).glob("*.seg"):  # Keep rows that are not in the log.
+            for segment in (folder / SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
                 make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -312,18 +312,18 @@ class DockerBackend(MachineBackend):
             return
         if listener is None:
             listener = self._engine.containers.create(**options, network=network or self._network())
-            if network is not None:  # In this network, other containers use the endpoint's name as the host name.
+            if network is not None:  # Other containers reach the listener by the endpoint's name.
                 joined = self._engine.networks.get(network)
                 joined.disconnect(listener)
                 joined.connect(listener, aliases=[spec.name])
         try:
-            listener.start()  # This call has no effect if the listener is running.
+            listener.start()  # A running listener is not restarted.
         except APIError:
             listener.remove(v=True, force=True)
             raise
 
     def _network(self) -> str:
-        """Return the id of the listeners' network. If two exist because of a race, the older network is used."""
+        """Return the id of the listeners' network. If a race has created two networks, return the older network."""
         if not (networks := self._engine.networks.list(names=[f"^{NETWORK}$"])):
             options = {"com.docker.network.bridge.enable_icc": "false"}
             self._engine.networks.create(NETWORK, driver="bridge", options=options)
@@ -335,7 +335,7 @@ class DockerBackend(MachineBackend):
 
         def why_ended() -> str:
             server.reload()
-            # In an older container, OOMKilled may be outdated or refer to a single worker.
+            # OOMKilled is reliable only for a new container: later, it may be outdated or refer to a single worker.
             is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
@@ -346,7 +346,7 @@ class DockerBackend(MachineBackend):
         """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         server_spec = spec.server if spec is not None else ServerSpec()
-        server.stop(timeout=server_spec.stop_seconds)  # This call has no effect if the server has ended.
+        server.stop(timeout=server_spec.stop_seconds)  # A server that has ended is ignored.
 
     def _end(self, server: Container) -> None:
         self._stop(server)

@@ -1,8 +1,8 @@
 """Deployments on Kubernetes: the objects of `manifests/kubernetes.py` are applied to a namespace and then watched.
 
 Server-side apply changes only differences, so after a crash the same call completes the work. A change of variants
-reaches running pods through the ConfigMap, and their state files show whether they serve it. The state is polled,
-because a watch stream may break.
+reaches running pods through the ConfigMap, and the pods' state files show whether it is served. The state of the
+objects is polled, because a watch stream may break.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ _KINDS = (
 """The kinds of objects of an endpoint, in the order of deletion."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _CUSTOM = ("HTTPRoute", "ServiceMonitor")
-"""Custom resource kinds. The Kubernetes role `edit` has no rights on them."""
+"""The kinds of custom resources, on which the Kubernetes role `edit` has no rights."""
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
@@ -134,7 +134,7 @@ class KubernetesBackend:
         )
         kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
         objects = [self._cluster.get(kind, name) for kind, name in kinds]
-        # Otherwise the applied fields would be merged into the objects of other owners.
+        # Refuse objects of other owners, into which the applied fields would be merged.
         others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
@@ -160,7 +160,7 @@ class KubernetesBackend:
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
         is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
         if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
-            # The autoscaler controlled this number until now.
+            # Without its autoscaler, the Deployment needs the number of pods of the spec.
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
         for document in documents:
             if document["kind"] == "Deployment":
@@ -178,8 +178,8 @@ class KubernetesBackend:
         progress(f"{spec.name}: applied to namespace {self.namespace}")
         (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
         digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
-        for pod in pods:  # After a change of the pod, kubelet reads its ConfigMap immediately instead of within 90 s.
-            with suppress(DeploymentFailed):  # The pod may be gone, or the change forbidden.
+        for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
+            with suppress(DeploymentFailed):  # The pod may be gone, or the user may not change it.
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
 
@@ -270,13 +270,13 @@ class KubernetesBackend:
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OnnxserveError):  # The agents also poll without this command.
+        with suppress(OnnxserveError):  # The agents also poll on a schedule.
             self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of each pod's log, with the name of the pod, and then new lines if `follow` is set."""
+        """Yield the last log lines of each pod, with the pod's name. If `follow` is set, then yield new lines."""
         self._own_deployment(name)
         names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
         for pod in names:
@@ -286,14 +286,14 @@ class KubernetesBackend:
         written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
-            """Put the new lines of a pod's log into the queue. At the end, put None or the error."""
+            """Put the new lines of a pod's log into the queue. When the log ends, put None or the error into it."""
             last, since = "", 1
             try:
                 while self._cluster.get("Pod", pod) is not None:
                     begun = time.monotonic()
                     for line in self._cluster.follow_log(pod, since):
                         stamp, _, text = line.partition(" ")
-                        if stamp > last:  # After a reconnect, the last lines are sent again.
+                        if stamp > last:  # After a reconnect, skip repeated lines.
                             last = stamp
                             written.put(f"{pod}: {text}")
                     since = int(time.monotonic() - begun) + 5
@@ -325,14 +325,14 @@ class KubernetesBackend:
             yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
-        """Return the address for callers: the public address, or the address within the cluster."""
+        """Return the address of an endpoint for callers: the public address, or the address within the cluster."""
         if spec.kubernetes.host is not None:
             return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
         return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
     @cached_property
     def _owner(self) -> str:
-        """Return the store of this process. Different stores do not change each other's endpoints."""
+        """Return the URL of this process's store, which owns the objects. Other stores do not change these objects."""
         url = make_url(self.settings.store_url)
         where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
         return f"{url.render_as_string(hide_password=True)}{where}"
@@ -343,7 +343,7 @@ class KubernetesBackend:
     def _own_deployment(self, name: str) -> Document | None:
         """Return the endpoint's Deployment, or None.
 
-        Raises InvalidConfig if another store (or a tool such as GitOps) has taken it over.
+        Raises InvalidConfig if another store (or a tool such as GitOps) owns the Deployment.
         """
         deployment = self._cluster.get("Deployment", name)
         if deployment is not None and not self._is_ours(deployment):
@@ -361,14 +361,14 @@ class KubernetesBackend:
         except ApiRefused as error:
             if error.status != 403 or kind not in _CUSTOM:
                 raise
-            return False  # A user without access has not created the object.
+            return False  # A user without rights on the kind has created no such object.
         if document is None or not self._is_ours(document):
             return False
         self._cluster.delete(kind, name)
         return True
 
     def _living_pods(self, name: str) -> list[Document]:
-        """Return the pods of all revisions that are not terminating."""
+        """Return the endpoint's pods that are not terminating, of all revisions of its Deployment."""
         pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -417,7 +417,7 @@ class KubernetesBackend:
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
-                return error.message  # Retry: the pods start even if this request fails.
+                return error.message  # Poll again: the pods also start without this answer.
 
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
@@ -431,7 +431,7 @@ class KubernetesBackend:
             if state is None and self._may_look:
                 return f"the state of pod {name} cannot be read"
             if state is None:
-                continue  # The user may not read the state, so readiness must suffice.
+                continue  # Without the right to read the state, trust the pod's readiness.
             applied = compare_applied(spec, state)
             if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
@@ -486,8 +486,9 @@ def _owner_of(document: Document) -> str:
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return the number of pods that a Deployment should have.
 
-    With an autoscaler, a running Deployment keeps its pods, even outside the new bounds. Otherwise it keeps a number
-    set by a person or an external autoscaler as long as `kubernetes.replicas` of the spec is unchanged.
+    With an autoscaler, a running Deployment keeps its number of pods, even outside the new bounds. Without an
+    autoscaler, it keeps a number that a user or an external tool has set until `kubernetes.replicas` of the spec
+    changes.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -500,8 +501,8 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods can reach them.
 
-    A later command with another MLflow must not replace the pods. Raises InvalidConfig if a model is
-    in the registry and no reachable address of the registry is known.
+    The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
+    Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:
@@ -515,13 +516,13 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris["MLFLOW_REGISTRY_URI"]  # The spec may set another tracking server, which is then also the registry.
+        del uris["MLFLOW_REGISTRY_URI"]  # The registry then follows a tracking server that the spec sets.
     reachable = {
         variable: str(uri)
         for variable, uri in uris.items()
         if (parts := urlsplit(str(uri))).scheme in ("http", "https")
         and not is_loopback(parts.hostname or "")
-        and parts.password is None  # All readers of the Deployment would see the password.
+        and parts.password is None  # Readers of the Deployment would see a password.
     }
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))

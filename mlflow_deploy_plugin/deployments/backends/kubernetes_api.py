@@ -47,7 +47,7 @@ _RESOURCES: Mapping[str, tuple[str, ...]] = {
     "ServiceAccount": ("serviceaccounts", "v1"),
     "ServiceMonitor": ("servicemonitors", "monitoring.coreos.com/v1"),
 }
-"""Kind → its plural and its possible API versions, the newest first. All versions accept the same document."""
+"""The kind of an object → its plural and API versions, newest first. All versions accept the same document."""
 _RETRIES = Retry(
     total=8,
     connect=1,
@@ -59,12 +59,12 @@ _RETRIES = Retry(
     raise_on_status=False,
 )
 _CONNECT_SECONDS, _GET_SECONDS = 5, 6
-"""The timeouts for reads. With one retry, a read from a hanging cluster fails before the console's page times out."""
+"""The timeouts of reads, so short that a read with one retry fails before the timeout of the console's page."""
 _CHANGE_SECONDS = 60
-"""The timeout for changes. Each admission webhook may take 30 seconds."""
+"""The timeout of changes, which wait for admission webhooks of up to 30 seconds each."""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-"""The channels of a command's web socket, which are the first byte of each frame."""
+"""The channels of a command's web socket. The first byte of each frame is its channel."""
 _LOADING = threading.Lock()
 """The lock for loading a configuration, because all clients share the files with keys, and remove them at exit."""
 _CONFLICT_TRIES = 6
@@ -81,7 +81,7 @@ class ApiRefused(DeploymentFailed):
 
     @property
     def may_pass(self) -> bool:
-        """Return True if the request may be accepted later, because the API server is busy or restarting."""
+        """Return True if a retry of the request may succeed, because the API server is busy or restarting."""
         return self.status is None or self.status == 429 or self.status >= 500
 
 
@@ -256,21 +256,21 @@ class Cluster:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 with suppress(OSError):
-                    listener.shutdown(socket.SHUT_RDWR)  # The shutdown wakes the thread.
+                    listener.shutdown(socket.SHUT_RDWR)  # This ends the thread.
         accepting.join()
 
     def _forward(self, listener: socket.socket, pod: str, port: int) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                # Each stream needs a separate client: until the stream is open, the client cannot send other requests.
+                # Use one client per stream, because a client that opens a stream cannot send other requests meanwhile.
                 api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
                     opened = portforward(
                         api.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
                     )
                 except ApiException:
-                    connection.close()  # The caller detects the closed connection.
+                    connection.close()  # The caller reports the failure.
                     continue
                 remote = opened.socket(port)
                 remote.setblocking(True)
@@ -353,20 +353,20 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
-    """Return the client of the configured cluster, or of this pod's cluster. Raises InvalidConfig without a cluster."""
-    file = os.environ.get("KUBECONFIG")  # The client reads KUBECONFIG only when the client is imported.
+    """Return a client of the configured cluster, or of this pod's cluster. Raises InvalidConfig without a cluster."""
+    file = os.environ.get("KUBECONFIG")  # The client package reads KUBECONFIG only at its import.
     try:
         with _LOADING:
             return kubernetes.config.new_client_from_config(file, context)
     except (ConfigException, TypeError) as error:
         missing = error
-    if not (file or context):  # The pod's cluster must not replace a configured cluster.
+    if not (file or context):  # Do not use the pod's cluster instead of a configured cluster.
         with suppress(ConfigException, TypeError):
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
     known: list[str] = []
-    with suppress(ConfigException, KeyError, TypeError):  # The file may be unreadable.
+    with suppress(ConfigException, KeyError, TypeError):  # Without a readable file, the contexts are unknown.
         merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
         known = sorted(context_entry["name"] for context_entry in merged.config["contexts"].value)
     if context and known and context not in known:

@@ -23,7 +23,7 @@ class PodTrouble:
 
 
 def pending_rollout(deployment: Document) -> str:
-    """Return the pending work of a Deployment; empty if all its pods are new and ready."""
+    """Return the pending work of a Deployment; empty if all its pods are of the newest revision and ready."""
     status = deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return UNSEEN
@@ -39,7 +39,7 @@ def pending_rollout(deployment: Document) -> str:
 
 
 def quota_trouble(condition: Document) -> PodTrouble | None:
-    """Return the reason for refused pods from a condition of a Deployment: a quota or a policy of the cluster."""
+    """Return the quota or the policy of the cluster that refuses pods, according to a condition of a Deployment."""
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
         return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
     return None
@@ -47,7 +47,7 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """The refusal of pods by a quota, which may be temporary. Times are from the monotonic clock.
+    """The refusal of pods by a quota. It may end by itself. Times are from the monotonic clock.
 
     A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
     ended, the next wait is at most the time since the first refusal (`since`). This wait ends by `waits_until`.
@@ -57,7 +57,7 @@ class RefusedPods:
     waits_until: float = 0.0
 
     def is_final(self, is_ending: bool, now: float) -> bool:
-        """Return True if waiting does not help. `is_ending` is True if a pod is terminating now."""
+        """Return True if the quota will still refuse the pods later. `is_ending` is True while a pod is terminating."""
         if is_ending:
             self.waits_until = now + (now - self.since) + _RETRY_MARGIN_SECONDS
         return now > self.waits_until
@@ -68,7 +68,7 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
     name = pod["metadata"]["name"]
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            # An autoscaler of nodes may help.
+            # This is not final, because an autoscaler may add a node.
             return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
     status = container_status(pod)
     state, last = status.get("state", {}), status.get("lastState", {})
@@ -95,6 +95,6 @@ def container_status(pod: Document) -> Document:
 
 
 def is_ready(pod: Document) -> bool:
-    """Return True if a Service considers the pod ready. The container's status would stay ready on a lost node."""
+    """Return True if a Service sends requests to the pod. The container's status would stay ready on a lost node."""
     conditions = pod.get("status", {}).get("conditions", ())
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

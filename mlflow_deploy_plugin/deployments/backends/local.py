@@ -38,12 +38,12 @@ class LocalBackend(MachineBackend):
         before = self.state_before(folder)
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
-            pid = None  # Workers read the server section when they start.
+            pid = None  # A changed server section needs a new server.
         is_new = pid is None
         if pid is None:
             if before.spec is None or _address(before.spec) != _address(spec):
                 check_port(*_address(spec))  # Check before the server is stopped.
-            self.stop(spec.name)  # This also ends the workers of a killed supervisor, which still use the port.
+            self.stop(spec.name)  # Free the port from workers of a killed supervisor.
             check_port(*_address(spec))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(folder / SPEC, dump_spec(spec).encode())
@@ -82,7 +82,7 @@ class LocalBackend(MachineBackend):
         for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
             if pid is not None:
                 _end(folder, pid, spec.server if spec is not None else ServerSpec())
-        remove_metrics(folder)  # A killed gunicorn leaves metrics in shared memory.
+        remove_metrics(folder)  # A killed gunicorn does not remove the metrics from shared memory.
         if folder.exists():
             (folder / STOPPED).touch()
 
@@ -105,7 +105,7 @@ class LocalBackend(MachineBackend):
                 # Check liveness before reading: after a False, one more read returns the rest of the log.
                 is_alive = self.is_running(name)
                 if os.fstat(log.fileno()).st_size < log.tell():
-                    log.seek(0)  # The log was truncated.
+                    log.seek(0)  # The log was truncated, so read it from the start.
                 while line := log.readline():
                     part += line
                     if part.endswith("\n"):
@@ -140,7 +140,7 @@ def is_port_free(host: str, port: int) -> bool:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            # gunicorn sets the same option, so that closing connections do not count.
+            # With this option, which gunicorn also sets, closing connections do not occupy the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
@@ -168,7 +168,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
         status = None
         try:
             while status is None:
-                with suppress(KeyboardInterrupt):  # The server is stopping, so wait for its exit.
+                with suppress(KeyboardInterrupt):  # Ctrl-C also stops the server, so wait for it.
                     status = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -182,7 +182,7 @@ def _address(spec: EndpointSpec) -> tuple[str, int]:
 
 def _end(folder: Path, pid: int, server: ServerSpec) -> None:
     supervisor.stop(folder, pid, server.stop_seconds)
-    (folder / SERVER).unlink(missing_ok=True)  # A killed supervisor does not remove it.
+    (folder / SERVER).unlink(missing_ok=True)  # A killed supervisor leaves this file.
 
 
 def _running_pid(folder: Path) -> int | None:

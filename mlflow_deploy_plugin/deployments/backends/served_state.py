@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.statedir.files import (
 
 STARTING = "the server is being started"
 STOPPED = "stopped"
-"""A file in the state folder. It exists if the server was stopped on purpose."""
+"""A file in the state folder, which exists if the user has stopped the server."""
 _PLACE = ".place"
 _PING_SECONDS = 2.0
 
@@ -50,7 +50,7 @@ class AppliedSpec:
         pending: the remaining work; empty if every worker has applied the spec completely, or failed to apply it.
         errors: variant → the reason why a worker could not load the wanted version.
         missing: the variants with traffic that have no version in at least one worker.
-        wanted: the versions to be served; None until the agent has resolved them for the first time.
+        wanted: the versions to be served; None until the agent has resolved the models for the first time.
     """
 
     is_resolved: bool
@@ -87,7 +87,8 @@ class MachineBackend:
     def place(self, name: str) -> str:
         """Return the name of this machine's state folders. Raises NotReady if the endpoint's folder is elsewhere.
 
-        The name is stored in the folders, because a pod or another machine with the same store has other folders.
+        The id is stored next to the state folders, because other machines and pods of the same store have other
+        folders.
         """
         if not self.settings.state_dir(name).is_dir():
             raise NotReady(f"the server of {name!r} is on another machine")
@@ -99,7 +100,7 @@ class MachineBackend:
         return written.read_text()
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OSError):  # The agent also polls without this file.
+        with suppress(OSError):  # The agent also polls on a schedule.
             (self.settings.state_dir(name) / LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
@@ -113,7 +114,7 @@ class MachineBackend:
         """Return the observation of an endpoint whose server is not running. `gone` is the reason."""
         folder = self.settings.state_dir(name)
         is_starting = is_locked(lock_path(name, self.settings)) or is_locked(folder / SERVER_LOCK)
-        if is_starting:  # The process id is not written yet.
+        if is_starting:  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
         if (folder / STOPPED).exists():
             return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
@@ -183,7 +184,7 @@ def _server_state(
             return "failed", applied.errors[name]
     if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
-    return "running", applied.pending  # A new version may be loading while the earlier version answers.
+    return "running", applied.pending  # While a new version is loaded, the previous version answers.
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
@@ -199,7 +200,7 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
-    """Read the state folder of a server, without its spec. Only workers whose process id `lives` are included."""
+    """Read the state folder of a server, without its spec. Workers are omitted if `lives(process id)` is False."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
     return ServedState(None, agent, wanted or Wanted(), workers)
@@ -227,7 +228,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # If True, only the traffic or similar fields must still be applied.
+    is_loaded = len(workers) >= count and all(  # Workers still have to apply other fields, such as traffic.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
@@ -263,7 +264,7 @@ def wait_while_pending(
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return the fields that require loading a variant again: its model, and the columns that it captures."""
+    """Return each variant with the fields whose change reloads it: its model, and the settings of captured columns."""
     columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
     return {name: (variant.model, columns) for name, variant in spec.variants.items()}
 
@@ -278,6 +279,6 @@ def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent
-    # A repeated error is about this spec only if the agent has polled since the spec was written.
+    # Ignore an error of the agent from before this spec: the agent has not polled since.
     is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
     return "" if is_earlier else agent.error

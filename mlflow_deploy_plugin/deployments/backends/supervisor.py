@@ -1,7 +1,8 @@
-"""The supervisor's process: how it is started, identified later and ended, its log and its environment.
+"""The supervisor's process: starting, identifying and ending it, its log and its environment.
 
-Its session outlives the command that starts it, and the session id is the supervisor's process id. Processes of a
-killed supervisor are found by this id and their working directory (the state folder), because process ids are reused.
+The supervisor's session outlives the command that starts it, and the session id is the supervisor's process id.
+Processes of a killed supervisor are found by this id and their working directory (the state folder), because process
+ids are reused.
 """
 
 import json
@@ -85,7 +86,7 @@ def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
 
 
 def final_error(state_dir: Path) -> str:
-    """Return the last line of the log if it is an error; empty if it is not, for example after a kill."""
+    """Return the last line of the log if it is an error; otherwise an empty text, for example after a kill."""
     return _best_line(read_log_tail(state_dir / LOG)[-1:], _ERRORS)
 
 
@@ -96,10 +97,11 @@ def last_error(state_dir: Path) -> str:
 def error_line(lines: list[str]) -> str:
     """Return the line of a log that best explains why the server ended; empty if the log is empty.
 
-    If the supervisor's error only refers to the log, which may be removed, the earlier error of its child is added.
+    If the supervisor's error only refers to the log, which may be removed, the reference is replaced by the error of
+    its child.
     """
     error = _best_line(lines, (*_ERRORS, r"."))
-    if error.endswith("exec format error"):  # This is the kernel's error, as reported by a container engine.
+    if error.endswith("exec format error"):  # The kernel has refused the image's program.
         return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
     if error.endswith(_SEE_LOG) and (why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)):
         return f"{error.removesuffix(_SEE_LOG)}: {why}"
@@ -113,7 +115,7 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     """
     file = state_dir / ENVIRONMENT
     if not file.exists():
-        import mlflow  # The import takes a second, and only the command that creates a deployment needs it.
+        import mlflow  # This import takes a second, so import only if needed.
 
         uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}
@@ -143,10 +145,10 @@ def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
 
 
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
-    """Return True if the process uses the folder. A process that is ending also counts.
+    """Return True if the folder is the working directory of the process, or if the process is ending.
 
     Linux removes the working directory of a process before it closes its sockets, and reports a zombie while threads
-    are still ending. The port may be in use for some milliseconds.
+    are still ending. Until then, the process may use the port.
     """
     try:
         return Path(process.cwd()) == folder

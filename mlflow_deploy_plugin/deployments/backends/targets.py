@@ -19,9 +19,9 @@ class TargetKind(NamedTuple):
 
     Attributes:
         servers: a noun for help texts.
-        backend: module and class. The module is imported on use, because it may need an SDK. The arguments of the class
-            are the settings and, if the URI has one, the namespace.
-        is_on_this_machine: True if its servers use ports and state folders of this machine.
+        backend: the module and the class of the backend. The module is imported on use, because it may need an SDK. The
+            arguments of the class are the settings and, if the URI has a namespace, the namespace.
+        is_on_this_machine: True if the servers use ports and state folders of this machine.
     """
 
     uri: str
@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Return the state of the server of an endpoint with a variant. `reason` does not name the endpoint."""
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each server of the endpoint by the server's name, or the reason why the page is missing."""
+        """Return the page at `path` of each server of the endpoint, or the reason why it is missing, by server name."""
 
     def place(self, name: str) -> str:
         """Return an id of the server's machine or cluster. Raises NotReady if this process cannot reach the server."""
