@@ -1,1 +1,1 @@
-"""MLflow's server with the gate in its API, the audit trail and the console page."""
+"""MLflow's server, extended by the gate in its API, the audit trail and the console page."""

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
 
 TOKEN_FIELD = "csrf_token"
-_TOKEN_SECONDS = 365 * 24 * 3600  # A page may be open for days; Flask-WTF's default is an hour.
+_TOKEN_SECONDS = 365 * 24 * 3600  # A page may be open for days, longer than Flask-WTF's default of an hour.
 _KEY_BYTES = 32
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def may_list(model: str) -> bool:
 
 
 def may_act_on(models: Sequence[str]) -> bool:
-    """Return True if the caller may move versions of these registered models. Without accounts, all callers may.
+    """Return True if the caller may move versions of all `models`. Without accounts, every caller may move versions.
 
     Only administrators may act on an endpoint without a registered model.
     """
@@ -84,7 +84,8 @@ def is_administrator() -> bool:
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. MLflow's basic auth can filter only responses, so build a response.
+    The list is empty if workspaces are disabled. A response is built, because MLflow's basic auth filters only
+    responses.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
@@ -102,14 +103,14 @@ def seen_workspaces() -> list[str]:
 
 
 def allow_pages(method: str, *paths: str) -> None:
-    """Allow all accounts to use these paths, because MLflow's basic auth may refuse unknown paths."""
+    """Allow all accounts to request our pages at these paths, because MLflow's basic auth may refuse unknown paths."""
     if (auth := _auth_module()) is not None:
         for path in paths:
             auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Return the endpoints that serve or served an unknown model or a model that the caller may not read."""
+    """Return the endpoints that the caller may not see: their models, past or present, are unknown or unreadable."""
     if is_administrator():
         return frozenset()
     requested, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
@@ -155,7 +156,7 @@ def _auth_module() -> ModuleType | None:
 
 
 def authenticate_once_a_request() -> None:
-    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
+    """Check the password once per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
     from mlflow.server import auth
 
     authenticate = auth.authenticate_request
@@ -191,9 +192,9 @@ def form_token(user: str) -> str:
 
 def form_refusal(user: str) -> str:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # A form cannot set X-Forwarded-Host. Proxies set the header, and the outermost host is first.
+    # A form cannot set X-Forwarded-Host, so its hosts, which proxies set, are also ours.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
-    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # An Origin of `null` has an empty host.
+    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # The Origin `null` has an empty host.
     if site != "same-origin" if site else not is_ours:
         return "the form was sent from another site"
     try:

@@ -3,8 +3,9 @@
 `python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with the functions of the command line
 and stores the outcome. The audit trail records the user who pressed the button.
 
-A blocker is the reason why an action would be refused now, or an empty text. If there is a blocker, the page disables
-the button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are not blockers.
+A blocker is the reason why an action would be refused now, or an empty text if the action is possible. With a blocker,
+the page disables the button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are
+not blockers.
 """
 
 import os
@@ -49,7 +50,7 @@ _MAX_WEIGHT = 100
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
-    """Return the blocker of a stopped endpoint. A server started here would keep the caller's credentials."""
+    """Return the blocker of a stopped endpoint, because a server started here would keep the caller's credentials."""
     if observed.observation.state in ("running", "starting"):
         return ""
     name = observed.endpoint.name
@@ -81,7 +82,7 @@ def rollback_target_of(
 def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str, metrics: MetricsByServer) -> None:
     """Raise InvalidConfig if the rollback target has changed since the page was loaded.
 
-    Another user may have rolled back or promoted. If two users press the button, only one step back is intended.
+    Another user may have rolled back or promoted, and two users who press the button intend only one step back.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
@@ -193,7 +194,7 @@ def main(path: Path) -> int:
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
-        # Any other exception is logged with its traceback, and the server shows the last line of the log.
+        # The traceback of any other exception is logged. The console shows the last line of this log.
         if not isinstance(error, MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
@@ -203,13 +204,13 @@ def main(path: Path) -> int:
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
-    """Return the first address at which this MLflow accepts our requests. MLflow may refuse unknown hosts."""
+    """Return the first URL at which this MLflow accepts our requests, because MLflow may refuse unknown host names."""
     from mlflow.utils.credentials import get_default_host_creds
 
     remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
     for server in servers:
         try:
-            trusted = get_default_host_creds(server).verify  # MLflow's client uses the same setting.
+            trusted = get_default_host_creds(server).verify  # Verify certificates like MLflow.
             if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code != 403:
                 return server
         except requests.exceptions.SSLError:

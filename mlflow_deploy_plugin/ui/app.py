@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this to the name of the WSGI or ASGI server.
+_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of the server.
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _FOLDER = "console"
@@ -112,7 +112,7 @@ def extend(app: Flask) -> None:
     def enter_workspace() -> Response | None:
         """Select the workspace from ?workspace=, like MLflow's pages, because a link cannot set the workspace header.
 
-        A server that only serves artifacts has no registry, and the request is refused like requests to MLflow's views.
+        A server that only serves artifacts has no registry, so it refuses the request, as in MLflow's own views.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.server.handlers import _disable_if_artifacts_only
@@ -148,10 +148,10 @@ def extend(app: Flask) -> None:
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Add a script to MLflow's pages that links each registered model's page to the console."""
+    """Add a script to MLflow's pages. On the page of a registered model, the script adds a link to the console."""
     index = Path(app.static_folder or "") / "index.html"
     if _INDEX_VIEW not in app.view_functions or not index.exists():
-        return  # This MLflow has no pages, or another view for them.
+        return  # This MLflow has no pages to change.
 
     def serve_with_script() -> Response:
         """Return the page with the script, without an ETag, because a cached copy may lack the script."""
@@ -161,11 +161,11 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
     app.view_functions[_INDEX_VIEW] = serve_with_script
 
 
-@cache  # MLflow's class must be changed only once, even with several apps in a process.
+@cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
 def _compare_versions_as_numbers() -> None:
-    """Pass the version as a number to MLflow's store when a version moves to a stage. MLflow 3.17 passes a string.
+    """Make MLflow pass the version as a number to its store when a version moves to a stage; 3.17 passes a string.
 
-    If versions are archived, MLflow compares the version with an integer column, which fails with psycopg 3.
+    To archive other versions, MLflow compares this string with an integer column, which fails with psycopg 3.
     """
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
@@ -193,7 +193,7 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
-        """Return the charts of ?endpoint= as HTML, with ?whole=1 for an endpoint's page, otherwise the overview."""
+        """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's page, otherwise for the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
         if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
@@ -204,7 +204,7 @@ class _Console:
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
 
     def act(self) -> Response:
-        """Start the action of a form, and redirect to its page, which shows the progress of the job."""
+        """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
         who = caller()
         if refusal := form_refusal(who.user):
             return self._render(error=refusal, status=403)
@@ -235,13 +235,13 @@ class _Console:
         events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
         pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
         pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
-        first = next(pieces, "")  # An error of the store can still set the HTTP status here.
+        first = next(pieces, "")  # Before the response, a store error sets its status.
 
         def content() -> Iterator[str]:
             yield first
             try:
                 yield from pieces
-            except OnnxserveError as error:  # Otherwise, the response would look complete.
+            except OnnxserveError as error:  # Mark an incomplete response.
                 yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
 
         return Response(stream_with_context(content()), 200, content_type="application/x-ndjson; charset=utf-8")
@@ -292,7 +292,7 @@ class _Console:
         return f"{self._base}{path}{'?' if parameters else ''}{urlencode(parameters)}"
 
     def _here(self, job: str = "") -> str:
-        """Return the URL of the current page with the job to show."""
+        """Return the URL of the current page, which then shows the job."""
         kept = {name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")}
         return self._link(job=job, **kept)
 
@@ -306,7 +306,7 @@ class _Console:
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
-        if request.remote_addr:  # Empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
+        if request.remote_addr:  # With a Unix socket, it is empty, and SERVER_NAME is the Host header.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
         if request.host in (get_allowed_hosts_from_env() or ()):

@@ -14,13 +14,13 @@ WIDTH, HEIGHT = 1000, 100
 COLOURS = 6
 """The number of line styles (colour and dashes). Additional lines reuse the styles."""
 _LARGEST = 1e12
-"""The largest plausible figure of a server. A larger figure is drawn as a gap."""
+"""The largest plausible value. A chart shows a gap instead of a larger value."""
 _LEAST_TOP = 1.0
 """The smallest top of a value axis, so that noise around 0 does not fill the chart."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """Axis tops, to be multiplied by a power of ten, for which the top and its half are short numbers."""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
-"""Axis lengths in seconds whose quarters are short numbers."""
+"""Lengths of time axes in seconds. A quarter of a length, the distance of the labels, is a short number."""
 _PARTS = 4
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -35,7 +35,7 @@ class Series:
     Attributes:
         colour: the colour index, which is the same for a version in all charts.
         is_thin: True for a second line of the same colour, which the legend shows after the first line.
-        label: the name in the legend; empty for `name`.
+        label: the name in the legend; if it is empty, the legend shows `name`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A series to draw. `path` is an SVG path within WIDTH × HEIGHT, and `last` is the last value with its unit."""
+    """A line of a chart. `path` is its SVG path within WIDTH × HEIGHT, and `last` is the last value with its unit."""
 
     name: str
     label: str
@@ -72,8 +72,8 @@ class LineChart:
 
     Attributes:
         ticks: the labels of the value axis, highest label first.
-        top: the value at the upper end; the value at the lower end is 0.
-        limit: the height of a marked limit, or None.
+        top: the value at the upper end of the chart; the value at the lower end is 0.
+        limit: the height of the marked limit in the chart, or None without a limit.
         empty: the reason for an empty chart, or an empty text.
     """
 
@@ -100,10 +100,10 @@ def line_chart(
     is_growing: bool = False,
     empty: str = "",
 ) -> LineChart:
-    """Return the chart of these series, which extend from the left end to the right end.
+    """Return the chart of these series, whose values extend from the left end to the right end of the chart.
 
-    `limit` is a value to mark. `empty` is the text if no series has a value. With `is_growing`, the right end is in the
-    future, and the last known value is the current value.
+    `limit` is a value to mark. `empty` is the text of a chart without values. With `is_growing`, the right end is in
+    the future, so the legend shows the last known value of a series.
     """
     drawn = [
         [None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0) for value in line.values]
@@ -147,29 +147,29 @@ def since_axis(begin: datetime, seconds: float) -> TimeAxis:
 
 
 def nice_top(value: float) -> float:
-    """Return the top of an axis that includes the value, so that the top and its half are short numbers."""
+    """Return the top of a value axis for this largest value. The top and its half are short numbers."""
     exponent = math.floor(math.log10(value))
     ends = (step * 10.0**exponent for step in _STEPS)
     return next((end for end in ends if end >= value), 10.0 ** (exponent + 1))
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Return the value with its unit: `12.3 /s`, `4 ms` for less than a second, `9.5 s`, `0.2 %`; – for None."""
+    """Return the value with its unit, such as `12.3 /s`, `9.5 s`, `4 ms` (below a second), `0.2 %`; – for None."""
     if value is None:
         return "–"
-    if unit == "s" and value < 0.9995:  # A larger value would be rounded to 1,000 ms.
+    if unit == "s" and value < 0.9995:  # From here, rounding would give 1,000 ms.
         value, unit = 1000 * value, "ms"
     return f"{_number(value)} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """Return `90 s`, `45 min`, `1.5 h` or `2 d`."""
+    """Return a duration with its unit, such as `90 s`, `45 min`, `1.5 h` or `2 d`."""
     size, unit = next((entry for entry in _UNITS if seconds >= 2 * entry[0]), _UNITS[-1])
     return f"{seconds / size:.3g} {unit}"
 
 
 def _number(value: float) -> str:
-    """Return the number with at most three digits, or with thousands separators: `0.05`, `12.3`, `1,234`."""
+    """Return the number with at most three digits (`0.05`, `12.3`), or with thousands separators (`1,234`)."""
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{value / size:.3g} {letter}"
@@ -177,7 +177,7 @@ def _number(value: float) -> str:
 
 
 def _path(values: Values, top: float) -> Iterator[str]:
-    """Yield the parts of an SVG path. A single value between gaps is a dot, drawn by a stroke with round ends."""
+    """Yield the parts of an SVG path. A single value between gaps becomes a dot: a line of length 0 with round ends."""
     is_down = False
     for index, value in enumerate(values):
         if value is None:

@@ -486,9 +486,8 @@ def _owner_of(document: Document) -> str:
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return the number of pods that a Deployment should have.
 
-    With an autoscaler, a running Deployment keeps its number of pods, even outside the new bounds. Without an
-    autoscaler, it keeps a number that a user or an external tool has set until `kubernetes.replicas` of the spec
-    changes.
+    With an autoscaler, a running Deployment keeps its pods, even outside the new bounds. Without an autoscaler, it
+    keeps a number of pods that a user or an external tool has set, until `kubernetes.replicas` changes.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):

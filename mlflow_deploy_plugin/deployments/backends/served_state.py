@@ -87,8 +87,7 @@ class MachineBackend:
     def place(self, name: str) -> str:
         """Return the name of this machine's state folders. Raises NotReady if the endpoint's folder is elsewhere.
 
-        The id is stored next to the state folders, because other machines and pods of the same store have other
-        folders.
+        The id is stored next to the folders, because a pod or another machine with the same store has other folders.
         """
         if not self.settings.state_dir(name).is_dir():
             raise NotReady(f"the server of {name!r} is on another machine")
@@ -228,7 +227,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # Workers still have to apply other fields, such as traffic.
+    is_loaded = len(workers) >= count and all(  # Only fields such as traffic remain to be applied.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
@@ -279,6 +278,6 @@ def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent
-    # Ignore an error of the agent from before this spec: the agent has not polled since.
+    # If the agent has not polled since the spec was written, its error is about the earlier spec.
     is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
     return "" if is_earlier else agent.error

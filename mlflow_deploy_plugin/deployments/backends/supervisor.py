@@ -1,6 +1,6 @@
 """The supervisor's process: starting, identifying and ending it, its log and its environment.
 
-The supervisor's session outlives the command that starts it, and the session id is the supervisor's process id.
+The supervisor leads a session, which outlives the command that starts it and has the supervisor's process id.
 Processes of a killed supervisor are found by this id and their working directory (the state folder), because process
 ids are reused.
 """
@@ -97,8 +97,8 @@ def last_error(state_dir: Path) -> str:
 def error_line(lines: list[str]) -> str:
     """Return the line of a log that best explains why the server ended; empty if the log is empty.
 
-    If the supervisor's error only refers to the log, which may be removed, the reference is replaced by the error of
-    its child.
+    If the supervisor's error only refers to the log, which may be removed, the error of its child replaces the
+    reference.
     """
     error = _best_line(lines, (*_ERRORS, r"."))
     if error.endswith("exec format error"):  # The kernel has refused the image's program.
@@ -147,8 +147,8 @@ def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
     """Return True if the folder is the working directory of the process, or if the process is ending.
 
-    Linux removes the working directory of a process before it closes its sockets, and reports a zombie while threads
-    are still ending. Until then, the process may use the port.
+    Linux removes the working directory of an ending process before its sockets are closed, and reports a zombie while
+    threads are still ending, so the port may still be in use.
     """
     try:
         return Path(process.cwd()) == folder
