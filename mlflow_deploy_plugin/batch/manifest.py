@@ -1,7 +1,7 @@
-"""The parts of a batch, and the manifest `_batch.json` in its output, which lets an interrupted batch continue.
+"""The parts of a batch, and the manifest `_batch.json` in the output, with which an interrupted batch can continue.
 
-The manifest contains the model version, the input files and the options. The same command continues the batch. Another
-model, other options or changed files are refused. `_SUCCESS` marks a complete batch.
+The manifest contains the model version, the input files and the options. The same command continues the batch. A
+command with another model, other options or changed files is refused. `_SUCCESS` marks a complete batch.
 """
 
 import os
@@ -88,7 +88,7 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
 
 
 def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
-    """Return the files of a folder or a bucket by relative name; none if the folder does not exist."""
+    """Return relative name → file of a folder or a bucket; empty if the folder does not exist."""
     selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
     entries = location.filesystem.get_file_info(selector)
     return {
@@ -129,7 +129,7 @@ class BatchOutput:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the folder, because batches delete each other's unfinished files. Raises AlreadyExists if locked."""
-        if not self._location.is_local:  # Buckets have no unfinished files, and equal manifests write equal files.
+        if not self._location.is_local:  # A bucket needs no lock, because it has no unfinished files.
             yield
             return
         with ExitStack() as stack:
@@ -143,7 +143,7 @@ class BatchOutput:
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
         """Write the manifest, or continue with the existing one. Return the finished files. Raises like `run_batch`."""
-        manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists, as in the file.
+        manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists for the comparison.
         try:
             files = {*_list_files(self._location)}
             known: Manifest | None = None
@@ -157,7 +157,7 @@ class BatchOutput:
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = {*_list_files(self._location)}, None
-            # The lock and the files of a killed writer have names that begin with a dot.
+            # Ignore the lock and the files of a killed writer, whose names begin with a dot.
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
                     f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder"
@@ -193,13 +193,13 @@ class BatchOutput:
             raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
 
     def _remove(self, names: set[str]) -> None:
-        # Delete the manifest last, because it identifies the batch of the other files.
+        # Delete the manifest last, because it shows which files are from a batch.
         for name in sorted(names, key=lambda name: name == MANIFEST):
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
 
 
 def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return the differences from the earlier batch, or "". An input file may change until its predictions exist."""
+    """Return how the batch `known` differs, or "". An input file may change until its predictions have been written."""
     for field in ("digest", "name", "version"):
         old, new = known["model"].get(field), manifest["model"].get(field)
         if old != new:

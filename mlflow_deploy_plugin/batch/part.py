@@ -75,7 +75,7 @@ class PartJob:
     Attributes:
         output: the URI of the folder of predictions.
         on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the row.
-        progress / slot: the file with the progress for other processes, and the position in it.
+        progress / slot: the file that shows the progress to other processes, and the job's position in this file.
     """
 
     part: Part
@@ -114,7 +114,7 @@ def state_of(entry: fs.FileInfo) -> str:
 
 
 def read_progress(path: Path) -> tuple[int, int]:
-    """Return the number of rows and input bytes of the parts that are currently predicted."""
+    """Return the numbers of predicted rows and input bytes of all parts in progress."""
     content = path.read_bytes()
     read = list(_SLOT.iter_unpack(content[: len(content) // _SLOT.size * _SLOT.size]))
     return sum(rows for rows, _ in read), sum(position for _, position in read)
@@ -131,7 +131,7 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 @contextmanager
 def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, decompressed to disk because readers seek, and its compression ratio (compressed / full size)."""
+    """Yield the file, decompressed on disk (readers seek), and its compression ratio (compressed size / full size)."""
     if not (codec := compression_of(name)):
         yield file, 1.0
         return
@@ -180,7 +180,7 @@ def _write_part(
 
         groups = group_tables(predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
         first = next(groups)
-        schema = first[0].schema  # The types of the outputs are only known from a table.
+        schema = first[0].schema  # Only the first table shows the types of the outputs.
         file = output.enter_context(open_new(job.output, job.part.output))
         write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
         for tables in chain([first], groups):
@@ -199,14 +199,15 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
-    # The modification time in a bucket's list differs from the time of the object.
+    # Compare only the size, because a bucket lists other modification times than it reports for an object.
     return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
-    """Return one row with the columns in the names of the part's folders, such as `date=2013-07-01/city=Wien`.
+    """Return a table of one row with the columns from folder names such as `date=2013-07-01/city=Wien`.
 
-    A column of the file takes precedence. An input column has the signature's type; other columns are texts.
+    A column of the file takes precedence. A column that the model takes has the signature's type; other columns are
+    texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
@@ -246,7 +247,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
 def _predictions(
     job: PartJob, model: TableModel, blocks: Iterable[RowBlock]
 ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-    """Yield tables and rejected rows in order, each with the number of input bytes that have been read."""
+    """Yield tables of predictions and rejected rows in input order, each with the number of input bytes read so far."""
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []
@@ -285,7 +286,7 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as file:
                 yield file
-        else:  # Buckets show only complete objects, and Arrow's writer would also complete a partial object.
+        else:  # Write to disk first, because Arrow would complete a partial object.
             with tempfile.TemporaryFile() as file:
                 yield file
                 file.seek(0)

@@ -58,9 +58,9 @@ class BatchPlan:
         input_format: the format of files whose names do not specify a format.
         output_format: the format of the output; if it is None, each part keeps its format.
         on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
-        workers: the number of cores; None means all cores. Spark has a separate setting.
+        workers: the number of cores of this machine to use; None means all cores. Spark has a separate setting.
         restart: delete the files of another batch in the output.
-        experiment: the MLflow experiment with a run that records the batch; empty if the batch is not recorded.
+        experiment: the MLflow experiment in which a run records the batch; empty if the batch is not recorded.
     """
 
     model_uri: str
@@ -79,7 +79,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """The progress of one call. `parts` excludes the parts that earlier calls finished (`finished_before`)."""
+    """The progress of one call of `run_batch`. `parts` excludes the parts of earlier calls (`finished_before`)."""
 
     rows: int
     parts_done: int
@@ -163,7 +163,7 @@ Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
 
 @contextmanager
 def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
-    """Predict in processes, which end when the caller ends."""
+    """Predict the parts in worker processes, which end when the calling process ends."""
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
@@ -179,7 +179,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
-            write_progress(job.progress, slot, 0, 0)  # The result has the final counts.
+            write_progress(job.progress, slot, 0, 0)  # Clear the slot, because the result has the counts.
             slots.append(slot)
         return result
 
@@ -189,7 +189,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            with suppress(Empty):  # Waiting for all futures would check each future whenever one of them ends.
+            with suppress(Empty):  # Use a queue, because waiting for all futures checks each of them each time.
                 while True:
                     future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()
@@ -212,9 +212,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Limit the threads of libraries, and hide tracebacks of refused rows, because the error message has the reason.
+    """Limit the threads of libraries, and hide tracebacks of refused rows, whose error messages contain the reason.
 
-    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; each would use all cores without it.
+    Libraries of pyfuncs (torch, boosters) read OMP_NUM_THREADS when they are loaded, and use all cores without it.
     """
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))

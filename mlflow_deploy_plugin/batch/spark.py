@@ -1,7 +1,7 @@
 """Batches on Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
 
-The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. A part
-is a task without rows. The rows of a DataFrame are Arrow batches (`mapInArrow`,
+The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. Each
+part is a task that reads its file itself. The rows of a DataFrame are Arrow batches (`mapInArrow`,
 https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html). The
 machines need this package with its extra `cpu`.
 """
@@ -43,7 +43,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked that pyspark is installed.
+    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked for pyspark.
 
     archive = _ship(context, model)
     results = context.accumulator([], AddingAccumulatorParam([]))
@@ -57,7 +57,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # The tasks have no rows, so they do not need Spark SQL, which would double the start time.
+        # The tasks receive no rows, so an RDD suffices. Spark SQL would double the start time.
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":

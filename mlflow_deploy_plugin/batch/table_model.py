@@ -1,6 +1,7 @@
 """A loaded version as a function of Arrow tables, and of request bodies of /invocations.
 
-ONNX Runtime computes an ONNX form, and MLflow other forms. A table is decoded like a request with an Arrow or CSV body.
+ONNX Runtime runs an ONNX form, and MLflow runs any other form. A table is decoded like a request with an Arrow or CSV
+body.
 """
 
 import sys
@@ -40,7 +41,7 @@ from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
-"""The maximum number of refused rows that are tried one by one, because more halving would only cost time."""
+"""The largest refused block whose rows are tried one by one, because halving it again would only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
 
@@ -56,7 +57,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
 
 @contextmanager
 def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
-    """Yield `predict_body` of a version, which is loaded for the duration of the block. Raises like `resolve`."""
+    """Yield `predict_body` of a version, which is loaded until the `with` block ends. Raises like `resolve`."""
     with temporary_folder("onnxserve-predict-") as folder:
         yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
 
@@ -76,7 +77,7 @@ class OnnxTable:
     def predict(self, table: pa.Table) -> pa.Table:
         """Return a row of outputs for each row. Raises InvalidRequest or InferenceError if the model refuses a row."""
         for position, field in enumerate(table.schema):
-            if field.type in (pa.string(), pa.large_string()):  # Each distinct text is converted to a Python str once.
+            if field.type in (pa.string(), pa.large_string()):  # Convert each distinct text to a str only once.
                 table = table.set_column(position, field.name, table.column(position).dictionary_encode())
         is_single = no_batch_dimension_reason(self.artifact)
         tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
@@ -108,7 +109,7 @@ class PyfuncTable:
     def __init__(self, artifact: Artifact) -> None:
         from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
-        with redirect_stdout(sys.stderr):  # A model may print, and stdout may contain the predictions.
+        with redirect_stdout(sys.stderr):  # The model's output must not mix with predictions.
             self._scorer = load_scorer(artifact.folder)
         self.schema, self.artifact = pyfunc_schema(artifact), artifact
 
@@ -125,7 +126,7 @@ class PyfuncTable:
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        if content_type == protocols.arrow.STREAM:  # MLflow's functions read tables as Parquet.
+        if content_type == protocols.arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
             pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
             content_type, body = "application/vnd.apache.parquet", sink.getvalue().to_pybytes()
@@ -178,7 +179,7 @@ def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
 
 
 def input_types(schema: Schema) -> dict[str, pa.DataType]:
-    """Return the Arrow types that represent the columns of the signature in JSON."""
+    """Return column of the signature → the Arrow type of its values in JSON."""
     return {column.name: _arrow_type(COLUMN_TYPES[column.type]) for column in schema.columns}
 
 
@@ -187,9 +188,9 @@ def _arrow_type(dtype: str) -> pa.DataType:
 
 
 def typed(table: pa.Table, schema: Schema) -> pa.Table:
-    """Return texts as values of the signature's types, like `/invocations` with CSV. Raises SchemaMismatch."""
+    """Return the table with texts converted to the signature's types, as for CSV requests. Raises SchemaMismatch."""
     kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
-    if schema.tensors:  # Every column has the type of the tensor.
+    if schema.tensors:  # All columns are parts of one tensor of one type.
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
     for position, name in enumerate(table.column_names):
         dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))
@@ -198,15 +199,15 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         column, kind = table.column(position), _arrow_type(dtype)
         try:
             values = column.cast(kind)
-        except pa.ArrowInvalid:  # The value is a word for a missing value, an integer such as 20.0, or invalid.
+        except pa.ArrowInvalid:  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
             read = protocols.mlflow.read_column(name, kinds, fields)
-            # Arrow would truncate a fraction.
+            # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
             if cut := [num for num in read if isinstance(num, float) and kind == pa.int64() and not num.is_integer()]:
                 raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}")
             try:
                 values = pa.array(read, kind)
-            except (pa.ArrowException, OverflowError) as error:  # The integer has more than 64 bits.
+            except (pa.ArrowException, OverflowError) as error:  # An integer may have more than 64 bits.
                 raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {first_line(error)}") from None
         table = table.set_column(position, name, values)
     return table

@@ -56,7 +56,7 @@ def may_read(model: str) -> bool:
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow lists this model for the caller. One query covers all names; `may_read` needs nine."""
+    """Return True if MLflow lists this model for the caller. One query covers all models; `may_read` uses nine."""
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
@@ -84,8 +84,7 @@ def is_administrator() -> bool:
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. A response is built, because MLflow's basic auth filters only
-    responses.
+    The list is empty if workspaces are disabled. MLflow's basic auth filters only responses, so a response is built.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
@@ -110,7 +109,7 @@ def allow_pages(method: str, *paths: str) -> None:
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Return the endpoints that the caller may not see: their models, past or present, are unknown or unreadable."""
+    """Return the endpoints that serve or served an unknown model, or a model that the caller may not read."""
     if is_administrator():
         return frozenset()
     requested, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
@@ -192,7 +191,7 @@ def form_token(user: str) -> str:
 
 def form_refusal(user: str) -> str:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # A form cannot set X-Forwarded-Host, so its hosts, which proxies set, are also ours.
+    # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies set, are also ours.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
     is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # The Origin `null` has an empty host.
     if site != "same-origin" if site else not is_ours:
@@ -210,5 +209,5 @@ class _Sessions(SecureCookieSessionInterface):
 
 
 def _session_key(user: str) -> str:
-    """Return the key of the token in the session. A form is valid only for the account that loaded the page."""
+    """Return the session's key for the token of this user: a form is only valid for the user who loaded the page."""
     return f"onnxserve_csrf_token_{user}"

@@ -3,9 +3,8 @@
 `python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with the functions of the command line
 and stores the outcome. The audit trail records the user who pressed the button.
 
-A blocker is the reason why an action would be refused now, or an empty text if the action is possible. With a blocker,
-the page disables the button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are
-not blockers.
+A blocker is the reason why an action would be refused now, or an empty text. With a blocker, the page disables the
+button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are not blockers.
 """
 
 import os
@@ -98,7 +97,7 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str,
 def promotion_blocker(
     model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
 ) -> str:
-    """Return the blocker of a promotion to a stage or alias, which currently has the versions `holders`."""
+    """Return the blocker of a promotion to a stage or alias that the versions `holders` have now."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
     return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
 

@@ -18,7 +18,7 @@ _LARGEST = 1e12
 _LEAST_TOP = 1.0
 """The smallest top of a value axis, so that noise around 0 does not fill the chart."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
-"""Axis tops, to be multiplied by a power of ten, for which the top and its half are short numbers."""
+"""The tops of value axes, to be multiplied by a power of ten. Each top and its half are short numbers."""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
 """Lengths of time axes in seconds. A quarter of a length, the distance of the labels, is a short number."""
 _PARTS = 4

@@ -1,12 +1,12 @@
 """The gate and the audit trail in MLflow's API, which check and record every change of a stage or an alias.
 
-MLflow's view functions are wrapped behind its basic auth, because `/api` and `/ajax-api` share them. A refusal is 403
-PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Direct changes in the database bypass the
-guard; `require: gate=passed` in an endpoint's spec covers them.
+The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which run after the basic auth. A
+refusal is 403 PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Direct changes in the database
+bypass the guard; `require: gate=passed` in an endpoint's spec covers them.
 
-A verdict covers the files of a version. All files are read once, and again if a name, a size or the MLmodel file
-changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of the
-notification of the agents never fails a request to MLflow.
+A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
+MLmodel file changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of
+the notification of the agents never fails a request to MLflow.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class AuditTrail:
         self._lock = threading.Lock()
 
     def record(self, action: str, actor: str, **event: Any) -> None:
-        """Write an event (`Store.record`), and wait at most `_WAIT_SECONDS` until it is written."""
+        """Write an event with `Store.record`, and wait until it is written, at most `_WAIT_SECONDS`."""
         what = f"not in the audit trail: {action} by {actor}, {event}"
         written = self._submit(lambda: self.store().record(action, actor=actor, **event), logging.ERROR, what)
         try:
@@ -82,7 +82,7 @@ class AuditTrail:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """Request an immediate poll of the registry by the local servers that follow the model."""
+        """Ask the agents of servers that follow the model to poll the registry immediately."""
 
         def poll() -> None:
             Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
@@ -90,7 +90,7 @@ class AuditTrail:
         self._submit(poll, logging.WARNING, f"the agents are not notified of {model}")
 
     def store(self) -> Store:
-        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig without a store."""
+        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if no store is set."""
         url = load_settings().store_url
         with self._lock:
             if url not in self._stores:
@@ -98,28 +98,28 @@ class AuditTrail:
             return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
-        """Run `work` after all work submitted earlier. A failure is logged as `what`."""
+        """Run `work` in the writing thread, after earlier work. `what` is the log message if it fails."""
 
         def attempt() -> None:
             try:
                 work()
             except OnnxserveError as error:
                 _log.log(level, "%s (%s)", what, error.message)
-            except Exception:  # noqa: BLE001  # MLflow's response must not depend on it.
+            except Exception:  # noqa: BLE001  # MLflow's response must not depend on the trail.
                 _log.exception("%s", what)
 
-        return self._writer.submit(copy_context().run, attempt)  # The context contains the workspace.
+        return self._writer.submit(copy_context().run, attempt)  # The copied context contains the workspace.
 
 
 @dataclass(frozen=True)
 class RegistryChange:
-    """A change of a reference to a model, as the audit trail records it.
+    """A change of a model, a stage, an alias or a tag in the registry, as the audit trail records the change.
 
     Attributes:
         action: `transition`, `alias` or `tag`, or `rename` or `delete` of a registered model.
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
-        also_of: other models whose trail also contains the change.
+        also_of: other models in whose history the change is also listed.
         is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
     """
 
@@ -196,7 +196,7 @@ def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
 
 
 def _version_deletion(_: AuditTrail) -> RegistryChange | None:
-    """Read the deletion of a version. Endpoints then serve the previous version in the same stage."""
+    """Read the request to delete a version. Endpoints that follow its stage then serve the previous version."""
     message = _read("DeleteModelVersion")
     version = _registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
@@ -211,7 +211,7 @@ def _model_creation(_: AuditTrail) -> RegistryChange | None:
 
 
 def _model(request: str, action: str) -> _Reader:
-    """Return a reader of a rename or deletion. After a rename, the policy applies to the new name."""
+    """Return a reader of requests that rename or delete a model. After a rename, the policy applies to the new name."""
 
     def read(_: AuditTrail) -> RegistryChange | None:
         message = _read(request)
@@ -225,7 +225,7 @@ def _model(request: str, action: str) -> _Reader:
 
 
 def _tag(request: str, keys: Sequence[str]) -> _Reader:
-    """Return a reader of tags, so that the trail records manual changes of a verdict or its policy."""
+    """Return a reader of requests that set tags, so that the trail records manual changes of a verdict or a policy."""
 
     def read(_: AuditTrail) -> RegistryChange | None:
         message, store = _read(request), _registry()
@@ -256,9 +256,9 @@ _READERS: dict[str, _Reader] = {
     "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),
     "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
 }
-"""Maps the name of MLflow's view to the reader of its request."""
+"""The name of a view of MLflow → the reader of the view's requests."""
 _GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The views that refuse an unreadable request."""
+"""The names of the views whose requests are refused if they are unreadable, because the gate applies to them."""
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
@@ -293,11 +293,11 @@ def _registry() -> "Registry":
 def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
 ) -> tuple[str, bool]:
-    """Return the gate's reason for a version that replaces `holder`, and True if the gate refuses the version."""
+    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal."""
     number, subject = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # Any stage may be gated.
+    except InvalidConfig as error:  # The unreadable policy may gate this stage.
         return f"{subject} was not moved to {place}: {error.message}", True
     if policy is None or not policy.gates(place):
         return "", False
@@ -362,7 +362,7 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
 
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
-    """Return True if `version` had the stage or alias before `holder` in the audit trail; False if unknown."""
+    """Return True if, according to the audit trail, `version` had the stage or alias before `holder`."""
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
@@ -383,7 +383,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
-        """Create a version without the gate's tags, which MLflow may copy from another model."""
+        """Create a version without gate tags, because MLflow may copy the tags of a version of another model."""
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
@@ -401,7 +401,7 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
     def guarded(**arguments: Any) -> Response:
         try:
             change = read(trail)
-        except MlflowException as error:  # The request is invalid, or the database is busy.
+        except MlflowException as error:  # The change cannot be read from the request.
             if must_be_known:
                 headers = {"Content-Type": "application/json"}
                 return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
@@ -412,10 +412,10 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
             return make_response(body, 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
-            if change.is_served_again:  # Later rollbacks may use this version again.
+            if change.is_served_again:  # The version is no longer rolled back.
                 try:
                     _registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-                except MlflowException as error:  # The promotion has succeeded.
+                except MlflowException as error:  # Do not fail the promotion.
                     what = change.model, change.version, ROLLED_BACK_TAG
                     _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:

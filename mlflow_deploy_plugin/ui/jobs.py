@@ -44,7 +44,7 @@ _SERVER_VARIABLES = (
     "MLFLOW_CRYPTO_",
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
 )
-"""Prefixes of server variables that a client must not inherit, such as databases and secrets."""
+"""Prefixes of environment variables of the server, such as secrets, which a job must not inherit."""
 
 
 class Job(State):
@@ -55,7 +55,7 @@ class Job(State):
         arguments: the action and its arguments, which `actions.py` reads.
         message: the result or the reason for a failure, in one line.
         servers: URLs of this MLflow server, best URL first.
-        has_account: True if the caller has an account, so that other accounts may have fewer permissions.
+        has_account: True if the caller has an account. Other accounts may then have fewer permissions.
     """
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
@@ -75,7 +75,7 @@ class Job(State):
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs in a folder. A job that takes longer than `longest` seconds is killed."""
+    """The jobs whose files are in a folder. A job that takes longer than `longest` seconds is killed."""
 
     folder: Path
     longest: float = _MAX_SECONDS
@@ -123,7 +123,7 @@ class Jobs:
         if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # The server that would kill it is gone.
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
-            job = read_state(self.folder / f"{id}.json", Job)  # The job may have ended since the first read.
+            job = read_state(self.folder / f"{id}.json", Job)  # The job may have ended after the first read.
             if job is not None and job.state == "running":
                 return job.ended("failed", "the process ended without a result")
         return job

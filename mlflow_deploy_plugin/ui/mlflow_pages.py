@@ -26,8 +26,8 @@ class MonitorVerdict:
     Attributes:
         state: the verdict, or the processing state of a window without a verdict.
         report: the URL of the report in MLflow's UI; empty without a report.
-        labelled_share: the labelled share of the rows, or None if the monitor does not count labels.
-        by_hand: True if a user requested the verdict.
+        labelled_share: the share of the window's rows with a label, or None if the monitor does not count labels.
+        by_hand: True if a user, not the schedule, requested the verdict.
     """
 
     monitor: str
@@ -42,7 +42,7 @@ class MonitorVerdict:
 
     @property
     def window(self) -> str:
-        """Return `2013-07-04` for a day, `2013-07-01 – 2013-07-03` for days, or `2013-07-04 14:00 – 15:00`."""
+        """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or `2013-07-04 14:00 – 15:00`."""
         if self.start.time() == self.end.time() == time() and self.start < self.end:
             last = self.end - timedelta(days=1)
             return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (self.start, last)))
@@ -71,7 +71,7 @@ class MlflowPages:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
 
     def report(self, tag: str) -> str:
-        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; empty for any other tag."""
+        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an empty text for any other tag."""
         from mlflow.exceptions import MlflowException
 
         if tag.startswith(("http://", "https://")):

@@ -57,14 +57,14 @@ if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
 Link = Callable[[str], str]
-"""Returns the URL of a gate's report from its tag."""
+"""A function that returns the URL of a gate's report from the tag with the report."""
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
 _LOOKED_AT = 4
-"""The number of a monitor's newest windows that are searched for the latest verdict."""
+"""The number of newest windows per monitor in which the latest verdict is searched."""
 _DRAWN = 6
-"""The number of endpoints whose charts are part of the page. The script loads other charts on demand."""
+"""The number of endpoints whose charts are part of the page. The script loads the other endpoints' charts on demand."""
 _SHOWN = 30
 """The number of endpoints per page, in the order of their names."""
 _METRICS_SECONDS = 1.5
@@ -73,14 +73,14 @@ _ASKED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias to promote a version to. `refusal` is the reason why this is not allowed, or empty."""
+    """A stage or @alias for a promotion. `refusal` is the reason why the promotion is not possible, or empty."""
 
     place: str
     refusal: str = ""
 
     @property
     def shown(self) -> str:
-        """Return the entry of the selection list, which is too narrow for the full reason."""
+        """Return the entry of the selection list, with a short form of the reason."""
         if not self.refusal:
             return self.place
         return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
@@ -90,8 +90,8 @@ class PromotionTarget:
 class VersionRow:
     """A version of a registered model.
 
-    `rolled_back` contains the endpoint and the reason of a rollback, or is empty. `targets` contains the followed
-    stages and aliases, followed by the other stages.
+    `rolled_back` contains the endpoint and the reason if the version was rolled back, or is empty. `targets` contains
+    the followed stages and aliases, followed by the other stages.
     """
 
     number: str
@@ -109,7 +109,7 @@ class ModelCard:
 
     Attributes:
         gated: the stages and aliases that need a version with a passed gate.
-        error: the reason why the model cannot be read, so that it cannot be promoted or judged.
+        error: the reason why the model cannot be read; it can then neither be promoted nor judged.
         no_gate: the reason why the gate cannot run here, or empty.
     """
 
@@ -137,10 +137,10 @@ class EndpointCard:
     """An endpoint on the page.
 
     Attributes:
-        health: a single word. If it is not `healthy`, `reason` contains the reason.
+        health: a word for the state. If the word is not `healthy`, `reason` contains the reason.
         no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
-        rollback_to: the version or model after a rollback; empty if unknown.
+        rollback_to: the version or model to which a rollback would return; empty if unknown.
         monitors: the monitors with their newest windows; empty on the page of a single endpoint, which shows charts.
         spec: the spec, or None if it cannot be read.
         pictures: the charts, or None if the page's script loads the charts when they become visible.
@@ -196,7 +196,8 @@ def build_overview(
     """Return the content that the caller of the current request may see.
 
     `only` is a single endpoint to show, with all its charts. `model` restricts the page to the endpoints of a model.
-    If both are empty, all endpoints are shown. `beginning` is a name on the requested page or between two names there.
+    Without `only` and `model`, all endpoints are shown. `beginning` is the name of an endpoint on the requested page,
+    or a name that would be sorted onto this page.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """
@@ -214,7 +215,7 @@ def build_overview(
     names = sorted([*seen, *(item.name for item in unreadable if is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
-    unseen = hidden_endpoints(store, listed)  # This includes endpoints of deleted models.
+    unseen = hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
     on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
@@ -274,9 +275,9 @@ def _endpoint_card(
         try:
             rollback_to = rollback_target_of(store, observed, registry, metrics).version
         except RegistryUnavailable:
-            pass  # The action of the button reports the error.
+            pass  # Pressing the button reports the error.
         except NotFound:
-            has_rollback = bool(silent)  # The server may respond during the rollback.
+            has_rollback = bool(silent)  # It may report an earlier version later.
         except InvalidConfig as error:
             no_rollback = "" if silent else error.message
     return EndpointCard(

@@ -26,9 +26,9 @@ _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "da
 """The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
-"""The age of the newest figures that makes a server silent. Servers write every 10 s, or every 5 min for a day."""
+"""The age of its newest figures at which a server is silent. Servers write hours every 10 s, days every 5 min."""
 _CLOCK_SECONDS = 60.0
-"""The maximum normal difference between the clocks of two machines."""
+"""The difference between the clocks of two machines up to which no notice is shown."""
 _HISTORY_SECONDS = 1.5
 _BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
@@ -101,7 +101,7 @@ def endpoint_pictures(
 def traffic_charts(
     endpoint: str, histories: HistoryByServer, span: Span, now: datetime
 ) -> tuple[tuple[LineChart, ...], str]:
-    """Return the charts, summed over the servers, and the reason for missing newer figures, or an empty text."""
+    """Return the charts of traffic, summed over the servers, and the reason why newer figures are missing, or ""."""
     read = {server: intervals for server, intervals in histories.items() if not isinstance(intervals, Refused)}
     intervals = [interval for series in read.values() for interval in series]
     end, notice = _newest_figures(histories, span, now)
@@ -157,7 +157,7 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
         return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
-    # The newest figures must be at the right end, even if the clocks of the servers differ.
+    # End the charts at the oldest of the servers' newest figures, because the servers' clocks may differ.
     counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
     return datetime.fromtimestamp(counted, UTC), notice
 
@@ -213,7 +213,7 @@ class _Slots:
         )
 
     def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
-        """Return the number per second in each slot, summed over all servers; None if a slot has no interval."""
+        """Return a count per second for each slot, summed over all servers; None for a slot without an interval."""
         return [
             sum(sum(map(number, entries)) / sum(entry.seconds for entry in entries) for entries in slot.values())
             if slot
@@ -244,7 +244,7 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     )
     answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
     counts = [f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step"]
-    counts = [] if rollout.reason else counts  # The reason may contain the same figures.
+    counts = [] if rollout.reason else counts  # Do not repeat figures that the reason contains.
     counts += [f"{text}: {criterion.get('figures', '')}" for text, criterion in criteria.items()]
     title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
     return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))
@@ -253,12 +253,12 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
 def _evidence(
     trace: Sequence[tuple[float, int, Json]], criteria: Sequence[str], until: float, seconds: float
 ) -> list[Series]:
-    """Return a line per criterion. Each point is the last measured share in percent before its time.
+    """Return a line per abort criterion. Each point is the last measured share in percent before the time of the point.
 
     The chart covers `seconds`, of which `until` seconds have passed.
     """
     shares_by_criterion: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
-    with suppress(TypeError, ValueError, AttributeError):  # Another version may use a different format.
+    with suppress(TypeError, ValueError, AttributeError):  # Another version may have stored another format.
         for at, _, shares in trace:
             slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
             for text, share in shares.items():
