@@ -97,7 +97,7 @@ def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
-    """Raise InvalidConfig for a link to one of its parent folders, even through other links: Linux follows up to 40."""
+    """Raise InvalidConfig if an input link leads to its own parent folder, because Linux follows it 40 times."""
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
             if path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents):
@@ -128,7 +128,7 @@ class BatchOutput:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the folder, because batches delete each other's unfinished files. Raises AlreadyExists if locked."""
+        """Lock the output folder, because batches delete each other's unfinished files. Raises AlreadyExists."""
         if not self._location.is_local:  # A bucket needs no lock, because it has no unfinished files.
             yield
             return
@@ -142,7 +142,7 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or continue with the existing one. Return the finished files. Raises like `run_batch`."""
+        """Write the manifest, or continue its existing batch. Return the finished files. Raises like `run_batch`."""
         manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists for the comparison.
         try:
             files = {*_list_files(self._location)}
@@ -152,7 +152,7 @@ class BatchOutput:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # In a local folder, the lock excludes a running batch, so a batch without output files may be replaced.
+            # Replace a local batch without output files: because of the lock, no other batch is running.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})

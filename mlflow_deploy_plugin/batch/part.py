@@ -206,8 +206,7 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
     """Return a table of one row with the columns from folder names such as `date=2013-07-01/city=Wien`.
 
-    A column of the file takes precedence. A column that the model takes has the signature's type; other columns are
-    texts.
+    A column of the file takes precedence. An input of the model has the signature's type; other columns are texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
@@ -278,7 +277,7 @@ def _predictions(
 
 @contextmanager
 def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `name` below a folder or bucket when complete. Raises OnnxserveError on failure."""
+    """Open a file that becomes `name` in a folder or bucket when it is complete. Raises OnnxserveError on failure."""
     location = locate_log(output, "--output")
     try:
         if location.is_local:

@@ -158,7 +158,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
-"""Each iteration yields the results of the jobs that ended since the last iteration, by position."""
+"""Each iteration yields the jobs that ended since the last iteration: position of the job → its result."""
 
 
 @contextmanager

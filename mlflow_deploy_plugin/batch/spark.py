@@ -38,7 +38,7 @@ _LOOK_SECONDS = 0.5
 
 @contextmanager
 def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as one Spark task, which reads the input and writes the output. Raises like `spark_context`."""
+    """Predict each part as a Spark task, which reads and writes the part's files. Raises like `spark_context`."""
     if not jobs:
         yield iter(())
         return

@@ -1,6 +1,6 @@
 """A loaded version as a function of Arrow tables, and of request bodies of /invocations.
 
-ONNX Runtime runs an ONNX form, and MLflow runs any other form. A table is decoded like a request with an Arrow or CSV
+ONNX Runtime runs an ONNX form, MLflow any other. A table is decoded like a request with an Arrow or CSV
 body.
 """
 
@@ -75,7 +75,7 @@ class OnnxTable:
         self.schema, self.artifact = self._model.schema, self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """Return a row of outputs for each row. Raises InvalidRequest or InferenceError if the model refuses a row."""
+        """Return a table of outputs, a row per input row. Raises InvalidRequest or InferenceError for a refused row."""
         for position, field in enumerate(table.schema):
             if field.type in (pa.string(), pa.large_string()):  # Convert each distinct text to a str only once.
                 table = table.set_column(position, field.name, table.column(position).dictionary_encode())
@@ -144,7 +144,7 @@ TableModel = OnnxTable | PyfuncTable
 def predict_block(
     model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
 ) -> Iterator[pa.Table | RejectedRow]:
-    """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in order.
+    """Yield tables of the kept columns and the outputs, and the rows that the model refuses, in row order.
 
     A refused block is split in halves, and finally into rows, until each refused row is known. If `are_texts` is True,
     the columns come from a CSV file and are converted to the types of the signature.
@@ -165,7 +165,7 @@ def predict_block(
 
 
 def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
-    """Return the kept columns and the outputs. Raises InvalidConfig if an output has the name of a kept column."""
+    """Return a table of kept columns and outputs. Raises InvalidConfig if an output has the name of a kept column."""
     if doubled := [name for name in outputs.column_names if name in keep]:
         raise InvalidConfig(f"--keep {doubled[0]}: it is also an output of the model; rename the column")
     columns = [*(table.column(name) for name in keep), *outputs.columns]
@@ -173,7 +173,7 @@ def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.T
 
 
 def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
-    """Return True if a column is an input. If the inputs are unnamed, all columns that are not kept are inputs."""
+    """Return True if the model takes a column: an input's name, or, for unnamed inputs, any name not in `keep`."""
     has_names = bool(schema.columns) or any(tensor.name in schema.names and tensor.name for tensor in schema.tensors)
     return name in schema.names if has_names else name not in keep
 

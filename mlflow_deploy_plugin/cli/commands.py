@@ -60,20 +60,20 @@ _GROUPS = {
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
-"""Maps each group in `--help` to its commands, and each command to its module in `cli` and its help line."""
+"""A group in `--help` → its commands → the module of the command in `cli`, and its help line."""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
-"""Maps commands that `onnxserve` does not have to the commands of `mlflow deployments` that users need instead."""
+"""A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Variables that disable the telemetry of MLflow and Evidently, and a line that MLflow prints to stdout."""
+"""Environment variables that disable the telemetry of MLflow and Evidently, and a line that MLflow prints to stdout."""
 
 
 class _Interrupted(BaseException):
-    """A Ctrl-C that click does not convert to exit status 1."""
+    """A Ctrl-C, as an exception that click does not convert to exit status 1."""
 
 
 class _LazyCommands(Commands):
@@ -104,12 +104,12 @@ class _LazyCommands(Commands):
         for argument in args:
             try:
                 argument.encode()
-            except UnicodeEncodeError:  # Databases would reject such text later.
+            except UnicodeEncodeError:  # A database would refuse this text later.
                 _fail(f"{argument!r} is not valid UTF-8")
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command. After Ctrl-C, end by SIGINT: after a normal exit, a loop in the shell would continue."""
+        """Run the command. After Ctrl-C, end by SIGINT, because a shell's loop would continue after a normal exit."""
         try:
             return super().main(*args, **options)
         except _Interrupted:
@@ -128,18 +128,18 @@ class _LazyCommands(Commands):
                 raise
             _fail(f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # Writes to stdout may also fail.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # This includes stdout.
                 raise
             _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:
-            exceptions = sys.modules.get("mlflow.exceptions")  # Avoid a slow import.
+            exceptions = sys.modules.get("mlflow.exceptions")  # Do not import MLflow only for this check.
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
 
 
 def _where_to_get(module: str) -> str:
-    """Return the pip command that installs a module, from the extras of the installed distribution."""
+    """Return the pip command that installs a missing module. If an extra contains the module, install the extra."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -179,7 +179,7 @@ def main() -> None:
     invalid or incompatible with another option. The reason follows "Error:" on standard error. The help of a command
     lists any other reason for status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
-    os.umask(os.umask(0o077) | 0o002)  # Write access to a model allows code execution when it is loaded.
+    os.umask(os.umask(0o077) | 0o002)  # Other users must not write models, whose loading may run code.
     disable_telemetry()
     load_secrets()
-    set_service_timeouts()  # MLflow's default timeouts are minutes.
+    set_service_timeouts()  # MLflow's default timeouts are too long.

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
-"""The minimum time between two output lines about the same step of a rollout. Its reason changes with every poll."""
+"""The minimum time between two output lines about one step of a rollout, whose reason changes with every poll."""
 _PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
-"""The time to finish the current work. Docker kills a process after ten seconds."""
+"""The time to finish the current work, less than the ten seconds after which Docker kills a process."""
 
 
 @click.command()
@@ -89,7 +89,7 @@ def controller(metrics_port: int | None, **options: Any) -> None:
 
 
 def _leave_in_time(ended: threading.Event) -> None:
-    """End this process soon after `ended`, even if a call hangs. The next controller continues from the store."""
+    """End this process soon after `ended`, even if a call hangs. The next controller continues the work."""
     ended.wait()
     time.sleep(_END_SECONDS)
     click.echo(
@@ -164,7 +164,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     with usage_errors():
         request = None if to is None else RolloutRequest(to, **plan, why=why)
     with opened_deployments(quiet=action != "abort") as deployments:
-        if not deployments.store.rollouts(name, limit=1):  # A deleted endpoint may still have rollouts.
+        if not deployments.store.rollouts(name, limit=1):  # The rollouts of a deleted endpoint are kept.
             deployments.store.require_endpoint(name)
 
         def lease() -> str:
@@ -229,7 +229,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, last_printed, printed_at = begun, ("", -1, ""), 0.0
-    with _working(run) if begun.is_live else nullcontext():  # The endpoint of an ended rollout may be deleted.
+    with _working(run) if begun.is_live else nullcontext():  # An ended rollout needs no controller.
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun

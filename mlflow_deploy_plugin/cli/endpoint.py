@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
-"""The monitor states that the list omits after the verdict."""
+"""The usual monitor states, which `list` does not print after the verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
-"""Matches the reason of a traffic change by a rollout (`controller/rollouts/controller.py`)."""
+"""The pattern of the reason with which a rollout changes the traffic (`controller/rollouts/controller.py`)."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 
@@ -315,7 +315,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:
-    """Yield a row for each deployment, and one row for an endpoint without deployments."""
+    """Yield a table row for each deployment of an endpoint, or one row for an endpoint without deployments."""
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
     states = [

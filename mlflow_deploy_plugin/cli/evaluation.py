@@ -143,7 +143,7 @@ def explain(
     from mlflow_deploy_plugin.evaluation.explanation import contributions_format
 
     if contributions:
-        contributions_format(contributions)  # Reject a wrong file name before the long measurement.
+        contributions_format(contributions)  # Refuse an unknown file format before the long measurement.
     result = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
         result.write_contributions(contributions)

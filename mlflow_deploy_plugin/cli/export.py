@@ -190,7 +190,7 @@ def render(
             raise click.UsageError("specify -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
-    os.umask(0o022)  # The server in a unit or container runs as another user and must read its spec.
+    os.umask(0o022)  # The files must be readable for the user of the server, which runs in a unit or container.
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)

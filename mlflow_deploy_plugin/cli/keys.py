@@ -86,7 +86,7 @@ def create(
       onnxserve keys create prometheus --scope read
     """
     for identifier in (name, *endpoints):
-        empty_endpoint(identifier)  # Raises if the name is not valid.
+        empty_endpoint(identifier)  # This raises an error if the name is not valid.
     for rate in limits:
         if not re.fullmatch(RATE, rate):
             raise click.UsageError(f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day")

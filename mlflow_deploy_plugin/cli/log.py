@@ -37,10 +37,10 @@ _MEASURED_ROWS = 1000
 _SHOWN_TIMES = 24
 _BAR = 30
 _MEMORY_BYTES = 2 * 2**30
-"""The memory limit of a query, in addition to the memory of the command."""
+"""The memory that a query may use, in addition to the memory of the command itself."""
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
-"""Columns that are hidden in a table by default, because only programs need them."""
+"""The columns that a table omits by default, because only programs need these columns."""
 _since = option(
     "--since",
     "--window",
@@ -179,7 +179,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     present = None
     if span is None:
-        with suppress(OnnxserveError), opened_store() as store:  # The store is optional here.
+        with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
             present = store.endpoint(name)
     opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:

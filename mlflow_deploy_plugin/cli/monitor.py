@@ -89,7 +89,7 @@ def list_(name: str | None, output: str) -> None:
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
-        except OSError:  # The list then shows only the data of the store.
+        except OSError:  # Without the log, list only the data of the store.
             watermarks = []
         monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
@@ -363,7 +363,7 @@ def run_drift(
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError("--rows and --reference must be specified together, without --window and --monitor")
-        show_progress(f"comparing {rows} with {reference}")  # The imports below take seconds.
+        show_progress(f"comparing {rows} with {reference}")  # Print the line before imports that take seconds.
         from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
         from mlflow_deploy_plugin.settings import load_settings
 
@@ -436,7 +436,7 @@ def silence(
 def _judge_window(
     name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
-    """Judge a window now and show the result. If `tried` overrides fields of the spec, the result is not stored."""
+    """Judge a window now and show the result. The result is not stored if `tried` has values for fields of the spec."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
@@ -446,7 +446,7 @@ def _judge_window(
         monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "EvaluatedWindow":
-            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # The imports take seconds.
+            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # Imports then take seconds.
             return _judge(request)
 
         stored, evaluated = run_window(deployments, monitor, parsed, judge, engine)

@@ -46,14 +46,14 @@ class Commands(click.Group):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return click's option with these names. Its help shows the default unless it is empty or the option is a flag."""
+    """Return click's option with these names. The help shows the default, unless the default is empty or False."""
     default = attributes.get("default")
     attributes.setdefault("show_default", default is not False and default not in (None, ""))
     return click.option(*names, **attributes)
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
-    """Return the option -o with these formats and the default `text`."""
+    """Return the option -o (output format) with these formats and the default `text`."""
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 

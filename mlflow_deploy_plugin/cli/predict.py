@@ -119,7 +119,7 @@ def feedback(
 
 @contextmanager
 def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["BadRow"], None]]:
-    """Yield a function that writes the first bad rows to standard error and all bad rows to a file."""
+    """Yield a function that reports a bad row: the first rows on standard error, and all rows in the file `rejects`."""
     if rejects and Path(rejects).resolve() == Path(labels).resolve():
         raise InvalidConfig(f"--rejects {rejects} is also the file of labels: specify another file")
     count = 0
@@ -187,7 +187,7 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
-        if name is not None:  # With -m, the model may need pandas.
+        if name is not None:  # Do not hide pandas from a model (-m).
             held.enter_context(hidden_pandas())
         file = held.enter_context(open_input(input_path, sys.stdin.buffer))
         rows = read_rows(file, input_name, input_kind, batch_rows)
@@ -219,7 +219,7 @@ def predict(
 
 @contextmanager
 def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
-    """Yield the batches. If the length is known, a terminal shows a progress bar on standard error."""
+    """Yield the batches of rows. If the file's length is known, a terminal shows a progress bar on standard error."""
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
@@ -229,7 +229,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
             before = 0
             for batch in rows.batches:
                 yield batch
-                bar.update(batch.position - before)  # The previous batch is done.
+                bar.update(batch.position - before)  # This batch has been predicted.
                 before = batch.position
 
         yield with_bar()

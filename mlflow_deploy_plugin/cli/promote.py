@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 _STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
 _PERMANENT_CAUSES = ("artifact", "consent", "load")
-"""The causes of a refusal that waiting does not resolve. A missing gate tag or a failed download may resolve soon."""
+"""The causes for which agents refuse a version for good. A missing gate tag or a failed download may be temporary."""
 
 
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
 _model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
-"""MODEL. It is checked before click reports a missing VERSION, because users may pass models:/flight-delay/7."""
+"""The argument MODEL. A URI such as models:/flight-delay/7 is refused before click reports a missing VERSION."""
 
 
 _original_option = option(

@@ -97,7 +97,7 @@ def serve(
         "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
         "port": cloud.port or settings.port,
         "device": settings.device or None,
-        "insecure": settings.insecure or is_in_cloud or None,  # The cloud platform authenticates callers.
+        "insecure": settings.insecure or is_in_cloud or None,  # A cloud platform authenticates the callers.
     }
     for name_of_field, default in defaults.items():
         if default is not None and name_of_field not in first.server.model_fields_set:

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.version import __version__
 
-BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile has the same default.
+BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile must have the same default.
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ImagePlan:
     """The two images to build. The model's image is based on the server's image.
 
     Attributes:
-        server: the context to build `server_image` if it is missing; None for an existing server image.
-        options: the build options of the server's image.
+        server: the context from which a missing `server_image` is built; None if the caller specifies a server image.
+        options: the options of `docker build` for the server's image.
         platform: the platform options for both builds.
-        resolved: the version in the image, or the version that is currently followed.
+        resolved: the version in the image; with `follow`, the version to which the stage or alias points now.
     """
 
     server_image: str
@@ -63,13 +63,13 @@ def planned_image(
     server_image: str | None = None,
     platform: str | None = None,
 ) -> Iterator[ImagePlan]:
-    """Resolve the model, download it unless it is followed, and yield the plan. Its files are removed at the end.
+    """Resolve the model, download it unless `follow` is set, and yield the plan. The download is removed at the end.
 
     Args:
         model_uri: as in `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
         device: for any device but cpu, the image contains the CUDA libraries.
         follow: do not include the model; the running server follows `model_uri`.
-        base_image: with Python 3.11 or newer, for the server's image; the default is python:3.11-slim-bookworm.
+        base_image: the base of the server's image, with Python 3.11 or newer; by default python:3.11-slim-bookworm.
         server_image: an existing server image to use instead of an image built from this installation.
         platform: as in `docker build`, e.g. linux/amd64; the default is the platform of the engine.
 
@@ -87,7 +87,7 @@ def planned_image(
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # The name contains a digest of the contents, so that equal inputs reuse the existing image.
+        # With a digest of the contents in its name, an existing image is reused for equal contents.
         digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
@@ -105,7 +105,7 @@ def planned_image(
                     f"{model_uri} has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
                     "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
                 )
-            if resolved.version:  # `download` omits MLflow's file with the name and version.
+            if resolved.version:  # `download` omits this file of MLflow.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
@@ -131,7 +131,7 @@ def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels with OCI names. They contain no time, so that equal inputs produce equal images."""
+    """Return labels with OCI names. The labels contain no time, so that equal inputs produce equal images."""
     return {
         "org.opencontainers.image.title": resolved.name,
         "org.opencontainers.image.version": resolved.version,

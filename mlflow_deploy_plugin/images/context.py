@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.messages import one_line
 
 MODEL_PATH = "/opt/ml/model"
-"""The model folder of SageMaker and of MLflow's images. `serve` looks in it by default."""
+"""The model folder in images of SageMaker and MLflow. `serve` serves the model of this folder by default."""
 DOCKERFILE = "docker/Dockerfile"
 PROJECT_FILES = (
     DOCKERFILE,
@@ -31,11 +31,11 @@ PROJECT_FILES = (
     "pyproject.toml",
     "setup.cfg",
 )
-"""The files that the Dockerfile copies next to the package. A wheel has them in share/onnxserve (setup.cfg)."""
+"""The files that the Dockerfile copies in addition to the package. A wheel has them in share/onnxserve (setup.cfg)."""
 _PACKAGE = Path(__file__).parents[1]
 _ROOT = "rootfs"
-"""The folder is copied to /, so that both of Docker's builders preserve the folder times and produce the same layer."""
-_MTIME = 1_577_836_800  # 2020-01-01, for every file, so that layers are reproducible (zip files start at 1980).
+"""A context folder that is copied to /, so that each of Docker's builders keeps folder times and makes equal layers."""
+_MTIME = 1_577_836_800  # All files have the time 2020-01-01, so that layers are reproducible.
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class BuildContext:
 def server_context() -> BuildContext:
     """Return the context of every server image: this package as installed, with its Dockerfile.
 
-    Raises NotInstalled if the installation lacks the files of its wheel.
+    Raises NotInstalled if the installation lacks a file of the wheel.
     """
     files: dict[str, Path | bytes] = {name: _project_file(name) for name in PROJECT_FILES}
     for path in _PACKAGE.rglob("*"):
@@ -124,7 +124,7 @@ def model_context(
 
 
 def _quoted(value: str) -> str:
-    """Return a value quoted for a Dockerfile, without substitution of build variables."""
+    """Return a value quoted for a Dockerfile. `$` is escaped, because it would begin a build variable."""
     return json.dumps(one_line(value), ensure_ascii=False).replace("$", r"\$")
 
 

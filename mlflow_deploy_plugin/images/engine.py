@@ -1,4 +1,4 @@
-"""Docker's command line: builds, pushes and logins to ECR. A failure is reported as one line."""
+"""Docker's command line: builds, pushes and logins to ECR. A failure raises an error with one line."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def image_fields(name: str) -> dict[str, Any] | None:
 
 
 def push_image(name: str, report: ProgressCallback) -> str:
-    """Push an image to the registry at the beginning of its name, and return its digest there.
+    """Push an image to the registry with which its name begins, and return the digest of the pushed image.
 
     For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials and creates a missing repository.
     Other registries use the credentials of `docker login`. Raises BuildFailed if the registry refuses or does not
@@ -66,7 +66,8 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    A container without a network lists them. Raises BuildFailed if the image cannot run or is not of onnxserve.
+    A container of the image, without a network, lists the packages. Raises BuildFailed if the image cannot run or is
+    not of onnxserve.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
@@ -97,7 +98,7 @@ def _docker(
 ) -> str:
     """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.
 
-    The command reads `stdin` or `text`. `report` receives each line immediately. `what` begins an error message.
+    The command reads `stdin` or `text`. `report` receives each line immediately. Error messages begin with `what`.
     """
     try:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Specs as documents for other platforms. `FORMATS` has one function per platform. The documents are not applied."""
+"""Specs as documents for other platforms. `FORMATS` has one function per format, which does not apply the documents."""
 
 from collections.abc import Callable, Mapping
 
@@ -29,7 +29,7 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "compose": compose.render,
     "systemd": systemd.render,
 }
-"""Each format with the function that returns the files of an endpoint, path → text, or raises InvalidConfig."""
+"""Format → a function that returns the files of an endpoint (path → text), or raises InvalidConfig."""
 
 __all__ = [
     "CONTAINER",

@@ -1,6 +1,6 @@
 """An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the spec.
 
-A folder is mounted because the container would not see the replacement of a single mounted file.
+The folder is mounted instead of its file, because the container would not see a replaced single file.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
-            "start_period": "10m",  # The time includes fetching and loading the models.
+            "start_period": "10m",  # The server fetches and loads models in this time.
         },
         "restart": container.restart,
         "stop_grace_period": f"{server.stop_seconds}s",
@@ -79,7 +79,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
     if container.network not in (None, "host"):
         document["networks"] = {container.network: {"external": True}}
-    # Compose reads "$$" as "$". A single "$" would be replaced by a shell variable.
+    # Write "$$" for "$", because Compose reads a single "$" as the beginning of a shell variable.
     return {
         "compose.yaml": dump_documents([document]).replace("$", "$$"),
         f"{spec.name}/{SPEC_FILE}": dump_spec(served),

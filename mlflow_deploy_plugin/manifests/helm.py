@@ -8,13 +8,13 @@ from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
-"""The spec fields that are not in the values: the name is a key of the chart, and monitors are in the store."""
+"""The spec fields that are not in the values: the name is a key of `endpoints`, and monitors are in the store."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a values file with this endpoint. The namespace is set by the release. Raises like `kubernetes_documents`.
+    """Return a values file with this endpoint. The release sets the namespace. Raises like `kubernetes_documents`.
 
-    The variables of `place` are set on the endpoint, because other endpoints of the release may use other workspaces.
+    The endpoint gets the variables of `place`, because other endpoints of the release may use other MLflow workspaces.
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}

@@ -1,7 +1,8 @@
 """An endpoint as Kubernetes objects: plain documents for `kubectl apply -f`, in the newest API versions.
 
-The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads the file again when it changes, so
-variants and weights do not need new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
+The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads the file again when it changes, so a
+change of variants or weights does not need new pods. A change of `server`, `container` or `kubernetes` rolls the
+Deployment.
 """
 
 import hashlib
@@ -58,7 +59,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
-    # The digest is computed from `server` as it is served. The Helm chart computes the same digest.
+    # A new digest of `server` rolls the Deployment. The Helm chart must compute the same digest.
     served = json.dumps(
         spec_document(spec_of_pod(spec))["server"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
@@ -70,7 +71,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     deployed = {
         **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        # The selector of a Deployment is immutable, and running Deployments have this selector.
+        # Never change this selector, because the selector of a running Deployment is immutable.
         "selector": {"matchLabels": {_INSTANCE: spec.name}},
         "template": {
             "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
@@ -110,7 +111,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
         scraped: Document = {"port": "http", "path": "/metrics"}
-        if spec.server.certfile:  # Pods are addressed by IP, which a certificate does not contain.
+        if spec.server.certfile:  # Prometheus uses the IP of a pod, which no certificate contains.
             scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
         if kubernetes.service_monitor_key is not None:
             key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
@@ -134,7 +135,7 @@ def check_name(spec: EndpointSpec) -> None:
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
-    # Server-side apply of older Kubernetes versions requires the protocol of a port.
+    # Specify the protocol of each port, because server-side apply of older Kubernetes versions requires it.
     ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     if spec.server.grpc_port is not None:
         ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc", "protocol": "TCP"})
@@ -142,7 +143,7 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 
 
 def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec for the server of a pod, with the mount paths of its certificate and key."""
+    """Return the spec for the server of a pod. Its certificate and key have the paths at which the pod mounts them."""
     served = served_spec(spec)
     update = {field: f"{TLS_FOLDER}/{TLS_FILES[field]}" for field in _tls_keys(spec)}
     return served.model_copy(update={"server": served.server.model_copy(update=update)})
@@ -171,9 +172,9 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # Otherwise a Service "onnxserve" would set ONNXSERVE_PORT.
+        "enableServiceLinks": False,  # A Service "onnxserve" must not set ONNXSERVE_PORT.
         "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.stop_seconds,
-        # No ids are set: the image has a user, and OpenShift assigns ids per namespace and refuses others.
+        # No user id is set: the image has a user, and OpenShift refuses ids that it has not assigned to the namespace.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "topologySpreadConstraints": [
             {
@@ -207,7 +208,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 def _container(spec: EndpointSpec, place: Place) -> Document:
     container, server = spec.container, spec.server
     limits: dict[str, str] = {}
-    if container.cpus is not None:  # The server uses the same number of threads.
+    if container.cpus is not None:  # The server uses as many threads as CPUs.
         limits["cpu"] = f"{round(container.cpus * 1000)}m"
     if container.memory_bytes is not None:
         limits["memory"] = str(container.memory_bytes)
@@ -247,7 +248,7 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
         update={"secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}}
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
-    # Kubernetes replaces "$(A)" by the value of the variable A, and reads "$$" as "$".
+    # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the variable A.
     plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
@@ -264,7 +265,7 @@ def _secret_key(field: str, reference: str) -> Document:
 
 
 def _projected(files: Mapping[str, Document]) -> Document:
-    """Return the source of a volume with these files, each from a key of a Secret. kubelet replaces changed files."""
+    """Return the source of a volume with these files, each from a key of a Secret. kubelet updates the files."""
     sources = [
         {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}} for file, key in files.items()
     ]

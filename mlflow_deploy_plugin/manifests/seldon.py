@@ -1,6 +1,6 @@
 """An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant, through protocol V2.
 
-Seldon distributes the traffic, so that its tools show champion, canary and shadow. Seldon Core 2 is not supported,
+Seldon distributes the traffic, so that Seldon's tools show champion, canary and shadow. Seldon Core 2 is not supported,
 because its `Server.spec.serverConfig` only accepts MLServer or Triton.
 """
 
@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
-"""The pod fields that refer to a service account or labels that this format does not create."""
+"""The pod fields that refer to a service account or to labels, which this format does not create."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -40,7 +40,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         predictors.append(
             {
                 "name": name,
-                "annotations": {"seldon.io/no-engine": "true"},  # The server provides V2, metrics and capture.
+                "annotations": {"seldon.io/no-engine": "true"},  # The server itself provides V2, metrics and capture.
                 "graph": {"name": spec.name, "type": "MODEL", "children": []},
                 "componentSpecs": [_component(spec, place, configured)],
                 **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
@@ -72,14 +72,14 @@ def _check(spec: EndpointSpec) -> None:
 def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
     (container,) = pod["containers"]
-    pod["containers"] = [{**container, "name": spec.name}]  # The node of the graph has the same name.
+    pod["containers"] = [{**container, "name": spec.name}]  # The node of the graph must have the same name.
     pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
     if spec.kubernetes.service_account is not None:
         pod["serviceAccountName"] = spec.kubernetes.service_account
     component: Document = {"spec": pod, "pdbSpec": {"maxUnavailable": 1}}
     kubernetes = spec.kubernetes
     if kubernetes.max_replicas is not None:
-        # Every version of Seldon Core 1 accepts this format.
+        # Every version of Seldon Core 1 accepts this format of a metric.
         cpu = {"name": "cpu", "targetAverageUtilization": kubernetes.target_cpu_percent}
         component["hpaSpec"] = {
             "minReplicas": kubernetes.replicas,
@@ -90,7 +90,7 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
-    """Return the traffic per variant in percent. Without shadows, the sum is 100, by the largest remainder method."""
+    """Return the traffic per variant in whole percent, rounded (largest remainder) to a sum of 100 without shadows."""
     weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}

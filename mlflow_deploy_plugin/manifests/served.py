@@ -22,13 +22,13 @@ SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_F
 """The arguments of the image's entry point."""
 PORT = 8080
 STARTUP_SECONDS = 600
-"""The time to fetch and load the models. Pods receive no other probes until then."""
+"""The maximum time to fetch and load the models, in which a pod only receives startup probes."""
 TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""Each field of `server` with the name of its file in a pod and in a unit."""
+"""A field of `server` with a TLS file → the name of this file in a pod and in a unit."""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
-"""The annotation for the store that owns the object's endpoint."""
+"""The annotation with the store that owns the endpoint of an object."""
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """The pattern of a valid Kubernetes namespace."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")
@@ -36,7 +36,7 @@ _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 @dataclass(frozen=True)
 class Place:
-    """The target of the documents. Raises InvalidConfig if the namespace is not valid.
+    """The platform for which documents are made. Raises InvalidConfig if the namespace is not valid.
 
     Attributes:
         environment: additional variables of the server; variables of the spec take precedence.
@@ -66,9 +66,9 @@ def make_document(
 
 
 _BOOLEANS = ("y", "Y", "n", "N")
-"""The texts that kubectl, Helm and Compose read as booleans if they are not quoted. PyYAML does not quote them."""
+"""The texts that kubectl, Helm and Compose read as booleans unless quoted, and that PyYAML does not quote."""
 _LINE_BREAKS = "\x85\u2028\u2029"
-"""The characters that YAML treats as line breaks, so that a block or a plain text would lose them."""
+"""The characters that YAML treats as line breaks. A text with such a character is quoted to keep the character."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -124,18 +124,18 @@ def asks_mlflow(spec: EndpointSpec) -> bool:
 
 
 def lacks_mlflow_address(spec: EndpointSpec) -> bool:
-    """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the spec does not set it."""
+    """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the spec does not set this variable."""
     return "MLFLOW_TRACKING_URI" not in {**spec.container.environment, **spec.container.secrets} and asks_mlflow(spec)
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:
-    """Return a name that is unique on a machine, because other MLflow workspaces may use the same endpoint name."""
+    """Return a name with the MLflow workspace, because other workspaces on a machine may use the same endpoint name."""
     workspace = workspace_of(environment_of(spec, place))
     return f"{workspace}_{spec.name}" if workspace else spec.name
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
-    """Return the variables of the spec and the place that have a value, without secrets."""
+    """Return the environment variables from the place and the spec (variable → value), without secrets."""
     variables = {**place.environment, **spec.container.environment, **spec.container.secret_files}
     return {name: variables[name] for name in sorted(variables) if name not in spec.container.secrets}
 
@@ -143,7 +143,7 @@ def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
 def local_files(spec: EndpointSpec) -> list[str]:
     """Return the local paths in the spec: model folders, certificate and key, files of secrets.
 
-    Raises InvalidConfig if a path is relative, because the server runs elsewhere.
+    Raises InvalidConfig if a path is relative, because the server has another working directory.
     """
     models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}

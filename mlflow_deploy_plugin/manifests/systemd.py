@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.manifests.served import (
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
-"""systemd needs an absolute path. The images use the same path for the virtual environment."""
+"""The command of the server. systemd needs an absolute path, and the images have it at the same path."""
 _FIRST_FREE_PORT = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
 
@@ -87,8 +87,8 @@ WantedBy=multi-user.target
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return the unit and the served spec, keyed by the paths where systemd and the unit expect them.
 
-    Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field is only for containers, or the
-    endpoint would be open without auth.
+    Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field of the spec is only for
+    containers, or the endpoint would be open without auth.
     """
     if spec.container.image is not None:
         raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this field")
@@ -142,14 +142,14 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in the quotes of systemd.syntax(7). `%` is escaped, so that it is not a specifier."""
-    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # A \r also ends a line.
+    """Return a text in the quotes of systemd.syntax(7). `%` is escaped, because it begins a specifier."""
+    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # systemd also ends a line at \r.
     escaped = "".join(special.get(character, character) for character in text)
     return f'"{escaped}"'
 
 
 def _plain(path: str) -> str:
-    """Return the path. Raises InvalidConfig if the path needs quoting, which differs between systemd versions."""
+    """Return the path. Raises InvalidConfig if the path needs quotes, because systemd versions differ in quoting."""
     if not _PLAIN_PATH.fullmatch(path):
         raise InvalidConfig(
             f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected"

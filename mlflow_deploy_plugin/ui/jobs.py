@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.store import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
-"""The limits of running jobs in total and per user, so that a single user cannot block the rollbacks of other users."""
+"""The maximum numbers of running jobs, in total and per user, so that no user can block the rollbacks of others."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
 """The timeout of a job. A gate takes minutes, and a job that hangs must not block other jobs."""

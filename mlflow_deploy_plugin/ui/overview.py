@@ -195,9 +195,9 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is a single endpoint to show, with all its charts. `model` restricts the page to the endpoints of a model.
-    Without `only` and `model`, all endpoints are shown. `beginning` is the name of an endpoint on the requested page,
-    or a name that would be sorted onto this page.
+    `only` is a single endpoint, shown with all its charts. `model` restricts the page to the endpoints of a model.
+    Without `only` and `model`, all endpoints are shown. `beginning` is a name on the requested page, or would be sorted
+    onto it.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """

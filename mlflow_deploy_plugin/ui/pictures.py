@@ -39,7 +39,7 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first. `note` is the reason for a pause, or the monitor's problem."""
+    """The newest windows of a monitor, oldest first. `note` is why the monitor is paused, or its problem."""
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
@@ -47,7 +47,7 @@ class Timeline:
 
     @property
     def latest(self) -> MonitorVerdict | None:
-        """Return the newest window that does not wait for its verdict, otherwise the newest window or None."""
+        """Return the newest window that does not wait for a verdict; otherwise the newest window, or None."""
         newest = self.windows[::-1]
         return next((window for window in newest if window.mark != "waiting"), newest[0] if newest else None)
 
@@ -58,7 +58,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class RolloutPicture:
-    """A rollout with its evidence. `steps` contains the share and the state (done, now or to come) of each step."""
+    """A rollout with its evidence. `steps` has the traffic share and state (done, now, to come) of each step."""
 
     title: str
     state: str
@@ -141,7 +141,7 @@ def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
-    """Return the time at the right end of the charts, and the reason for missing newer figures, or an empty text."""
+    """Return the time at the right end of the charts, and the reason why newer figures are missing, or ""."""
     unread = {server: answer.reason for server, answer in histories.items() if isinstance(answer, Refused)}
     ends = [intervals[-1].at for intervals in histories.values() if intervals and not isinstance(intervals, Refused)]
     notice = ""
