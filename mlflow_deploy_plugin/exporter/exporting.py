@@ -96,7 +96,7 @@ def export(
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        progress: called with a message if the tflite converter is installed, or the file accepts only one row per call.
+        progress: called with a message when the tflite converter is installed, or for a file of one row per call.
 
     Raises:
         AlreadyExists: the path exists.
@@ -207,7 +207,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(target)
-    # "all" would add memory layouts that are specific to this CPU.
+    # The level "all" would add memory layouts that are specific to this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.save_model_format", "ORT")
     try:
@@ -218,7 +218,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 
 
 def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
-    """Return known rows with added noisy rows, and the known rows as a fallback, because a model may refuse noise."""
+    """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, user_rows)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
@@ -238,7 +238,7 @@ def _known_rows(model: OnnxModel, folder: Path, user_rows: Any) -> Rows:
     try:
         if user_rows is not None:
             if isinstance(user_rows, str | Path):
-                from mlflow_deploy_plugin.flavor import read_rows  # `flavor` imports MLflow.
+                from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
 
                 user_rows = read_rows(Path(user_rows))
             if not hasattr(user_rows, "keys"):
@@ -323,7 +323,7 @@ def _prove(
         wrong = np.atleast_1d(want != got)
         if want.dtype.kind == "f":
             wide = want.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # Infinite values are subtracted.
+            with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
                 error = np.atleast_1d(np.abs(wide - got))
                 size = np.where(np.isfinite(wide), np.abs(wide), 0)
                 largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)
@@ -339,7 +339,7 @@ def _prove(
 
 def _place(source: Path, target: Path) -> None:
     """Move the checked export to `target`. Raises AlreadyExists if the path exists."""
-    # Copy to the target's disk first, which may be slow.
+    # Copy to the target's disk first, because the copy may be slow and must not be visible under the final name.
     staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

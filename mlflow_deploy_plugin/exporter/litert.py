@@ -53,7 +53,7 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite with the graph's names and layouts. It accepts one row per call if `rows` is "1"."""
+    """Write FOLDER/model.tflite with the graph's names and layouts. The file takes a row per call if `rows` is "1"."""
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -76,7 +76,7 @@ def convert(graph: str, folder: str, rows: str) -> None:
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
     _restore_names(file, [value.name for value in (*model.graph.input, *model.graph.output)])
-    _interpreter(str(file)).allocate_tensors()  # An error is raised for custom operators.
+    _interpreter(str(file)).allocate_tensors()  # This call fails for custom operators.
 
 
 def _restore_names(file: Path, names: list[str]) -> None:
@@ -117,7 +117,7 @@ def _unroll(graph: onnx.GraphProto) -> None:
 
 
 class _Operations:
-    """A builder that appends operations to a graph. Their names begin with the name of the layer."""
+    """A builder that appends operations to a graph. The names of the operations begin with the layer's name."""
 
     def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
         self._graph, self._layer = graph, layer
@@ -141,7 +141,7 @@ class _Operations:
 
 
 def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
-    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html). "" is a zero cell."""
+    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html). "" stands for a cell of zeros."""
     *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
     enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
     entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
@@ -150,7 +150,7 @@ def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: st
 
 
 def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
-    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). "" is a zero state."""
+    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). "" stands for a state of zeros."""
     update, reset, new = ops.parts(taken, 3, size)
     update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
     update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
@@ -161,7 +161,7 @@ def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str
 
 
 _STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # number of gates, and the function that adds a step
-_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # per direction
+_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # per value of `direction`
 
 
 def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str], steps: int, size: int) -> None:

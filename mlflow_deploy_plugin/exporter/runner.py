@@ -27,7 +27,7 @@ import onnxruntime
 
 Array = npt.NDArray[Any]
 METADATA_KEY = "onnxserve.model"
-_REFUSED_ROWS = "onnxserve_refused_rows"  # name of the output, and metadata key of the reason
+_REFUSED_ROWS = "onnxserve_refused_rows"  # the output that marks the rows, and the metadata key of the reason
 _COLUMN_TYPES = {"double": "float64", "float": "float32", "integer": "int32", "long": "int64", "boolean": "bool"}
 
 
@@ -206,7 +206,7 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     allowed = "b" if kind == "boolean" else "fiu"
     if array.dtype.kind not in allowed:
         unfit = [np.asarray(item).dtype.kind not in allowed for item in listed]
-    elif kind in ("integer", "long"):  # 20.0 is accepted.
+    elif kind in ("integer", "long"):  # A whole number such as 20.0 is accepted.
         with np.errstate(invalid="ignore"):
             unfit = array.astype(_COLUMN_TYPES[kind]) != array
     else:
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
             sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has ended; avoid a second error at exit.
+    except BrokenPipeError:  # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

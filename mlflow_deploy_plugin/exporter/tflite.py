@@ -63,7 +63,7 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # from killed processes
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # left by killed processes
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
@@ -73,7 +73,7 @@ def converter_python(progress: ProgressCallback) -> Path:
                 except BaseException:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
-                os.replace(unfinished, folder)  # bin/python locates its packages relative to itself.
+                os.replace(unfinished, folder)  # The move is safe: bin/python locates its packages relative to itself.
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a package index "

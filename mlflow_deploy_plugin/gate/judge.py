@@ -55,7 +55,7 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Checks:
-    """The checks of a version and their inputs. An input that cannot be loaded is None for later checks."""
+    """The checks of a version, and inputs of the checks. An input that cannot be loaded is None for later checks."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -73,7 +73,7 @@ class _Checks:
     notes: list[str] = field(default_factory=list)
 
     def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
-        """Load the current version. If it cannot be loaded, judge the candidate without a comparison."""
+        """Load the current version. If loading fails, judge the candidate without a comparison."""
         self.against = current.source
         try:
             folder = folders.enter_context(downloaded_version(current))
@@ -107,14 +107,14 @@ class _Checks:
             self.notes.clear()
 
     def parity(self) -> CheckResult:
-        """Check the parity of the version, or of its base and their agreement if the version is optimized."""
+        """Check the version's parity. If it is optimized, check the base's parity and the agreement with the base."""
         record = self.candidate.artifact.optimization
         if not record or not isinstance(self.candidate, LoadedOnnx):
             return check_parity(self.candidate.artifact, self.policy)
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            if not where.startswith(("models:/", "runs:/")):  # The file may contain any URI.
+            if not where.startswith(("models:/", "runs:/")):  # The MLmodel file may contain any URI.
                 raise InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)
@@ -203,7 +203,7 @@ class _Checks:
     def budget(self) -> CheckResult:
         policy = self.policy.budget
         rows = self.rows(policy.batch)
-        if rows is None:  # Measure with a row of zeros and empty strings.
+        if rows is None:  # Without rows, measure with zeros and empty strings.
             rows = {}
             for entry in self.candidate.artifact.inputs:
                 dtype = numpy_dtype(entry.dtype)
@@ -245,7 +245,7 @@ def judge(
 
     Args:
         current: the version to compare with, e.g. the served version; None for no comparison.
-        original: the URI of the torch model that the candidate was made from; default: the model that it names.
+        original: the URI of the torch model that the candidate was made from; default: named by the candidate.
 
     Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the dataset of the
     policy may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.

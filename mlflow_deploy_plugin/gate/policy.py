@@ -117,7 +117,7 @@ class RobustnessPolicy(_Part):
 
 
 class BudgetPolicy(_Part):
-    """The limits of time and memory, compared with the current version on this machine."""
+    """The limits of a version's time and memory relative to the current version on this machine."""
 
     max_latency_ratio: float | None = Field(
         default=2.0, gt=0, description="The largest median time of a row or batch, relative to the served version."
@@ -189,7 +189,7 @@ class GatePolicy(_Part):
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """The policy of a verdict. `where` describes its origin.
+    """The policy of a verdict. `where` describes the origin of the policy.
 
     `is_models_own` is True for the policy of the registered model, or for the defaults if the model has no policy. A
     verdict with any other policy is a trial and is not stored in the tags of the version.
@@ -201,7 +201,7 @@ class PolicyChoice:
 
 
 def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
-    """Return the policy from a file, from the registered model's tag, or the default policy.
+    """Return the policy in `file`, otherwise in the registered model's tag, otherwise the default policy.
 
     A file counts as the model's own policy if the model has no policy or an equal policy. Raises NotFound if the model
     does not exist, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow fails.
@@ -226,7 +226,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with `where` and the field."""
     try:
         document = load_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or a too long number.
+    except (yaml.YAMLError, ValueError) as error:  # yaml raises ValueError for an invalid date or too long number.
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}")

@@ -191,7 +191,7 @@ class _Request:
             if not force:
                 raise
             digest = ""
-            with suppress(OnnxserveError):  # The version is not served while its files cannot be read.
+            with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
                 digest = version_digest(self.candidate.source)
             return GateStatus(False, "", f"the gate could not be run: {error.message}", digest=digest)
         verdict = gated.verdict

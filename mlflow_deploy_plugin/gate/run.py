@@ -39,7 +39,7 @@ HTML, JSON = "gate_report.html", "gate.json"
 
 @dataclass(frozen=True)
 class GateRun:
-    """A verdict and the MLflow run with its report. `is_tagged` is True if the version has the verdict's tags."""
+    """A verdict and the MLflow run with its report. `is_tagged` is True if the verdict is in the version's tags."""
 
     verdict: GateVerdict
     run: LoggedRun
@@ -52,7 +52,7 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the served version. `stands` lists its gated stages and aliases."""
+    """The verdict on the served version. `stands` lists the gated stages and aliases of this version."""
 
     model: str
     version: str
@@ -136,7 +136,7 @@ def gate_version(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> GateRun:
-    """Judge the candidate against the current version. Log and record the verdict, and tag it if `is_official`."""
+    """Judge the candidate against the current version. Log and record the verdict, and set tags if `is_official`."""
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
         progress("logging the report to MLflow")
@@ -179,7 +179,7 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
 
 
 def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
-    """Log to the run of this process's MLflow project, or to a new run in the experiment of the model's run."""
+    """Log the verdict to the run of this MLflow project, or to a new run in the experiment of the model's run."""
 
     def experiment_id(client: MlflowClient) -> str:
         try:
@@ -193,7 +193,7 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 
     def log_content(client: MlflowClient, run_id: str) -> None:
         figures = ((f"{check.name}/{name}", value) for check in verdict.checks for name, value in check.figures.items())
-        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # This also excludes NaN.
+        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # NaN is excluded too.
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), HTML)
@@ -223,7 +223,7 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     logger = logging.getLogger("mlflow.models.evaluation")
     with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
         silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # The command's output must not contain these messages.
+        logger.setLevel(logging.ERROR)  # Do not print MLflow's messages in the command's output.
         for side, predictions in sides.items():
             if predictions is None or predictions.prediction.ndim > 1:
                 continue

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.registry.tags import PASSED_WITHOUT_EVALUATION, Verdic
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
-MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float; larger values are not logged.
+MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float. Figures above this limit are not logged.
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
-    """Return the x coordinates of difference, bounds, margin and zero in a plot 600 points wide, or None."""
+    """Return the x coordinates of the difference, its bounds, the margin and zero in a plot of width 600, or None."""
     if not {"difference", "margin"} <= figures.keys():
         return None
     bounds = {name: figures[name] for name in ("difference_low", "difference", "difference_high")}

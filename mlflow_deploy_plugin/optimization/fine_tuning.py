@@ -29,8 +29,8 @@ def pruned_and_tuned(
 ) -> onnx.ModelProto:
     """Prune the `share` of each layer's weights in a copy of the module, train the copy, and return its ONNX graph.
 
-    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's predictions. `rows` are [N, …]
-    by name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
+    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's predictions. `rows` are inputs
+    [N, …] by name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")
@@ -38,7 +38,7 @@ def pruned_and_tuned(
     if truth is None:
         truth = answers[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # Skip lookup tables.
+    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # Embeddings are not pruned.
     weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
     kept = [(weight, _largest(weight, share)) for weight in weights]
     if not kept:
@@ -46,7 +46,7 @@ def pruned_and_tuned(
     torch.manual_seed(seed)
     frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
-    for layer in frozen:  # Keep the statistics of all training rows instead of this sample's.
+    for layer in frozen:  # Keep the statistics of the original training rows.
         layer.eval()
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
     arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`

@@ -7,7 +7,7 @@
 | fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
 | prune        | none, but many zeros                      | only the compressed size: zeros take as much time        |
 
-The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do not change their `ModelProto`.
+The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do not change their argument.
 """
 
 import copy
@@ -42,14 +42,14 @@ _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
 """Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
-"""The limit for 16 bits, with a safety factor of 4 for rows with larger numbers than the calibration rows."""
+"""The largest number for 16 bits: a quarter of the 16-bit maximum, since other rows may have larger numbers."""
 _MASKED = 1e8
-"""Larger absolute values are attention masks (-inf, -1e9, the smallest float), which would distort the scale."""
+"""The limit above which magnitudes belong to attention masks (-inf, -1e9, …), which would distort the scale."""
 
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Quantize weights to 8 bits. Each run quantizes activations by their current range. Errors: see `int8_static`."""
-    from onnxruntime import quantization  # slow import
+    from onnxruntime import quantization  # This import is slow.
 
     return _quantized(
         _with_transposed_weights(proto),
@@ -61,7 +61,7 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Transpose the weights of Gemms, because ONNX Runtime 1.31's quantizer transposes shared weights repeatedly."""
+    """Transpose Gemm weights, because ONNX Runtime 1.31's quantizer transposes shared weights repeatedly."""
     result = copy.deepcopy(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
@@ -85,7 +85,7 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
     of 0.74 to 0.82. If `per_channel`, each channel of a weight has a separate scale. Raises ConversionError if no node
     can be quantized.
     """
-    from onnxruntime import quantization  # slow import
+    from onnxruntime import quantization  # This import is slow.
 
     class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -115,7 +115,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
     Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and nodes whose
     numbers on `rows` are near 65,504, the largest 16-bit float. Raises ConversionError if all weights are in islands.
     """
-    from onnxruntime.transformers import float16  # slow import
+    from onnxruntime.transformers import float16  # This import is slow.
 
     graph = preprocessed(proto)
     halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(graph.graph))
@@ -161,7 +161,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer fails for torch shapes.
     """
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # slow import
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # This import is slow.
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -181,14 +181,14 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         named.add(node.name)
     del graph.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(graph)
-    add_pre_process_metadata(graph)  # Otherwise the quantizer warns.
+    add_pre_process_metadata(graph)  # The quantizer warns if these entries are missing.
     return graph
 
 
 def _quantized(
     proto: onnx.ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
 ) -> onnx.ModelProto:
-    """Apply `quantize` to the file of the preprocessed graph, because it would change a graph in memory."""
+    """Apply `quantize` to the file of the preprocessed graph, because the quantizer would change a graph in memory."""
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
         raise ConversionError(f"it has no {', '.join(operators[:3])} ({shown_operators(proto)})")
@@ -244,11 +244,11 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
     """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves within islands."""
-    from onnxruntime.quantization.onnx_model import ONNXModel  # slow import
+    from onnxruntime.quantization.onnx_model import ONNXModel  # This import is slow.
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # Exclude the casts of the model.
+    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # names of the converter's casts
     to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:

@@ -342,7 +342,7 @@ class _FormMaker:
         return self.draft(graph, str(recipe), note)
 
     def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
-        """Return the pruned graph and a note. If there is an original, it is pruned and trained."""
+        """Return the pruned graph and a note. If the original is known, the original is pruned and trained."""
         if isinstance(self.original, Refused):
             return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
         from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned
@@ -352,7 +352,7 @@ class _FormMaker:
         return tuned, f"tuned for {self.epochs} epochs"
 
     def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        """Return the form with the smaller loss: scales per channel, which fail for some Gemms, or per tensor."""
+        """Return the int8 form with the smaller loss: scales per channel (which fail for some Gemms) or per tensor."""
         candidates: list[tuple[float, _Draft]] = []
         failures = []
         for per_channel, scales in ((True, "one scale per channel"), (False, "one scale per tensor")):
@@ -387,7 +387,7 @@ class _FormMaker:
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
-    """Return the outcome with the chosen form. It must be within the limit and, if `is_auto`, the fastest form."""
+    """Return the outcome with the chosen form. The form is within the limit and, if `is_auto`, the fastest form."""
     within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
     if is_auto:
         if faster := [form for form in within if form.cost.is_faster(rows)]:
@@ -411,7 +411,7 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
 def _log_form(
     base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, form: MeasuredForm, base_cost: FormCost, name: str
 ) -> str:
-    """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable."""
+    """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable if this fails."""
     client, agreement = registry_client(), draft.agreement
     size_ratio = form.cost.size / base_cost.size
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}

@@ -72,7 +72,7 @@ class GraphProfile:
     """The times of a version, the longest first, and `advice` on possible changes, in sentences.
 
     `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` minus the time of all
-    nodes: memory and dispatch. It is negative if the profiler's overhead is larger.
+    nodes (the time for memory and dispatch), and is negative if the profiler's overhead is larger.
     """
 
     model: str
@@ -135,7 +135,7 @@ def _repeat(work: Callable[[], object]) -> list[float]:
 
 
 def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
-    """Profile a session as for requests. Return the node executions after the warm-up, and the number of runs."""
+    """Profile a session with request settings. Return the node executions after the warm-up, and the number of runs."""
     ort = import_onnxruntime()
     options = session_options(ort, "cpu", 1)
     options.enable_profiling = True
@@ -249,7 +249,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
 
 def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
-    from matplotlib.figure import Figure  # only in the extra `monitoring`
+    from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
     figure = Figure(figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))))
     for axes, entries, title in zip(

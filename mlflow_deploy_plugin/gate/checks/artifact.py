@@ -1,8 +1,8 @@
 """The checks of the files of a version: parity of the ONNX form, and the signature.
 
-The predictions of a quantized, 16-bit or pruned graph intentionally differ from the original. Therefore, the parity of
-an optimized version is checked on its base. The version is also compared with the base on the rows of the gate, and its
-loss must be within the margin of the evaluation.
+The predictions of a quantized, 16-bit or pruned graph intentionally differ from the original's. Therefore, the parity
+of an optimized version is checked on its base. The version is also compared with the base on the rows of the gate, and
+its loss must be within the margin of the evaluation.
 
 The signature check requires that clients of the current version can use the new version without a change.
 """
@@ -33,7 +33,7 @@ _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other number
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Check the parity that was measured when the model was logged. Read it from the files: any user can set a tag."""
+    """Check the parity that was measured when the model was logged. Read the files, because any user can set a tag."""
     if artifact.flavor == PYTHON_FUNCTION:
         return CheckResult(PARITY, "skipped", "the version has no ONNX form, so the original model predicts")
     state = artifact.parity_state
@@ -91,7 +91,7 @@ class _Change:
 
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
-    """Compare inputs and outputs with the version called `against`. Requests may contain removed columns."""
+    """Compare inputs and outputs with `current`, called `against`. Requests may still contain removed columns."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else against
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
@@ -147,10 +147,10 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # The name is optional.
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # A single tensor needs no name.
     removed, added, common = _compare_names(old, new)
     for name in removed:
-        yield _Change("removed", name, old[name].dtype, "", True)  # Requests with unknown tensors fail.
+        yield _Change("removed", name, old[name].dtype, "", True)  # A request with the removed tensor fails.
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:

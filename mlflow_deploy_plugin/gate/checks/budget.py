@@ -70,7 +70,7 @@ class _Measure:
 def check_budget(
     candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy, against: str = ""
 ) -> CheckResult:
-    """Check measured costs. `current` is the cost of the current version, called `against`, or None."""
+    """Check the candidate's cost. `current` is the cost of the current version, called `against`, or None."""
     row_p99, batch_p99 = (
         float(np.percentile(np.concatenate(times), 99)) * 1e3 for times in (candidate.rows, candidate.batches)
     )
@@ -154,7 +154,7 @@ def _call(worker: Worker, seconds: float, function: Callable[..., Any], *argumen
 
 def _load(folder: Path, rows: Feeds, batch: int) -> int:
     """Load a version in this process, predict a batch, and return the growth of the memory in bytes."""
-    import psutil  # The parent process does not need this module.
+    import psutil  # Only the measuring process needs psutil.
 
     from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 

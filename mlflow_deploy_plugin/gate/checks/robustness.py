@@ -2,7 +2,7 @@
 
 The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
 (also unseen texts). Under noise, the flips and the metric's loss must be within the policy's limits, or at most 1.25
-times the values of the current version. Missing and out-of-range values remove information from a row, so their flips
+times as large as the current version's. Missing and out-of-range values remove information from a row, so their flips
 are only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
 
 A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 NAME = "robustness"
 _MOVE = 0.25
-_CURRENT_FACTOR = 1.25  # Two forests that are trained on the same data may differ slightly in their flips.
+_CURRENT_FACTOR = 1.25  # The factor allows the small differences between two forests that are trained on the same data.
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
@@ -96,7 +96,7 @@ def check_robustness(
         rows: the rows with only the columns of the model.
         truth: [N] labels of the rows; None to omit the metric.
         metric: the metric; default: accuracy for classes, rmse for numbers.
-        current: the version to compare with, called `against`, and the same rows in its types.
+        current: the current version, called `against`, and the same rows in this version's types.
 
     Raises InvalidConfig if the metric does not fit or is not a number, and SchemaMismatch or InferenceError if the
     model refuses the undisturbed rows.
@@ -170,7 +170,7 @@ def _current_under_noise(
     truth: Array | None,
     metric: MetricName | None,
 ) -> _Outcome | None:
-    """Return the outcome of the current version under noise; None without a version or if it refuses the rows."""
+    """Return the outcome of the current version under noise; None if this version is missing or refuses the rows."""
     if current is None:
         return None
     model, rows = current
