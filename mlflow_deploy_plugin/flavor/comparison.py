@@ -31,7 +31,7 @@ RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
 ENOUGH_ROWS = 100
-"""The minimum number of rows for a separate spread of each value of a row."""
+"""The minimum number of rows from which a separate spread is computed for each value of a row."""
 _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
 _MAX_UNSTABLE_ROWS = 100
@@ -46,7 +46,8 @@ _COPIES = 20
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """The errors of an output over N rows. `excess` [N] is the error divided by its tolerance; above 1, a row fails.
+    """The errors of an output over N rows. `excess` [N] is the error divided by its tolerance; a row with more than 1
+    fails.
 
     `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
     """
@@ -159,7 +160,7 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by two 32-bit steps of its largest value: a scaler may round as coarsely."""
+    """Yield the column moved down and up by two 32-bit steps of its largest value, the rounding error of a scaler."""
     largest = np.nanmax(np.abs(values), initial=0.0)
     step = 2 * float(np.spacing(np.float32(largest)))
     yield (values - step).astype(values.dtype)

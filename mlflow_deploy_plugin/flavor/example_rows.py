@@ -92,7 +92,7 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     try:
         is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
         document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
-        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 cannot read files of 2.9 and 2.14.
+        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))

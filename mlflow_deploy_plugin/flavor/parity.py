@@ -248,7 +248,7 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # Otherwise a wrong row would be counted twice.
+            # Skip the small batches after an error, because a wrong row would be counted twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
@@ -274,7 +274,7 @@ class _ParityProof:
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
-        """Compare again with the graph's other operators: in batches below `many_rows`, or in a larger batch."""
+        """Compare again with the operators for the other batch sizes: below `many_rows`, or from `many_rows` on."""
         size = self._converted.many_rows
         if count >= size:
             size -= 1
@@ -299,7 +299,7 @@ class _ParityProof:
             self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread.
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread of later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         measured = comparison.compare_output(output.role, want, got, spread)
@@ -308,7 +308,7 @@ class _ParityProof:
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
-            # The order of a network's sums may depend on the batch size.
+            # Predict again, because the order of a network's sums may depend on the batch size.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -337,7 +337,7 @@ class _ParityProof:
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # Each label is decided separately.
+            if want["label"].ndim > 1:  # The labels of several targets are decided separately.
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = comparison.top_margins(probabilities) < TIE_MARGIN
             if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
 
-_MAX_GIVEN_ROWS = 5_000  # maximum rows of the example, and of parity_data
+_MAX_GIVEN_ROWS = 5_000  # the maximum number of rows of the example, and of parity_data
 _THRESHOLD_ROWS = 600
 _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
@@ -341,7 +341,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 
 
 def _far(column: pd.Series, _: pd.Series) -> pd.Series:
-    """Multiply by `_FAR`: the column's largest number in the first rows, and the row's number in the other rows."""
+    """Multiply the column's largest number (in the first rows) or the row's number (in later rows) by `_FAR`."""
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
     some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
@@ -349,7 +349,7 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
 
 
 def _reach(series: pd.Series) -> float:
-    """Return a column's largest magnitude, limited to 1 to 1e30: its products with `_FAR` fit into 32-bit floats."""
+    """Return a column's largest magnitude, limited to 1 to 1e30, so that products with `_FAR` fit into 32 bits."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
@@ -397,7 +397,7 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         False,
     ),
 )
-"""The source, a test of columns, the number of rows per column, the change, and True if the rows are compared."""
+"""The changes: source, test for fitting columns, rows per column, function, and True if the rows are compared."""
 
 
 def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:

@@ -140,7 +140,7 @@ def _own_code(model: TrainedModel) -> list[str]:
 class NetModel(PythonModel):  # type: ignore[misc]
     """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named input and output arrays."""
 
-    _skip_type_hint_validation = True  # Otherwise MLflow warns at each import of this module.
+    _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
     def __init__(self, net: TrainedModel) -> None:
         self.net = net
@@ -192,7 +192,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
 class TypedColumnsModel(PythonModel):  # type: ignore[misc]
     """An MLflow Python model that casts the columns of a request to the categories and durations of its model."""
 
-    _skip_type_hint_validation = True  # Otherwise MLflow warns at each import of this module.
+    _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
     def __init__(self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
@@ -277,7 +277,7 @@ def net_options(
     # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
     installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: not a dict
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: a dict has names
     if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None

@@ -143,7 +143,7 @@ def wrap_registered(
         NotFound, RegistryUnavailable: the model does not exist, or the registry does not answer.
     """
     check_new_name(register or "")
-    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
+    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # absolute, for error messages
     is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise NotFound(f"the file {path} does not exist")
@@ -339,7 +339,7 @@ def load_folder(folder: Path, source: str) -> Original:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Version differences are reported below.
             if backend := flavors.get("keras", {}).get("keras_backend"):
-                os.environ.setdefault("KERAS_BACKEND", backend)  # The next line imports Keras.
+                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
         converters.converter_for(model)
     except ConversionError as error:

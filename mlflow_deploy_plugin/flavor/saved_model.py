@@ -130,7 +130,8 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # MLflow would infer the requirements in a second process. Serving does not need the training framework.
+        # Without this list, MLflow would infer requirements in a second process. Serving does not need the training
+        # framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)

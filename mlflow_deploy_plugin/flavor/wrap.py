@@ -181,7 +181,7 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """The comparison of all ONNX forms of a model on the same rows. For a table, the original is run once."""
+    """The comparison of all ONNX forms of a model on the same rows. For a table, the original is run only once."""
 
     converter: FrameworkConverter
     model: TrainedModel
@@ -245,7 +245,7 @@ class _FormTrials:
         answered = self.answered or ask_original(
             original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
         )
-        if example.is_table:  # Tensors may be too large to keep.
+        if example.is_table:  # Predictions for tensors may be too large to keep.
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))

@@ -35,7 +35,7 @@ _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and 
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
     "inhomogeneous": "its targets have different numbers of classes",  # numpy's error
-    "no attribute 'upper'": "a kernel that is a Python function",  # support vector machines
+    "no attribute 'upper'": "a kernel that is a Python function",  # raised by support vector machines
     "Could not infer attribute `support_vectors`": "a precomputed kernel (kernel='precomputed')",
     "__obj_flatten__": "its layers are quantized by torch; wrap the unquantized model and run onnxserve optimize",
     "got FakeTensor": "the size of a tensor depends on the data, as in pack_padded_sequence",
@@ -47,7 +47,7 @@ def pyfunc_flavor(
     model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
     """Return the MLflow flavor for the model and its options, or None. For unknown libraries, the flavor is sklearn."""
-    if predict_fn != "predict":  # Only the sklearn flavor has this option; it also logs the estimators of boosters.
+    if predict_fn != "predict":  # Only the sklearn flavor, which also logs the estimators of boosters, has this option.
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
         return ("sklearn", options) if hasattr(model, predict_fn) else None
     packages = packages_of(model)

@@ -26,7 +26,7 @@ Category: TypeAlias = str | int | float | bool | None
 """A category from training. None and NaN are missing values."""
 
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
-"""A function that returns the original's predictions for a batch by ONNX output name. It may raise any error."""
+"""A function that returns the original's predictions for a batch by ONNX output name, or raises any error."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
 """For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
@@ -221,7 +221,8 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
 def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
     """Return the example of a model whose only method is `method`. Messages call the model `what`.
 
-    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if its tensors differ in rows.
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if the example's tensors differ
+    in rows.
     """
     if batch is None:
         raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")
@@ -237,7 +238,7 @@ def call_original(original: OriginalModel, batch: ModelInput, argument: str = "i
     """Return the original's predictions for rows. Raises InvalidConfig if the model refuses the rows."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Generated rows contain unseen categories.
+            warnings.simplefilter("ignore")  # Originals warn about unseen categories in generated rows.
             return original(batch)
     except OnnxserveError:
         raise

@@ -31,7 +31,7 @@ _MODULES = {
 """The converter module by the package of a model's class. The module and its pip extra have the same name."""
 
 _NEVER = ("pmdarima",)
-"""Packages with subclasses of a framework's classes that do not predict rows. MLflow's flavors log their models."""
+"""Packages whose models subclass a framework's classes but do not predict rows. MLflow's flavors log such models."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,7 +104,8 @@ def check_flavor(flavor: str) -> None:
 def converter_for(model: TrainedModel) -> FrameworkConverter:
     """Return a registered converter, otherwise the module for the first supported package of the model's classes.
 
-    If a registered converter fails, it is logged and skipped. Raises ConversionError if no converter is installed.
+    If a registered converter fails, the error is logged, and the converter is skipped. Raises ConversionError if no
+    converter is installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:

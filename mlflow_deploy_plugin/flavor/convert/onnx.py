@@ -1,4 +1,4 @@
-"""Read ONNX models and files. They need no conversion, and there is no original to compare with."""
+"""Read ONNX models and files. The models need no conversion, and there is no original to compare with."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -133,7 +133,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
 def _sequence_length(
     name: str, nodes: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
 ) -> int | None:
-    """Return the number of tensors in a sequence, or None if it depends on the input."""
+    """Return the number of tensors in a sequence, or None if the number depends on the input."""
     node = nodes.get(name)
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -147,9 +147,9 @@ def _sequence_length(
         case "SequenceInsert":
             length = _sequence_length(node.input[0], nodes, shapes, parts)
             return None if length is None else length + 1
-        case "SplitToSequence" if len(node.input) > 1:  # The second input has a size per tensor.
+        case "SplitToSequence" if len(node.input) > 1:  # The second input contains the size of each tensor.
             return parts.get(node.input[1])
-        case "SplitToSequence":  # The slices have size 1.
+        case "SplitToSequence":  # Without sizes, each slice has size 1.
             shape = shapes.get(node.input[0])
             size = shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)] if shape else -1
             return None if size == -1 else size

@@ -260,7 +260,7 @@ def _to_onnx(
             # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(program.model)  # An output may be named like an exporter's value (`var`, `trunc`).
+            NameFixPass()(program.model)  # An output may have the same name as an exporter's value (`var`, `trunc`).
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
@@ -326,7 +326,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 
 
 def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
-    """Return a function for predictions by output name. `of_tensors` rejects other values, such as a cache."""
+    """Return a function for predictions by output name. `of_tensors` only accepts tensors, for example no cache."""
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 

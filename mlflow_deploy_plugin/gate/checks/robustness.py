@@ -2,7 +2,7 @@
 
 The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
 (also unseen texts). Under noise, the flips and the metric's loss must be within the policy's limits, or at most 1.25
-times as large as the current version's. Missing and out-of-range values remove information from a row, so their flips
+times the values of the current version. Missing and out-of-range values remove information from a row, so their flips
 are only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
 
 A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the

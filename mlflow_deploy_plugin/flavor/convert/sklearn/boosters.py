@@ -75,7 +75,7 @@ def _xgboost(model: Estimator) -> Boosting:
             trees.append(tree)
             targets.append(target)
             owners.append(position)
-    # XGBoost versions store the base score in different fields. It is also a row's margin minus its leaf values.
+    # XGBoost versions store the base score in different fields. The score is also a row's margin minus its leaf values.
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
@@ -119,7 +119,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost stores strings as bytes, and 3.2 truncates non-ASCII strings."""
     if "offsets" not in encoded:
-        return tuple(encoded["values"])  # integers
+        return tuple(encoded["values"])  # integer categories
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
         raise NotImplementedError("non-ASCII categories, which XGBoost truncates")
     text = bytes(encoded["values"]).decode()

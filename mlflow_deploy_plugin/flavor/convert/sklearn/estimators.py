@@ -97,7 +97,7 @@ def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
         if isinstance(part, BaseEstimator):
             yield part
             waiting.extend(reversed(list(vars(part).values())))
-        elif isinstance(part, _CalibratedClassifier):  # not a BaseEstimator
+        elif isinstance(part, _CalibratedClassifier):  # This class is not a BaseEstimator.
             waiting.append(part.estimator)
         elif isinstance(part, list | tuple):
             waiting.extend(reversed(part))

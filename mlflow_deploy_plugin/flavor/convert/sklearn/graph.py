@@ -148,7 +148,7 @@ def own_converters() -> Iterator[None]:
 
 
 def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False) -> None:
-    """Register a converter with the outputs labels and probabilities, or with one output. `convert` sets the types.
+    """Register a converter with two outputs (labels and probabilities) or with one output. `convert` sets the types.
 
     skl2onnx's parser supports only ClassifierMixin, and declares a second output for clusters and outliers. With
     `keeps_type`, the output has the type of the input, for example strings.
@@ -254,7 +254,7 @@ def _domain_and_version(operator: str) -> tuple[str, int]:
     for domain, opset in OPSETS.items():
         if onnx.defs.has(operator, domain):
             return domain, int(onnx.defs.get_schema(operator, opset, domain).since_version)
-    return "com.microsoft", 1  # Tokenizer and MurmurHash3
+    return "com.microsoft", 1  # These are Tokenizer and MurmurHash3.
 
 
 Precision = Literal["single", "double_until_last_step", "double"]

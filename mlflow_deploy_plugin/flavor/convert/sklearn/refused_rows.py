@@ -88,7 +88,7 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
                 reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
-                zero = added.node("Sub", [name, name])  # The result is NaN for NaN and infinity.
+                zero = added.node("Sub", [name, name])  # The difference is NaN for NaN and infinity, otherwise 0.
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:

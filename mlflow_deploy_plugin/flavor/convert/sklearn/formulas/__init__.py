@@ -82,4 +82,4 @@ _TYPES = {"int64": Int64TensorType, "float32": FloatTensorType, "float64": Doubl
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE
 PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
-"""Converters for the precision `double`. They replace converters with 32-bit operators."""
+"""Converters for the precision `double`, which replace converters with 32-bit operators."""

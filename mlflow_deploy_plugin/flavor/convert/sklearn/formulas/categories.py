@@ -1,7 +1,8 @@
 """Formulas of steps with string columns: category encoders and SimpleImputer.
 
 skl2onnx's encoders assign missing strings a separate number (OrdinalEncoder), and fail for fractions and, with grouped
-categories, for unseen values (OneHotEncoder). Its SimpleImputer fails for strings, indicators and 64-bit floats.
+categories, for unseen values (OneHotEncoder). Likewise, the SimpleImputer of skl2onnx fails for strings, indicators and
+64-bit floats.
 """
 
 import numpy as np

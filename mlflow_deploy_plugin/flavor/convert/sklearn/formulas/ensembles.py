@@ -8,7 +8,7 @@ from sklearn import ensemble
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the next import needs it
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # needed by the next import
 from sklearn.impute import IterativeImputer
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
@@ -72,7 +72,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
         for number, part in enumerate(parts)
         for label, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
     ]
-    if len(positions) < len(parts) * classes:  # A fold lacks some classes.
+    if len(positions) < len(parts) * classes:  # Some classes do not occur in a training fold.
         likely = likely @ np.eye(len(parts) * classes)[positions]
     likely = likely.reshape(-1, len(parts), classes)
     total = likely.sum(axis=2, keepdims=True)
@@ -185,7 +185,7 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         if answer.ndim == 1:
             answer = answer[:, None]
         elif method == "predict_proba" and answer.sample.shape[1] == 2:
-            answer = answer[:, 1:]  # The columns add up to 1.
+            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
         columns.append(answer)
     if model.passthrough:
         columns.append(rows.matrix)

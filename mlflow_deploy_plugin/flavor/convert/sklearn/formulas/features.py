@@ -180,7 +180,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
     own = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
-    with np.errstate(divide="ignore", invalid="ignore"):  # No value is between equal quantiles.
+    with np.errstate(divide="ignore", invalid="ignore"):  # Equal quantiles divide by 0, but no value is between them.
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
     # Interpolate in both directions like scikit-learn, since quantiles may be equal.
     at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)

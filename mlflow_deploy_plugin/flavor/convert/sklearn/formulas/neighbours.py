@@ -114,7 +114,7 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
 
 
 def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
-    """Return the weighted mean [N, t] of targets within the radius (NaN without neighbours), and the count [N]."""
+    """Return the weighted mean [N, t] of targets within the radius (NaN without neighbours), and their count [N]."""
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     inside = (far <= model.radius).astype(np.float64)
     weights = inside * _weights(far, model.weights)
@@ -324,4 +324,4 @@ PRECISE: dict[type, Formula] = {
     **dict.fromkeys((SVR, NuSVR), _decisions),
     **dict.fromkeys((SVC, NuSVC), machine_classes),
 }
-"""The formulas of estimators whose ONNX operator is faster but has 32 bits."""
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""

@@ -170,4 +170,4 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""The formulas of estimators whose ONNX operator is faster but has 32 bits."""
+"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is used."""

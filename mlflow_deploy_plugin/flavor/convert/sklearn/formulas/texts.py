@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _PAD = "\x01 \x01"
 _MAX_HASHED = 2**16  # columns; a row is dense in a graph, so more columns take over 256 KiB per row
 _BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short texts
-_LONG = r"\C{1000,}"  # bytes; RE2's largest repetition count is 1,000
+_LONG = r"\C{1000,}"  # a text of 1,000 bytes or more; RE2's largest repetition count is 1,000
 _SIGMA = "Σ"
 _NEAR = 8  # characters before and after a sigma that are searched for a letter
 _SPACES = r"\s"
@@ -204,11 +204,11 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     position = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
     nothing, near = np.array([-4e15]), []
     for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
-        # The largest rank is the nearest character. Its remainder by 4 is its code, or its code minus 4.
+        # The nearest character has the largest rank. A rank modulo 4 is the character's code, or the code minus 4.
         rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
         padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
-        nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # [N, 1, L + 1]
+        nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
         nearest = graph.node("Slice", [nearest, [int(after > 0)], [-1] if before else [2**62], [2]])
         kind = graph.node("Abs", [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)])
         near.append(graph.node("Equal", [kind, [2.0]]))
@@ -284,7 +284,7 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError if not supported."""
+    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError for other tokens."""
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
@@ -344,7 +344,7 @@ _PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "
 
 
 def _class(kind: str) -> str:
-    """Return a character class as RE2's class of code points: RE2's Unicode tables have another version."""
+    """Return a character class as RE2's class of code points: the Unicode versions of RE2 and Python differ."""
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
     parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"

@@ -292,7 +292,7 @@ def of_column(table: Array, positions: TracedArray) -> TracedArray:
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
-    """Count by bisection, for each x [N, M], the numbers of its ascending column [K, M] for which `compare` is true."""
+    """For each x [N, M], count by bisection the numbers in its column of `table` for which `compare` is true."""
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
     counts = np.zeros_like(x).astype(np.int64)

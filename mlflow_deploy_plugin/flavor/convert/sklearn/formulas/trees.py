@@ -130,7 +130,7 @@ def grown(model: Estimator, rows: Rows) -> Answer:
 
 
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
-    """Return the decision by weighted votes of the members: 1 for a class, and -1 / (C - 1) for the other classes."""
+    """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1) for every other class."""
     count, members = len(model.classes_), model.estimators_
     weights = model.estimator_weights_[: len(members)]
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
-"""The test values for a column without categories. The encoder must not change them."""
+"""The test values for a column without categories, which the encoder must not change."""
 _UNKNOWN = "⟨unknown⟩"
 _REFUSED = -1.0
 """The number for a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
@@ -49,7 +49,7 @@ def as_tables(
     """Return a table per column, or a step per column if some columns have no categories, or None without categories.
 
     `learned` are the known categories per column. Raises ConversionError if a number depends on several columns, if a
-    column without categories changes, or if there are more than `_MOST_NUMBERS`.
+    column without categories changes, or if there are more than `_MOST_NUMBERS` numbers.
     """
     present = {str(name): [value for value in values if not pd.isna(value)] for name, values in learned.items()}
     categories = {name: values for name, values in present.items() if values}
@@ -87,7 +87,7 @@ def as_tables(
 
 
 class _Probe:
-    """A probe of a fitted encoder, which calls it with a typical row in which one column is changed."""
+    """A probe, which calls a fitted encoder with a typical row in which one column is changed."""
 
     def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
         self._encoder, self._usual_row = encoder, usual_row

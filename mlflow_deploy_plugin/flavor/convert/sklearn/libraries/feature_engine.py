@@ -123,7 +123,7 @@ def _filled(divided: ArrayFunction, fill: float, left: TracedArray, right: Trace
 
 _REDUCTIONS: dict[str, ArrayFunction] = {
     **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
-    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # pandas uses sample statistics.
+    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # pandas divides by N - 1.
 }
 _DIVISIONS: dict[str, ArrayFunction] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
 _RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
