@@ -30,7 +30,7 @@ def test_without_a_port_the_first_free_one_is_taken() -> None:
     [("192.0.2.1", "Cannot assign"), ("no.such.host.invalid", "(not known|failure in name resolution)")],
 )
 def test_a_host_that_is_not_this_machine_is_refused(host: str, reason: str) -> None:
-    with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080 .*{reason}"):
+    with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080: .*{reason}"):
         open_listener(host, 8080)
 
 

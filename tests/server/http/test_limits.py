@@ -16,7 +16,7 @@ from tests.support.guides import ROOT
     [
         ("request line", [limits.REQUEST_LINE_BYTES]),
         ("header fields", [limits.FIELDS, limits.FIELD_BYTES, limits.HEAD_BYTES // 1024]),
-        ("bodies under way", [limits.ConnectionLimits(60).body_bytes // 1024**2]),
+        ("bodies that are incomplete or not yet answered", [limits.ConnectionLimits(60).body_bytes // 1024**2]),
         ("answers of one worker", [limits.MAX_UNSENT_BYTES // 1024**2]),
         ("time between two requests", [limits.KEEP_ALIVE_SECONDS]),
         ("open connections", [limits.MAX_CONNECTIONS]),
