@@ -25,8 +25,8 @@ class Dependence:
 
 
 def dependence(series: Array) -> Dependence:
-    """Return the dependence of a series [N]. A series that is constant or shorter than eight counts as independent. The
-    block length is between 1 and the smaller of 3 √N and N / 3, as in Patton's implementation."""
+    """Return the dependence of a series [N]. A series that is constant or has fewer than eight items counts as
+    independent. The block length is between 1 and the smaller of 3 √N and N / 3, as in Patton's implementation."""
     count = len(series)
     if count < _SHORTEST:
         return Dependence(1.0, 1.0)
@@ -52,8 +52,8 @@ def persistence(series: Array, family: int = 1) -> float:
     """Return the number of consecutive windows that are worth one independent window, 1 to N / 2. `family` is the
     number of series from which the caller takes the maximum.
 
-    The result is the long-run variance of the series [N] divided by its variance, from an autoregressive process. Its
-    order is chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
+    The result is the long-run variance of the series [N] divided by the variance, from an autoregressive process with
+    an order chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
     2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). For 90
     windows and a coefficient of 0.95, the result is 40 (true: 39), while a sum of autocorrelations gives only 14."""
     count = len(series)
@@ -66,7 +66,7 @@ def persistence(series: Array, family: int = 1) -> float:
         return 1.0
     weights, rest = np.empty(0), float(covariances[0])
     best = (count * math.log(rest), weights, rest)
-    for order in range(1, longest + 1):  # Levinson's recursion
+    for order in range(1, longest + 1):  # Levinson's recursion fits a process of each order.
         partial = float(covariances[order] - weights @ covariances[order - 1 : 0 : -1]) / rest
         weights = np.append(weights - partial * weights[::-1], partial)
         rest *= 1 - partial**2
@@ -85,7 +85,7 @@ def persistence(series: Array, family: int = 1) -> float:
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:
-    """Return the lag after which `run` consecutive autocorrelations are zero; at least 1."""
+    """Return the lag after which `run` consecutive autocorrelations count as zero; at least 1."""
     is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
     for lag in range(len(is_none) - run + 1):
         if is_none[lag : lag + run].all():

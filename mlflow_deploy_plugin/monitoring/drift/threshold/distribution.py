@@ -2,13 +2,13 @@
 stored (`verdict.py`), because it does not depend on the judged window.
 
 `hold_out` measures the actual false-alarm rate: windows in the later half of the reference are judged as if the earlier
-half were the whole reference. Judging each window by all others would be useless, because floor(rate (M + 1)) of M
-windows are called drifted by construction. If the earlier half does not support the specified rate, the next supported
-rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measured.
+half were the whole reference. Judging each window by all others would not measure the rate, because floor(rate (M + 1))
+of M windows are called drifted by construction. If the earlier half does not support the specified rate, the next
+supported rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measured.
 
 The number of alarms is compared with a beta-binomial distribution: the share of all windows above the k-th largest of n
 windows has a beta distribution with k and n + 1 - k. Dependent windows count as their effective number, but at least as
-many as the rate needs, because a separate note reports too few windows.
+the number that the rate needs, because a separate note reports too few windows.
 """
 
 import math
@@ -28,10 +28,10 @@ NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
 """The smallest standard deviation for each figure, in its own units (standard deviations or bits, shares). In a
 constant column, 1 % of deviating rows is drift. The floors for unseen and out-of-range rows require about 10 % of the
-rows: on flights, half or a quarter of these floors raised the threshold by 20 and 40 % and found no additional day."""
+rows: on flights, half or a quarter of these floors raised the threshold by 20 or 40 % and found no more days."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""The p-value below which a note reports more alarms than expected. The note is wrong for one in twenty references."""
+"""The p-value below which a note reports more alarms than expected. By chance, 1 of 20 references gets the note."""
 NOT_HELD_OUT = Refused("not computed")
 _NAMED = 3
 
@@ -59,7 +59,7 @@ class HoldOutAlarms:
         rate: the rate of the tests: the specified rate, or the next rate that so few windows support.
         p_value: the probability of at least this many alarms if the rate is correct.
         columns: the columns that exceeded the threshold in the most alarms, the most frequent first.
-        how: a description of the tests, which follows "measured" in a note.
+        how: a description of the tests, the words after "measured" in a note.
     """
 
     alarms: int
@@ -141,14 +141,14 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-        figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if unknown or the
-            window is too small.
+        figures: the figures of M windows and F columns, [M, F, FIGURES], in the order of groups and columns; NaN if
+            unknown, or if the window is too small.
         scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
         floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
         widening: the factor on the p-value.
         block_length: the mean length of a drawn stretch in seconds; 0 without draws.
         persistence: the number of windows that are worth one independent window.
-        starts: [M] the first step of each overlapping window, otherwise empty; `length` is in steps.
+        starts: [M] the first step of each window of `length` steps if windows overlap; otherwise empty.
     """
 
     kind: NullKind
@@ -166,12 +166,12 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """The number of independent windows that the windows, which may be correlated, are worth."""
+        """The number of independent windows that the possibly correlated null windows are worth."""
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows are used only if there are
-        too few contiguous windows. They count as their effective number; the threshold is their largest statistic."""
+        """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows (used only if there are
+        too few contiguous windows) count as their effective number; the threshold is their largest statistic."""
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
         disjoint = None
@@ -190,7 +190,7 @@ class NullDistribution:
         return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
-        """Return [F, FIGURES] twice: mean and standard deviation of the windows' figures; 0 if no figure is known."""
+        """Return the mean and the standard deviation of the windows' figures, [F, FIGURES] each; 0 if none is known."""
         is_known = np.isfinite(self.figures)
         count = np.maximum(is_known.sum(axis=0), 1)
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
@@ -199,9 +199,9 @@ class NullDistribution:
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:
-    """Return [n, F, FIGURES]: the figures of each window in standard deviations above the mean of all other windows;
+    """Return the figures of each window in standard deviations above the mean of all other windows, [n, F, FIGURES];
     -inf if unknown. `disjoint` is [n, n] bool, the windows that count as others (None: all but the window). Overlapping
-    windows must not count, because they are similar."""
+    windows are similar and must not count."""
     is_known = np.isfinite(figures)
     filled = np.where(is_known, figures, 0.0)
     mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)

@@ -2,9 +2,9 @@
 
 `StationaryBootstrap` is for windows that are long compared with the reference. An autocorrelated series is resampled in
 stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). In three months, only the days
-show how much a month varies. Therefore the distances are divided by the distances of stretches of half a window within
-the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten columns with
-correlated days, at a nominal 5 %:
+show how much a month varies. To adapt to this variation, distances are divided by the distances of stretches of half a
+window within the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten
+columns with correlated days, at a nominal 5 %:
 
 | method | false alarms |
 |---|---|
@@ -13,13 +13,13 @@ correlated days, at a nominal 5 %:
 | with the division, 0.8, where a stretch is shorter than three correlation times | 10 % |
 | with the division and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
 
-The factor 1.5 corrects for references in which the correlation is underestimated. The null is not used if a stretch is
-shorter than three correlation times, or if the reference is shorter than two windows, has fewer block lengths than the
-rate needs, or has more than twelve windows.
+The factor 1.5 corrects for references in which the correlation is underestimated. `StationaryBootstrap` is not used if
+a stretch is shorter than three correlation times, or if the reference is shorter than two windows, has fewer block
+lengths than the rate needs, or has more than twelve windows.
 
 `IndependentRows` draws rows of the reference's sample with replacement. It is used only if the monitor's spec declares
 that rows are independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The columns of a row
-are drawn together. A category that occurs once counts as unseen (Good, Biometrika 40, 1953).
+are drawn together. A category in only one row counts as unseen (Good, Biometrika 40, 1953).
 """
 
 import math
@@ -78,12 +78,12 @@ _SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
 _SCALED = [DISTANCE, MISSING]
 MAX_DRAWS = 2_000
 _RANKS = 20
-"""The intended number of samples above the threshold, limited by `MAX_DRAWS`."""
+"""The intended number of samples above the threshold; fewer if more than `MAX_DRAWS` samples would be needed."""
 _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""The variance factor of a sum over pairs that each share windows with two other pairs (correlation 1/4 each)."""
+"""The factor on the variance of a sum over pairs that share windows with two other pairs each (correlation 1/4)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,9 @@ class StationaryBootstrap(WindowNull):
     """Windows and references that are drawn from the reference's steps.
 
     Attributes:
-        windows: [M, S] the number of times that each of S steps is in each of M windows.
-        references: [M, S] the same for the reference that each window is compared with.
-        stretches: [M, Q, S] pieces of each drawn reference, which scale the distances.
+        windows: the number of times that each of M windows contains each of S steps, [M, S].
+        references: the same numbers for the drawn reference that each window is compared with, [M, S].
+        stretches: the same numbers for Q pieces of each drawn reference, which scale the distances, [M, Q, S].
         block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
     """
 
@@ -149,8 +149,8 @@ class StationaryBootstrap(WindowNull):
         return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures, with distances and missing shares divided by their root mean squares over the drawn
-        reference's stretches, and the scales, which are these root mean squares for the reference."""
+        """Return the figures and their scales. Distances and missing shares are divided by their root mean squares over
+        stretches of the drawn reference; the scales are the same for the actual reference."""
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
@@ -225,8 +225,8 @@ def dependence_of(levels: Iterable[Array]) -> Dependence:
 
 
 def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_length: float) -> Array:
-    """Return [draws, length] int64: positions in a series of `count` items. A stretch continues with the next item
-    (after the last item with the first), and ends with probability 1 / mean_length."""
+    """Return random positions in a series of `count` items, [draws, length] int64. A stretch continues with the next
+    item (the first item follows the last), and ends with probability 1 / mean_length."""
     starts = rng.integers(0, count, (draws, length))
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
@@ -242,7 +242,7 @@ def _stretch(length: int) -> int:
 
 
 def _weights(positions: Array, count: int) -> Array:
-    """Return [M, count] float64: the number of times that each position occurs in each row of [M, L]."""
+    """Return the number of times that each position occurs in each row of `positions`, [M, count] float64."""
     flat = positions + count * np.arange(len(positions))[:, None]
     return np.bincount(flat.ravel(), minlength=len(positions) * count).reshape(len(positions), count).astype(np.float64)
 
@@ -254,7 +254,7 @@ def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
 
 @dataclass(frozen=True)
 class IndependentRows(Null):
-    """Random samples of the reference's rows; `draws` is their number."""
+    """Random samples of the reference's rows; `draws` is the number of samples."""
 
     draws: int
 
@@ -273,8 +273,8 @@ class IndependentRows(Null):
         return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        """Return the figures of samples with the window's size, each compared with a sample of the other side's size.
-        With many columns, fewer distinct rows are used, to limit the time."""
+        """Return the figures of samples with the window's size, each compared with a second sample as large as the
+        other side. With many columns, fewer distinct rows are used, to limit the time."""
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_SAMPLE_CELLS // (columns * self.draws), 500))
         parts = []
@@ -324,7 +324,7 @@ class IndependentRows(Null):
 def _window_figures(
     group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
 ) -> Array:
-    """Return [M, FIGURES] of the reference's own windows, each compared like the judged window."""
+    """Return the figures of the reference's own windows, [M, FIGURES], each compared like the judged window."""
     bins = group.reference.bins[name]
     rng = column_rng(group.segment + name)
     windows = count_windows([profiles[index] for index in now], name, bins)
@@ -337,8 +337,8 @@ def _window_figures(
 
 
 def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
-    """Return [draws, FIGURES] of one column, and its smallest standard deviations, [FIGURES]. `sides` are [draws, N]
-    row weights: of the windows, of the whole reference (for the range), and of the compared rows."""
+    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `sides` are
+    row weights, [draws, N]: of the windows, of the whole reference (for the range), and of the compared rows."""
     bins = group.reference.bins[feature.name]
     codes = bins.encode(feature)
     codes = np.where(codes < 0, bins.size, codes)
@@ -349,7 +349,7 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if feature.kind == "category":  # the share of rows with a unique category
+    if feature.kind == "category":  # Rows are unseen with the probability of a category that occurs once.
         known = feature.values[[value is not None for value in feature.values]]
         amounts = np.unique(known.astype(str), return_counts=True)[1]
         single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
@@ -361,10 +361,10 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
-    """Return the evidence against independent rows from the reference's own windows, or None. With an intraclass
+    """Return the evidence of the reference's own windows against independent rows, or None. With an intraclass
     correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c (the design
     effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates that factor
-    (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below `_UNLIKELY`."""
+    (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false alarms with p < `_UNLIKELY`."""
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf

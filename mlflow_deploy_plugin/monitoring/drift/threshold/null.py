@@ -41,8 +41,8 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
-"""Distance of the known values (`bins.py`), change of the missing share, share of rows with a category that the other
-side lacks, and share of rows with a number outside of the other side's range."""
+"""The number of figures: distance of the known values (`bins.py`), change of the missing share, share of rows with a
+category that the other side lacks, and share of rows with a number outside of the other side's range."""
 MIN_COMPARED_ROWS = 30
 MAX_WINDOWS = 500
 SEED = 0
@@ -53,7 +53,7 @@ _DRAWN_FLOOR = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows (empty name) or a segment, and its columns, which are judged on `compared` rows of each window."""
+    """All rows (empty `segment`) or one segment, and the columns that are judged on `compared` rows of each window."""
 
     segment: str
     reference: DriftReference
@@ -64,8 +64,8 @@ class ColumnGroup:
 
 @dataclass(frozen=True, eq=False)
 class WindowCounts:
-    """A column of M windows. `counts` is [M, K + 1] float64 with missing values last; `unseen` and `outside` are [M]
-    float64 row counts, NaN if unknown."""
+    """The counts of a column in M windows. `counts` is [M, K + 1] float64 with missing values last; `unseen` and
+    `outside` are [M] float64 row counts, NaN if unknown."""
 
     counts: Array
     unseen: Array
@@ -83,7 +83,7 @@ class WindowCounts:
         )
 
     def figures(self, bins: Bins, others: Array) -> Array:
-        """Return [M, FIGURES]: the figures of each window compared with other counts, [M, K + 1] or [K + 1]."""
+        """Return the figures of each window, [M, FIGURES], compared with the `others`, [M, K + 1] or [K + 1]."""
         rows = np.maximum(self.counts.sum(axis=-1), 1)
         change = np.abs(self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1))
         distance = bins.distance(self.counts[..., :-1], others[..., :-1])
@@ -91,7 +91,7 @@ class WindowCounts:
 
 
 def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
-    """Return [P, K + 1] float64: a column's histograms. If rows lack the column, their values count as missing."""
+    """Return a column's histograms, [P, K + 1] float64. The values of rows without the column count as missing."""
     counts = np.zeros((len(profiles), bins.size + 1))
     for position, profile in enumerate(profiles):
         column = profile.columns.get(name)
@@ -112,7 +112,7 @@ def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowC
 
 @dataclass(frozen=True, eq=False)
 class GroupColumn:
-    """A column of a group in the pieces of its reference, from which windows are made."""
+    """A column of a group, in the pieces of the group's reference from which windows are made."""
 
     group: ColumnGroup
     name: str
@@ -126,16 +126,16 @@ class GroupColumn:
         return column_rng(self.group.segment + self.name)
 
     def counts(self) -> Array:
-        """Return [P, K + 1] float64: the histogram of each piece."""
+        """Return the histogram of each piece, [P, K + 1] float64."""
         return column_counts(self.pieces, self.name, self.bins)
 
     def total(self) -> Array:
-        """Return [1, K + 1] float64: the histogram of the whole reference."""
+        """Return the histogram of the whole reference, [1, K + 1] float64."""
         return column_counts([self.group.reference.pieces.total], self.name, self.bins)
 
     @property
     def unseen_share(self) -> float:
-        """The largest share of values in a reference window that the other windows lack; NaN without windows."""
+        """The largest share, in any reference window, of values that the other windows lack; NaN without windows."""
         columns = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
         shares = [
             column.unseen / column.rows for column in columns if column and 2 * column.rows >= self.group.compared
@@ -147,12 +147,12 @@ class GroupColumn:
 
 
 def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
-    """Return [FIGURES] of a column of the judged window."""
+    """Return the figures of a column of the judged window, [FIGURES]."""
     bins, pieces = group.reference.bins[name], group.reference.pieces
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     others = column_counts([pieces.others], name, bins)
-    if pieces.grid.lag_windows:  # The other side is limited to the window's size, as in every pair of the null.
+    if pieces.grid.lag_windows:  # Limit the earlier window to the judged window's size, as in the null.
         others = subsample(others, group.compared, rng)
     figures: Array = window.figures(bins, others)[0]
     return figures
@@ -164,8 +164,8 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
 
 
 def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
-    """Return windows of counts [M, K + 1] with the rows that are unseen or out of range in `others`, [M, K + 1]. Rare
-    categories share bins: if `others` has rare categories, `unseen_share` is assumed for each window."""
+    """Return windows with `counts` and the number of rows that are unseen or out of range in `others`, [M, K + 1] both.
+    Rare categories share bins, so if `others` has rare categories, `unseen_share` is assumed for each window."""
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
@@ -200,7 +200,7 @@ def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return [M]: the number of `part` rows among `size` of all `rows`, drawn at random."""
+    """Return the number of `part` rows in a random draw of `size` from all `rows`, [M]."""
     is_open = (rows > size) & np.isfinite(part) & (part > 0)
     sampled: Array = part.astype(np.float64).copy()
     good = np.minimum(part[is_open], rows[is_open]).astype(np.int64)
@@ -253,11 +253,11 @@ class WindowNull(Null):
 
     @abstractmethod
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
-        """Return a column of all windows, and the counts that each window is compared with, [M, K + 1]."""
+        """Return the counts of a column in all windows, and the counts compared with each window, [M, K + 1]."""
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return [M, FIGURES] of a column for all windows, and the scales [FIGURES]. Figures are NaN if a side has
-        fewer than half of the compared rows."""
+        """Return the figures of a column in all windows, [M, FIGURES], and the scales, [FIGURES]. Figures are NaN if
+        the window or the other side has fewer than half of the compared rows."""
         compared, rng = column.group.compared, column.rng()
         windows, complements = self.compared_windows(column, rng)
         figures = windows.subsampled(compared, rng).figures(column.bins, complements)
@@ -275,10 +275,10 @@ class WindowNull(Null):
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no row or every row is
-    missing, or if all values are equal. After N such rows, the next row may still differ with a probability of
+    """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no value or every
+    value is missing, or if all values are equal. After N such rows, the next row may still differ with a probability of
     1 / (N + 1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the
-    non-empty bins of the `rows`, ascending; `window` and `others` are the rows of both sides."""
+    non-empty bins of the `rows`, ascending; `window` and `others` are the numbers of rows compared."""
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
     known = present[present < bins.size]

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""The limit for the figures of held-out windows; above this limit, evenly spaced windows are judged."""
+"""The maximum number of figures of held-out windows; if there are more, only evenly spaced windows are judged."""
 _HELD_A_WINDOW = 4
 """The number of overlapping held-out windows per disjoint window. More windows would be redundant."""
 
@@ -44,8 +44,8 @@ _HELD_A_WINDOW = 4
 @dataclass(frozen=True, eq=False)
 class Halves:
     """The two halves of a reference: windows of the later half, `side_by_side` of which are disjoint, are judged by the
-    earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier
-    half, which is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`."""
+    earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier half.
+    The earlier half is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`."""
 
     earlier: Array
     later: Array
@@ -59,21 +59,21 @@ class Halves:
 
 @dataclass(frozen=True, eq=False)
 class WholeReferenceNull(WindowNull):
-    """Windows that are compared with the rest of the reference. `starts` is [M] int64, the index of the first piece."""
+    """Windows that are compared with the rest of the reference. `starts` is each window's first piece, [M] int64."""
 
     starts: Array
 
     @abstractmethod
     def count(self, column: GroupColumn) -> WindowCounts:
-        """Return one column of all windows."""
+        """Return the counts of one column in all windows."""
 
     def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
-        """Return the windows with the counts of rows that are unseen or out of range in the other windows."""
+        """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
         return windows
 
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
-        """Return the two halves, or the reason why halving fails. `columns` limits the number of later windows."""
+        """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
 
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
         windows = self.count(column)
@@ -102,8 +102,8 @@ class WholeReferenceNull(WindowNull):
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
-        """Return [E, FIGURES] of the earlier windows, each compared with the other earlier windows, and [L, FIGURES] of
-        the later windows, compared with all earlier windows; NaN for fewer than half of the compared rows."""
+        """Return the figures of the earlier windows, [E, FIGURES], each compared with the others, and of the later
+        windows, [L, FIGURES], compared with the earlier windows; NaN for fewer than half of the compared rows."""
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
@@ -121,16 +121,16 @@ class WholeReferenceNull(WindowNull):
 
 @dataclass(frozen=True, eq=False)
 class Contiguous(WholeReferenceNull):
-    """The reference's windows with the length and phase of the judged window, each compared with the rest. Every window
-    counts as one window, even if windows are correlated; the verdict reports the correlation (`slowest_column`)."""
+    """The reference's windows with the length and phase of the judged window, each compared with the others. A window
+    counts as one window even if windows are correlated; the verdict reports the correlation (`slowest_column`)."""
 
     kind: ClassVar[NullKind] = "contiguous"
     description: ClassVar[str] = "windows of the reference"
 
     @classmethod
     def cut(cls, window_rows: Array, compared: int, most: int = MAX_WINDOWS) -> "Contiguous":
-        """Choose at most `most` of the windows, [B] rows, with at least half of the compared rows. Smaller windows, at
-        an end or in a gap of the log, are not representative."""
+        """Choose at most `most` windows (`window_rows`, [B]) that have at least half of the compared rows. Smaller
+        windows, at an end or in a gap of the log, are not representative."""
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
@@ -165,10 +165,10 @@ class Contiguous(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Overlapping(WholeReferenceNull):
-    """Windows that begin at every step, each compared with only the windows that do not overlap it. Otherwise, 21 % of
-    weeks without drift were called drifted at a nominal 5 %. Overlapping windows are worth 1.5 times the number of
-    disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003,
-    section 5)."""
+    """Windows that begin at every step, each compared with only the windows that do not overlap it. When compared with
+    all windows, 21 % of weeks without drift were called drifted at a nominal 5 %. Overlapping windows are worth 1.5
+    times the number of disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for
+    Dependent Data, 2003, section 5)."""
 
     length: int
 
@@ -178,7 +178,7 @@ class Overlapping(WholeReferenceNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, compared: int) -> "Overlapping":
-        """Choose the windows of `length` steps, [S] rows, with at least half of the compared rows."""
+        """Choose the windows of `length` steps (`step_rows`, [S]) with at least half of the compared rows."""
         starts = np.arange(max(len(step_rows) - length + 1, 0))
         inside = np.concatenate([[0], np.cumsum(step_rows)])
         starts = starts[2 * (inside[starts + length] - inside[starts]) >= compared]
@@ -220,7 +220,7 @@ class Overlapping(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Lagged(WindowNull):
-    """Pairs of windows, [M] int64 `later` and `earlier`, at the lag of `rolling:`. Each pair counts as one window."""
+    """Pairs of windows, `later` and `earlier` [M] int64, at the lag of `rolling:`. Each pair counts as one window."""
 
     later: Array
     earlier: Array
@@ -231,8 +231,8 @@ class Lagged(WindowNull):
 
     @classmethod
     def cut(cls, window_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> "Lagged":
-        """Choose the pairs of windows, [P] and [P], in which both windows have the compared rows. Smaller windows
-        differ more by chance: pairs at night would raise the threshold at noon."""
+        """Choose the pairs (`later`, `earlier`, [P] each) in which both windows have the compared rows. Smaller windows
+        differ more by chance, so pairs at night would raise the threshold at noon."""
         kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
         return cls(float(len(kept)), later[kept], earlier[kept])
 
