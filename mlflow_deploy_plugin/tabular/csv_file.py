@@ -17,8 +17,8 @@ class CsvRecord(NamedTuple):
 
     Attributes:
         line: the number of the record's first line, from 1.
-        fields: the texts; a byte that is not UTF-8 is decoded as a lone surrogate.
-        raw: the bytes, with a line end.
+        fields: the texts of the fields; a byte that is not UTF-8 is decoded as a lone surrogate.
+        raw: the bytes of the record, including a line end.
         position: the position in the file after the record, in bytes.
         error: the reason why the record is not valid CSV; empty if the record is valid.
     """
@@ -38,7 +38,7 @@ class CsvRecord(NamedTuple):
             return f"{len(self.fields)} fields; the header has {width}"
         try:
             "".join(self.fields if positions is None else (self.fields[index] for index in positions)).encode()
-        except UnicodeEncodeError:  # A byte that is not UTF-8 is a lone surrogate.
+        except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
             return "not UTF-8, the required encoding of CSV files"
         return ""
 
@@ -80,7 +80,7 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
             number = start
             position -= sum(map(len, lines[1:]))
             del lines[1:]
-            reader = csv.reader(texts(), strict=True)  # The previous reader may have reached the end of the file.
+            reader = csv.reader(texts(), strict=True)  # The old reader may have reached the end of the file.
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
         if not raw.isspace():  # Blank lines are not records.

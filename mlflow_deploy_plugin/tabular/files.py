@@ -33,7 +33,7 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".pq": "parquet",
 }
 SPARK_TIMES: Mapping[str, str] = {"coerce_int96_timestamp_unit": "us"}
-"""An option for pyarrow: Spark writes times as Parquet's INT96, which overflows in nanoseconds after the year 2262."""
+"""The pyarrow option for Spark's times (Parquet's INT96). Times after the year 2262 would overflow in nanoseconds."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -46,7 +46,8 @@ def compression_of(path: str) -> str | None:
 
 
 def output_format(path: str, default: FileFormat) -> FileFormat:
-    """Return the format for the file's ending, or `default` without an ending; raise InvalidConfig if it is unknown."""
+    """Return the format of a file by its ending, or `default` without ending; raise InvalidConfig for unknown
+    endings."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")
@@ -55,7 +56,7 @@ def output_format(path: str, default: FileFormat) -> FileFormat:
 
 @contextmanager
 def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open the file, or standard input for `-`; raise InvalidConfig if it is missing or cannot be read."""
+    """Open the file, or standard input for `-`; raise InvalidConfig if the file cannot be read."""
     if path == "-":
         yield stdin
         return
@@ -91,7 +92,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     target = path.resolve()
     temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
     mode = target.stat().st_mode if target.exists() else None
-    made_with = 0o666 if mode is None else mode & 0o777  # The kernel removes the bits of the umask.
+    made_with = 0o666 if mode is None else mode & 0o777  # The kernel removes the bits of the umask from this mode.
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
         try:
             yield file
@@ -122,7 +123,7 @@ def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
 
 def open_parquet(file: IO[bytes]) -> "pq.ParquetFile":
     """Return a `pyarrow.parquet.ParquetFile`; a stream is read into memory first."""
-    import pyarrow.parquet as pq  # No other format needs pyarrow.
+    import pyarrow.parquet as pq  # Imported here, because only Parquet needs pyarrow.
 
     return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()), **SPARK_TIMES)
 
@@ -132,7 +133,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-_TIME = "%Y-%m-%dT%H:%M:%S"  # seconds include their fraction
+_TIME = "%Y-%m-%dT%H:%M:%S"  # In pyarrow, %S includes the fraction of the second.
 
 
 @contextmanager
@@ -162,9 +163,9 @@ def table_writer(
     kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
     """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines, times are written as RFC 3339
-    and bytes as base64. CSV contains lists and structures as JSON text. NaN is null in JSON. Raises InvalidConfig with
-    the advice if the format does not support a column's type, such as an interval in Parquet."""
-    import pyarrow as pa  # Values without a schema need pyarrow only for Parquet.
+    and bytes as base64. In CSV, lists and structures are JSON text. In JSON, NaN is null. Raises InvalidConfig with the
+    advice if the format does not support a column's type, such as an interval in Parquet."""
+    import pyarrow as pa  # Imported here, because `value_writer` needs pyarrow only for Parquet.
     import pyarrow.csv
     import pyarrow.parquet as pq
 
@@ -188,7 +189,7 @@ def table_writer(
 
 
 def values_of(column: "pa.Array") -> list[object]:
-    """Return [N] values. They are texts if Python cannot represent a time, such as infinity or the year 0."""
+    """Return the [N] values of a column, as texts if Python cannot represent a time, such as infinity or the year 0."""
     try:
         values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -200,7 +201,7 @@ def values_of(column: "pa.Array") -> list[object]:
 def _json_array(
     file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Yield a function that writes items of an array; `empty` is written if there are no items."""
+    """Yield a function that writes items of a JSON array; `empty` is written instead if there are no items."""
     before = opening
 
     def write(items: Iterable[bytes]) -> None:
@@ -214,7 +215,7 @@ def _json_array(
 
 
 def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
-    """Return the rows as lines of a CSV file. If `header` is empty, fill it and write it first."""
+    """Return the rows as lines of a CSV file. An empty `header` is filled and becomes the first line."""
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:
@@ -238,7 +239,7 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
 @contextmanager
 def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
     """Yield a function that writes rows. Rows are buffered in a temporary file until all column types are known."""
-    import pyarrow as pa  # No other format needs pyarrow.
+    import pyarrow as pa  # Imported here, because only Parquet needs pyarrow.
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryFile() as waiting:
@@ -285,7 +286,7 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
         column = column.cast(pa.timestamp(column.type.unit, zone))  # Without the cast, local time would be written.
-        with contextlib.suppress(pa.ArrowInvalid):  # Nanoseconds are kept if the value has them.
+        with contextlib.suppress(pa.ArrowInvalid):  # A time with nanoseconds cannot be cast and is unchanged.
             column = column.cast(pa.timestamp("us", zone))
         return pc.strftime(column, _TIME + ("Z" if zone else ""))
     if _csv_type(column.type) == column.type:

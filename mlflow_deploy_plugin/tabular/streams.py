@@ -32,7 +32,7 @@ _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _TEXT_BYTES = 2
-"""The limit of bytes per text below which a Parquet column is read as a dictionary. A plain text takes over 4 bytes."""
+"""The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts take over 4 bytes."""
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
@@ -94,7 +94,7 @@ class RowStream:
             if self._header and self._header.error:
                 raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
             return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
-        except UnicodeEncodeError:  # A byte that is not UTF-8 is a lone surrogate.
+        except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
             raise InvalidRequest("its header is not in UTF-8, the required encoding of CSV files") from None
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
@@ -185,7 +185,7 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:  # Parse only lines that may contain a value of a sought column (a name may be escaped).
+            if block:  # Parse only lines that may contain a sought column. A backslash may hide its name.
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
             for name, value in _json_values(lines):
@@ -227,7 +227,7 @@ class RowStream:
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
-                content.decode()  # Arrow does not validate UTF-8, and it crashes if the first line is null.
+                content.decode()  # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
                 if not all(line.lstrip().startswith(b"{") for line in lines):
                     raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
@@ -261,7 +261,7 @@ class RowStream:
         return self._open_parquet()
 
     def _open_parquet(self, **options: object) -> pq.ParquetFile:
-        # With a buffer, only the pages being read are in memory. Without it, the entire row group is.
+        # With a buffer, only the pages being read are in memory; without a buffer, the entire row group is in memory.
         return pq.ParquetFile(
             self._file,
             buffer_size=_BLOCK_BYTES // 4,
@@ -394,11 +394,11 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     require_few_values([metadata])
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [max(leaf.length, 0) for leaf in leaves]  # bytes per fixed-length value
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # the bytes per value of fixed length, otherwise 0
     size = sum(group.column(index).num_values * length for group in groups for index, length in enumerate(lengths))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(len(groups) if texts else 0):  # A dictionary stores a repeated text once.
+        for group in range(len(groups) if texts else 0):  # Texts are read as dictionaries, which store repeats once.
             read = file.read_row_group(group, texts)
             size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
     if size > MAX_BYTES:
@@ -407,7 +407,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
-    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values (a value may take no bytes)."""
+    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which may take no bytes."""
     groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
     count = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
     if count * share > _MAX_VALUES:
@@ -416,7 +416,7 @@ def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> 
 
 
 def _text_bytes(array: pa.Array) -> int:
-    """Return the bytes of dictionary-encoded texts. A text is counted in each row or list that contains it."""
+    """Return the size in bytes of dictionary-encoded texts. A text counts in each row or list that contains it."""
     if isinstance(array, pa.StructArray):
         return sum(map(_text_bytes, array.flatten()))
     if isinstance(array, pa.MapArray):
@@ -432,7 +432,7 @@ def _text_bytes(array: pa.Array) -> int:
 
 @contextmanager
 def _long_csv_values() -> Iterator[None]:
-    """Raise the limit of `csv` for a value from 128 kB to a block's size in this process. Arrow has no such limit."""
+    """Increase the `csv` module's limit for a value from 128 kB to a block's size, because Arrow has no such limit."""
     limit = csv.field_size_limit(_BLOCK_BYTES)
     try:
         yield
