@@ -183,7 +183,11 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
             rows = {
                 name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
             }
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: arrays of objects, which need pickle
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+    ) as error:  # numpy raises ValueError for arrays of objects, which need pickle.
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 
@@ -233,7 +237,7 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not datasets:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    sources = map(get_source, datasets)  # Only files and URLs are read; all other sources return no file or run code.
+    sources = map(get_source, datasets)  # Only files and URLs are read; all other sources run code or return no file.
     readable = [source for source in sources if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)]
     if not readable:
         raise InvalidConfig(

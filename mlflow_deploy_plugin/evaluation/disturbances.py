@@ -77,7 +77,7 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def unfit_reason(name: str, rows: NamedArrays) -> str:
-    """Return the reason why the disturbance does not apply to these rows; empty if it does."""
+    """Return the reason why the disturbance does not apply to these rows; empty if it applies."""
     kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
     has_texts = any(_is_text(values).any() for values in rows.values() if values.dtype.kind == "O")
     if name in ("unseen", "typos") and not has_texts:

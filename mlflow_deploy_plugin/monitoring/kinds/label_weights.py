@@ -101,8 +101,8 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return the group of each row, [N] int64, by name of each trait that varies between rows. `rarer` is the smaller
-    of the numbers of labelled and unlabelled rows."""
+    """Return, for each trait that varies between rows, the group of each row, [N] int64. `rarer` is the smaller of the
+    numbers of labelled and unlabelled rows."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified
@@ -189,7 +189,7 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:
-    """Return the stratum of each row, [N] int64: up to ten of equal size, each with at least five labelled rows."""
+    """Return the stratum of each row, [N] int64: up to ten strata of equal size with five or more labelled rows."""
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
     joined, stratum_index, held = np.zeros(len(with_label), np.int64), 0, 0.0

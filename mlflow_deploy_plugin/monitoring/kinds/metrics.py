@@ -56,7 +56,7 @@ class ClassPredictions:
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "ClassPredictions":
-        """Return the predictions of `rows`: indices, or [N] bool."""
+        """Return the predictions of `rows`, which are indices or a mask, [N] bool."""
         probabilities = None if self.probabilities is None else self.probabilities[rows]
         return ClassPredictions(self.predicted[rows], probabilities, self.classes, self.unknown)
 
