@@ -183,11 +183,7 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
             rows = {
                 name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
             }
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        EOFError,
-    ) as error:  # numpy raises ValueError for arrays of objects, which need pickle.
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: arrays of objects, which need pickle
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 
