@@ -223,8 +223,8 @@ def measure_robustness(
 
     `strengths` is a result of `check_strengths`; None for the default strengths that fit the model. `find_gradient`
     returns the gradient of the torch original for rows and their truth, [N]. Raises InvalidConfig if the metric does
-    not fit, there are fewer than two rows, or nothing can be measured, and SchemaMismatch or InferenceError if the
-    model rejects the undisturbed rows.
+    not fit, there are fewer than two rows, or no disturbance can be measured, and SchemaMismatch or InferenceError if
+    the model rejects the undisturbed rows.
     """
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:

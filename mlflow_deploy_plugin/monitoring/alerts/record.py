@@ -150,7 +150,7 @@ def fire(
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
-    """Return the alert after a window without an alarm; None if nothing changes."""
+    """Return the alert after a window without an alarm; None if the alert does not change."""
     if before is None or content.order < _last_order(before, now):
         return None
     detail = {
