@@ -1,7 +1,7 @@
 """Evidently's part of a report: the distributions of judged columns in the reference and the window.
 
-Evidently does not judge drift: by Evidently's own rules, no column drifted in a whole year of real flights, and every
-column drifted on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are
+Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole year of real flights, and
+everything drifted on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are
 converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails, the
 report contains the reason.
 """
