@@ -1,4 +1,4 @@
-"""Child processes, which run in their own process groups, are stopped with their descendants, and report their end."""
+"""Child processes: each leads a process group, is stopped with all its descendants, and reports its end."""
 
 import lazy_loader
 

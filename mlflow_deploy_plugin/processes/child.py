@@ -1,13 +1,13 @@
 """A child process and the process group that it leads, from the parent's and the child's point of view.
 
 A child leads a process group (or a session). A signal of the terminal therefore reaches only the parent, and the child
-can be stopped with all its descendants. The child detects the end of its parent in one of two ways. It can read from a
-socket that only the parent has open (`requests_of_parent`), which needs the GIL in the child. Or the kernel sends it a
-signal (`die_with_parent`). PR_SET_PDEATHSIG is bound to the *thread* that started the child, so use it only if that
-thread lives as long as the child is needed. On macOS, a small process watches the parent.
+can be stopped with all its descendants. A child detects the end of its parent in one of two ways. The first way is to
+read from a socket that only the parent has open (`requests_of_parent`), which needs the GIL in the child. The second
+way is a signal from the kernel (`die_with_parent`): PR_SET_PDEATHSIG is bound to the *thread* that started the child,
+so this thread must live as long as the child is needed. On macOS, a small process watches the parent instead.
 
 `SupervisedChildren` are the children of a process with a single thread, which reaps all child processes, including the
-workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, so the two cannot be combined.
+workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, so a process cannot use both classes.
 """
 
 import contextlib
@@ -33,21 +33,21 @@ _WATCH_SECONDS = 1.0
 _SIGNALS_AT_ONCE = 4096
 _MOST_FILES = 65536
 _STABLE_SECONDS = 60.0
-"""After a run of this length, a crash is counted as the first crash."""
+"""A crash after a run of this length is counted as the first crash."""
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
-"""Without this variable, macOS kills the forks of a child (gunicorn's workers) when a library uses Objective-C."""
+"""The variable without which macOS kills a child's forks (gunicorn's workers) when a library uses Objective-C."""
 _prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # only on Linux
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
-"""A file or descriptor for the output of a child; None for the parent's output."""
+"""A file or descriptor to which a child writes its output; None for the parent's output."""
 
 
 class Child:
-    """A process of `command` that leads its own process group. Any thread may call its methods.
+    """A process that runs `command` and leads its own process group. Any thread may call its methods.
 
-    Its group receives no signal after the child is reaped, because the group's id may then be reused (fork(2)).
+    After the child is reaped, its group receives no signal, because another group may reuse the id (fork(2)).
 
     Args:
         environment: all environment variables of the child; None for the parent's variables.
@@ -55,7 +55,7 @@ class Child:
         kills_group: True if the child's remaining descendants are killed when the child exits.
 
     Attributes:
-        started_at: in `time.monotonic()`.
+        started_at: the start time by `time.monotonic()`.
         exit_status: as in `subprocess`, negative for a signal; None until `wait` has observed the exit.
     """
 
@@ -112,7 +112,7 @@ class Child:
 
     def detach(self) -> int:
         """Return the id of the child, which outlives this object. This object must not be used afterwards."""
-        self._process.returncode = 0  # Without a return code, Popen warns about a running child.
+        self._process.returncode = 0  # Prevent Popen's warning about a running child.
         return self.pid
 
 
@@ -188,7 +188,7 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Request a signal for this process when the thread that started it ends; on macOS, when its parent ends. If the
+    """Let this process receive a signal when the thread that started it ends; on macOS, when its parent ends. If the
     process `parent` has already ended, this process exits immediately."""
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
@@ -200,16 +200,16 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 
 def _signal_after(parent: int, number: int) -> None:
     """Fork a process that sends a signal to this process when the parent has ended, and that ends with this process.
-    A thread cannot do this: gunicorn's master must fork single-threaded, and other commands do not run our code."""
+    A thread cannot watch: gunicorn's master must fork single-threaded, and other commands do not run our code."""
     import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
 
     watched = os.getpid()
     if os.fork():
         return
     try:
-        os.setpgid(0, 0)  # Leave the process group, because other code waits for the end of the group.
+        os.setpgid(0, 0)  # Leave the group, so that its end does not wait for this process.
         os.closerange(0, _MOST_FILES)  # Close inherited pipes so that their readers see the end.
-        # A parent that is not reaped yet still has its id, but no children.
+        # A parent that has ended still has its id until it is reaped, but no longer has children.
         while psutil.Process(watched).ppid() == parent:
             time.sleep(_WATCH_SECONDS)
         if os.getppid() == watched:
@@ -220,7 +220,7 @@ def _signal_after(parent: int, number: int) -> None:
 
 def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float = 0.0) -> Iterator[Request]:
     """Return an iterator over the parent's requests, which a thread reads. The iterator ends when the parent has ended.
-    After another `end_seconds`, the thread kills this process and its descendants, even during a request. `receive`
+    Then, after `end_seconds`, the thread kills this process and its descendants, even during a request. `receive`
     blocks until the next request; it returns None or raises an error if the parent has ended."""
     requests: queue.Queue[Request | None] = queue.Queue(1)
 
@@ -241,8 +241,8 @@ def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Catch the signals that a supervisor waits for, and yield a function. The function waits at most the given seconds
-    for a signal and returns its number or None. Call this in the main thread. An ignored SIGHUP (nohup) remains
+    """Catch the signals that a supervisor waits for, and yield a function that waits at most the given seconds for a
+    signal and returns the signal's number or None. Call this in the main thread. An ignored SIGHUP (nohup) remains
     ignored. Raises OSError if this process has too many open files."""
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()
@@ -252,15 +252,15 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # The bytes only wake up `select`; `arrived` has the signals.
+                receiver.recv(_SIGNALS_AT_ONCE)  # These bytes only end `select`; `arrived` has the signals.
             if not arrived:  # The handler has not run yet, so the caller must wait again.
                 return None
-            arrived.remove(number := min(arrived))  # Ending signals have smaller numbers than SIGCHLD.
+            arrived.remove(number := min(arrived))  # Ending signals, which have smaller numbers, come first.
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
-        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # The starting process may have blocked signals.
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # The parent may have blocked signals.
         try:
             yield wait
         finally:
@@ -278,7 +278,7 @@ def _ending_signals() -> set[signal.Signals]:
 def end_on_signals(ended: threading.Event) -> None:
     """Set the event at the first SIGTERM or SIGINT, and ignore later signals. Call this in the main thread.
 
-    The handler does not set the event directly, because it would deadlock if the main thread has the event's lock.
+    A thread sets the event, because the handler would deadlock if the main thread has the event's lock.
     Repeated signals are common, because each thread of a dying parent sends the signal of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -293,14 +293,14 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of orphaned descendants. On macOS, process 1 remains their parent."""
+    """Make this process the parent of its orphaned descendants. On macOS, process 1 becomes their parent."""
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass
 class SupervisedChild:
-    """A supervised process. `started_at` and `exit_status` are as in `Child`; the status is None while it runs."""
+    """A supervised process. `started_at` and `exit_status` are as in `Child`; a running process has no status."""
 
     pid: int
     started_at: float = field(default_factory=time.monotonic)
@@ -317,7 +317,7 @@ class SupervisedChildren:
         self._running: dict[int, SupervisedChild] = {}
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
-        """Start `command`, which inherits the descriptors. It receives SIGTERM if this process ends or is killed."""
+        """Start a child, which inherits the descriptors and receives SIGTERM if this process ends or is killed."""
         supervisor = os.getpid()
 
         def prepare() -> None:
@@ -330,10 +330,10 @@ class SupervisedChildren:
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C must reach only the supervisor, which stops its children in order.
-            preexec_fn=prepare,  # noqa: PLW1509 - forking is safe, because the supervisor has one thread
+            preexec_fn=prepare,  # noqa: PLW1509 - safe, because the supervisor has one thread
             stdin=subprocess.DEVNULL,
         )
-        process.returncode = 0  # Only `reap` reaps the process, not Popen.
+        process.returncode = 0  # Let only `reap` reap the process, not Popen.
         child = SupervisedChild(process.pid)
         self._running[child.pid] = child
         return child

@@ -1,4 +1,4 @@
-"""The Spark session of this process, with the master from Spark's configuration."""
+"""The Spark session of this process, which uses the master from Spark's configuration."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ _ALONE = {
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    # Our tasks run in Python, and full JIT compilation took half of a small batch's CPU time.
+    # Limit JIT compilation: our tasks run in Python, and full compilation took half of a small batch's CPU time.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
 }
 NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: specify a master such as spark://host:7077"
@@ -27,8 +27,8 @@ NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: specify a ma
 
 def spark_session(master: str | None = None) -> "SparkSession":
     """Return the current session or a new session. If `master` is None, use the master of `spark-submit`,
-    spark-defaults.conf or the environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER). If
-    none is configured, use this machine, with ports only on 127.0.0.1. Raises as `spark_context`."""
+    spark-defaults.conf or the environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER).
+    Without any configuration, run Spark on this machine, with ports only on 127.0.0.1. Raises as `spark_context`."""
     with _starting():
         from pyspark.sql import SparkSession  # This import needs an extra and takes a second.
 
@@ -40,8 +40,8 @@ def spark_session(master: str | None = None) -> "SparkSession":
 
 def spark_context() -> "SparkContext":
     """Return the current context, or a new context with the master of `spark_session`. A context starts in half the
-    time. Raises InvalidConfig for Spark Connect (it has no context), NotInstalled without pyspark, and OnnxserveError
-    if Spark does not start (for example, without Java or with an unknown master)."""
+    time of a session. Raises InvalidConfig for Spark Connect (which lacks contexts), NotInstalled without pyspark, and
+    OnnxserveError if Spark does not start (for example, without Java or with an unknown master)."""
     if any(os.environ.get(name) for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")):
         raise InvalidConfig(NO_CONNECT)
     with _starting():
@@ -64,5 +64,5 @@ def _starting() -> Iterator[None]:
         yield
     except ImportError:
         raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
-    except Exception as error:  # noqa: BLE001 - errors of Java, py4j and Spark have no common class
+    except Exception as error:  # noqa: BLE001 - Java, py4j and Spark raise unrelated classes
         raise OnnxserveError(f"Spark does not start: {one_line(error, 300)}") from None

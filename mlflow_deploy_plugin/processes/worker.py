@@ -1,5 +1,5 @@
 """Worker processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
-Unlike multiprocessing's spawn, a worker does not import the main module, so `if __name__ == "__main__"` is optional."""
+Unlike a process of multiprocessing (spawn), a worker does not import the main module, so it needs no guard."""
 
 import contextlib
 import logging
@@ -26,19 +26,19 @@ _KILL_SECONDS = 5.0
 
 
 class ProcessEnded(OnnxserveError):
-    """The worker was ended with `Worker.end`."""
+    """A worker was ended with `Worker.end`."""
 
 
 class ProcessCrashed(OnnxserveError):
-    """The worker ended during a call or could not be started."""
+    """A worker's process ended during a call or could not be started."""
 
 
 class Worker:
-    """Calls functions in a separate process, which is started when it is needed. Only one thread may call at a time.
+    """Calls functions in a separate process, which is started at the first call. Only one thread may call at a time.
 
     Args:
         prepare: a module-level function that is called first in the new process.
-        max_calls: the process is replaced after this number of calls to free leaked memory.
+        max_calls: the number of calls after which the process is replaced, to free leaked memory.
         kept_errors: the error classes that are raised unchanged in the caller; other errors become OnnxserveError.
         stderr: the error output of the process, which also receives its standard output.
     """
@@ -109,7 +109,7 @@ class Worker:
                 raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                output = 2 if self._stderr is None else self._stderr  # Libraries must not print into our output.
+                output = 2 if self._stderr is None else self._stderr  # Libraries may print; keep our output clean.
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
                 try:
                     with theirs:
@@ -128,7 +128,7 @@ class Worker:
             if child is None:
                 return None
             child.kill_after(_OWN_END_SECONDS)
-            return child.wait(_KILL_SECONDS)  # This wait is limited, because a process may hang in the kernel.
+            return child.wait(_KILL_SECONDS)  # Do not wait longer: a process may hang in the kernel.
 
 
 class WorkerPool:
@@ -136,7 +136,7 @@ class WorkerPool:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
-        self._free: LifoQueue[Worker] = LifoQueue()  # The last used worker has a running process.
+        self._free: LifoQueue[Worker] = LifoQueue()  # Prefer the last used worker, whose process runs.
         for worker in workers:
             self._free.put(worker)
 
@@ -171,18 +171,18 @@ def serve(descriptor: int) -> None:
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
-        with contextlib.suppress(ConnectionError):  # The parent has ended, so this process is about to be killed.
+        with contextlib.suppress(ConnectionError):  # After the parent's end, this process is killed.
             connection.send_bytes(_answer(request))
 
 
 def _answer(request: bytes) -> bytes:
-    """Return the pickled response: None and the result of a call, or the class and message of its error."""
+    """Return the pickled response to a request: None and the call's result, or the class and message of an error."""
     try:
         function, arguments = pickle.loads(request)
         return pickle.dumps((None, function(*arguments)))
     except OnnxserveError as error:
         return pickle.dumps((type(error), error.message))
-    except Exception as error:  # noqa: BLE001 - this is the boundary: the log has the traceback, the parent one line
+    except Exception as error:  # noqa: BLE001 - the log has the traceback, the parent gets one line
         _log.exception("a call of the parent failed")
         text = one_line(str(error), 500) or "no message"  # The text of a MemoryError is empty.
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))

@@ -1,4 +1,4 @@
-"""The files that the processes of a server share: small files in its state folder.
+"""The files that the processes of a server share: small files in the server's state folder.
 
     spec.yaml           deployment → agent          the endpoints, one YAML document each
     wanted.json         agent → workers             the versions that workers must serve, already on this disk

@@ -1,7 +1,7 @@
 """The files of model control commands, and the errors in their answers.
 
 File names contain the creation time by the machine's monotonic clock, so that commands are executed in order. The
-worker that wrote a command removes both files. The agent removes the files of workers that have died.
+worker that wrote a command removes the command and its answer. The agent removes the files of dead workers.
 """
 
 from pathlib import Path
@@ -21,14 +21,14 @@ MAX_WAITING = 64
 """The maximum number of waiting commands per server."""
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""The age after which no worker waits for the answer to a command."""
+"""The age of a command after which no worker waits for the answer."""
 _ERRORS: dict[str, type[OnnxserveError]] = {
     error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
 }
 
 
 def command_answer(error: OnnxserveError | None) -> CommandAnswer:
-    """Return the answer to a command that failed with this error, or succeeded if the error is None."""
+    """Return the answer to a command that failed with `error`; if `error` is None, to a command that succeeded."""
     if error is None:
         return CommandAnswer()
     kinds = [kind.__name__ for kind in type(error).__mro__]

@@ -1,4 +1,4 @@
-"""The files that processes share: files that are replaced atomically, caches by digest, and lock files."""
+"""Files that processes share: files that are replaced atomically, caches with digests as names, and lock files."""
 
 import fcntl
 import os
@@ -39,13 +39,13 @@ def write_state(path: Path, state: State) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file atomically, and create its folder if needed. On failure, keep the old file and raise OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process id is not unique: containers that share a volume have the same ids.
+    # A process id would not be unique: containers that share a volume have the same process ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # The writer retries on a full disk, so temporary files would accumulate.
+        temporary.unlink(missing_ok=True)  # Callers retry on a full disk: temporary files must not accumulate.
         raise
 
 
@@ -54,8 +54,8 @@ def assert_state(path: Path, state: State) -> bool:
 
 
 def assert_content(path: Path, content: bytes) -> bool:
-    """Write the content if the file does not have it, and return True if it was written. The owner of a file calls this
-    at each poll, so that a lost or damaged file is restored. Raises OSError as `write_atomically`."""
+    """Write the content unless the file already has this content, and return True if the file was written. The owner of
+    a file calls this function repeatedly to restore a lost or damaged file. Raises OSError as `write_atomically`."""
     try:
         if path.read_bytes() == content:
             return False
@@ -66,7 +66,7 @@ def assert_content(path: Path, content: bytes) -> bool:
 
 
 def read_state(path: Path, kind: type[StateT]) -> StateT | None:
-    """Return the content of the file, or None if it does not exist or cannot be read."""
+    """Return the content of the file, or None if the file does not exist or cannot be read."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, PermissionError, ValidationError):
@@ -91,7 +91,7 @@ def make_local_key(state_dir: Path) -> None:
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
     """Return the secret in the file, which only this user can read. If the file does not exist, create it with
-    `content`. Concurrent calls create it only once. Raises OSError if the file cannot be read or written."""
+    `content`. Concurrent calls create one file. Raises OSError if the file cannot be read or written."""
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
@@ -115,16 +115,16 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
     """Return the states of all workers that have written a state, including workers that have died."""
     try:
         files = sorted((state_dir / "workers").glob("*.json"))
-    except FileNotFoundError:  # A starting server may have removed the folder.
+    except FileNotFoundError:  # A server that starts may remove the folder.
         return []
     return [state for file in files if (state := read_state(file, WorkerState)) is not None]
 
 
 @contextmanager
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
-    """Record that this worker loads the version in `folder`, so that the agent notices if the worker dies."""
+    """Record during the block that this worker loads the version in `folder`, so that the agent detects its death."""
     file = state_dir / LOADING / f"{os.getpid()}.json"
-    with suppress(OSError):  # The disk may be full or read-only.
+    with suppress(OSError):  # Load the version even if the disk is full.
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
     try:
         yield
@@ -134,7 +134,7 @@ def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def take_load_deaths(state_dir: Path) -> list[Path]:
-    """Return the folders of the versions whose worker has died during loading since the last call."""
+    """Return the folder of each version during whose loading a worker has died since the last call."""
     folders = []
     for file in sorted((state_dir / LOADING).glob("[!.]*.json")):
         state = read_state(file, LoadingState)
@@ -211,7 +211,7 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
                 raise
             time.sleep(_LOCK_POLL_SECONDS)
             continue
-        with suppress(FileNotFoundError):  # If the last holder has removed the file, lock the next file.
+        with suppress(FileNotFoundError):  # If the lock's holder has removed the file, lock a new file.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
@@ -219,15 +219,15 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # The disk may have become read-only.
-            # Remove the file before the lock is released, so that waiting processes notice that it was replaced.
+            # Remove the file before the lock is released, so that waiting processes notice that it is gone.
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield an empty folder during the block. A lock file next to each folder shows that its process is running. Unlike
-    `tempfile.TemporaryDirectory`, this function also deletes the folders of processes that were killed."""
+    """Yield an empty folder during the block. A lock file next to each folder shows that the folder's process is
+    running. Unlike `tempfile.TemporaryDirectory`, this function also deletes the folders of killed processes."""
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
         with suppress(OSError), locked(lock, 0):  # Skip folders that are in use or belong to another user.
@@ -257,13 +257,13 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[Path]:
-    """Claim the state folder for one server, and yield it. The kernel releases the lock when the process ends. Raises
-    AlreadyExists if another server uses the folder, and InvalidConfig if the folder cannot be written."""
+    """Claim the state folder for one server, and yield the folder. The kernel releases the claim when the process ends.
+    Raises AlreadyExists if another server uses the folder, and InvalidConfig if the folder cannot be written."""
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
             try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` is brief.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` is quick.
             except BlockingIOError:
                 raise AlreadyExists(f"a server is already running in the state folder {state_dir}") from None
             yield state_dir

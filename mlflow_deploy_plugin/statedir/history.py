@@ -1,4 +1,4 @@
-"""The history of a server for the console: the counts of its workers per interval in the last hour and day.
+"""The history of a server for the console: the workers' counts per interval in the last hour and in the last day.
 
     history/hour.jsonl      agent → workers     360 lines of 10 s
     history/day.jsonl       agent → workers     288 lines of 5 min
@@ -9,7 +9,7 @@
 
 A line contains the increments of its interval, so lines can be summed, and a restart does not look like a decrease.
 `at` is the interval's end by the wall clock, and `seconds` is its length by the monotonic clock. The number of a bucket
-excludes the buckets below. Explanations have no durations. If no server ran in an interval, there is no line.
+excludes the buckets below. Explanations do not have durations. An interval without a server does not have a line.
 """
 
 import logging
@@ -32,7 +32,7 @@ Span = Literal["hour", "day"]
 SPANS: tuple[Span, ...] = get_args(Span)
 HISTORY = "history"
 HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
-"""The seconds per line, and the number of lines."""
+"""The seconds per line, and the number of lines, of each history file."""
 _EXPLANATIONS = "explain"
 _LAST_FIELD = b'"labels":'
 
@@ -54,7 +54,7 @@ class HistoryWriter:
         ]
 
     def round(self) -> None:
-        """Write a line if the last interval is over. If the disk is full, lines are lost without other effects."""
+        """Write a line if the last interval is over. If the disk is full, the line is lost."""
         now = self._monotonic()
         if self._run and now - self._seen_at < HISTORY_INTERVALS["hour"][0]:
             return
@@ -78,7 +78,7 @@ class HistoryWriter:
 
 
 class _Ring:
-    """A file of the last `kept` lines. Lines are appended; the file is rewritten when it has twice as many lines."""
+    """A file of the last `kept` lines. A line is appended; a file of 2 * `kept` lines is rewritten."""
 
     def __init__(self, path: Path, seconds: float, kept: int) -> None:
         self._path, self._seconds, self._kept = path, seconds, kept
@@ -103,7 +103,7 @@ class _Ring:
 
 
 def read_history(state_dir: Path, span: Span) -> bytes:
-    """Return the last lines, oldest first, without lines that a crash has cut off."""
+    """Return the last lines of a history file, oldest first, without lines that a crash has cut off."""
     return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]))
 
 

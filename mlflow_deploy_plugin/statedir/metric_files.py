@@ -1,8 +1,8 @@
 """The metrics of all workers: stored in memory-mapped files, summed, and formatted as text for Prometheus.
 
-A file contains the number of bytes in use, followed by entries. An entry consists of the length of the key, the number
-of cells, the key, and the cells, which are doubles. The key is JSON: kind, name, help text and bounds of the metric,
-and the labels. A counter or gauge has one cell; a histogram has its sum and its buckets. The multi-process mode of
+A file contains the number of bytes in use, followed by entries. An entry consists of the key's length, the number of
+cells, the key, and the cells, which are doubles. The key is JSON: a metric's kind, name, help text and bounds, and the
+labels. A counter or gauge has one cell; a histogram has its sum and its buckets. The multi-process mode of
 prometheus_client is not used, because it creates several objects per bucket and holds the GIL far longer.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -38,18 +38,18 @@ _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
-"""A sleep releases the GIL immediately; a computing thread keeps it for 5 ms (`sys.getswitchinterval`)."""
+"""The duration of a sleep that releases the GIL, which a computing thread keeps for 5 ms (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
-_HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; bytes of the key, number of cells
+_HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; key's bytes, number of cells
 _LOST_CELLS = 64
 REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
 CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
 OF_VARIANT = ("endpoint", "variant", "model", "version")
-"""The labels of the metrics per served version."""
+"""The labels of the metrics of a served version."""
 COUNTED = "counted.json"
-"""The file that keeps the row counts of the last servers after their metrics are removed."""
+"""The file that keeps the last servers' row counts after the removal of the servers' metrics."""
 _MAX_SAVED = 8
 Rows = Mapping[str, Mapping[str, int]]
 """Outcome ("answered", "captured", "dropped") → endpoint → number of rows."""
@@ -70,13 +70,13 @@ _LOST = {
     kind: Metric(f"onnxserve_unrecorded{suffix}", "Values not recorded because shared memory was full.", kind=kind)
     for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
 }
-"""The metrics of values for which shared memory has no space, one per kind. The histogram has cells for any buckets."""
+"""Kind → the metric of values for which shared memory lacks space. The histogram has enough cells for any buckets."""
 
 
 class MmapCounters:
-    """The values of this worker in a file, which is locked until this object is deleted. The caller locks the values.
+    """The metrics of this worker in a file, which is locked until this object is deleted. Callers synchronize threads.
 
-    Existing values of the file are continued. `cells` contains all doubles of the file, and `cells[slot]` is the value
+    Existing values of the file are kept. `cells` contains all doubles of the file, and `cells[slot]` is the value
     of a slot. Raises BlockingIOError if a running worker uses the file, and OSError if there is no space for the file.
     """
 
@@ -96,10 +96,10 @@ class MmapCounters:
         self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
     def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set. Its initial value is 0. The slot of a histogram is its sum, followed by its
+        """Return the slot of a label set, whose initial value is 0. A histogram's slot is the sum, followed by the
         buckets. If shared memory is full, return the slot of the unrecorded values, so that the response succeeds."""
         kind = "histogram" if metric.bounds else metric.kind
-        # Lone surrogates cannot be encoded and are replaced.
+        # Replace lone surrogates, which cannot be encoded.
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}
         key = json.dumps([kind, metric.name, metric.help, metric.bounds, spelled], sort_keys=True).encode()
         if (known := self._slots.get(key)) is not None:
@@ -122,8 +122,8 @@ class MmapCounters:
         return slot
 
     def _grow(self) -> None:
-        """Allocate more of the file now, because a later page without space would kill the worker (SIGBUS). Threads may
-        still write to an earlier mapping, which maps the same memory."""
+        """Allocate more bytes of the file now, because a later write without space would kill the worker (SIGBUS).
+        A thread may still use an earlier mapping, which maps the same memory."""
         size = self._size + _STEP_BYTES
         with open(self._file, "ab", closefd=False) as end:  # macOS has no posix_fallocate(3).
             end.write(bytes(size - end.tell()))
@@ -155,21 +155,21 @@ class MetricFamily:
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
-    """Return the metrics of these kinds, sorted by name, of all workers; counters and histograms include dead workers.
-    Gauges in files `gauges_PID` are summed; other gauges are maxima. The call sleeps so that other threads can run."""
+    """Return all workers' metrics of these kinds, sorted by name. Counters and histograms include dead workers. Gauges
+    in files `gauges_PID` are summed; other gauges are maxima. The call sleeps so that other threads can run."""
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
         if (family := families.get(name)) is None:
             family = families[name] = MetricFamily(name, kind, text)
-        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # Only unrecorded values have no bounds.
+        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # Unrecorded values lack bounds.
         buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
         family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
 
 
 def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> defaultdict[str, list[MetricSeries]]:
-    """Return the series of `read_families` by metric name. Unknown names have an empty list."""
+    """Return the series of `read_families` by metric name; an empty list for an unknown name."""
     by_name = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
         by_name[family.name] += family.series
@@ -195,13 +195,13 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
-    """Return the summed cells of the metrics of these kinds over all files, by key."""
+    """Return, by key, the cells of the metrics of these kinds, combined over all files."""
     sums: dict[bytes, list[float]] = {}
     prefixes = tuple(f'["{kind}"'.encode() for kind in kinds)
     for path in sorted(folder.glob("*.db")):
         try:
             content = path.read_bytes()
-        except FileNotFoundError:  # The gauges of a worker that has just died were removed.
+        except FileNotFoundError:  # A dead worker's gauges were removed.
             continue
         doubles: Any = memoryview(content).cast("d")
         lives = path.name.startswith("gauges")
@@ -220,7 +220,7 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
 
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each key of a file with the slot of its first cell and its number of cells."""
+    """Yield each key of a file with the slot of the key's first cell and the number of cells."""
     position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0  # A new file is empty.
     while position < used:
         size, cells = _ENTRY.unpack_from(content, position)
@@ -240,14 +240,14 @@ def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class CaptureCounters:
-    """The rows that were answered and captured since the start of the server `run`; the agent reports them."""
+    """The numbers of rows that were answered, captured and dropped since the start of the server `run`."""
 
     run: str
     rows: Rows
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """Return the counts of all workers, including dead workers. If the server has ended, return its saved counts."""
+    """Return the row counts of all workers, including dead workers; if the server has ended, its saved counts."""
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()
@@ -261,7 +261,7 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
 
 
 def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
-    """Return the counts that the last servers have saved, oldest first. The agent may not have read all of them."""
+    """Return the row counts that the last servers have saved, oldest first. The agent may not have read all counts."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         saved = orjson.loads((state_dir / COUNTED).read_bytes())
         return [CaptureCounters(entry["run"], entry["rows"]) for entry in saved]
@@ -269,7 +269,7 @@ def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
 
 
 def save_capture_counters(state_dir: Path) -> None:
-    """Save the counts before the metrics of an ended server are removed."""
+    """Save the row counts of an ended server, before its metrics are removed."""
     if (counters := read_capture_counters(state_dir)) is not None:
         saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
         with contextlib.suppress(OSError):  # The disk may be full.
@@ -277,14 +277,14 @@ def save_capture_counters(state_dir: Path) -> None:
 
 
 def shared_memory() -> Path | None:
-    """Return the shared memory folder; None if it does not exist, is not writable or has too little space."""
+    """Return the shared memory's folder; None if the folder does not exist, is not writable or has too little space."""
     is_writable = os.access(_SHARED_MEMORY, os.W_OK)
     return _SHARED_MEMORY if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES else None
 
 
 def make_metrics_folder(state_dir: Path) -> int:
     """Create an empty folder for the metrics of a starting server, and remove the last server's metrics. Return the
-    descriptor of a lock on the folder. While this process or a fork has it open, no other server removes the folder.
+    descriptor of a lock on the folder. While this process or a fork keeps it open, no other server removes the folder.
     The files are in shared memory, because a write to a mapped file on a full disk would kill the worker (SIGBUS)."""
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
@@ -297,14 +297,14 @@ def make_metrics_folder(state_dir: Path) -> int:
 
 
 def _remove_abandoned_metrics() -> None:
-    """Remove the metrics of killed servers to which no state folder links any more. If a state folder still links to
-    the metrics, its next server saves the counts first."""
+    """Remove a killed server's metrics if no state folder links to them any more. If a state folder still links to the
+    metrics, the next server of that folder saves the counts first."""
     for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
             back = (folder / _STATE).readlink() / METRICS
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # A running server has this lock.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # This fails if the server runs.
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:

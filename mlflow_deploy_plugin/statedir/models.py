@@ -1,4 +1,4 @@
-"""The contents of the files in a server's state folder, as pydantic models."""
+"""The pydantic models of the files in a server's state folder."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ class WantedVariant(State):
     Attributes:
         model_uri: the URI in the spec, such as models:/flight-delay/Production.
         version: the registry's version number, or the model id of a model that is not registered.
-        folder: the MLmodel folder on this disk, verified by the agent.
+        folder: the MLmodel folder on this disk, which the agent has verified.
         aspects: details that are reported with the version: stage, run_id, parity, git_commit, …
     """
 
@@ -34,7 +34,7 @@ class WantedVariant(State):
 
 
 class WantedEndpoint(State):
-    """The variants that have a version. `errors` has the reasons for the other variants; any caller may read it."""
+    """The variants that have a version. `errors` has the other variants' reasons; any caller may read these."""
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
@@ -43,8 +43,8 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """The endpoints that every worker must serve. Every change increments `generation`. A command has unloaded
-    the endpoints in `unloaded`; another command may load them again."""
+    """The endpoints that every worker must serve. Every change increments `generation`. The endpoints in `unloaded`
+    were unloaded by commands, and may be loaded again."""
 
     generation: int = 0
     endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
@@ -52,7 +52,7 @@ class Wanted(State):
 
 
 class Command(State):
-    """A request to the agent to load or unload an endpoint. `created_at` is a time of the machine's monotonic clock.
+    """A request to the agent to load or unload an endpoint. `created_at` is a time by the machine's monotonic clock.
     `actor` is the name of the caller's key; empty if the server requires no keys."""
 
     action: Literal["load", "unload"]
@@ -63,7 +63,7 @@ class Command(State):
 
 
 class CommandAnswer(State):
-    """The result of a command. `error` is empty if all workers have executed it; `kind` is the class of the error."""
+    """The result of a command. `error` is empty after a success on all workers; `kind` is the error's class."""
 
     error: str = ""
     kind: str = ""
@@ -85,9 +85,9 @@ class KeyEntry(State):
 
     Attributes:
         endpoints: the endpoints that the key gives access to; empty for all endpoints.
-        expires_at: in seconds since 1970; None if the key does not expire.
+        expires_at: the key's end in seconds since 1970; None if the key does not expire.
         limits: rate limits for predictions in the syntax of `server.rate_limit`, with the shortest period first.
-        counted_as: the key's name in metrics, which all callers of an issuer share; if empty, `name` is used.
+        counted_as: the name in metrics, common to all callers of a token issuer; if empty, `name` is used.
     """
 
     name: str
@@ -106,7 +106,7 @@ class ValidKeys(State):
 
 class LoadedVariant(State):
     """The version that a worker serves for a variant; empty if no version is loaded. `error` is the reason why the
-    wanted version is not loaded, and `no_batch` the reason why the graph has no batch dimension; otherwise empty."""
+    wanted version is not loaded, and `no_batch` why the graph has no batch dimension; otherwise, these are empty."""
 
     version: str = ""
     error: str = ""
@@ -114,7 +114,7 @@ class LoadedVariant(State):
 
 
 class WorkerState(State):
-    """The versions that a worker has loaded for the `Wanted` with this generation, by endpoint and variant."""
+    """The versions that a worker has loaded, by endpoint and variant, for the `Wanted` of the same generation."""
 
     pid: int
     generation: int
@@ -140,10 +140,10 @@ class ShippingState(State):
     """The state of shipping the spool to the inference log.
 
     Attributes:
-        error: the reason why the log cannot be written; empty if it can be written.
-        torn_segments: the number of segments with an incomplete last frame (from killed workers) since the start.
+        error: the reason why the log cannot be written; empty if the log can be written.
+        torn_segments: the number of segments with an incomplete last frame since the agent's start (killed workers).
         broken_segments: the number of malformed segments that were set aside since the agent's start.
-        complete_until: all rows that were answered before this time are in the log; seconds since 1970, in steps of 10.
+        complete_until: the time before which all answered rows are in the log; seconds since 1970, in steps of 10.
     """
 
     error: str = ""
@@ -168,10 +168,10 @@ class AgentState(State):
     """The agent's status report.
 
     Attributes:
-        checked_at: the end of the last poll of the registry, even if it failed; seconds since 1970.
+        checked_at: the end of the registry's last poll, even if the poll failed; in seconds since 1970.
         looks: the number of completed polls since the agent's start.
         fatal: True if no version can be served: none could be fetched, and there is no earlier version.
-        keys_fetched_at: the last fetch of API keys or of an issuer's keys, in seconds since 1970; 0 if none.
+        keys_fetched_at: the time of the last fetch of API keys or an issuer's keys, in seconds since 1970; 0 if none.
     """
 
     pid: int
@@ -201,7 +201,7 @@ class FetchedVersion(State):
 
 
 class FollowedReference(State):
-    """The served and the previous version of a reference. `told` is the source and error in a version's tag."""
+    """The served and the previous version of a reference. `told` is the source and error in the last written tag."""
 
     model_uri: str
     require: str = ""
@@ -220,8 +220,8 @@ Phase = Literal["starting", "serving", "stopping"]
 
 
 class ServerState(State):
-    """The supervisor's status report, written when its port is known and removed at a normal end. `restarts` is the
-    number of gunicorn's restarts since `started_at`."""
+    """The supervisor's status report, which is written when the port is known and removed at a normal end. `restarts`
+    is the number of gunicorn's restarts since `started_at`."""
 
     pid: int
     host: str

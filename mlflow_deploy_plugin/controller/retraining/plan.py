@@ -156,7 +156,7 @@ class RetrainingContext:
             last = retraining.id - 1 if state == "failed" else retraining.id  # Keep the rows of newer retrainings.
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
-                    for name in TRAINING_FILES:  # The log is kept, and MLflow has held-out rows.
+                    for name in TRAINING_FILES:  # Keep the log. MLflow has the held-out rows.
                         for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):  # for each attempt
                             file.unlink(missing_ok=True)
 

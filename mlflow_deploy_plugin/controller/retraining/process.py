@@ -78,11 +78,11 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """Return the types of the signature's columns, as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
+    """Return the column types of the signature, such as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
     from mlflow.models import Model
 
     with registry_errors(model_uri), no_request_timeout:
-        signature = Model.load(model_uri).signature  # `get_model_info` fails with other tracking servers.
+        signature = Model.load(model_uri).signature  # `get_model_info` rejects models of other tracking servers.
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}

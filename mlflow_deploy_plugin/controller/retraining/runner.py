@@ -99,7 +99,7 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
     passed = _passed_text(retraining)
-    started = [  # started by an earlier attempt at this step
+    started = [  # rollouts of earlier attempts at this step
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
         if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, retraining.version)

@@ -160,7 +160,7 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """A controller for the rollouts of one location (`Deployments.place`). `servers` names them in messages.
+    """A controller for the rollouts of one location (`Deployments.place`). `servers` names its servers in messages.
 
     The `background` tasks run while the lease is held, each in its own thread.
     """

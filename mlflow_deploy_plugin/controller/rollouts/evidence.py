@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.store import Json
 _MIN_TIMED = 100
 """The number of timed requests that the current version needs before its latency quantiles are used."""
 _UNREAD = 100
-"""The maximum number of unavailable servers whose last counters are kept for the time when they are available."""
+"""The maximum number of unavailable servers whose last counters are kept in case such a server returns."""
 _ROLES = ("current", "candidate", "shadow")
 _COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
