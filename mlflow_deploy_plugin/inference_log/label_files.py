@@ -57,7 +57,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file. `values` are its columns, later an entry of `POST /feedback`. Messages quote `content`."""
+    """A row of the file. `values` has its columns, later an entry of `POST /feedback`. Messages quote `content`."""
 
     number: int
     place: str
@@ -78,7 +78,7 @@ def read_label_file(
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
-    """Apply the rules of `POST /feedback` to all rows at once, or to each row separately if a row breaks a rule."""
+    """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule, again to each row separately."""
     good = [row.values for row in rows if isinstance(row, _Row)]
     try:
         decoded = iter(_decode(good) if good else ())
@@ -100,7 +100,7 @@ def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
 def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
     try:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
-    except TypeError as error:  # a number beyond 64 bits, or invalid Unicode
+    except TypeError as error:  # JSON cannot contain a number beyond 64 bits or invalid Unicode.
         raise InvalidRequest(str(error)) from None
     return protocols.feedback.decode(_JSON, body)
 
@@ -109,7 +109,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # The row already is an entry of `POST /feedback`.
-    if kind == "csv":  # In CSV, an empty field is the only missing value.
+    if kind == "csv":  # In CSV, only an empty field is a missing value.
         values = {name: None if value == "" else value for name, value in values.items()}
     label = values.get(columns.label)
     if columns.label not in values:
@@ -175,7 +175,7 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
                 plain = {column: _plain(value) for column, value in values.items()}
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
-    except (pa.ArrowException, OSError, OverflowError) as error:  # a time outside of Python's range
+    except (pa.ArrowException, OSError, OverflowError) as error:  # OverflowError: a time outside of Python's range
         reason = one_line(error)
         raise InvalidConfig(f"{name} cannot be read as Parquet: {reason[:200]}") from None
 

@@ -1,12 +1,12 @@
-"""Labels: the true values of predictions, which become known later than the prediction.
+"""Labels: the true values of predictions. A true value becomes known later than its prediction.
 
 A label identifies its prediction by id (and row, if the request had several rows), or by the values of key columns.
 Labels are never changed, only added. If a row has several labels, the last label is used, ordered by time of receipt,
 segment and offset, so that the order of the files does not matter. A label without a value withdraws an earlier label.
 
-Rows and labels are matched by hashes of join keys. The *kind* of a key is its tuple of column names. For the first
-join, labels are streamed past the rows. For later joins, the labels are indexed once. A large index is stored in
-temporary files by ranges of hashes, so that memory does not grow with the number of labels.
+Rows and labels are matched by hashes of join keys. The *kind* of a join key is the tuple of its column names. The first
+join streams the labels past the rows. The second join indexes the labels, for all later joins. A large index is stored
+in temporary files by ranges of hashes, so that memory does not grow with the number of labels.
 """
 
 import json
@@ -56,20 +56,20 @@ SCHEMA = pa.schema(
         ("_offset", pa.int64()),
     ]
 )
-"""A label has either `_prediction_id` or `_key`. Without `_row`, the label applies to every row of the request."""
+"""The columns of labels, with `_prediction_id` or `_key`. Without `_row`, a label applies to the whole request."""
 MOST_KEPT_BYTES = 32 * 2**20
-"""The size above which an endpoint's labels are streamed for the first join and then indexed."""
+"""The maximum size of labels in memory. Larger labels are streamed for the first join and then indexed."""
 MOST_HELD_LABELS = 500_000
-"""The number of labels above which an index is sorted in runs of this size and stored in temporary files."""
+"""The number of labels that are sorted in memory. A larger index is sorted in runs of this size, in temporary files."""
 _BATCH_ROWS = 65_536
-_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # texts in CSV files
+_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # as booleans are written in CSV files
 _CLOCK_SKEW = timedelta(days=1)
-"""The maximum clock difference of two machines. A label may appear to precede its prediction by at most this time."""
+"""The maximum clock difference of two machines, by which a label may appear to precede its prediction."""
 _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The maximum number of sets of key columns. Each row is looked up by each set, and callers can send thousands."""
+"""The maximum number of sets of key columns. Each row is looked up by each set; callers may send many."""
 _MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -85,10 +85,10 @@ class Label:
     Attributes:
         prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the row.
         row: the row of the request, from 0; None for all rows.
-        key: the values of the row's columns by name, or the same as a JSON object.
+        key: the values of the row's key columns by name, or a JSON object of these values.
         label: a text, number or boolean; None withdraws an earlier label.
         received_us: the time of receipt, in microseconds since 1970.
-        segment, offset: the identity for deduplication. The offset is the frame's plus the position in the frame.
+        segment, offset: identify duplicates. `offset` is the frame's offset plus the label's position in the frame.
     """
 
     prediction_id: str | None
@@ -127,7 +127,7 @@ def canonical_key(values: Mapping[str, object]) -> str:
 
 
 def as_number(value: str | float | bool | None) -> float | None:
-    """Return a label's value as a number, with 1 for true and 0 for false, or None if the value is not a number."""
+    """Return a label's value as a number (1 for true, 0 for false), or None if the value is not a number."""
     if value is None:
         return None
     try:
@@ -155,8 +155,8 @@ def read_labels(
     since: datetime | None = None,
     columns: Sequence[str] = SCHEMA.names,
 ) -> Iterator[pa.Table]:
-    """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated. With `since`, earlier labels that
-    identify a prediction by id may be skipped. Columns that are not read are null."""
+    """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated. Labels before `since` that
+    identify a prediction by id may be skipped. Columns that are not in `columns` are null."""
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since
         for table in read_folder(
@@ -175,7 +175,7 @@ class EndpointLabels:
 
     def latest(self, rows: "RowKeys") -> pa.Table:
         """Return the last label of each key in `rows`, with the hash of the key in `_name`. The first call streams the
-        labels without an index, which takes a third of the time of building an index."""
+        labels, which takes a third of the time of building an index."""
         if self._index is None and not self._was_joined:
             self._was_joined = True
             return self._read_index(rows.earliest_label, rows).latest(rows)
@@ -195,7 +195,7 @@ class EndpointLabels:
 
     @cached_property
     def key_sets(self) -> set[Kind]:
-        """The most frequent sets of key columns. In bounded memory, the rarest sets so far are dropped."""
+        """The most frequent sets of key columns. To limit the memory, the rarest sets are dropped during the count."""
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
@@ -209,12 +209,12 @@ class EndpointLabels:
         return {column for kind in self.key_sets for column in kind}
 
     def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
-        """Yield the labels like `read_labels`. If few labels are kept in memory, all columns are returned."""
+        """Yield the labels like `read_labels`. Labels that are kept in memory have all columns."""
         yield from read_labels(*self._source, since, columns) if self._few is None else self._few
 
     @cached_property
     def _few(self) -> list[pa.Table] | None:
-        """All labels, or None if there are too many to keep in memory."""
+        """All labels, or None if the labels are too many to keep in memory."""
         kept, size = [], 0
         for labels in read_labels(*self._source):
             kept.append(labels)
@@ -237,7 +237,7 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
 
 
 class _TooManyKeySets(Exception):
-    """Labels use more sets of key columns than `MOST_KEY_SETS`."""
+    """The labels use more sets of key columns than `MOST_KEY_SETS`."""
 
 
 class LabelIndex:
@@ -263,7 +263,7 @@ class LabelIndex:
         return pa.concat_tables(tables)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
-        """Yield the labels with the hash of their key in `_name`. With `rows`, yield only labels that match a row."""
+        """Yield labels with the hash of their key in `_name`. With `rows`, yield only labels that match a row."""
         for kind, which, hashes in label_keys(labels):
             if kind not in (_BY_ID, _BY_ROW):
                 self._seen.add(kind)
@@ -281,8 +281,8 @@ class LabelIndex:
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
-    """Return the last label of each name in tables of about `MOST_HELD_LABELS` labels, ascending by name. It is an
-    external merge sort: sorted runs, then one table for each range of names."""
+    """Return the last label of each `_name` in tables of about `MOST_HELD_LABELS` labels, ascending by `_name`. This is
+    an external merge sort: sorted runs, then one table for each range of `_name`."""
     runs: list[pa.Table] = []
     for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
         run = _latest_labels(pa.concat_tables(tables))
@@ -312,7 +312,7 @@ def _spill(table: pa.Table) -> pa.Table:
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Combine small tables into larger tables, because each table costs about twenty calls."""
+    """Combine small tables into larger tables, because each table takes about twenty calls to process."""
     return map(pa.concat_tables, group_tables(tables, _BATCH_ROWS, MOST_KEPT_BYTES))
 
 
@@ -331,14 +331,14 @@ class RowKeys:
 
     @property
     def earliest_label(self) -> datetime | None:
-        """The time before which no label identifies one of these rows by its id."""
+        """The earliest time of a label that can identify one of these rows by prediction id."""
         if not len(self._table) or "_received_time" not in self._table.column_names:
             return None
         first: datetime | None = pc.min(self._table.column("_received_time")).cast(TIME).as_py()
         return None if first is None else first - _CLOCK_SKEW
 
     def choose_labels(self, labels: pa.Table) -> pa.Table:
-        """Return [N]: the last label of each row from the result of `LabelIndex.latest`, or null."""
+        """Return the last label of each row, [N], from the result of `LabelIndex.latest`, or null."""
         # After sorting, the last label has the highest index.
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
@@ -351,16 +351,16 @@ class RowKeys:
         return labels.take(pa.array(best, mask=best < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
-        """Return [M] bool: True for a key, of [M] uint64, that a row has."""
-        order = np.argsort(hashes)  # Looking up ascending values takes a third of the time.
+        """Return, for each hash of a key, True if a row has this key: [M] bool for [M] uint64."""
+        order = np.argsort(hashes)  # Ascending values are found in a third of the time.
         is_known = np.empty(len(hashes), bool)
         is_known[order] = contains(self._hashes(kind)[1], hashes[order])
         self._keep(kind, bool(is_known.any()))
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return per part the indices, [F] int64, of the names that are the key of a row. A part is [D > 0] uint64, and
-        the parts are ascending and disjoint. The work grows with the number of rows, not of names."""
+        """Return, for each part of the names, the indices of the names that are the key of a row. The parts are not
+        empty, ascending and disjoint. The work grows with the number of rows, not with the number of names."""
         hashes, indices = self._hashes(kind)[1], []
         for names in parts:
             within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
@@ -372,11 +372,11 @@ class RowKeys:
         if is_matched:
             self._matched.add(kind)
         elif kind not in self._matched and len(self._kinds) > _HELD_KINDS:
-            del self._kinds[kind]  # Callers may use thousands of kinds of keys.
+            del self._kinds[kind]  # Save memory: there may be thousands of kinds.
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return [N] int64, the order of the rows by key, and [N] uint64, the sorted hashes. Both arrays are empty if a
-        key column is missing or nested."""
+        """Return the order of the rows by key hash, [N] int64, and the sorted hashes, [N] uint64. Both arrays are empty
+        if a key column is missing or nested."""
         if kind not in self._kinds:
             hashes = np.empty(0, np.uint64)
             if len(self._table) and set(kind) <= set(self._table.column_names):
@@ -432,7 +432,7 @@ class LabelMatches:
 
 
 def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
-    """Yield the kinds of keys among the labels, each with [M] label indices and their hashes, [M] uint64."""
+    """Yield the kinds of keys among the labels, each with the indices of its labels, [M], and the key hashes, [M]."""
     has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
@@ -452,7 +452,7 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
-    """Return the distinct kinds of [M] keys, and for each key the index of its kind, [M]."""
+    """Return the distinct kinds of keys, and for each of the M keys the index of its kind, [M]."""
     shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
     which = np.asarray(shapes.indices)
     kinds: list[Kind] = []
@@ -468,12 +468,12 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
 
 
 def _hash_keys(texts: pa.ChunkedArray) -> Array:
-    """Return [N] uint64, hashes of keys. They differ from the hash of a prediction id with the same text."""
+    """Return the hashes of keys, [N] uint64. A key and a prediction id with the same text have different hashes."""
     return splitmix64(hash_ids(texts))
 
 
 def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
-    """Return [N] keys of rows in the format of `canonical_key`, from the JSON of each column in the order of names."""
+    """Return the keys of N rows in the format of `canonical_key`, from the JSON of each key column, by sorted name."""
     pieces: list[pa.Array | str] = []
     for name, texts in columns.items():
         start = ("," if pieces else "{") + json.dumps(name, ensure_ascii=False) + ":"
@@ -482,7 +482,7 @@ def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Return [N] values of a column as JSON, in the format of keys."""
+    """Return the N values of a column as JSON, in the format of keys."""
     encoded = column.combine_chunks()
     if pa.types.is_float16(encoded.type):
         encoded = encoded.cast(pa.float32())

@@ -2,11 +2,11 @@
 
 **Compaction.** Each small file costs a reader a round trip. When an hour is over and its files no longer change, their
 rows are written to a new file, and then the old files are deleted. Readers drop the temporary duplicates (`scan.py`),
-and each writer deletes only files whose rows it has written. Therefore a crash or two concurrent writers lose no rows.
-Files that changed after reading and malformed files are kept. Files with different columns or types are not merged.
+and a writer deletes only files that it has copied. Therefore a crash or two concurrent writers lose no rows. Malformed
+files, and files that changed after the copy, are kept. Files with different columns or types are not merged.
 
-**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and `_sketches` by their day.
-Protected windows are kept. If the log is unreachable, OnnxserveError is raised, and the next call continues.
+**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and files in `_sketches` by their
+day. Protected windows are kept. If the log is unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.tabular import group_tables
 
 QUIET = timedelta(minutes=10)
-"""The time without a write after which a file is compacted. A more recent file may be rewritten by its agent."""
+"""The time without a write after which a file is compacted. Until then, its agent may rewrite the file."""
 LARGE_BYTES = 32 * 2**20
 """The size from which a file is not compacted."""
 GROUP_BYTES = 64 * 2**20
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaintenanceResult:
-    """Counts of compacted, newly written and expired files, and the bytes of expired files."""
+    """The numbers of compacted files, newly written files and expired files, and the bytes of expired files."""
 
     compacted_files: int = 0
     written_files: int = 0
@@ -89,12 +89,12 @@ def expire(
     spared: Sequence[Window] = (),
     only_count: bool = False,
 ) -> MaintenanceResult:
-    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of hours and days. Nothing in the
-    `spared` windows is deleted; they apply to the event time of rows and to the time of receipt of labels."""
+    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of hours and days. Rows with an
+    event time in the `spared` windows, and labels received in these windows, are not deleted."""
     location = log.location
     try:
         oldest = now - keep
-    except OverflowError:  # `keep` reaches back before the year 1.
+    except OverflowError:  # `keep` reaches back before the year 1, so nothing is old.
         return MaintenanceResult()
 
     def is_expired(start: datetime, end: datetime) -> bool:
@@ -147,7 +147,7 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping
         return
     by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
     for file in files:
-        with suppress(OSError, pa.ArrowException):  # Skip files that are deleted or malformed.
+        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
             # Compare only the model's columns, because a later version of this package may add log columns.
             model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
@@ -203,7 +203,7 @@ def _distinct_rows(
 
 
 def _hash_labels(table: pa.Table) -> Array:
-    """Return [N] uint64, a hash of the identity of each label."""
+    """Return a hash of the identity of each label, [N] uint64."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
     for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))

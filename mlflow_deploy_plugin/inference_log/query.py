@@ -1,4 +1,4 @@
-"""SQL queries over the log. DuckDB streams the rows, each exactly once and with its label.
+"""SQL queries over the log. DuckDB streams the rows; each row appears exactly once, with its label.
 
 DuckDB can access only the table `log`: files, network and extensions are disabled. The query is planned over an empty
 table first, to report mistakes and to find the columns to read. A sort or a grouping larger than `MEMORY_MB` uses a
@@ -96,7 +96,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             tables = view_tables(log, query.view, columns)
             rows = run.read(batch for table in tables for batch in conform(table, schema).to_batches())
             passing = pa.RecordBatchReader.from_batches(schema, rows)
-            if scans > 1:  # A stream is read only once, so a statement with several scans gets a copy.
+            if scans > 1:  # A stream can be read only once, so a statement with several scans reads a copy.
                 connection.register("_passing", passing)
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
@@ -104,7 +104,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
-        # DuckDB names the time zone Etc/UTC; the log names it UTC.
+        # Rename DuckDB's time zone Etc/UTC to UTC, as in the log.
         types = [
             pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
             for kind in reader.schema.types
@@ -115,7 +115,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
 @contextmanager
 def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
-    """Yield a thread. On exit, interrupt its work until the thread is idle: DuckDB drops an interruption between two
+    """Yield a thread. On exit, interrupt the thread's work until it is idle: DuckDB drops an interruption between two
     statements and would complete the next statement."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(bool).result()  # Start the thread now, because Ctrl-C during a start loses the thread.
@@ -129,7 +129,7 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
 
 class _Run:
     """A run of a statement in a separate thread. The waiting thread receives Ctrl-C, because DuckDB may ignore Ctrl-C
-    while it computes, or report it as an SQL error."""
+    during a computation, or report Ctrl-C as an SQL error."""
 
     def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
         self._schema = schema
@@ -139,7 +139,7 @@ class _Run:
         self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows. An OnnxserveError is stored here, because DuckDB would replace its class."""
+        """Yield the rows. An OnnxserveError is stored in the run, because DuckDB would replace it by another error."""
         try:
             while True:
                 with self._timeout.reading():
@@ -207,7 +207,7 @@ def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
     known = set(schema.names)
-    return columns if columns <= known else known, scans  # DuckDB renames columns that differ only in case.
+    return columns if columns <= known else known, scans  # DuckDB renames columns that differ in case.
 
 
 def _message(text: str, schema: pa.Schema) -> str:
@@ -229,8 +229,8 @@ def _message(text: str, schema: pa.Schema) -> str:
 
 
 class StatementTimeout:
-    """A timeout that ends when a statement has neither read nor returned a row for `seconds`. The time for reading the
-    log and the time in which the caller uses the result do not count."""
+    """A timeout that stops a statement when it has neither read nor returned a row for `seconds`. The time for reading
+    the log and the time in which the caller uses the result do not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds

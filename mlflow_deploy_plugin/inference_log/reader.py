@@ -1,4 +1,4 @@
-"""Read the inference log: the rows of an endpoint in a time range, each exactly once, with bounded memory.
+"""The reader of the inference log. It returns the rows of a time range, each row exactly once, with bounded memory.
 `InferenceLog` reads the rows of a window as stored. A `View` is a table with labels and the columns of all files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ _LAST = {
     "_offset": pa.int64(),
     "_row": pa.int32(),
 }
-"""The log's own columns that follow the model's columns. `_FIRST` precede them."""
+"""The log's own columns that follow the model's columns. The columns `_FIRST` precede the model's columns."""
 _LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
 _LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
 _READERS = 8
@@ -76,8 +76,8 @@ class WindowRows:
 
 @dataclass(frozen=True)
 class InferenceLog:
-    """An inference log. `unreadable` maps skipped malformed files to the reasons. Rows received before `since` are
-    skipped, such as rows of a deleted endpoint with the same name."""
+    """An inference log. `unreadable` maps each malformed file, which is skipped, to the reason. Rows received before
+    `since` are skipped: for example, rows of a deleted endpoint of the same name."""
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
@@ -85,7 +85,7 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests without an answer. It contains the reason, and no model columns."""
+        """The log of requests without an answer. It contains the reasons, and no columns of the model."""
         root, title = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
         return replace(self, location=replace(self.location, root=root, shown=title))
 
@@ -115,7 +115,7 @@ class InferenceLog:
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return the hours in order with their files: all by one listing, or only hours that overlap a window."""
+        """Return the hours in order with their files. With a window, return only hours that overlap the window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
         hours = iter_hours(self.location, endpoint, window)
@@ -124,8 +124,8 @@ class InferenceLog:
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read; a
-        file may lack some of them, because schemas differ. Raises OnnxserveError if the log is unreachable."""
+        """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read. A
+        table lacks the columns that its file lacks. Raises OnnxserveError if the log is unreachable."""
         for hour in iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
@@ -146,7 +146,7 @@ class InferenceLog:
             except FileNotFoundError:
                 raise
             except (OSError, pa.ArrowException):
-                return None  # The file is malformed, which is reported when its rows are read.
+                return None  # A malformed file is reported when its rows are read.
 
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in range(_TRIES):
@@ -177,7 +177,7 @@ class InferenceLog:
         raise NotFound(f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}")
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
-        """Return the rows of the version with the most rows in the window, or None if the window has no rows."""
+        """Return the window's rows of the version that has the most rows in the window, or None without rows."""
         samples: dict[tuple[str, str], Sample] = {}
         for batch in self.batches(endpoint, window):
             identities = pc.binary_join_element_wise(batch.column("_model"), batch.column("_version"), "\n")
@@ -210,7 +210,7 @@ class InferenceLog:
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, newest first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
-            # The hour belongs to one window, and no file is empty.
+            # The hour is in a single window. Each file has rows.
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
@@ -263,7 +263,7 @@ def view_tables(
     labels = labels or log.labels(view.endpoint)
     keys = labels.key_columns
     for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
-        # Concatenate only tables whose keys have the same types: a conversion may change a large integer.
+        # Concatenate only tables whose keys have the same types, because a conversion may change a large integer.
         alike: dict[tuple[str, ...], list[pa.Table]] = {}
         for table in tables:
             types = tuple(str(field.type) for field in table.schema if field.name in keys)
@@ -308,7 +308,7 @@ def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dic
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:
-    """Return a type that DuckDB supports. DuckDB has neither half floats nor untyped columns."""
+    """Return the type, or a similar type if DuckDB does not support it: half floats and untyped columns."""
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_null(kind):

@@ -1,4 +1,4 @@
-"""Scan an hour of the log and return each row exactly once.
+"""The scan of one hour of the log, which returns each row exactly once.
 
 Rows are written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it deletes
 the old files, so a row may be in two files of the hour. If a file vanishes during reading, it was compacted or has
@@ -28,14 +28,14 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
-"""The approximate size of the returned tables."""
+"""The approximate size of a returned table in bytes."""
 _THREADED_BYTES = 2**20
 """The size below which a file is read by one thread. For 2,000 labels this halves the CPU time and the wall time."""
 _TRIES = 2
 _PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
 PASS_BYTES = 512 * 2**20
-"""The size above which an hour is read in several passes, each over all files for a part of the rows. This limits the
-memory for row identities, which is about 8 bytes per row. A row takes at least 20 bytes in Parquet."""
+"""The size above which an hour is read in several passes. Each pass reads all files and keeps a part of the rows. This
+limits the memory for row identities: about 8 bytes per row, which takes at least 20 bytes in Parquet."""
 
 
 class FileVanished(Exception):
@@ -44,7 +44,7 @@ class FileVanished(Exception):
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The time range, whether to include shadow rows, and the columns in order (None: all columns)."""
+    """The selected rows (by time range, with or without shadow rows) and columns, in order (None: all columns)."""
 
     columns: Sequence[str] | None
     times: TimeRange
@@ -69,7 +69,7 @@ class RowFilter:
 
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
-            table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # Older files do not have this column.
+            table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # Older files lack SHADOW.
         if self.columns is None:
             return table
         present = set(table.column_names)
@@ -108,7 +108,7 @@ def read_folder(
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
     """Yield the tables of a folder's files, including files that appear during reading; rows may be repeated. The path
-    of each malformed file and the reason are added to `unreadable`. Errors in `convert` are treated likewise."""
+    of each malformed file and the reason are added to `unreadable`. A file that `convert` rejects is malformed."""
     done: set[str] = set()
     while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
         done.update(file.path for file in files)
@@ -118,7 +118,7 @@ def read_folder(
                     yield convert(table)
             except FileVanished:
                 continue
-            except (pa.ArrowException, TypeError, ValueError) as error:  # A log column has another type.
+            except (pa.ArrowException, TypeError, ValueError) as error:  # A column of the log has another type.
                 unreadable[file.path] = one_line(error)
 
 
@@ -175,7 +175,7 @@ def read_file(
                     return
                 metadata = parquet.metadata
                 size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-                # Limit the rows per batch, because a row of a tensor may be large.
+                # Limit the rows per batch by size, because a row with a tensor may be large.
                 batch_rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
                 columns, is_large = columns_to_read(names), size > _THREADED_BYTES
                 for batch in parquet.iter_batches(batch_rows, columns=columns, use_threads=is_large):
@@ -189,13 +189,13 @@ def read_file(
 
 
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
-    """Return [N] bool: True for rows that this version answered, or computed as a shadow."""
+    """Return True for each row that this version answered, or computed as a shadow: [N] bool."""
     of_model = pc.equal(table.column("_model"), model)
     return np.asarray(pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False))
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:
-    """Return [N] int64: the times in microseconds since 1970. Files written by pandas have nanoseconds."""
+    """Return the times in microseconds since 1970, [N] int64. Files that pandas wrote have nanoseconds."""
     times: Array = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).to_numpy()
     return times
 

@@ -1,4 +1,4 @@
-"""Statistics of an endpoint's log: its contents, and whether rows are missing.
+"""Statistics of an endpoint's log: the numbers of rows, files and labels, and of missing rows.
 
 Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json. It contains the time up
 to which the log is complete, and row counts since the state folder was created. It is deleted after `GONE_AFTER`.
@@ -42,7 +42,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """Rows as counted by the agents since their first start (`Watermark`), without shadow rows."""
+    """Numbers of rows, without shadow rows, that the agents have counted since their first start (`Watermark`)."""
 
     answered: int
     captured: int
@@ -60,8 +60,8 @@ class LogStats:
     """The log of one endpoint.
 
     Attributes:
-        rows: distinct rows in the time range, without shadow rows.
-        failed_rows: rows of requests without an answer, which no other count includes.
+        rows: the number of distinct rows in the time range, without shadow rows.
+        failed_rows: the number of rows of requests without an answer. Only this count includes such rows.
         first, last: event times of rows, including shadow rows; None if there are no rows.
         by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
         files, size: number of files in the log, and their size in bytes.
@@ -89,7 +89,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an unknown endpoint (the message
     names the known endpoints), and OnnxserveError if the log is unreachable."""
     account = _agent_counts(log, endpoint)
-    if account is None and endpoint not in log.failures.endpoints():  # All rows of the endpoint may have been lost.
+    if account is None and endpoint not in log.failures.endpoints():  # An account shows that it exists.
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = log.labels(endpoint)
@@ -205,7 +205,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
     """Return all watermarks sorted by agent, without malformed files. Raises OSError if the log is unreachable."""
     marks = []
     for info in _files(location):
-        with suppress(FileNotFoundError):  # The file was deleted meanwhile.
+        with suppress(FileNotFoundError):  # Another process may delete the file.
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
             with suppress(ValidationError):

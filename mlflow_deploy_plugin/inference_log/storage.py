@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"
-"""A folder in the log's root that is itself a log. It contains requests without an answer, and no model columns."""
+"""A log in a folder of the log's root. It contains requests without an answer, and no columns of the model."""
 SKETCHES = "_sketches"
 """The folder of sketches, which are computed from the rows (`monitoring/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)
@@ -38,8 +38,8 @@ _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 @dataclass(frozen=True)
 class LogLocation:
-    """A file system and the log's `root` on it. `shown` is the name in messages. If `is_local`, files are renamed into
-    place; an object store shows only complete objects. `endpoint` is the URL of the S3 API; None for Amazon's."""
+    """A file system and the log's `root` on it. `shown` is the location in messages. If `is_local`, files are renamed
+    into place; an object store shows only complete objects. `endpoint` is the URL of the S3 API (None: Amazon's)."""
 
     filesystem: fs.FileSystem
     root: str
@@ -71,8 +71,8 @@ class LogFile:
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
-    """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages name it
-    as `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets."""
+    """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages call the
+    URI `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets."""
     if log_uri.startswith("/") or ":" not in log_uri:  # An absolute path may contain a colon.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
@@ -166,7 +166,7 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
-        if is_new:  # boto3's managed upload does not support conditions.
+        if is_new:  # boto3's managed upload has no IfNoneMatch.
             client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", **arguments)
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
@@ -174,7 +174,7 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})  # None after a broken connection
         if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: a concurrent write of the same name
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
-        _s3_client.cache_clear()  # Rotated credentials are read only by a new client.
+        _s3_client.cache_clear()  # Only a new client reads rotated credentials.
         setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{setting}") from None
 
@@ -195,9 +195,8 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
-    """Return Parquet writer options for a log file. Compared with Arrow's defaults, writing takes a quarter of the
-    time, and files are a third smaller. Only repetitive strings have a dictionary; only the event time has
-    statistics."""
+    """Return Parquet writer options for a log file. Compared with Arrow's defaults, writing takes a quarter of the time
+    and files are a third smaller. Only repetitive strings have a dictionary; only the event time has statistics."""
     ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
     return {
         "compression": "zstd",

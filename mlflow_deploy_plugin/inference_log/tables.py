@@ -1,5 +1,5 @@
 """Tables of the log: unify schemas, summarise lists as numbers, and identify rows by (`_segment`, `_offset`, `_row`).
-The hash of the identity detects duplicates and selects a reproducible sample."""
+Hashes of these identities reveal duplicates and select a reproducible sample."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ IDENTITY = ("_segment", "_offset", "_row")
 
 def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """Return the union of the schemas' columns. Two numeric types become the wider type; booleans with numbers become 1
-    and 0. Integers with floats become float64, which is exact up to 2**53. Other type pairs become text."""
+    and 0. Integers with floats become float64, which is exact up to 2**53. Any other pair of types becomes text."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -107,7 +107,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
-    """Return [N] float64 by suffix, NaN if the row has no such value. Return {} if the values are not numeric."""
+    """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if the values are not numeric."""
     rows = np.arange(len(column))
     flat = column.combine_chunks()
     depth = 0
@@ -149,7 +149,7 @@ class Deduplicator:
         self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
 
     def first_seen(self, hashes: Array) -> Array:
-        """Return [N] bool: True for the first occurrence of a hash in this call and all earlier calls."""
+        """Return True, [N] bool, for each hash that did not occur before, in this call or an earlier call."""
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.ones(len(distinct), dtype=bool)
         for known in self._sorted:
@@ -160,14 +160,14 @@ class Deduplicator:
             added = distinct[is_new]
             while self._sorted and len(self._sorted[-1]) < 2 * len(added):
                 added = np.concatenate([self._sorted.pop(), added])
-                added.sort(kind="stable")  # Timsort and radix sort merge the two sorted runs fast.
+                added.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
             self._sorted.append(added)
         return mask
 
 
 class Sample:
     """A sample of at most `bound` distinct rows: the rows with the smallest hashes. Duplicates have equal hashes, so
-    they are dropped for any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
+    duplicates are dropped for any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -204,7 +204,7 @@ class Sample:
 
 
 def hash_rows(table: pa.Table) -> Array:
-    """Return [N] uint64, uniform hashes of (segment, offset, row). Collisions are practically impossible."""
+    """Return uniform hashes of (segment, offset, row), [N] uint64. Collisions are practically impossible."""
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
         hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
@@ -212,7 +212,7 @@ def hash_rows(table: pa.Table) -> Array:
 
 
 def hash_texts(column: pa.ChunkedArray) -> Array:
-    """Return [N] uint64, hashes of texts that are the same in every process. Null has a separate hash."""
+    """Return hashes of texts, [N] uint64, which are the same in every process. Null has a separate hash."""
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
     seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
     hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
@@ -220,7 +220,7 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
 
 
 def hash_ids(column: pa.ChunkedArray) -> Array:
-    """Return [N] uint64, hashes of texts, 12 times as fast as `hash_texts` for short texts such as ids and keys."""
+    """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times as fast as `hash_texts`."""
     texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
     lengths = np.asarray(pc.binary_length(texts))
     hashes = np.empty(len(texts), np.uint64)
@@ -231,7 +231,7 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         of_length = lengths == length
         _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
         start = np.frombuffer(offsets, np.int32)[alike.offset]
-        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # The last word includes the length.
+        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # The last byte is for the length.
         some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
         words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
         words.view(np.uint8)[:, -1] = length % 8 + 1
@@ -245,7 +245,7 @@ def distinct(ascending: Array) -> Array:
 
 
 def contains(ascending: Array, values: Array) -> Array:
-    """Return [N] bool: True for a value that the ascending array contains."""
+    """Return True for each value that the ascending array contains: [N] bool."""
     if not len(ascending):
         return np.zeros(len(values), bool)
     positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
@@ -254,12 +254,12 @@ def contains(ascending: Array, values: Array) -> Array:
 
 
 def combine_hashes(hashes: Array, values: Array) -> Array:
-    """Return [N] uint64, uniform hashes that depend on both inputs."""
+    """Return uniform hashes that depend on `hashes` and `values`, [N] uint64."""
     return splitmix64(hashes ^ splitmix64(values))
 
 
 def splitmix64(values: Array) -> Array:
-    """Return [N] uint64; every bit depends on every bit of the value (Steele, Lea, Flood: OOPSLA 2014)."""
+    """Return hashes, [N] uint64, whose bits depend on all bits of the value (Steele, Lea, Flood: OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

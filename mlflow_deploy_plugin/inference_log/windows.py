@@ -22,14 +22,14 @@ _EXPECTED_TIME = "a duration before now (90s, 15m, 1h, 7d), a time of the events
 
 @dataclass(frozen=True)
 class Window:
-    """Event times t with start <= t < end, both in UTC."""
+    """The event times t with start <= t < end, in UTC."""
 
     start: datetime
     end: datetime
 
     @property
     def start_us(self) -> int:
-        """The start in microseconds since 1970."""
+        """The start of the window in microseconds since 1970."""
         return microseconds(self.start)
 
     @property
@@ -46,7 +46,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """A pair of half-open intervals: event time (`start`, `end`), and the server's wall clock at the time of receipt
+    """Two half-open intervals: the event time (`start`, `end`), and the time of receipt by the server's wall clock
     (`received_from`, `received_until`). A row must be in both intervals."""
 
     start: datetime = _FIRST
@@ -72,7 +72,7 @@ class TimeRange:
 
 
 def microseconds(time: datetime) -> int:
-    """Return the microseconds since 1970 without rounding."""
+    """Return the time in microseconds since 1970, without rounding."""
     return (time - EPOCH) // timedelta(microseconds=1)
 
 
