@@ -1,7 +1,6 @@
 """A loaded version as a function of Arrow tables, and of request bodies of /invocations.
 
-ONNX Runtime runs an ONNX form, MLflow any other. A table is decoded like a request with an Arrow or CSV
-body.
+ONNX Runtime runs an ONNX form, MLflow any other form. A table is decoded like a request with an Arrow or CSV body.
 """
 
 import sys

@@ -182,4 +182,4 @@ def main() -> None:
     os.umask(os.umask(0o077) | 0o002)  # Other users must not write models, whose loading may run code.
     disable_telemetry()
     load_secrets()
-    set_service_timeouts()  # MLflow's default timeouts are too long.
+    set_service_timeouts()  # MLflow's default timeouts are several minutes.

@@ -263,7 +263,7 @@ def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
-    """Run the rollouts on the target of an endpoint until `ended` is set. Retry while its server cannot be reached."""
+    """Run the rollouts at the place of an endpoint's server until `ended` is set. Retry while it is unreachable."""
     from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 

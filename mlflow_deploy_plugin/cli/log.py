@@ -256,7 +256,7 @@ def _warn_of_unreadable(log: "InferenceLog") -> None:
 
 
 def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_CELL) -> Iterator[str]:
-    """Yield at most `bound` rows as a table. The first rows determine the widths of at most `widest` characters."""
+    """Yield at most `bound` rows as a table. The first rows set the column widths, at most `widest` characters."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
     cell = partial(_cell, widest)
     rows = (

@@ -155,7 +155,7 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
-    """Yield each deployment that follows the stage or alias when it serves or refuses the version, or times out."""
+    """Yield each deployment that follows the stage or alias once it serves or refuses the version, or times out."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
     destination, pending = parse_model_uri(promotion.uri), []

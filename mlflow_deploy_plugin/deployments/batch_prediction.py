@@ -127,7 +127,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return the keys and the prediction of each row; `predictions` unchanged if a column has another length."""
+    """Return the keys and the prediction of each row, or `predictions` unchanged if the columns differ in length."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -302,7 +302,7 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (AttributeError, ValueError, OverflowError) as error:  # Some time values raise the last two.
+    except (AttributeError, ValueError, OverflowError) as error:  # Some time values raise the last two errors.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 

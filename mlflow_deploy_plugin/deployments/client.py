@@ -116,7 +116,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Change the model or fields. Only `server.…` fields restart the server. A failed update is undone."""
+        """Change the model or other fields. Only `server.…` fields restart the server. A failed update is undone."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))

@@ -126,7 +126,7 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
     if spec.variants[name].shadow:
         raise InvalidConfig(f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false")
-    if weight == "":  # `apply_config` would use the default weight.
+    if weight == "":  # Refuse an empty weight, which `apply_config` would replace by the default.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
 
@@ -276,7 +276,7 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if `known` contains the column, the vector of which it is a part, or a part of it."""
+    """Return True if `known` contains the column `name`, the vector of which it is a part, or a part of this vector."""
     return any(name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.") for column in known)
 
 

@@ -70,7 +70,7 @@ def describe(deployment: Deployment) -> Json:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
-    """Return the fields that `list-endpoints` prints: endpoint → its main fields and the names of its deployments."""
+    """Return the main fields of each endpoint and the names of its deployments, by endpoint name."""
     endpoints = describe_endpoints(deployments)
     return [{**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])} for row in endpoints]
 

@@ -310,7 +310,7 @@ class Deployments:
         return changed
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
-        """Return the endpoint of a deployment: `endpoint`, or the endpoint with the same name, or the only match."""
+        """Return the endpoint of a deployment: `endpoint`, the endpoint of this name, or the only endpoint with it."""
         stored = [item for item in self._seen() if name in item.spec.variants and endpoint in (None, item.name)]
         own = [item for item in stored if item.name == name]
         if len(stored) > 1 and not own:

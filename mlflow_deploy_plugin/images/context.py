@@ -78,7 +78,7 @@ class BuildContext:
                     archive.addfile(entry, content)
 
     def listing(self) -> Iterator[str]:
-        """Yield the Dockerfile's lines and a line per file. The complete package has a single line."""
+        """Yield the Dockerfile's lines and a line per file of the context. The files of the package share one line."""
         yield from self.dockerfile.splitlines()
         yield ""
         groups = defaultdict(list)
@@ -133,7 +133,7 @@ def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
 
 
 def _project_file(name: str) -> Path:
-    """Return a file of the project: next to the package in a checkout, otherwise in the wheel's data folder."""
+    """Return the path of a project file: next to the package in a checkout, otherwise in the wheel's data folder."""
     if (_PACKAGE.parent / DOCKERFILE).is_file():
         return _PACKAGE.parent / name
     try:

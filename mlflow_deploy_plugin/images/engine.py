@@ -40,7 +40,7 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
 
 
 def image_fields(name: str) -> dict[str, Any] | None:
-    """Return `docker image inspect` of a local image; None if it is missing. Raises BuildFailed, NotInstalled."""
+    """Return the fields of `docker image inspect` for a local image, or None. Raises BuildFailed, NotInstalled."""
     if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
     return {**json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
@@ -66,8 +66,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    A container of the image, without a network, lists the packages. Raises BuildFailed if the image cannot run or is
-    not of onnxserve.
+    A container without a network lists the packages. Raises BuildFailed if the image cannot run or is not of onnxserve.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")

@@ -1,8 +1,7 @@
 """An endpoint as Kubernetes objects: plain documents for `kubectl apply -f`, in the newest API versions.
 
-The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads the file again when it changes, so a
-change of variants or weights does not need new pods. A change of `server`, `container` or `kubernetes` rolls the
-Deployment.
+The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads a changed file again, so a change of
+variants or weights does not need new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
 """
 
 import hashlib
@@ -38,7 +37,7 @@ SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _FILES_FOLDER = "/run/secrets/files"
 _DRAIN_SECONDS = 5
-"""The time in which a terminating pod still answers, until kube-proxies and ingress controllers remove it."""
+"""The time in which a terminating pod still answers requests, while proxies and ingress controllers remove it."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:

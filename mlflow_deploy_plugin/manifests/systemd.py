@@ -1,4 +1,4 @@
-"""An endpoint as a systemd unit: the server with a dedicated user id and minimal rights, and its spec.
+"""An endpoint as a systemd unit, which runs the server with a dedicated user id and minimal rights, and a spec.
 
 systemd reads secrets, secret files and TLS files, which may be readable only by root, and passes them to the server as
 credentials (systemd.exec(5)).
@@ -85,7 +85,7 @@ WantedBy=multi-user.target
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the unit and the served spec, keyed by the paths where systemd and the unit expect them.
+    """Return path → text of the unit and of the served spec. systemd and the unit expect the files at these paths.
 
     Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field of the spec is only for
     containers, or the endpoint would be open without auth.

@@ -338,7 +338,7 @@ def _digest_now(model: str, version: str) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
-    """Return the digest of `files` (with sizes) in `root` of the artifact store. `_mlmodel` is for the cache key."""
+    """Return the digest of `files` (with sizes) in `root` of the artifact store. `_mlmodel` is a cache key."""
     store, _ = _artifact_store(uri)
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 

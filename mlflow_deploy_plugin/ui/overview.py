@@ -196,8 +196,7 @@ def build_overview(
     """Return the content that the caller of the current request may see.
 
     `only` is a single endpoint, shown with all its charts. `model` restricts the page to the endpoints of a model.
-    Without `only` and `model`, all endpoints are shown. `beginning` is a name on the requested page, or would be sorted
-    onto it.
+    Without `only` and `model`, all endpoints are shown. `beginning` is a name that is sorted onto the requested page.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """
@@ -277,7 +276,7 @@ def _endpoint_card(
         except RegistryUnavailable:
             pass  # Pressing the button reports the error.
         except NotFound:
-            has_rollback = bool(silent)  # It may report an earlier version later.
+            has_rollback = bool(silent)  # A silent server may later report an earlier version.
         except InvalidConfig as error:
             no_rollback = "" if silent else error.message
     return EndpointCard(

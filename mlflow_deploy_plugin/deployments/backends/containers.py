@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
-"""The labels of containers for the digest of the options and for the published address."""
+"""The labels of a container with the digest of its options and with its published address."""
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")

@@ -82,13 +82,13 @@ class DockerBackend(MachineBackend):
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
     def lives(self, pid: int) -> bool:
-        return True  # The process ids are the container's, where gunicorn removes the files of dead workers.
+        return True  # The process ids are from the container, in which gunicorn removes the files of dead workers.
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. A change of the image, `server` or `container` needs a new container.
 
-        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if a
-        container of another program has the name.
+        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if another
+        container has this name.
         """
         with docker_errors(spec):
             self._settle(spec.name)
@@ -181,7 +181,7 @@ class DockerBackend(MachineBackend):
         return self._connected
 
     def _slot(self, name: str) -> str:
-        """Return the slot of the current server; empty until the first server is ready."""
+        """Return the slot (folder name) of the current server; empty until the first server is ready."""
         link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
@@ -219,7 +219,7 @@ class DockerBackend(MachineBackend):
         try:
             return self._engine.images.get(name)
         except ImageNotFound:
-            if "/" not in name:  # At Docker Hub, anyone could own this name.
+            if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
                 raise InvalidConfig(
                     f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
                     "another image with -C container.image=…"
@@ -346,7 +346,7 @@ class DockerBackend(MachineBackend):
         """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         server_spec = spec.server if spec is not None else ServerSpec()
-        server.stop(timeout=server_spec.stop_seconds)  # A server that has ended is ignored.
+        server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.
 
     def _end(self, server: Container) -> None:
         self._stop(server)

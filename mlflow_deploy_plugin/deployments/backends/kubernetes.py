@@ -1,8 +1,8 @@
 """Deployments on Kubernetes: the objects of `manifests/kubernetes.py` are applied to a namespace and then watched.
 
 Server-side apply changes only differences, so after a crash the same call completes the work. A change of variants
-reaches running pods through the ConfigMap, and the pods' state files show whether it is served. The state of the
-objects is polled, because a watch stream may break.
+reaches running pods through the ConfigMap, and the pods' state files show whether they serve the change. The state of
+the objects is polled, because a watch stream may break.
 """
 
 import hashlib
@@ -332,7 +332,7 @@ class KubernetesBackend:
 
     @cached_property
     def _owner(self) -> str:
-        """Return the URL of this process's store, which owns the objects. Other stores do not change these objects."""
+        """Return this process's store as a text: the owner of its objects, which other stores do not change."""
         url = make_url(self.settings.store_url)
         where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
         return f"{url.render_as_string(hide_password=True)}{where}"
@@ -425,7 +425,7 @@ class KubernetesBackend:
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
-        """Return the pending work of ready pods; empty if all pods serve `spec`. Raises DeploymentFailed."""
+        """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
             if state is None and self._may_look:
@@ -515,7 +515,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris["MLFLOW_REGISTRY_URI"]  # The registry then follows a tracking server that the spec sets.
+        del uris["MLFLOW_REGISTRY_URI"]  # If unset, the registry is the tracking server, which the spec may set.
     reachable = {
         variable: str(uri)
         for variable, uri in uris.items()

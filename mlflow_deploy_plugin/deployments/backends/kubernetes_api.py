@@ -64,7 +64,7 @@ _CHANGE_SECONDS = 60
 """The timeout of changes, which wait for admission webhooks of up to 30 seconds each."""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-"""The channels of a command's web socket. The first byte of each frame is its channel."""
+"""The channels of a command's web socket. The first byte of each frame is the number of the channel."""
 _LOADING = threading.Lock()
 """The lock for loading a configuration, because all clients share the files with keys, and remove them at exit."""
 _CONFLICT_TRIES = 6
@@ -270,7 +270,7 @@ class Cluster:
                         api.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
                     )
                 except ApiException:
-                    connection.close()  # The caller reports the failure.
+                    connection.close()  # The caller detects the closed connection.
                     continue
                 remote = opened.socket(port)
                 remote.setblocking(True)

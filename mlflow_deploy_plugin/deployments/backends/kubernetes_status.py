@@ -47,7 +47,7 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """The refusal of pods by a quota. It may end by itself. Times are from the monotonic clock.
+    """The refusal of pods by a quota, which may end by itself. Times are from the monotonic clock.
 
     A quota also counts terminating pods, and the cluster doubles the wait after each failed try. After the last pod has
     ended, the next wait is at most the time since the first refusal (`since`). This wait ends by `waits_until`.

@@ -85,7 +85,7 @@ class MachineBackend:
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
     def place(self, name: str) -> str:
-        """Return the name of this machine's state folders. Raises NotReady if the endpoint's folder is elsewhere.
+        """Return the id of this machine's state folders. Raises NotReady if the endpoint has no state folder here.
 
         The id is stored next to the folders, because a pod or another machine with the same store has other folders.
         """
@@ -227,7 +227,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # Only fields such as traffic remain to be applied.
+    is_loaded = len(workers) >= count and all(  # True if only fields such as traffic remain to be applied.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()

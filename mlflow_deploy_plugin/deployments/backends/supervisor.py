@@ -1,8 +1,7 @@
 """The supervisor's process: starting, identifying and ending it, its log and its environment.
 
-The supervisor leads a session, which outlives the command that starts it and has the supervisor's process id.
-Processes of a killed supervisor are found by this id and their working directory (the state folder), because process
-ids are reused.
+The supervisor leads a session, which outlives the starting command and has the supervisor's process id. Processes of a
+killed supervisor are found by this id and the state folder, their working directory, because ids are reused.
 """
 
 import json
@@ -97,8 +96,7 @@ def last_error(state_dir: Path) -> str:
 def error_line(lines: list[str]) -> str:
     """Return the line of a log that best explains why the server ended; empty if the log is empty.
 
-    If the supervisor's error only refers to the log, which may be removed, the error of its child replaces the
-    reference.
+    If the supervisor's error only refers to the log, which may be removed, its child's error replaces this reference.
     """
     error = _best_line(lines, (*_ERRORS, r"."))
     if error.endswith("exec format error"):  # The kernel has refused the image's program.
@@ -115,7 +113,7 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     """
     file = state_dir / ENVIRONMENT
     if not file.exists():
-        import mlflow  # This import takes a second, so import only if needed.
+        import mlflow  # Import MLflow only if needed, because this takes a second.
 
         uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}

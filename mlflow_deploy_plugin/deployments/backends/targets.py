@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Return the state of the server of an endpoint with a variant. `reason` does not name the endpoint."""
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return the page at `path` of each server of the endpoint, or the reason why it is missing, by server name."""
+        """Return the name of each server → its page at `path`, or the reason why the page is missing."""
 
     def place(self, name: str) -> str:
         """Return an id of the server's machine or cluster. Raises NotReady if this process cannot reach the server."""
