@@ -358,5 +358,5 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _refuse_existing(target: Path) -> None:
-    if os.path.exists(target):  # Other path errors are raised on writing.
+    if os.path.exists(target):  # All other errors of the path are raised on writing.
         raise AlreadyExists(f"{target} exists; specify another path")

@@ -108,7 +108,7 @@ class Batch:
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
             dtype, *others = set(table.dtypes)
-            # Read columns of one type at once: one by one, each takes 10 µs, or a full scan of a row-major array.
+            # Read columns of the same type at once. Otherwise, each takes 10 µs, or a full scan of a row-major table.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
@@ -296,7 +296,7 @@ def column_values(series: pd.Series) -> Array:
 
 
 def missing_value(series: pd.Series) -> float | None:
-    """Return None if an object column contains None, otherwise NaN: scikit-learn's encoders distinguish the two."""
+    """Return None if an object column contains None, otherwise NaN: scikit-learn encoders distinguish None and NaN."""
     return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
 
 

@@ -46,8 +46,7 @@ _COPIES = 20
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """The errors of an output over N rows. `excess` [N] is the error divided by its tolerance; a row with more than 1
-    fails.
+    """The errors of an output over N rows. `excess` [N] is the error ÷ tolerance; a row above 1 fails.
 
     `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
     """
@@ -58,7 +57,7 @@ class OutputDifference:
 
 
 def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compare `got` [N, …] with the original's output `want`. `spread` is a number, or […] per value of a row."""
+    """Compare `got` [N, …] with the original's output `want`. `spread` is one number, or one per value of a row."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return OutputDifference(everywhere, everywhere, everywhere)
@@ -80,7 +79,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
 
 
 def answer_spread(answers: Array) -> Array:
-    """Return the standard deviation […] of finite predictions [N, …] per value of a row, or one number for few rows."""
+    """Return the standard deviation of finite predictions [N, …] per value of a row […], or one number for few rows."""
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
     known = np.ma.masked_invalid(answers.astype(np.float64))
@@ -160,7 +159,7 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by two 32-bit steps of its largest value, the rounding error of a scaler."""
+    """Yield the column moved down and up by two 32-bit steps of its largest value: a scaler may round as coarsely."""
     largest = np.nanmax(np.abs(values), initial=0.0)
     step = 2 * float(np.spacing(np.float32(largest)))
     yield (values - step).astype(values.dtype)

@@ -198,7 +198,7 @@ def prove_parity(
 
 
 class _WorstRow(NamedTuple):
-    """A prediction with a large error. It is not formatted yet: formatting 3,000 columns as text takes 0.1 s."""
+    """A prediction with a large error. The row is not yet formatted as text: for 3,000 columns, this takes 0.1 s."""
 
     excess: float
     source: str
@@ -299,7 +299,7 @@ class _ParityProof:
             self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread of later groups.
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread for all later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         measured = comparison.compare_output(output.role, want, got, spread)

@@ -121,7 +121,7 @@ def _chunk_rows(tensors: Batch) -> int:
 
 
 _Change = Callable[[pd.Series, pd.Series], pd.Series]
-"""A function that changes a column of drawn rows. Its second argument is the example's column."""
+"""A function that changes a column of drawn rows. The function's second argument is the example's column."""
 
 
 @dataclass(frozen=True)

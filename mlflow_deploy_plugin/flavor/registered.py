@@ -63,7 +63,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-"""The onnxserve tags that are copied: they describe the training. Other onnxserve tags describe the old version."""
+"""The onnxserve tags that are copied: they describe the training. All other onnxserve tags describe the old version."""
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
@@ -143,7 +143,7 @@ def wrap_registered(
         NotFound, RegistryUnavailable: the model does not exist, or the registry does not answer.
     """
     check_new_name(register or "")
-    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # absolute, for error messages
+    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
     is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise NotFound(f"the file {path} does not exist")

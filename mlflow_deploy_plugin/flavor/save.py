@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
-"""The frameworks whose MLflow pyfunc returns a table for a table."""
+"""The frameworks whose MLflow pyfunc returns a table for an input table."""
 
 Fallback = Literal["pyfunc", "error"]
 

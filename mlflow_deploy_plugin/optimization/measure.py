@@ -55,7 +55,7 @@ class FormCost:
 
 
 def try_out(folder: Path) -> None:
-    """Load a form and predict a row in a process that may crash. It starts fast, because this module imports little."""
+    """Load a form and predict a row in a process that may crash, and that starts fast: this module imports little."""
     model = OnnxModel.load(folder)
     model.run(model.example_feeds())
 

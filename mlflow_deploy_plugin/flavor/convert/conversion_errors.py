@@ -18,7 +18,7 @@ _FLAVORS = {
     "torch": "pytorch",
     "pyspark": "spark",
 }
-"""The MLflow flavor by the package of a model's class."""
+"""The MLflow flavor for each package of model classes."""
 _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
 """The format in which a flavor can save every model. The default format fails for functions and control flow."""
 
@@ -126,7 +126,7 @@ def plain_reason(text: str) -> str:
 
 
 def _parts(model: TrainedModel) -> Iterator[tuple[str, TrainedModel]]:
-    """Yield the nested estimators by parameter name, and the estimator with the name ""."""
+    """Yield the nested estimators by parameter name, and the model itself with the name ""."""
     if hasattr(model, "get_params"):
         for name, value in model.get_params(deep=True).items():
             if hasattr(value, "get_params") and not isinstance(value, type):

@@ -26,7 +26,7 @@ Category: TypeAlias = str | int | float | bool | None
 """A category from training. None and NaN are missing values."""
 
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
-"""A function that returns the original's predictions for a batch by ONNX output name, or raises any error."""
+"""A function that returns the original's predictions for a batch by ONNX output name, and may raise any error."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
 """For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
@@ -66,7 +66,8 @@ class ConvertedModel:
         original: the function for the original's predictions; None if the user passed an ONNX model.
         classes: labels in the order of the probability columns.
         margin: the decision function of a classifier, [N] or [N, C], which determines ties.
-        many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
+        many_rows: the minimum batch size for which the graph uses other operators, or 0. Smaller batches are also
+        compared.
         move_weights: a context manager that moves each weight of a neural network by random rounding steps.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """
@@ -87,7 +88,7 @@ class ConvertedModel:
 
 
 Forms: TypeAlias = list[Callable[[], ConvertedModel]]
-"""Functions that return an ONNX form of a model, in order of preference. They are called until a form is proven."""
+"""Functions that return an ONNX form of a model, in order of preference. The calls end when a form is proven."""
 
 
 def bind_graph(
@@ -221,8 +222,7 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
 def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
     """Return the example of a model whose only method is `method`. Messages call the model `what`.
 
-    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if the example's tensors differ
-    in rows.
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if tensors differ in rows.
     """
     if batch is None:
         raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")

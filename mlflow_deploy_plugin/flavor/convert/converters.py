@@ -28,7 +28,7 @@ _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
 }
-"""The converter module by the package of a model's class. The module and its pip extra have the same name."""
+"""The converter module for each package of model classes. The module and its pip extra have the same name."""
 
 _NEVER = ("pmdarima",)
 """Packages whose models subclass a framework's classes but do not predict rows. MLflow's flavors log such models."""
@@ -104,8 +104,7 @@ def check_flavor(flavor: str) -> None:
 def converter_for(model: TrainedModel) -> FrameworkConverter:
     """Return a registered converter, otherwise the module for the first supported package of the model's classes.
 
-    If a registered converter fails, the error is logged, and the converter is skipped. Raises ConversionError if no
-    converter is installed.
+    A registered converter that fails is logged and skipped. Raises ConversionError if no converter is installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
@@ -163,7 +162,7 @@ _LOADERS: dict[str, tuple[str, str]] = {
     ".pt2": ("torch", "export.load"),
     **dict.fromkeys((".pt", ".pth", ".ts"), ("torch", "jit.load")),
 }
-"""The framework and its load function by file suffix."""
+"""The framework and its load function for each file suffix."""
 FILE_ENDINGS = (*_LOADERS, ".onnx")
 """The suffixes of model files that do not run code of their author when they are loaded."""
 _SAVED_MODEL = ("tensorflow", "saved_model.load")

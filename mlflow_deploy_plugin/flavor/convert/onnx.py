@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Sizes = list[int | str | None]
 """The sizes of an output, as numbers or names; None is a free size."""
 _OLDEST_OPSET = 7
-"""The oldest opset that ONNX Runtime supports. It is valid in all IR versions."""
+"""The oldest opset that ONNX Runtime supports. This opset is valid in all IR versions."""
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -57,7 +57,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         for node in proto.graph.node:
             is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
-            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 updates its statistics.
+            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 updates the statistics.
                 raise ConversionError(
                     f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so predictions depend "
                     "on other rows and earlier requests; export the model in evaluation mode"

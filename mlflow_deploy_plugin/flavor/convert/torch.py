@@ -326,7 +326,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 
 
 def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
-    """Return a function for predictions by output name. `of_tensors` only accepts tensors, for example no cache."""
+    """Return a function for predictions by output name. `of_tensors` rejects non-tensors, such as a cache."""
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 

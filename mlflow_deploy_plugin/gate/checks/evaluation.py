@@ -1,8 +1,7 @@
 """Evaluation: on labelled rows, the new version must not be worse than the current version by more than a margin.
 
 The lower bound of the paired bootstrap's interval must be above the negative margin, so too few rows fail the check.
-Each resample gives a row the same weight for both versions. Pairing needs far fewer rows than two separate
-intervals.
+Each resample weights a row equally for both versions. Pairing needs far fewer rows than two separate intervals.
 """
 
 import numpy as np

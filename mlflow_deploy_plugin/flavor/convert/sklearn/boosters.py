@@ -93,7 +93,7 @@ def _xgboost(model: Estimator) -> Boosting:
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
-    """Return (target, tree) pairs: one tree per value of a leaf. `target` is the target of a single value."""
+    """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if leaves have one value."""
     conditions = np.array(document["split_conditions"], dtype=np.float32)
     left, right = np.array(document["left_children"]), np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)

@@ -135,7 +135,7 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
-    """Return True if a classifier returns probabilities for a single target. Some classifiers raise an error."""
+    """Return True if a classifier returns probabilities for a single target. Some `predict_proba` raise an error."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
             model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))

@@ -33,7 +33,7 @@ def convertible_copy(fitted: Estimator) -> Estimator:
         _change_kind(part)
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
-            part.__dict__.pop("feature_names_in_", None)  # Otherwise skl2onnx expects graph inputs with these names.
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
     return copy
 
 

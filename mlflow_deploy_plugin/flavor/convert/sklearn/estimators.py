@@ -1,4 +1,4 @@
-"""Parts of fitted estimators, and their graph inputs: [N, k], or [N, 1] per column for a ColumnTransformer."""
+"""Parts of fitted estimators, and their graph inputs: a matrix, or columns [N, 1] for a ColumnTransformer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -174,7 +174,7 @@ def no_shapes(operator: Operator) -> None:
 def parse_columns(
     scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
 ) -> list[Variable]:
-    """Return strings and numbers of a ColumnTransformer separately. Joining would cut numbers to eight digits."""
+    """Return strings and numbers of a ColumnTransformer separately. Joining both would cut numbers to eight digits."""
     widths = [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
     sources = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
     names, graph_inputs = getattr(model, "feature_names_in_", ()), {source.raw_name: (source, 0) for source in inputs}
@@ -215,7 +215,7 @@ def _declare(scope: Scope, operator: str, inputs: list[Variable], kind: DataType
 
 
 class Subgraph(NodeBuilder):
-    """The body of an `If` or a `Scan`. It contains its constants, because outer constants make an `If` slower."""
+    """The body of an `If` or a `Scan`. The body holds its constants, because outer constants make an `If` slower."""
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, self)

@@ -1,10 +1,10 @@
 """Boosted trees for many rows: all rows descend all trees together, level by level.
 
-ONNX Runtime's tree operator descends each tree per row with branches, and half of the branches are mispredicted: 3.3 ns
-per node. The tree operator is fastest for few rows. From `MANY_ROWS` on, an `If` selects this module's operators, which
-do not branch. Each level doubles a row's position in a tree, and adds 1 if the comparison at the node is true
-(Hummingbird's PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three levels, and in each level of
-symmetric trees, all nodes are compared for all rows.
+ONNX Runtime's tree operator descends each tree per row with branches, half of which are mispredicted: 3.3 ns per node.
+The tree operator is fastest for few rows. From `MANY_ROWS` on, an `If` selects this module's operators, which do not
+branch. Each level doubles a row's position in a tree, and adds 1 if the comparison at the node is true (Hummingbird's
+PerfectTreeTraversal; Nakandala et al., OSDI 2020). In the first three levels, and in each level of symmetric trees, all
+nodes are compared for all rows.
 
 | 10,000 rows, 100 trees of depth 6, one thread | tree operator | by levels | native |
 |-----------------------------------------------|---------------|-----------|--------|

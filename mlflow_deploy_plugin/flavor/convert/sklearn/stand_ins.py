@@ -32,7 +32,7 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
 
 
 class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """Tables [categories + 1, numbers] per column, in the order of `categories_`. The last row is for other values."""
+    """One table per column, [categories + 1, numbers], ordered as `categories_`. The last row is for other values."""
 
     def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
         self.categories_, self.tables = categories_, tables

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def rounded_down(thresholds: Array) -> Array:
-    """Return the largest 32-bit floats that are not above the thresholds. They split 32-bit numbers identically."""
+    """Return the largest 32-bit floats that are not above the thresholds. Both split 32-bit numbers identically."""
     rounded = thresholds.astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
@@ -54,7 +54,7 @@ class Tree:
 
     @classmethod
     def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
-        """Return a scikit-learn tree with 32-bit thresholds and other values. `columns` are the features' positions."""
+        """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are the features' positions."""
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
         threshold = rounded_down(tree.threshold).astype(float)
@@ -204,7 +204,7 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add ONNX Runtime's tree operator, which is fastest for few rows. Its rows and sums have the same float type."""
+    """Add ONNX Runtime's tree operator, which is fastest for few rows. The rows and sums have the same float type."""
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
     owners: list[int] = []  # Adjacent trees with equal splits are merged.
@@ -266,7 +266,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     width = int(estimator.n_trees_per_iteration_)
     trees = []
     known = np.zeros(estimator.n_features_in_, bool) if estimator.is_categorical_ is None else estimator.is_categorical_
-    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # Trees read categories first.
+    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # Trees read categorical columns first.
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
         members = {

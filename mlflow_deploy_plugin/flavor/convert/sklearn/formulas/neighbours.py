@@ -90,7 +90,7 @@ def kernel(
 
 
 def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
-    """Return the weights [N, k] of neighbours. With 1 / distance, a distance of 0 excludes other neighbours."""
+    """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of 0 excludes other neighbours."""
     if callable(weights):
         return weights(far)
     if weights != "distance":
@@ -195,7 +195,7 @@ def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
-    """Return the leaf in the tree of clusters. At each node, a row goes to the nearer of two centres."""
+    """Return the leaf of each row in the tree of clusters. At each node, a row goes to the nearer of two centres."""
 
     def below(node: Estimator) -> TracedArray:
         if node.left is None:

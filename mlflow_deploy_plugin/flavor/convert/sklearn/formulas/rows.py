@@ -302,8 +302,7 @@ def softmax(scores: TracedArray) -> TracedArray:
 def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
     """Return the votes [N, C] in all pairs of classes, and the scores of multiclass._ovr_decision_function.
 
-    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is the confidence of
-    the vote.
+    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is the confidence.
     """
     first, second_class = np.triu_indices(classes, 1)
     sides = np.eye(classes)[second_class] - np.eye(classes)[first]

@@ -284,7 +284,7 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError for other tokens."""
+    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError if this is impossible."""
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(

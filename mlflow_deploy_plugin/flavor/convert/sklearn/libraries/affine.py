@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 _MOST_COLUMNS = 1000
 _FAR = 2.0**30
-"""The single non-zero number of a row, which is large so that a large intercept does not reduce the precision."""
+"""The number that determines a weight, so large that a large intercept does not reduce the precision."""
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
 _CLOSE = 1e-12

@@ -62,7 +62,7 @@ def _binned_columns(
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))
             continue
         known = {_category(text): code for text, code in bins.items()}
-        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # The last codes are missing and unknown.
+        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # The last codes: missing and unknown values.
         is_text = any(isinstance(category, str) for category in known)
         categories = np.array([*known, np.nan], object if is_text else np.float64)
         row[name] = next(iter(known))
