@@ -130,8 +130,7 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # Do not let MLflow infer the requirements: this needs a second process, and serving needs no training
-        # framework.
+        # Do not let MLflow infer requirements: this needs a second process, and serving needs no training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)

@@ -1,8 +1,7 @@
 """Formulas of steps with string columns: category encoders and SimpleImputer.
 
 skl2onnx's encoders assign missing strings a separate number (OrdinalEncoder), and fail for fractions and, with grouped
-categories, for unseen values (OneHotEncoder). skl2onnx's SimpleImputer fails for strings, indicators and
-64-bit floats.
+categories, for unseen values (OneHotEncoder). Its SimpleImputer fails for strings, indicators and 64-bit floats.
 """
 
 import numpy as np
