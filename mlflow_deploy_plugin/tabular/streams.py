@@ -105,7 +105,7 @@ class RowStream:
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
     def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
-        """Yield the rows with these columns of the schema; text columns in `dictionaries` may be dictionary-encoded."""
+        """Yield the rows with the `columns` of the schema; text columns in `dictionaries` may be dictionary-encoded."""
         row = 0
         try:
             if self._kind == "parquet":
@@ -328,7 +328,7 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Read a Parquet file, or a CSV file with these or inferred `types`. Raises the errors of `csv_tables`."""
+    """Read a Parquet file, or a CSV file with the `types` or inferred types. Raises the errors of `csv_tables`."""
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]

@@ -131,7 +131,7 @@ def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[Finding], dict[str, float]]:
     """Return the findings and the metrics of all columns of all groups, by decreasing score. `window` has the figures
-    of the judged window, [F, FIGURES]; `scores` are these in standard deviations above the reference's own."""
+    of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []

@@ -74,7 +74,7 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
     """Return the reference of a version: from this server's files if the version is served, otherwise from MLflow via
-    the cache. Raises NotFound (version), InvalidArtifact (unreadable reference) and RegistryUnavailable."""
+    the cache. Raises NotFound (no version), InvalidArtifact (no readable reference) and RegistryUnavailable."""
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
     if served:

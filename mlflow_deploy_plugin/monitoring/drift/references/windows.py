@@ -39,8 +39,8 @@ class WindowGrid(NamedTuple):
     Attributes:
         max_windows: the maximum number of windows to keep.
         keeps_steps: True if the steps are also kept.
-        lag_windows: the number of windows back to the window that a window is compared with; 0 to compare with all
-            others. The window `lag_windows` before the end of the grid is kept for comparison with the next window.
+        lag_windows: the distance (in windows) to the earlier window that a window is compared with; 0 to compare with
+            all others. The window `lag_windows` before the end of the grid is kept for comparison with the next window.
     """
 
     start_us: int
@@ -110,7 +110,7 @@ class ReferencePieces:
         return profiles_at(starts_us, self.window_starts_us, self.windows)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Return the indices of the later and of the earlier window, [P] int64 each, of all pairs at `lag_windows`."""
+        """Return the indices of the later and the earlier windows of all pairs, [P] int64 each, `lag_windows` apart."""
         numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
         _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
         return later, earlier
@@ -123,7 +123,7 @@ def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Ite
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference that can be compared with windows of one length; `sample` is limited in rows, for the report."""
+    """A reference for windows of one length. `sample` has a limited number of rows, for the report."""
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -188,7 +188,7 @@ def cut_pieces(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces from profiles in order of time, each within one step, with its start (microseconds)."""
+    """Return the pieces from `parts`: profiles in order of time, each within a step, with its start (microseconds)."""
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
@@ -248,7 +248,7 @@ def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
     """Return each column's counts `unseen`, `below` and `above` for each group of rows against all other groups.
-    `groups` is the group of each row, [N] int64; `counted`, [count] bool, are the groups to compare with or None."""
+    `groups` is [N] int64, a group per row; `counted` is [count] bool, the groups to compare with (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):

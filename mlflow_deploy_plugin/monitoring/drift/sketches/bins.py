@@ -46,7 +46,7 @@ class OrderedBins:
     """Bins of numbers.
 
     Attributes:
-        positions: [K] float64, ascending; a value belongs to the nearest position.
+        positions: the position of each bin, [K] float64, ascending; a value belongs to the bin at the nearest position.
         scale: the standard deviation of the reference's numbers, clipped to the middle 99 %.
         arrow_type: the reference's type in Arrow's notation; empty if unknown.
     """
@@ -86,7 +86,7 @@ class CategoryBins:
     """Bins for the most frequent categories, then a bin for all rare values, or bins per length and hash of rare texts.
 
     Attributes:
-        kind: text, or numbers without variation.
+        kind: "category" for texts and booleans; "number" for nearly constant or very large numbers.
         known: the hashes of all values in the reference, uint64, ascending.
         lengths: the lengths that divide rare texts into bins, int64, ascending; empty for a single bin of rare values.
     """

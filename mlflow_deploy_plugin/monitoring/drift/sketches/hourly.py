@@ -176,7 +176,7 @@ def window_profile(sketches: SketchStore, model: str, version: str, window: Wind
 def hour_profiles(
     sketches: SketchStore, model: str, version: str, window: Window
 ) -> Iterator[tuple[datetime, Profile]]:
-    """Yield `window_profile` for each whole hour in the window that has rows, in order."""
+    """Yield the `window_profile` of each whole hour with rows in the window, in order."""
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
         for start, profiles in _hours_of_day(sketches, hours).items():
@@ -247,7 +247,7 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
-    """Compute the profiles of each hour in the window from its rows."""
+    """Compute the profiles of each hour in the window from the rows of the hour."""
     parts: dict[datetime, dict[Identity, list[Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
     for table in coalesce_batches(rows):

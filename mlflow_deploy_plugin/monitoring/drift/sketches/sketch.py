@@ -2,7 +2,7 @@
 
 A sketch has the histogram over frozen bins, the range, the moments, and counts of values outside of the reference.
 Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
-(COMPSTAT 1982). Only the rounding of moments, and the names stored of more than 200 new categories, depend on the
+(COMPSTAT 1982). Only the rounding of moments, and the stored names of more than 200 new categories, depend on the
 order. A column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over
 rows.
 """
@@ -54,7 +54,7 @@ class ColumnSketch:
     Attributes:
         kind: the kind of the column's bins; "other" if the column has no bins, or has values that do not fit the bins.
         arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
-        counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other", only the latter, [1].
+        counts: of the frozen bins and then of the missing values, [K + 1] int64; for "other", of missing values, [1].
         missing: the number of null or NaN values.
         mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
         below, above: the number of values outside of the reference's range.
@@ -212,7 +212,7 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name, a list over groups each. `rows`, [count], are the group sizes."""
+    """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)

@@ -143,8 +143,8 @@ class NullDistribution:
     Attributes:
         figures: the figures of M windows and F columns, [M, F, FIGURES], in the order of groups and columns; NaN if
             unknown, or if the window is too small.
-        scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
-        floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
+        scales: the divisors that make the figures of a judged window comparable with `figures`, [F, FIGURES].
+        floors: the smallest standard deviations, [FIGURES] or [F, FIGURES].
         widening: the factor on the p-value.
         block_length: the mean length of a drawn stretch in seconds; 0 without draws.
         persistence: the number of windows that are worth one independent window.
@@ -175,11 +175,11 @@ class NullDistribution:
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
         disjoint = None
-        if len(self.starts):  # The last row is the judged window, which is compared with all others.
+        if len(self.starts):  # The judged window, in the last row, is compared with all other windows.
             disjoint = np.ones((len(figures), len(figures)), dtype=bool)
             disjoint[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
             disjoint[-1, -1] = False
-        standardised = scores(figures, self.floors, disjoint)  # [M + 1, F, FIGURES]
+        standardised = scores(figures, self.floors, disjoint)  # M windows, then the judged window
         statistics = standardised.max(axis=(1, 2))
         own, statistic = statistics[:-1], float(statistics[-1])
         beyond = int(np.count_nonzero(own >= statistic))

@@ -264,7 +264,7 @@ class IndependentRows(Null):
 
     @classmethod
     def cut(cls, group: ColumnGroup, rate: float) -> "IndependentRows | Refused":
-        """Return the null for a rate, or a `Refused` if it needs too many samples or the reference contradicts it."""
+        """Return the null, or a `Refused` if the rate needs too many samples or the reference contradicts the null."""
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
                 f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is the limit; the "

@@ -83,7 +83,7 @@ class WindowCounts:
         )
 
     def figures(self, bins: Bins, others: Array) -> Array:
-        """Return the figures of each window, [M, FIGURES], compared with the `others`, [M, K + 1] or [K + 1]."""
+        """Return the figures of each window, [M, FIGURES], compared with the counts `others`, [M, K + 1] or [K + 1]."""
         rows = np.maximum(self.counts.sum(axis=-1), 1)
         change = np.abs(self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1))
         distance = bins.distance(self.counts[..., :-1], others[..., :-1])
@@ -278,7 +278,7 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
     """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no value or every
     value is missing, or if all values are equal. After N such rows, the next row may still differ with a probability of
     1 / (N + 1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the
-    non-empty bins of the `rows`, ascending; `window` and `others` are the numbers of rows compared."""
+    non-empty bins of the `rows`, ascending; `window` and `others` are the row counts of both sides."""
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
     known = present[present < bins.size]
@@ -297,7 +297,7 @@ def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:
-    """Return [P] int64: the number of rows of each profile."""
+    """Return the number of rows of each profile, [P] int64."""
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
 
 
