@@ -46,8 +46,7 @@ def compression_of(path: str) -> str | None:
 
 
 def output_format(path: str, default: FileFormat) -> FileFormat:
-    """Return the format of a file by its ending, or `default` without ending; raise InvalidConfig for unknown
-    endings."""
+    """Return the format for a file's ending, or `default` without ending; raise InvalidConfig for unknown endings."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")

@@ -2,9 +2,8 @@
 
 A sketch has the histogram over frozen bins, the range, the moments, and counts of values outside of the reference.
 Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
-(COMPSTAT 1982). Only the rounding of moments, and the stored names of more than 200 new categories, depend on the
-order. A column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over
-rows.
+(COMPSTAT 1982). Only the rounding of moments and the stored names of over 200 new categories depend on the order. A
+column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over rows.
 """
 
 import math
@@ -52,7 +51,7 @@ class ColumnSketch:
     """The sketch of a column over some rows.
 
     Attributes:
-        kind: the kind of the column's bins; "other" if the column has no bins, or has values that do not fit the bins.
+        kind: the kind of the column's bins; "other" if the column has no bins, or if its values do not fit them.
         arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
         counts: of the frozen bins and then of the missing values, [K + 1] int64; for "other", of missing values, [1].
         missing: the number of null or NaN values.
