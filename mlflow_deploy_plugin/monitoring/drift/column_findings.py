@@ -18,7 +18,7 @@ CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen"
 """The name of the check for each of the four figures in `threshold/null.py`, in the order of the figures."""
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""The limit of probability below which a constant column is drift, given the frequencies of values in the reference."""
+"""The probability, given the frequencies of values in the reference, below which a constant column is drift."""
 _FEW_WINDOWS = 19
 """The number of reference windows below which the steps are also checked for constant values. Without this check, a
 flag that changes every other week was called drifted in 10 % of the months after a reference of three months."""

@@ -349,7 +349,7 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if feature.kind == "category":  # Rows are unseen with the probability of a category that occurs once.
+    if feature.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
         known = feature.values[[value is not None for value in feature.values]]
         amounts = np.unique(known.astype(str), return_counts=True)[1]
         single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)

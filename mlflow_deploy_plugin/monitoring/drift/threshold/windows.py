@@ -165,8 +165,8 @@ class Contiguous(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Overlapping(WholeReferenceNull):
-    """Windows that begin at every step, each compared with only the windows that do not overlap it. When compared with
-    all windows, 21 % of weeks without drift were called drifted at a nominal 5 %. Overlapping windows are worth 1.5
+    """Windows that begin at every step, each compared with only the windows that do not overlap it. With overlapping
+    comparisons, 21 % of weeks without drift were called drifted at a nominal 5 %. Overlapping windows are worth 1.5
     times the number of disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for
     Dependent Data, 2003, section 5)."""
 
