@@ -160,7 +160,7 @@ class EndpointControl:
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 
     def _start(self, command: Command) -> EndpointSpec | None:
-        """Return the endpoint that the command loads, or None if it unloads an endpoint, which is saved immediately."""
+        """Return the endpoint that the command loads, or None for an unload, which is saved immediately."""
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         known = self._all_endpoints

@@ -185,7 +185,7 @@ class VersionResolver:
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
                 if model.rejection is not None and model.rejection.cause == "gate":
                     if model.target is not None and model.target.gate_status != resolution.gate_status:
-                        model.rejection = None  # The gate has a new verdict.
+                        model.rejection = None  # Retry, because the gate has a new verdict.
                     else:
                         waits_for_gate = True
                 model.error, model.poll_failures, model.target = None, 0, resolution

@@ -125,7 +125,7 @@ class Shipper:
                 failing, reason = f"the inference log {self.location.shown} cannot be written", str(failure)
                 break
         error = f"{failing}: {reason}" if failing else ""
-        if failing != self._failing:  # `reason` names a different file at each attempt.
+        if failing != self._failing:  # `error` may name a different file at each attempt.
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log can be written again")
             self._failing = failing
         self._failures = self._failures + 1 if error else 0

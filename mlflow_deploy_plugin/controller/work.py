@@ -34,7 +34,7 @@ Attempt = Callable[[], float]
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     """Return the first UTC time after `after` that matches a crontab line (`crontab_times`). Raises InvalidConfig."""
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-    # If an hour occurs twice (DST), `crontab_times` starts in the first, even if `after` is in the second.
+    # If an hour occurs twice (DST), `crontab_times` starts in the first hour, even if `after` is in the second hour.
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 

@@ -252,7 +252,7 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # These bytes only end `select`; `arrived` has the signals.
+                receiver.recv(_SIGNALS_AT_ONCE)  # The bytes only wake up `select`; the signals are in `arrived`.
             if not arrived:  # The handler has not run yet, so the caller must wait again.
                 return None
             arrived.remove(number := min(arrived))  # Ending signals, which have smaller numbers, come first.
@@ -330,7 +330,7 @@ class SupervisedChildren:
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C must reach only the supervisor, which stops its children in order.
-            preexec_fn=prepare,  # noqa: PLW1509 - safe, because the supervisor has one thread
+            preexec_fn=prepare,  # noqa: PLW1509 - forking is safe, because the supervisor has one thread
             stdin=subprocess.DEVNULL,
         )
         process.returncode = 0  # Let only `reap` reap the process, not Popen.

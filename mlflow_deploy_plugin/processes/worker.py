@@ -1,5 +1,5 @@
 """Worker processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
-Unlike a process of multiprocessing (spawn), a worker does not import the main module, so it needs no guard."""
+Unlike multiprocessing, a worker does not import the main module, so `if __name__ == "__main__"` is optional."""
 
 import contextlib
 import logging

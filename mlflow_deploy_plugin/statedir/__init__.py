@@ -14,7 +14,7 @@
     control.json        agent                       changes to the spec by commands, for the next start
     look                deployment → agent          a request to poll the registry now
     server.json         supervisor → everyone       process id, host, port
-    server.log          supervisor, workers, agent  their log
+    server.log          supervisor, workers, agent  their common log
     spool/              workers → agent             captured requests (`spool/`)
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted

@@ -263,7 +263,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
             try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` is quick.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # Outlast `is_locked`.
             except BlockingIOError:
                 raise AlreadyExists(f"a server is already running in the state folder {state_dir}") from None
             yield state_dir

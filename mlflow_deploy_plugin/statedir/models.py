@@ -34,7 +34,7 @@ class WantedVariant(State):
 
 
 class WantedEndpoint(State):
-    """The variants that have a version. `errors` has the other variants' reasons; any caller may read these."""
+    """The variants that have a version. `errors` explains why others do not; any caller may read these texts."""
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()

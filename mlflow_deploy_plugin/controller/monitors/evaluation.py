@@ -164,7 +164,7 @@ def _prepare() -> None:
     os.nice(_NICE)  # Let servers on this machine have priority.
     with contextlib.suppress(OSError):  # Only Linux has this file.
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    warnings.simplefilter("ignore")  # Hide warnings for the developers of libraries.
+    warnings.simplefilter("ignore")  # Hide libraries' warnings, which address developers.
     configure_logging(load_settings(), "monitor")
     from mlflow_deploy_plugin.registry import set_service_timeouts  # The parent process does not need this import.
 

@@ -202,9 +202,9 @@ def backfill(
 def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
     """Judge every due window of the monitor, oldest first, with alerts and retrainings as in the controller.
 
-    This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. It ends
-    after a failed attempt: the window is stored, and the next call retries it. If the pause after the attempt is not
-    over, the call yields the unjudged window, so that the second pod of a Job does not report success.
+    This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. The
+    function ends after a failed attempt: the window is stored, and the next call retries it. If the pause after the
+    attempt is not over, the call yields the unjudged window, so that the second pod of a Job does not report success.
 
     Raises:
         NotFound: the endpoint is not in the store, or does not have this monitor.

@@ -1,8 +1,8 @@
-"""The schedule of a monitor: the next window, the time at which this window may be judged, and its completeness.
+"""The schedule of a monitor: the next window, the time of its judgement, and the completeness of its rows.
 
 A window is due `grace` (for a monitor of labels: plus `labels_within`) after its end. If the monitor has a schedule,
-the window is due at the schedule's first time after this. A due window remains due, so a controller can catch up on
-missed windows. All functions depend only on times, the spec and the contents of the store.
+the window is due at the schedule's first time after that moment. A due window remains due, so a controller can catch up
+on missed windows. All functions depend only on times, the spec and the contents of the store.
 """
 
 import hashlib

@@ -202,7 +202,7 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig during the cool-down or if the budget is used up. Future retrainings are ignored."""
+    """Raise InvalidConfig during the cool-down or if the budget is used up. Retrainings in the future are ignored."""
     started = [retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now]
     if not started:
         return

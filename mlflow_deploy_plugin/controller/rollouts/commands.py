@@ -191,7 +191,7 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a controller to take the lease. Raises NotReady without one: the rollout would hang."""
+    """Wait for a controller to take the lease. Raises NotReady if no controller does: the rollout would hang."""
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:
