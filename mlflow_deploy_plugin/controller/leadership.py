@@ -107,7 +107,7 @@ def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
-    """Return a task that calls the function repeatedly, and logs its errors. It pauses for `seconds` between calls."""
+    """Return a task that calls the function repeatedly, with a pause of `seconds`, and logs errors of the function."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
