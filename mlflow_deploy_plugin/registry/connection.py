@@ -1,4 +1,4 @@
-"""The connection to MLflow: its client and timeouts, the translation of its errors, and limits for answers."""
+"""The connection to MLflow: the client, timeouts, limits for answers, and the translation of MLflow's errors."""
 
 import errno
 import os
@@ -38,9 +38,9 @@ _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _HTTP_FAILURE = re.compile(
     r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
 )
-"""The route, the status, and the beginning of a web page, for example from a proxy."""
+"""The message of MLflow's client about a web page instead of JSON: the route, the status, and the page's beginning."""
 _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
-"""The answer of an MLflow server about a file in its proxied artifact store."""
+"""The answer of an MLflow server about a file in an artifact store for which the server is the proxy."""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
 _UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")
@@ -67,7 +67,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # The pattern ends at the last
 
 
 def set_service_timeouts() -> None:
-    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables that are already set remain."""
+    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables that are already set are kept."""
     for variable, value in _SERVICE_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
@@ -76,7 +76,7 @@ class _NoRequestTimeout(AbstractContextManager[None]):
     """A context that removes the timeout of `set_service_timeouts` while at least one thread downloads files.
 
     MLflow's server fetches a complete file from its artifact store before it sends the first byte. The timeout applies
-    to the process, so during a download other calls have no timeout either.
+    to the process, so calls of other threads have no timeout during a download.
     """
 
     def __init__(self) -> None:
@@ -102,9 +102,9 @@ no_request_timeout = _NoRequestTimeout()
 
 @contextmanager
 def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
-    """Limit each answer that this context reads in the block. A longer answer closes its connection.
+    """Limit each answer that this context reads in the block. A longer answer closes the connection.
 
-    A read timeout limits only the pause between two packets, so a server could send a byte per second forever.
+    A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
     `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
     longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
     """
@@ -131,7 +131,7 @@ class _Deadline:
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise ProtocolError if the deadline passes within the block. ProtocolError replaces the read's error."""
+        """Raise ProtocolError if the deadline passes within the block, instead of the error that the read raises."""
         from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
 
         try:
@@ -146,7 +146,7 @@ class _Deadline:
 def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
     is_over.set()
     with suppress(OSError):  # The socket may already be closed.
-        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown would not interrupt a read.
+        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown does not end a read.
 
 
 @cache
@@ -167,14 +167,14 @@ def _extend_urllib3() -> None:
                     for piece in super().stream(amt, decode_content):
                         size += len(piece)
                         if size > self.most_bytes:
-                            self.close()  # Otherwise requests would read the rest of a redirect response.
+                            self.close()  # Without this, requests reads the rest of a redirect response.
                             raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
                         yield piece
             finally:
                 self.deadline.cancel()
 
         def drain_conn(self) -> None:
-            self.close()  # urllib3 would read the complete answer before a retry.
+            self.close()  # Without this, urllib3 reads the complete answer before a retry.
 
         def close(self) -> None:
             self.deadline.cancel()
@@ -202,7 +202,7 @@ def _extend_urllib3() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a child process: the same MLflow, default timeouts, and no run or experiment."""
+    """Return a child process's environment: with the same MLflow and default timeouts, without run or experiment."""
     import mlflow
 
     environment = {
@@ -265,20 +265,20 @@ def registry_client() -> "MlflowClient":
     except ValueError as error:
         raise InvalidConfig(str(error)) from None
     except MlflowException as error:
-        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the image `cpu` cannot open.
+        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
             raise InvalidConfig(
                 "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000"
             ) from None
         raise InvalidConfig(f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
 
 
-@cache  # MLflow's modules are patched once.
+@cache  # The cache lets the function patch MLflow's modules only once.
 def harden_mlflow_client() -> None:
     """Limit the answers that MLflow's client reads, and the hosts that receive its credentials.
 
-    The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. It sends MLflow credentials only
-    to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends them to the source of a
-    version or the folder of a run, and authors of models choose these addresses.
+    The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
+    credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
+    credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
     """
     from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils import rest_utils
@@ -319,7 +319,7 @@ def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
     import mlflow
     from mlflow.utils.uri import is_http_uri
-    from urllib3.util import parse_url  # requests uses this parser. Another parser may extract another host.
+    from urllib3.util import parse_url  # Use the parser of requests, because another parser may extract another host.
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
@@ -343,7 +343,7 @@ def redact_credentials(text: str) -> str:
 
 
 def redact_addresses(text: str) -> str:
-    """Remove the addresses of MLflow and its files from a text that is visible to any client of the server."""
+    """Remove the addresses of MLflow and of its files from a text that any client of the server can read."""
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
@@ -357,7 +357,7 @@ def ignore_warnings() -> None:
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Convert MLflow's and its store's errors to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
+    """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -371,7 +371,7 @@ def registry_errors(what: str) -> Iterator[None]:
 
 
 def _is_of_store(error: Exception) -> bool:
-    """Return True if the error comes from an artifact store, and not from MLflow's server."""
+    """Return True if an artifact store, and not MLflow's server, has caused the error."""
     from mlflow.exceptions import RestException
 
     if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
@@ -381,7 +381,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
-    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses these functions.
+    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses these functions too.
 
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -391,7 +391,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     address = registry_address()
     where = f"MLflow at {address}"
     if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
-        host = proxy.rpartition("@")[2]  # Omit the user and the password.
+        host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
         where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
@@ -403,7 +403,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
-    """Convert an error of an artifact store (empty: MLflow's server) into one line without credentials."""
+    """Return the error with a one-line message without credentials. An empty `store` means MLflow's server."""
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(f"{what}: the disk of this machine cannot be written: {full[1].strip()}")
@@ -417,10 +417,10 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
             return _registry_failure(what, error)
         store, account = f"the artifact store of MLflow at {registry_address()}", "the credentials of MLflow's server"
         code, text = answer[1], answer[2]
-    elif answered:  # The version's tag must not show a server's answer to the model's author.
+    elif answered:  # The model's author, who may choose the server, must not see its answer in a tag.
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
-    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be a database's greeting.
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be any server's greeting.
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"

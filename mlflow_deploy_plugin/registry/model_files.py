@@ -40,10 +40,10 @@ _PACKAGES = {
 def download(source: str, destination: Path) -> Path:
     """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return the folder of the MLmodel file.
 
-    Files that MLflow or Python writes when a model is loaded in place (`is_loading_trace`) are excluded.
+    Files that MLflow or Python writes when it loads a model in place (`is_loading_trace`) are not copied.
 
     Raises:
-        NotFound: the registry has the version, but its files do not exist.
+        NotFound: the files of the version do not exist.
         InvalidArtifact: one of the files is a link.
         InvalidConfig: MLflow has no artifact store for the scheme, or the path has a segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
@@ -61,7 +61,7 @@ def download(source: str, destination: Path) -> Path:
         try:
             shutil.copytree(folder, copied, symlinks=True)
         except shutil.Error as error:
-            _, _, reason = error.args[0][0]  # The first error is reported, such as a vanished file or a full disk.
+            _, _, reason = error.args[0][0]  # Report the first error, such as a full disk.
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
         except OSError as error:
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
@@ -87,7 +87,7 @@ def version_digest(source: str) -> str:
 def fetch_mlmodel(source: str) -> "Model":
     """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, and NotFound.
 
-    MLflow's `Model.load` leaves a copy in TMPDIR unless the source is a local folder.
+    This function replaces MLflow's `Model.load`, which leaves a copy in TMPDIR unless the source is a local folder.
     """
     from mlflow.models import Model  # The import takes a second, and few commands need it.
 
@@ -114,7 +114,7 @@ def _local_folder(location: str) -> Path | None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise InvalidArtifact unless all files are plain files. A link could expose any file of this machine."""
+    """Raise InvalidArtifact unless the folder has only plain files. A link could expose any file of this machine."""
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(parent, name)
@@ -127,7 +127,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder and return its copy. `what` names it in messages. Raises the errors of `download`."""
+    """Download a file or folder, called `what` in messages, and return the copy. Raises the errors of `download`."""
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
@@ -162,8 +162,8 @@ class LoggedColumns:
     """The columns of one or several models in the inference log.
 
     Attributes:
-        inputs: the input columns; empty if the signature has none, or if its only tensor has no name.
-        outputs: `prediction`, `output.NAME`; None if the MLmodel file does not list them (any flavor but onnxserve).
+        inputs: the input columns; empty if the signature has no inputs, or if the only tensor has no name.
+        outputs: the columns `prediction` and `output.NAME`; None if the MLmodel file lists no outputs (other flavors).
         dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
     """
 

@@ -25,10 +25,10 @@ _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
 """The end of the address of a model page in MLflow's UI."""
 _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
-"""A registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
+"""A URI of a registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 REGISTERED_META = "registered_model_meta"
-"""The file that MLflow adds to a downloaded version."""
+"""The file that MLflow adds to the files of a registered version when it downloads them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ModelURI:
     """A parsed model URI.
 
     Attributes:
-        name: the registered model; for other kinds the model id, run id, folder or complete URI.
-        selector: the stage, alias or version, KEY=VALUE of a tag, or the artifact path of a run; otherwise empty.
+        name: the name of a registered model; for other kinds of URIs, the model id, the run id, the folder or the URI.
+        selector: the stage, alias, version, KEY=VALUE of a tag, or artifact path in a run; for other URIs empty.
     """
 
     kind: URIKind
@@ -109,12 +109,12 @@ def parse_model_uri(model_uri: str) -> ModelURI:
 
 
 def missing_folder_message(text: str) -> str:
-    """Return the error message for a path that does not exist, with the URI that was probably intended."""
+    """Return the error message for a folder that does not exist, with the URI that the user probably meant."""
     path = absolute_path(text)
     if path.is_file():
         return f"{path} is a file; a model is a folder with an MLmodel file (mlflow_deploy_plugin.save_model writes it)"
     message = f"the folder {path} does not exist"
-    here = f"{absolute_path('.')}/"  # A deployment's path has already been made absolute.
+    here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
     text = text.removeprefix(here)
     registered = _REGISTERED.fullmatch(text)
     if registered is None:
@@ -151,7 +151,7 @@ def registered_meta(folder: Path) -> dict[str, str]:
         text = (folder / REGISTERED_META).read_text()
     except (OSError, ValueError):
         return {}
-    import yaml  # The import is only needed for such folders.
+    import yaml  # Only a folder with this file needs the import.
 
     from mlflow_deploy_plugin.runtime import load_yaml
 

@@ -6,8 +6,8 @@
 | one alias                       | `get_model_version_by_alias`                                             |
 | each tag                        | `search_model_versions` for the newest version with the tag              |
 
-No lookup reads every version, because a model may have thousands with many tags. MLflow's `get_latest_versions` would
-make a second call. For a version that passed its gate without an evaluation, another call reads the model's policy.
+No lookup reads every version, because a model may have thousands of versions. MLflow's `get_latest_versions` would make
+a second call. If a version passed its gate without an evaluation, another call reads the policy of the model.
 """
 
 import re
@@ -53,11 +53,11 @@ class ResolvedModel:
 
     Attributes:
         name: the registered model, the logged model, or otherwise the last part of the path.
-        version: the registry's number or the model id. It is empty for a path, a URI or a run's artifact: the agent
-            reads the `model_id` from the MLmodel file after the download.
+        version: the registry's number or the model id. Empty for a path, a URI or a run's artifact, of which the agent
+            reads the `model_id` from the downloaded MLmodel file.
         source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
         followed: True if the URI can move to another version (a stage, an alias or a tag).
-        aspects: stage, alias, tag, gate, run_id, model_id, parity and git_commit, if they are known.
+        aspects: the values of stage, alias, tag, gate, run_id, model_id, parity and git_commit that are known.
         registered_at: milliseconds since 1970; 0 if the version is not registered.
     """
 
@@ -71,7 +71,7 @@ class ResolvedModel:
     registered_at: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig for control characters. MLflow allows them, but names are used in headers and logs."""
+        """Raise InvalidConfig for control characters, which MLflow allows. Names are written to headers and logs."""
         for what, text in (("name", self.name), ("version", self.version)):
             if _CONTROL.search(text):
                 raise InvalidConfig(
@@ -88,7 +88,7 @@ Resolution = ResolvedModel | OnnxserveError
 
 
 def resolve(model_uri: str) -> ResolvedModel:
-    """Look up the version that the URI currently selects, with one call to the registry (none for a folder).
+    """Look up the version that the URI currently selects, with one call to the registry (no call for a folder).
 
     Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
     """
@@ -143,7 +143,7 @@ def check_registered_name(model: str) -> str:
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:
-    """Return a version of a registered model. Raises InvalidConfig for a bad name or number, NotFound if missing."""
+    """Return a version of a registered model. Raises InvalidConfig for a bad name or number, and NotFound."""
     check_registered_name(model)
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
@@ -169,7 +169,7 @@ def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> Re
 
 
 def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
-    """Return the gate status of a version. A pass without an evaluation is void if the policy has a dataset."""
+    """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
     status = gate_status_of(tags)
     if status.state != PASSED_WITHOUT_EVALUATION:
         return status
@@ -189,7 +189,7 @@ def _non_empty(**aspects: str | None) -> dict[str, str]:
 
 
 def _find_version(uri: ModelURI) -> "ModelVersion | None":
-    """Return the version, or None if it does not exist. If several match, the highest number is used, as in MLflow."""
+    """Return the version that the URI selects, or None. Of several versions, return the highest, as in MLflow."""
     client = registry_client()
     try:
         with registry_errors(f"model {uri.name}"):
@@ -228,7 +228,7 @@ def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 def _newest_versions(
     client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
 ) -> "list[ModelVersion]":
-    """Return the versions with the highest numbers in descending order; if `tag` is set, only versions with the tag."""
+    """Return the versions with the highest numbers in descending order; with `tag`, only versions with this tag."""
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
     return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
 
@@ -248,7 +248,7 @@ def _quoted(text: str) -> str:
 def _not_found_message(uri: ModelURI) -> str:
     """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
 
-    In the second case it also contains the registry: without MLFLOW_TRACKING_URI, this is a file in the current folder.
+    In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
     """
     import mlflow
 
@@ -296,7 +296,7 @@ class BatchResolver:
         self._looked_at_again: set[tuple[str, str]] = set()
 
     def look_again(self, resolved: ResolvedModel) -> None:
-        """Fetch this version in each call, because its verdict is for other files and may be replaced."""
+        """Fetch this version in each later call: its verdict, which is for other files, may be replaced."""
         self._looked_at_again.add((resolved.name, resolved.version))
 
     def resolve(self, model_uris: Iterable[str]) -> dict[str, Resolution]:
@@ -315,7 +315,7 @@ class BatchResolver:
                 with registry_errors(f"model {name}"):
                     versions = self._find_versions(name, list(parsed.values()))
             except (NotFound, InvalidConfig):
-                versions = {}  # Each URI is looked up separately for a message with the existing versions.
+                versions = {}  # Look up each URI separately, for an error message with the existing versions.
             except OnnxserveError as error:
                 resolutions |= dict.fromkeys(uris, error)
                 continue

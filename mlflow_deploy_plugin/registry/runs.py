@@ -1,6 +1,6 @@
-"""MLflow runs: logging to the project's run or to a new run, tags, and metrics in batches.
+"""MLflow runs: logs to the project's run or to a new run, tags, and metrics in batches.
 
-MLflow does not have unique keys. Therefore an `IdempotentRun` is identified by tags, and a process searches for the run
+MLflow does not have unique keys. Therefore tags identify an `IdempotentRun`, and a process searches for these tags
 before it creates a run. If two processes create a run at the same time, each process searches again after the creation
 and after all content is logged. Both then choose the same primary run: the oldest complete run, otherwise the oldest
 run.
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
 _PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets this variable for the process of a project.
-_MAX_METRICS = 1000  # MLflow's limit per call.
+_MAX_METRICS = 1000  # MLflow's limit of metrics per call.
 SUPERSEDED = "onnxserve.superseded_by"
 """The tag of a superseded run, with the id of the primary run."""
 _TIMES = "onnxserve.reported"
-"""The tag with the number of times that the run was started."""
+"""The tag of a run with the number of starts of the run."""
 EVALUATED_TAG = "onnxserve.evaluated"
 """The tag of a run with the evaluations of a logged model that has no run. The value is the id of the model."""
 _MAX_RUNS = 50
@@ -59,7 +59,7 @@ def log_run(
     experiment_id: "Callable[[MlflowClient], str]",
     log_content: "Callable[[MlflowClient, str], None]",
 ) -> LoggedRun:
-    """Log to the run of the MLflow project of this process (`mlflow run . -e …`), or to a new run.
+    """Log to the run of the MLflow project that started this process (`mlflow run . -e …`), or to a new run.
 
     `experiment_id` is called only for a new run. A new run ends as FAILED if `log_content` (client, run id) fails.
     """
@@ -81,9 +81,9 @@ def log_run(
 
 @dataclass(frozen=True)
 class ModelRun:
-    """The run of a model: the run that logged the model, otherwise a run in its experiment for its evaluations.
+    """The run of a model: the run that logged the model, otherwise a run for evaluations in the model's experiment.
 
-    `run_id` is empty if the run must still be created, `model_id` if no logged model exists.
+    `run_id` is empty if the run must still be created, and `model_id` is empty if no logged model exists.
     """
 
     run_id: str
@@ -108,7 +108,7 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run of a model. Raises InvalidConfig if it was never logged, and NotFound if it is missing."""
+    """Return the run of a model. Raises InvalidConfig if the model was never logged, NotFound if the run is missing."""
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
         raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so it has no run to log to")
@@ -118,7 +118,7 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
         known = client.get_logged_model(model_id)
-        # Use MLflow's id, because over REST the id `m-1?` in a file would select m-1.
+        # Use the id that MLflow returned, because over REST the id `m-1?` in a file would select m-1.
         model_id, experiment_id = str(known.model_id), str(known.experiment_id)
         runs = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
     return ModelRun(str(runs[0].info.run_id) if runs else "", experiment_id, model_id)
@@ -146,10 +146,10 @@ def log_flavor(
     tags: Mapping[str, object] | None = None,
     **options: object,
 ) -> "ModelInfo":
-    """Log a model with the arguments of `mlflow.models.Model.log`. It is registered if a name is set.
+    """Log a model with the arguments of `mlflow.models.Model.log`, and register the model if a name is set.
 
-    With a server older than MLflow 3, it becomes an artifact of `run_id` or a new run. A suffix is added to the path
-    `name` if the run already has files there. Options for logged models are ignored.
+    With a server older than MLflow 3, the model becomes an artifact of `run_id` or a new run. A suffix is added to the
+    path `name` if the run already has files there. Options for logged models are ignored.
     """
     import mlflow
     from mlflow.models import Model
@@ -181,14 +181,14 @@ def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
 
 
 def get_or_create_experiment(client: "MlflowClient", name: str) -> str:
-    """Return the id of the experiment. It is created or restored if necessary."""
+    """Return the id of the experiment, which is created or restored if necessary."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             return str(client.create_experiment(name))
-        except MlflowException:  # Another process created it at the same time.
+        except MlflowException:  # Another process created the experiment.
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
@@ -207,7 +207,7 @@ def log_metrics(
 ) -> None:
     """Log names and values as metrics of the run, and of the model if this tracking server has the model.
 
-    `at_ms` is in milliseconds since 1970. If values have the same name and time, MLflow shows the highest `step`.
+    `at_ms` is in milliseconds since 1970. For equal names and times, MLflow shows the highest `step`.
     """
     from mlflow.entities import LoggedModelInput, Metric
     from mlflow.exceptions import MlflowException
@@ -226,7 +226,7 @@ def log_metrics(
 
 
 def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run. In MLflow 3.17, `set_tag` would fail if two processes set the same tag at the same time."""
+    """Set tags of a run. MLflow 3.17's `set_tag` would fail if two processes set the same tag at the same time."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -238,7 +238,7 @@ def project_run_id() -> str | None:
 
 @dataclass(frozen=True)
 class IdempotentRun:
-    """The run of one subject. The tags `identity` (without quotes) identify the subject. The tag `done` is set last."""
+    """The run of one subject, which the tags `identity` (without quotes) identify. The tag `done` is set last."""
 
     what: str
     experiment: str
@@ -315,7 +315,7 @@ class IdempotentRun:
         return project_run_id() or str((runs or [run])[0].info.run_id)
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
-        """Return the runs of this subject that are not superseded. The primary run is the first."""
+        """Return the runs of this subject that are not superseded. The first run is the primary run."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
         found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
         runs = [run for run in found if SUPERSEDED not in run.data.tags]

@@ -12,17 +12,17 @@ from mlflow_deploy_plugin.registry.connection import registry_client, registry_e
 ERROR_TAG = "onnxserve.error"
 
 GATE_TAG = "onnxserve.gate"
-"""A `VerdictState` or `forced`. A version without this tag has not been through the gate."""
+"""The state of the gate's verdict: a `VerdictState` or `forced`. A version without this tag was not judged."""
 VerdictState = Literal["passed", "passed without an evaluation", "failed"]
 PASSED_WITHOUT_EVALUATION: VerdictState = "passed without an evaluation"
 """The state of a version that was judged without labelled rows."""
 PASSED_STATES = ("passed", PASSED_WITHOUT_EVALUATION, "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
-"""One line: the failed check, the passed checks, or the reason and the person who forced the version."""
+"""The reason for the state in one line: the failed check, the passed checks, or who forced the version and why."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
 """The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""The version with which the gate compared, e.g. models:/flight-delay/6; empty if there was no comparison."""
+"""The version that the judged version was compared with, e.g. models:/flight-delay/6; empty without a comparison."""
 GATE_AT_TAG = "onnxserve.gate.at"
 """The time of the verdict, such as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
@@ -41,19 +41,19 @@ DATA_DIGEST_TAG = "onnxserve.training.data"
 CAUSE_TAG = "onnxserve.cause"
 """The reason for the training, as a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
-"""The state of a retrained version: `proposed`, `left`, or the rollout that deploys it."""
+"""The state of a retrained version: `proposed`, `left`, or the rollout that deploys the version."""
 
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
-"""The version (models:/old/3) or path that a version was made from. It is set on the version and its logged model."""
+"""The version (models:/old/3) or path that a version was made from. The version and its logged model have this tag."""
 
 OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
-"""The version that this smaller or faster form was made from, as models:/X/3."""
+"""The version that this optimized (smaller or faster) version was made from, as models:/X/3."""
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
 """The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
 
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
-"""The number of characters of a description that every MLflow store supports."""
+"""The maximum number of characters of a description that all MLflow stores support."""
 
 _BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
 # If the end mark is missing, the section ends after its table lines and empty lines.
@@ -104,7 +104,7 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
 
 
 def names_dataset(policy: str) -> bool:
-    """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or if it is not valid."""
+    """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or is not valid."""
     from mlflow_deploy_plugin.runtime import load_yaml  # The import takes 0.25 s.
 
     try:
@@ -130,13 +130,13 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
 
 
 def untag_version(name: str, version: str, key: str) -> None:
-    """Delete a tag of a registered version, if it exists. Raises NotFound if the version does not exist."""
+    """Delete a tag of a registered version, if the tag exists. Raises NotFound if the version does not exist."""
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
 
 
 def write_description_section(name: str, version: str, lines: list[str]) -> None:
-    """Replace onnxserve's section of the description by as many table lines as fit. Raises NotFound."""
+    """Replace onnxserve's section of the description with as many of the table `lines` as fit. Raises NotFound."""
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
         before = client.get_model_version(name, version).description or ""
@@ -146,7 +146,7 @@ def write_description_section(name: str, version: str, lines: list[str]) -> None
 
 
 def with_description_section(description: str, lines: list[str]) -> str:
-    """Return the description with the section at its end, or without the section if no line fits."""
+    """Return the description with onnxserve's section at the end, or without this section if no line fits."""
     own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
     kept: list[str] = []

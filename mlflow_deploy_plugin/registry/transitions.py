@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent, Store
 
 STARTED_AT = "begun"
-"""The key for the start time in the detail of a promotion or rollback event; `at` is the end time."""
+"""The key of the start time in the detail of a promotion or rollback event. The event's `at` is the end time."""
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
@@ -35,7 +35,7 @@ _ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages.
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
     """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
 
-    If `limit` is set, only the newest events are returned. Do not collect all events in memory.
+    If `limit` is set, only the newest events are returned. The trail may not fit in memory.
     """
     newest_first = limit is not None
     streams = [store.events(endpoint, model, newest_first=newest_first)]
@@ -78,7 +78,7 @@ def event_as_json(event: "AuditEvent") -> str:
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
-    """Return the registered models that an endpoint serves or last served; None if its spec is missing or too new."""
+    """Return the registered models that an endpoint serves or last served; None if the spec is missing or too new."""
     with suppress(InvalidConfig):
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
@@ -126,7 +126,7 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
-    """Return the version that now has the stage or alias, or None. Raises NotFound if the model does not exist."""
+    """Return the version that now has the stage or alias, or None. Raises NotFound if there is no such model."""
     if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{number}")
     with registry_errors(f"model {model}"):
@@ -173,7 +173,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
-    """Move the version to the stage or the tag, and remove the earlier versions from it."""
+    """Move the version to the stage or tag, and remove the earlier versions from the stage or tag."""
     name, before = uri.name, _selected(client, uri)
     if before.keys() == {version}:
         return
@@ -219,7 +219,7 @@ def _superseded(
 
 @dataclass(frozen=True)
 class PreviousVersion:
-    """The version that was served before another version, and the source of this information."""
+    """The version that was served before a later version, and the source of this information."""
 
     version: str
     source: str
@@ -249,7 +249,7 @@ def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = N
 
 
 def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
-    """Return why a rolled-back version is not promoted to a served stage or alias; empty if it may be promoted."""
+    """Return why a rolled-back version is not promoted to a served stage or alias; empty if the move is allowed."""
     if not place.is_served_from or ROLLED_BACK_TAG not in tags:
         return ""
     return (
