@@ -1,4 +1,4 @@
-"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list of these names."""
+"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list of the dotted names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -36,12 +36,12 @@ _EXPECTED = {
 _NOT_BY_NAME = {
     "api_version",
     "name",
-    "variants.NAME.model",  # set by -m
-    "monitors.NAME.retrain.parameters",  # a mapping, only in a spec file
+    "variants.NAME.model",  # `-m` sets the model.
+    "monitors.NAME.retrain.parameters",  # Only a spec file can contain a mapping.
 }
 """The fields that `-C` does not accept."""
 _TABLES = {"container.environment", "container.secrets", "container.secret_files"}
-"""The fields that map names to texts. Each key has a dotted name."""
+"""The fields that map names to texts. Each key of such a field has a dotted name."""
 _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
@@ -55,12 +55,12 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
 }
-"""The parts of a spec by the prefix of their fields. A field that contains a part has no dotted name."""
+"""The parts of a spec by the prefix of their dotted names. A field that contains a part has no dotted name."""
 _RETRAIN = ".retrain."
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
-    """Return the endpoints of a YAML text, one per document. They share the server that the first document describes.
+    """Return the endpoints of a YAML text, one per document. All endpoints share the server of the first document.
 
     Raises InvalidConfig for any other text. With `may_be_empty`, an endpoint may have no variants.
     """
@@ -97,7 +97,7 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
 
 
 def validate_spec(document: object) -> EndpointSpec:
-    """Return the spec from a document of plain values. Raise InvalidConfig with the name of an invalid field."""
+    """Return the spec from a document of plain values. Raise InvalidConfig, with the field, if a field is not valid."""
     if not isinstance(document, Mapping):
         raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
     try:
@@ -135,7 +135,7 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
 
 
 def _type_name(annotation: object) -> str:
-    """Return the type of a field for help texts, e.g. `int`, or the allowed values."""
+    """Return the type of a field, e.g. `int`, or the allowed values, for help texts."""
     kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
     if get_origin(kinds[0]) is Literal:
         kinds = list(get_args(kinds[0]))
@@ -147,13 +147,13 @@ def _type_name(annotation: object) -> str:
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
 ) -> EndpointSpec:
-    """Return the endpoint `name` with a single variant (default: the same name) and the changes of `apply_config`."""
+    """Return the endpoint `name` with one variant (default: of this name) and with `config`, as in `apply_config`."""
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
-    """Return the endpoint `name` without a variant, which cannot be served yet. Raises InvalidConfig."""
+    """Return the endpoint `name` without a variant. Such an endpoint cannot be served. Raises InvalidConfig."""
     return validate_spec({"name": name, "variants": {}})
 
 
@@ -164,7 +164,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     """
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
-        document.pop("sticky", None)  # Only one of header and key may be set.
+        document.pop("sticky", None)  # `config` replaces the key or header: only one may be set.
     known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
@@ -172,7 +172,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         if len(path) == 3 and ".".join(path[:2]) in _TABLES:
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
-        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # defined by the project
+        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # a parameter of the project
         if not (field in known or is_model or is_parameter):
             hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
             raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

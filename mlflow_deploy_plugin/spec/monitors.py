@@ -1,7 +1,7 @@
 """The parts of a spec for monitors and for the retraining that an alarm starts.
 
 A monitor's `require` and a rollout's `--abort-on` share the syntax of conditions: `accuracy>=0.8`,
-`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. The two options have different names and units.
+`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. Each of these options has its own names and units.
 """
 
 import re
@@ -67,7 +67,7 @@ def parse_condition(text: str) -> Condition | None:
 
 @dataclass(frozen=True)
 class MonitorMetric:
-    """A metric for requirements. `sign` is >= if higher is better. `argument` is the kind of the name in brackets."""
+    """A metric for requirements. `sign` is >= if higher is better. `argument` is the kind of name in brackets."""
 
     scale: Scale
     sign: Literal[">=", "<="]
@@ -122,7 +122,7 @@ class Requirement:
         return cls(text, condition.name, condition.argument, condition.sign, value)
 
     def holds(self, value: float) -> bool:
-        """Return True if the value of the metric meets the requirement. NaN does not meet it."""
+        """Return True if the value of the metric meets the requirement. NaN never meets a requirement."""
         return _COMPARE[self.sign](value, self.value)
 
 
@@ -165,17 +165,17 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
         ("missing", "unseen", "out_of_range"), MonitorMetric("share", "<=", argument="column")
     ),
 }
-"""The metrics for the `require` of a monitor, by kind."""
+"""The metrics for the `require` of a monitor, by kind of monitor."""
 
 KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
-"""The kinds that compare the sketches of a window and a reference."""
+"""The kinds of monitors that compare the sketches of a window and of a reference."""
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "reference": KINDS_WITH_REFERENCE,
     "columns": KINDS_WITH_REFERENCE,
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
-"""The fields that only some kinds use. Other kinds refuse these fields."""
+"""The fields that only some kinds of monitors use. All other kinds of monitors refuse the fields."""
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""

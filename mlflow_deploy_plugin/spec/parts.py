@@ -166,7 +166,7 @@ class ServerSpec(SpecPart):
 
     @property
     def stop_seconds(self) -> int:
-        """The timeout of a stop: for the requests in flight, and for the agent to ship captured rows."""
+        """The timeout for stopping the server: for the requests in flight, and for the agent to ship captured rows."""
         return self.graceful_timeout_seconds + _SHIP_SECONDS
 
     @property

@@ -52,9 +52,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_DAYS = 3660
 """Ten years, the longest duration that a monitor may use."""
 _PAIRS = 2.0
-"""The number of window pairs to read, as a multiple of 1 / rate: 40 pairs for 5 %."""
+"""The number of window pairs to read, as a multiple of 1 / false alarm rate: 40 pairs for 5 %."""
 SMALLEST_ROLLING_RATE = 0.002
-"""The smallest rate that the stored counts of the log support (`monitoring/drift/references/windows.py`)."""
+"""The smallest false alarm rate that the log's stored counts support (`monitoring/drift/references/windows.py`)."""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -114,7 +114,7 @@ def duration_seconds(duration: str) -> int:
 
 
 def duration_text(seconds: int) -> str:
-    """Return a duration as a multiple of the largest possible unit, e.g. `"7d"`."""
+    """Return a duration as a text with a whole number of the largest possible unit, e.g. `"7d"`."""
     unit = max((key for key in _SECONDS if seconds % _SECONDS[key] == 0), key=_SECONDS.__getitem__)
     return f"{seconds // _SECONDS[unit]}{unit}"
 
@@ -128,7 +128,7 @@ def split_list(value: object) -> object:
 def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
     """Return the text below each field of a class, by field name.
 
-    The source is read on demand, because pydantic's `use_attribute_docstrings` delays each process by 25 ms.
+    The source file is read on demand, because pydantic's `use_attribute_docstrings` delays each process by 25 ms.
     """
     (declared,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(declared, ast.ClassDef)
@@ -152,7 +152,7 @@ class SpecPart(BaseModel):
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
-    """Return the length of the log before a window that `rolling:LAG` reads to compare pairs of windows."""
+    """Return the span of the log that `rolling:LAG` reads before a window, to compare pairs of windows."""
     pairs = ceil(_PAIRS / max(false_alarm_rate, SMALLEST_ROLLING_RATE))
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))
 
@@ -161,7 +161,7 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
     """Return the period of the log whose rows define the bins of a `rolling:` reference that reads `span` of the log.
 
     The period is the span before the last change of the bins, or the first span if the log is younger. The bins change
-    only once every four spans, so that many windows use the stored counts of each hour.
+    only once every four spans, so that the stored counts of an hour serve many windows.
     """
     era = _SPANS_AN_ERA * span
     turn = _EPOCH + (start - _EPOCH) // era * era
@@ -169,7 +169,7 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
 
 
 def validate_reference(text: str) -> str:
-    """Return the reference. Raise ValueError if its window is malformed or its lag is longer than `LONGEST_DAYS`."""
+    """Return the reference. Raise ValueError if the reference has a malformed window, or a lag above `LONGEST_DAYS`."""
     kind, _, rest = text.partition(":")
     if kind == "rolling":
         validate_length(rest)
@@ -200,28 +200,28 @@ def validate_lag(lag: str, every: str) -> None:
 
 
 def validate_crontab(text: str) -> str:
-    """Return the line unchanged. Raises like `crontab_times`."""
+    """Return the crontab line unchanged. Raises like `crontab_times`."""
     crontab_times(text, _EPOCH)
     return text
 
 
 def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
-    """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, with the rules of Debian's cron.
+    """Return the times of a crontab line like `15 6 * * 1-5` after `after`, in the zone of `after`, as Debian's cron.
 
-    Sunday is 0 and 7. If both a day of the month and a day of the week are specified, either of them matches. If a
+    Sunday is 0 and 7. If the line has a day of the month and a day of the week, a day matches by either of them. If a
     clock change skips a time, the time is moved after the change. If a clock change repeats a time, the time occurs
-    once, unless the hour is an asterisk. Raises ValueError if a field cannot be read, or the line has no day.
+    once, unless the hour is an asterisk. Raises ValueError if a field cannot be read, or if no day matches the line.
     """
     try:
         if len(text.split()) != 5:
             raise CronSimError("five fields are expected")
-        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)  # In fri-sun, CronSim needs 7.
+        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)  # CronSim accepts fri-7, not fri-sun.
     except CronSimError as error:
         raise ValueError(f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5") from None
 
 
 def load_time_zone(name: str) -> ZoneInfo:
-    """Return the time zone. Raise InvalidConfig if it is not in the database of this machine."""
+    """Return the time zone. Raise InvalidConfig if the time zone is not in the database of this machine."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
