@@ -88,7 +88,7 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
 
 
 def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
-    """Return relative name → file of a folder or a bucket; empty if the folder does not exist."""
+    """Return the files of a folder or a bucket (relative name → file); empty if the folder does not exist."""
     selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
     entries = location.filesystem.get_file_info(selector)
     return {
@@ -97,7 +97,7 @@ def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
-    """Raise InvalidConfig if an input link leads to its own parent folder, because Linux follows it 40 times."""
+    """Raise InvalidConfig if an input link leads to one of its parent folders: Linux would follow it 40 times."""
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
             if path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents):
@@ -142,7 +142,7 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or continue its existing batch. Return the finished files. Raises like `run_batch`."""
+        """Write the manifest, or continue an existing manifest. Return the finished files. Raises like `run_batch`."""
         manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists for the comparison.
         try:
             files = {*_list_files(self._location)}
@@ -199,7 +199,7 @@ class BatchOutput:
 
 
 def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how the batch `known` differs, or "". An input file may change until its predictions have been written."""
+    """Return how `known` differs from `manifest`, or "". An input file may change until its predictions are written."""
     for field in ("digest", "name", "version"):
         old, new = known["model"].get(field), manifest["model"].get(field)
         if old != new:

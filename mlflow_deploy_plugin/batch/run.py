@@ -189,7 +189,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            with suppress(Empty):  # Use a queue, because waiting for all futures checks each of them each time.
+            with suppress(Empty):  # With a queue, the end of a job does not cost a check of all futures.
                 while True:
                     future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()

@@ -172,13 +172,13 @@ def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.T
 
 
 def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
-    """Return True if the model takes a column: an input's name, or, for unnamed inputs, any name not in `keep`."""
+    """Return True if the column `name` is an input. If inputs are unnamed, every column not in `keep` is an input."""
     has_names = bool(schema.columns) or any(tensor.name in schema.names and tensor.name for tensor in schema.tensors)
     return name in schema.names if has_names else name not in keep
 
 
 def input_types(schema: Schema) -> dict[str, pa.DataType]:
-    """Return column of the signature → the Arrow type of its values in JSON."""
+    """Return the Arrow type that represents each column of the signature in JSON, by column name."""
     return {column.name: _arrow_type(COLUMN_TYPES[column.type]) for column in schema.columns}
 
 
@@ -189,7 +189,7 @@ def _arrow_type(dtype: str) -> pa.DataType:
 def typed(table: pa.Table, schema: Schema) -> pa.Table:
     """Return the table with texts converted to the signature's types, as for CSV requests. Raises SchemaMismatch."""
     kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
-    if schema.tensors:  # All columns are parts of one tensor of one type.
+    if schema.tensors:  # All columns are parts of one tensor, so they have its type.
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
     for position, name in enumerate(table.column_names):
         dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))

@@ -60,7 +60,7 @@ _GROUPS = {
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
-"""A group in `--help` → its commands → the module of the command in `cli`, and its help line."""
+"""A group of commands in `--help` → the name of a command → its module in `cli`, and its help line."""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
@@ -128,7 +128,7 @@ class _LazyCommands(Commands):
                 raise
             _fail(f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # This includes stdout.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # A write to stdout may also cause this error.
                 raise
             _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:

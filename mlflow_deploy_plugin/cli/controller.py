@@ -229,7 +229,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, last_printed, printed_at = begun, ("", -1, ""), 0.0
-    with _working(run) if begun.is_live else nullcontext():  # An ended rollout needs no controller.
+    with _working(run) if begun.is_live else nullcontext():  # An ended rollout does not need a controller.
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun

@@ -446,7 +446,7 @@ def _judge_window(
         monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "EvaluatedWindow":
-            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # Imports then take seconds.
+            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # The next imports take seconds.
             return _judge(request)
 
         stored, evaluated = run_window(deployments, monitor, parsed, judge, engine)

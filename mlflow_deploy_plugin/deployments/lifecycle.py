@@ -166,7 +166,7 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start a deployment's server if it is not running. Raises like `update`, and without a deployment."""
+        """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
         endpoint_name = self._find_server(name)
         with self._endpoints.lock(endpoint_name):
             stored = self._require(endpoint_name)
@@ -203,7 +203,7 @@ class Deployments:
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """Complete open requests, and delete the endpoint and its deployments. Return False if it is missing."""
+        """Complete open requests, then delete the endpoint and its deployments. Return False if no endpoint exists."""
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))

@@ -109,7 +109,7 @@ def original_document(inputs: object) -> object:
     path = context.params.get("input_path")
     try:
         document = orjson.loads(Path(path).read_bytes()) if path else None
-    except (OSError, orjson.JSONDecodeError):  # Only pandas reads URLs, compressed files and NaN.
+    except (OSError, orjson.JSONDecodeError):  # Leave URLs, compressed files and NaN to pandas.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
         # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1, "1": 3}}.

@@ -1,4 +1,4 @@
-"""HTTP requests to servers on this machine: one session class, and the conversion of their errors."""
+"""HTTP requests to servers on this machine: one session class, and the conversion of server errors."""
 
 import time
 import warnings

@@ -43,11 +43,11 @@ class VersionCounters:
     """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the number of answered requests / of unsuccessful responses.
+        requests / errors: the number of answered requests / the number of unsuccessful responses.
         timed: upper bound in seconds → the number of requests within the bound, without explanations.
-        same / different: the number of rows for which the prediction of a shadow is the caller's / is different. A
+        same / different: the number of rows for which a shadow's prediction is the same / is different. A
             request that the shadow could not answer counts as one different row.
-        refused: the number of requests whose input was refused (4xx).
+        refused: the number of responses with a client error (4xx).
     """
 
     requests: float = 0
@@ -94,7 +94,7 @@ class VersionCounters:
 
 
 CountersByVersion = Mapping[tuple[str, str], VersionCounters]
-"""(variant, version) → its counters."""
+"""The counters of an endpoint: (variant, version) → counters."""
 _Version = tuple[str, str, str, str]
 """The names of an endpoint, a variant and a registered model, and a version."""
 
@@ -142,7 +142,7 @@ class CountedInterval:
 
     Attributes:
         at: the end of the interval in seconds since 1970, by the server's clock.
-        counters: (endpoint, variant, model, version) → its counts, without shadows.
+        counters: the counts without shadows: (endpoint, variant, model, version) → counts.
         labels: the number of accepted labels for all endpoints of the server.
     """
 

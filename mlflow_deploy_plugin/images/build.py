@@ -87,7 +87,7 @@ def planned_image(
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # With a digest of the contents in its name, an existing image is reused for equal contents.
+        # The name contains a digest of the contents, so that an existing image is reused for equal contents.
         digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
@@ -105,7 +105,7 @@ def planned_image(
                     f"{model_uri} has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
                     "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
                 )
-            if resolved.version:  # `download` omits this file of MLflow.
+            if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)

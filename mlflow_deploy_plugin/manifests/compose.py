@@ -1,6 +1,6 @@
 """An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the spec.
 
-The folder is mounted instead of its file, because the container would not see a replaced single file.
+The folder is mounted, because a container does not see the replacement of a single mounted file.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
-            "start_period": "10m",  # The server fetches and loads models in this time.
+            "start_period": "10m",  # The server fetches and loads models in this period.
         },
         "restart": container.restart,
         "stop_grace_period": f"{server.stop_seconds}s",

@@ -1,4 +1,4 @@
-"""An endpoint as a systemd unit, which runs the server with a dedicated user id and minimal rights, and a spec.
+"""An endpoint as a spec and a systemd unit, which runs the server with a dedicated user id and minimal rights.
 
 systemd reads secrets, secret files and TLS files, which may be readable only by root, and passes them to the server as
 credentials (systemd.exec(5)).

@@ -193,7 +193,7 @@ def main(path: Path) -> int:
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
-        # The traceback of any other exception is logged. The console shows the last line of this log.
+        # For an exception of another type, the traceback is logged, and the console shows the last line of the log.
         if not isinstance(error, MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
@@ -209,7 +209,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
     remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
     for server in servers:
         try:
-            trusted = get_default_host_creds(server).verify  # Verify certificates like MLflow.
+            trusted = get_default_host_creds(server).verify  # Verify certificates like MLflow's client.
             if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code != 403:
                 return server
         except requests.exceptions.SSLError:

@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of the server.
+_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of its WSGI or ASGI server.
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _FOLDER = "console"
@@ -163,9 +163,9 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
 
 @cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
 def _compare_versions_as_numbers() -> None:
-    """Make MLflow pass the version as a number to its store when a version moves to a stage; 3.17 passes a string.
+    """Make MLflow pass a number instead of a string to its store as the version that moves to a stage.
 
-    To archive other versions, MLflow compares this string with an integer column, which fails with psycopg 3.
+    To archive other versions, MLflow 3.17 compares the string with an integer column, which fails with psycopg 3.
     """
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
@@ -235,13 +235,13 @@ class _Console:
         events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
         pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
         pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
-        first = next(pieces, "")  # Before the response, a store error sets its status.
+        first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
         def content() -> Iterator[str]:
             yield first
             try:
                 yield from pieces
-            except OnnxserveError as error:  # Mark an incomplete response.
+            except OnnxserveError as error:  # The last line marks an incomplete response.
                 yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
 
         return Response(stream_with_context(content()), 200, content_type="application/x-ndjson; charset=utf-8")
@@ -306,7 +306,7 @@ class _Console:
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
-        if request.remote_addr:  # With a Unix socket, it is empty, and SERVER_NAME is the Host header.
+        if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
         if request.host in (get_allowed_hosts_from_env() or ()):

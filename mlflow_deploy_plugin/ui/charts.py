@@ -147,7 +147,7 @@ def since_axis(begin: datetime, seconds: float) -> TimeAxis:
 
 
 def nice_top(value: float) -> float:
-    """Return the top of a value axis for this largest value. The top and its half are short numbers."""
+    """Return the top of a value axis whose largest value is `value`. The top and its half are short numbers."""
     exponent = math.floor(math.log10(value))
     ends = (step * 10.0**exponent for step in _STEPS)
     return next((end for end in ends if end >= value), 10.0 ** (exponent + 1))
@@ -157,7 +157,7 @@ def shown(value: float | None, unit: str) -> str:
     """Return the value with its unit, such as `12.3 /s`, `9.5 s`, `4 ms` (below a second), `0.2 %`; – for None."""
     if value is None:
         return "–"
-    if unit == "s" and value < 0.9995:  # From here, rounding would give 1,000 ms.
+    if unit == "s" and value < 0.9995:  # From 0.9995 s on, rounding would give 1,000 ms.
         value, unit = 1000 * value, "ms"
     return f"{_number(value)} {unit}"
 

@@ -98,7 +98,7 @@ class AuditTrail:
             return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
-        """Run `work` in the writing thread, after earlier work. `what` is the log message if it fails."""
+        """Run `work` in the writing thread, after earlier work. `what` is logged if `work` fails."""
 
         def attempt() -> None:
             try:

@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
 Link = Callable[[str], str]
-"""A function that returns the URL of a gate's report from the tag with the report."""
+"""A function that converts the tag of a gate's report to the URL of the report."""
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
 _LOOKED_AT = 4
-"""The number of newest windows per monitor in which the latest verdict is searched."""
+"""The number of newest windows per monitor that are searched for the latest verdict."""
 _DRAWN = 6
 """The number of endpoints whose charts are part of the page. The script loads the other endpoints' charts on demand."""
 _SHOWN = 30

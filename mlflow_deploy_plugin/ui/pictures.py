@@ -26,9 +26,9 @@ _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "da
 """The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
-"""The age of its newest figures at which a server is silent. Servers write hours every 10 s, days every 5 min."""
+"""The age of its newest figures from which a server counts as silent. Figures are written every 10 s (day: 5 min)."""
 _CLOCK_SECONDS = 60.0
-"""The difference between the clocks of two machines up to which no notice is shown."""
+"""The maximum difference between the clocks of two machines for which the page does not show a notice."""
 _HISTORY_SECONDS = 1.5
 _BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
