@@ -110,7 +110,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
         scraped: Document = {"port": "http", "path": "/metrics"}
-        if spec.server.certfile:  # Prometheus uses the IP of a pod, which no certificate contains.
+        if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
             scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
         if kubernetes.service_monitor_key is not None:
             key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)

@@ -122,7 +122,7 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """Return the events that the caller may see. Only administrators see events without an endpoint and a model."""
+    """Return the events that the caller may see. Only administrators see events with neither endpoint nor model."""
     if is_administrator():
         return list(events)
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))

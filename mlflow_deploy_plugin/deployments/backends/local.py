@@ -117,7 +117,7 @@ class LocalBackend(MachineBackend):
 
 
 def choose_port(host: str, reserved: Collection[int | None]) -> int:
-    """Return the first free port from 8080 that is not reserved. Raises DeploymentFailed if there is none."""
+    """Return the first free port from 8080 that is not reserved. Raises DeploymentFailed if no port is free."""
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if port not in reserved and is_port_free(host, port):
             return port

@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Yield an address at which this machine reaches the running server."""
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server's log. If `follow` is set, also yield new lines until it ends."""
+        """Yield the last lines of the server's log. If `follow` is set, also yield new lines until the log ends."""
 
 
 @dataclass(frozen=True)
