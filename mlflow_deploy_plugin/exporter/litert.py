@@ -239,5 +239,5 @@ def _reason(error: BaseException) -> str:
 if __name__ == "__main__":
     try:
         convert(*sys.argv[1:])
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the converter may raise any class
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the converter may raise any error.
         sys.exit(_reason(error))

@@ -96,7 +96,7 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))
-    except Exception:  # noqa: BLE001 - a damaged file may raise any class
+    except Exception:  # noqa: BLE001 - a damaged file may raise any error.
         return None
     return example if example is not None and len(example) else None
 

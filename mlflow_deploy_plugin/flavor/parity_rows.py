@@ -79,7 +79,7 @@ def parity_rows(
     for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given_count, sizes or {}, random):
         try:
             yield from draw()
-        except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any class
+        except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any error.
             if left_out is not None:
                 left_out[name] = one_line(error)
 

@@ -70,7 +70,7 @@ def log_as_pyfunc(
     if own is None:
         try:
             _Example(rows if rows is not None else {})
-        except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any class
+        except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
             _logger.warning(
                 "the model is logged without its input_example, because MLflow cannot save it: %s", one_line(problem)
             )
@@ -233,7 +233,7 @@ def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name:
     unseen = unseen_category(rows[name])
     try:
         answer(rows if unseen is None else rows.assign(**{name: unseen}))
-    except Exception:  # noqa: BLE001 - libraries raise any class
+    except Exception:  # noqa: BLE001 - libraries raise any error.
         return True
     return False
 

@@ -193,7 +193,7 @@ def _convert(
         notes.append("an ONNX form does not support params; the params of the signature are omitted")
         signature = ModelSignature(signature.inputs, signature.outputs)
     if signature is not None and original.predict_fn != "predict":
-        signature = ModelSignature(signature.inputs)  # The outputs were inferred from `predict`.
+        signature = ModelSignature(signature.inputs)  # Drop the outputs, which were inferred from `predict`.
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)
@@ -253,7 +253,7 @@ def _log_next_version(
         tags=_kept_tags(old_version.tags if old_version else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        copied = client.get_logged_model(model_id).metrics or ()  # MLflow copies the run's metrics.
+        copied = client.get_logged_model(model_id).metrics or ()  # MLflow has already copied these metrics.
         present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
         missing = [
             Metric(old.key, old.value, old.timestamp, old.step, model_id, old.dataset_name, old.dataset_digest, run_id)
@@ -316,7 +316,7 @@ def load_folder(folder: Path, source: str) -> Original:
         mlmodel = Model.load(str(folder))
         flavors = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
-    except Exception as error:  # noqa: BLE001 - invalid YAML may raise any class
+    except Exception as error:  # noqa: BLE001 - invalid YAML may raise any error.
         raise InvalidArtifact(f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}") from None
     if FLAVOR in flavors:
         raise InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")

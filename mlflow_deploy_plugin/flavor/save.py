@@ -241,7 +241,7 @@ def log_model(
     if explain:
         try:
             explain_rows(info.model_uri, "reference", log=True)
-        except OnnxserveError as error:  # A retry would log the model again.
+        except OnnxserveError as error:  # Do not raise: a retry would log the model again.
             _logger.warning("the model is logged, but not explained: %s", error.message)
     return info
 
@@ -277,7 +277,7 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         dataset["profile"] = json.dumps({"num_rows": len(batch)})
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
         client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
-    except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any class
+    except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any error.
         _logger.warning("the data of the model could not be logged as an input of its run: %s", one_line(error))
 
 

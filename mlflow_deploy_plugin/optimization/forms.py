@@ -128,7 +128,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
                 graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
             ),
         )
-    except Exception as error:  # noqa: BLE001 - the converter may raise any class
+    except Exception as error:  # noqa: BLE001 - the converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
     if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
         raise ConversionError(f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})")
@@ -200,7 +200,7 @@ def _quantized(
         try:
             with np.errstate(invalid="ignore"):  # The quantizer also computes unused scales of masks.
                 quantize(str(ready), str(path))
-        except Exception as error:  # noqa: BLE001 - the quantizer may raise any class
+        except Exception as error:  # noqa: BLE001 - the quantizer may raise any error.
             raise ConversionError(f"ONNX Runtime's quantizer failed: {describe_error(error)}") from None
         finally:
             logging.disable(disabled)

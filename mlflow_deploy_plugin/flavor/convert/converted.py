@@ -66,8 +66,7 @@ class ConvertedModel:
         original: the function for the original's predictions; None if the user passed an ONNX model.
         classes: labels in the order of the probability columns.
         margin: the decision function of a classifier, [N] or [N, C], which determines ties.
-        many_rows: the minimum batch size for which the graph uses other operators, or 0. Smaller batches are also
-        compared.
+        many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
         move_weights: a context manager that moves each weight of a neural network by random rounding steps.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """
@@ -113,7 +112,7 @@ def bind_graph(
     _refuse_empty_sequences(proto.graph)
     try:
         check_graph(proto)
-    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise many classes
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
         if not values:
@@ -155,7 +154,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
         maker = makers.get(name)
         if maker is None or maker.op_type in _FATAL_IF_EMPTY:
             return False
-        if maker.op_type == "Gather" and maker.input[0] in weights:  # an embedding
+        if maker.op_type == "Gather" and maker.input[0] in weights:  # This Gather is an embedding.
             return may_be_empty(maker.input[1])
         return maker.op_type not in _AS_EMPTY or may_be_empty(maker.input[0])
 

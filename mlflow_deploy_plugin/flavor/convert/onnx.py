@@ -53,7 +53,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             else:
                 proto = onnx.ModelProto()
                 proto.CopyFrom(model)
-        except Exception as error:  # noqa: BLE001 - protobuf and the file system raise many classes
+        except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         for node in proto.graph.node:
             is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
@@ -105,7 +105,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
         return
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph
-    except Exception as error:  # noqa: BLE001 - protobuf and the inference raise many classes
+    except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     shapes = {value.name: dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
     parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}

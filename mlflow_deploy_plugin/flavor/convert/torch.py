@@ -354,7 +354,7 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         with suppress(ValueError):  # The class may be registered already.
             torch.export.register_dataclass(type(answer))  # The exporter requires registration.
         answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
-    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # a NamedTuple
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # This is a NamedTuple.
         answer = answer._asdict()
     if isinstance(answer, dict):
         parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
@@ -364,7 +364,7 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {}
     else:
         kind = type(answer).__name__
-        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # a cache of transformers
+        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # from transformers
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     return {
         key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()

@@ -64,7 +64,7 @@ def _xgboost(model: Estimator) -> Boosting:
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
         raise NotImplementedError(f"the objective {objective}")
-    rounds = (0, 0)  # all rounds
+    rounds = (0, 0)  # The value (0, 0) stands for all rounds.
     if documents and model is not booster and model.early_stopping_rounds is not None:
         rounds = (0, model.best_iteration + 1)
         documents = documents[: content["iteration_indptr"][rounds[1]]]
@@ -102,7 +102,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
         node: document["categories"][start : start + size]
         for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
     }
-    by_category = list(members)  # XGBoost sends members to the right child.
+    by_category = list(members)  # XGBoost sends members to the right, a `Tree` to the left.
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
     values, targets = conditions[None], [target]

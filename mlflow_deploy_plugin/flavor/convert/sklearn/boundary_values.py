@@ -99,7 +99,7 @@ def _or_none(step: Estimator, left_out: dict[str, str], read: Callable[[], _Coll
     """Return the values that `read` returns for a step, or no values if it fails, with the error in `left_out`."""
     try:
         return read()
-    except Exception as error:  # noqa: BLE001 - estimators may raise any class
+    except Exception as error:  # noqa: BLE001 - estimators may raise any error.
         left_out[f"boundary values of {type(step).__name__}"] = one_line(error)
         return _Collected()
 

@@ -195,7 +195,7 @@ def parse_columns(
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
             span = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
-            if not isinstance(last_step(step), ColumnTransformer):  # A ColumnTransformer's parts have widths.
+            if not isinstance(last_step(step), ColumnTransformer):  # The parts of a ColumnTransformer have widths.
                 picked = picked[:1]
                 picked[0].type = type(picked[0].type)([None, span.stop - span.start])
         parts += picked

@@ -120,6 +120,6 @@ def _takes(estimator: Estimator, number: float) -> bool:
         for value in (1.0, number):
             try:
                 getattr(estimator, method)(np.full((1, estimator.n_features_in_), value))
-            except Exception:  # noqa: BLE001 - estimators may raise any class
+            except Exception:  # noqa: BLE001 - estimators may raise any error.
                 return value == 1.0
     return True

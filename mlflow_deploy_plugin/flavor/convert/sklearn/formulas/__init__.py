@@ -49,7 +49,7 @@ def register() -> None:
         known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
     for kind in known:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
-        has_labels = is_classifier and kind is not ClassifierChain  # A chain returns a matrix.
+        has_labels = is_classifier and kind is not ClassifierChain  # A chain returns a matrix of labels.
         register_converter(
             kind, partial(convert_formula, False), has_labels, kind in (SimpleImputer, GroupedCategories)
         )

@@ -217,7 +217,7 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the members' predictions, or their votes. Each member reads a subset of the columns."""
-    count = 0 if is_regressor(model) else model.n_classes_  # A member may lack classes.
+    count = 0 if is_regressor(model) else model.n_classes_  # A member may not know all classes.
     if all(is_tree(member) and len(getattr(member, "classes_", ())) == count for member in model.estimators_):
         return grown(model, rows)
     answers = []

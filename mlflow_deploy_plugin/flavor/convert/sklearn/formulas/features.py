@@ -112,7 +112,7 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
 def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
     """Return products of columns in the precision of the rows. Products of equal degree are computed together."""
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
-    for degree in np.unique(degrees):  # The products are in this order.
+    for degree in np.unique(degrees):  # The products are ordered by degree.
         factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
         columns = [x[:, indices] for indices in np.transpose(factors)]
         parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))

@@ -236,7 +236,7 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     """Return the decision values [N, k] of libsvm's svm_predict_values: k is 1 or the number of class pairs."""
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
-    weights = _dense(model._dual_coef_).T  # [K, 1 or classes - 1]
+    weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
         first, second = np.triu_indices(len(model.classes_), 1)
         own = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
@@ -284,7 +284,7 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
-    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # rows of the Gram matrix
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # These are the rows of the Gram matrix.
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)

@@ -141,5 +141,5 @@ class _Probe:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return np.asarray(self._encoder.transform(rows), np.float64)
-        except Exception:  # noqa: BLE001 - the libraries may raise any class
+        except Exception:  # noqa: BLE001 - the libraries may raise any error.
             return None
