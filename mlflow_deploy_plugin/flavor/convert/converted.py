@@ -144,8 +144,8 @@ def bind_graph(
 def _refuse_empty_sequences(graph: GraphProto) -> None:
     """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
 
-    ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] changes nothing, but raises an error for an empty
-    tensor. Empty tensors in a request are refused before the graph runs (`runtime/model.py`).
+    ONNX Runtime 1.31 would crash. The added Reshape to [0, 0, -1] raises an error for an empty tensor, and does not
+    change other tensors. Empty tensors in a request are refused before the graph runs (`runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
