@@ -85,7 +85,7 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests without an answer. It contains the reasons, and no columns of the model."""
+        """The log of requests without an answer. This log contains the reasons, and no columns of the model."""
         root, title = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
         return replace(self, location=replace(self.location, root=root, shown=title))
 

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"
-"""A log in a folder of the log's root. It contains requests without an answer, and no columns of the model."""
+"""The log of requests without an answer, in a folder of the log's root. This log has no columns of the model."""
 SKETCHES = "_sketches"
 """The folder of sketches, which are computed from the rows (`monitoring/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)

@@ -80,7 +80,7 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
 
 
 def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return the numeric type if one type is boolean and the other is numeric. Otherwise return the type unchanged."""
+    """Return `other` if `kind` is boolean and `other` is numeric, also within lists. Otherwise return `kind`."""
     if pa.types.is_list(kind) and pa.types.is_list(other):
         return pa.list_(_boolean_as(kind.value_type, other.value_type))
     is_number = pa.types.is_integer(other) or pa.types.is_floating(other)

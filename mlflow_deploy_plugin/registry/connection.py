@@ -221,7 +221,7 @@ def hidden_pandas() -> Iterator[None]:
     """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of CPU and 40 MB.
 
     Other modules can still import pandas: a store plugin of MLflow may need it. Setting `sys.modules["pandas"]` to None
-    would not work, because pyarrow would use it as the module.
+    would not work, because pyarrow would use None as the module.
     """
     sys.meta_path.insert(0, _NoPandas)
     try:

@@ -1,4 +1,4 @@
-"""Model URIs. They are parsed without a call to the registry and without importing mlflow."""
+"""Model URIs, which are parsed without a call to the registry and without importing mlflow."""
 
 import re
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 MLflow does not have unique keys. Therefore tags identify an `IdempotentRun`, and a process searches for these tags
 before it creates a run. If two processes create a run at the same time, each process searches again after the creation
-and after all content is logged. Both then choose the same primary run: the oldest complete run, otherwise the oldest
-run.
+and after all content is logged. All such processes then choose the same primary run: the oldest complete run, otherwise
+the oldest run.
 """
 
 import os

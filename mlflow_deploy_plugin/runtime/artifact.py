@@ -25,7 +25,7 @@ INPUT_EXAMPLE = "serving_input_example.json"
 """The file that MLflow writes if a model is logged with an input example; it contains a body for `/invocations`."""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
-"""The allowed identifiers. They appear in headers, metrics and logs, and the MLmodel file may be untrusted."""
+"""The allowed identifiers. Identifiers appear in headers, metrics and logs, and the MLmodel file may be untrusted."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml.
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)

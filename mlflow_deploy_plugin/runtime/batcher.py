@@ -53,7 +53,7 @@ class BatchPolicy:
 
 
 ResultCallback = Callable[["dict[str, Array] | Exception"], None]
-"""A callback that receives the outputs of one request, or the error. It must not raise."""
+"""A callback that receives the outputs of one request, or the error. The callback must not raise."""
 BatchCallback = Callable[[int, float, float], None]
 """A callback for each batch: its rows, the seconds that its first request waited, and the seconds of computation."""
 Compute = Callable[[Feeds], dict[str, Array]]
@@ -70,7 +70,7 @@ class RequestState(Enum):
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. Its thread waits on `wake`; a submitted request has the callback `done` instead.
+    """One request in the queue. The thread of the request waits on `wake`. For `submit`, `done` is called instead.
 
     Only requests with the same `key` are batched together.
     """

@@ -68,7 +68,7 @@ class Buffers:
 
     def read(self) -> list[Array]:
         if self._outputs:
-            arrays = [value.numpy() for value in self._outputs]  # On a CPU, these arrays are views.
+            arrays = [value.numpy() for value in self._outputs]  # On a CPU, copy the arrays: they are views.
             return arrays if self._memory == "cuda" else [array.copy() for array in arrays]
         return list(self.binding.copy_outputs_to_cpu())
 

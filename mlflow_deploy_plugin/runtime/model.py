@@ -40,7 +40,7 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
-"""The names that tf2onnx and shape inference generate for unknown sizes. They are not dimension names."""
+"""The names that tf2onnx and shape inference generate for unknown sizes. Such names are not dimension names."""
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
 """The operators of ONNX Runtime 1.31 that crash the process if they receive no rows, steps or pixels."""
 _SMALL_RUN = (16,)

@@ -69,7 +69,7 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs are not named arrays. It refuses every array with `reason`."""
+    """The schema of a pyfunc whose inputs are not named arrays. The schema refuses every array with `reason`."""
 
     reason: str = ""
     logged_columns: tuple[Column, ...] = ()
@@ -101,7 +101,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
         for tensor in tensors
     )
-    fields = json.loads(signature.get("outputs") or "[]")  # If it is empty, the first answer shows the outputs.
+    fields = json.loads(signature.get("outputs") or "[]")  # Without fields, the first answer shows the outputs.
     outputs = []
     for entry in fields:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
@@ -137,7 +137,7 @@ def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
 def _read_inputs(
     signature: Mapping[str, Any], takes_objects: bool
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, and the reason why they are incomplete (empty if not)."""
+    """Return the columns and the tensors of a signature, and the reason if they are incomplete (otherwise empty)."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (), (), "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV"

@@ -129,7 +129,7 @@ class Schema:
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
-                if record.keys() != names:  # Different keys per row would make a table as wide as it is long.
+                if record.keys() != names:  # Different keys per row would make a table with a column for every row.
                     other = short_repr(next(iter(record.keys() ^ names)))
                     raise SchemaMismatch(f"row {row} and row 0 have different columns: only one of them has {other}")
             return self.from_frame({name: [record[name] for record in records] for name in names})

@@ -39,8 +39,8 @@ _LOOK_SECONDS = 1.0
 class CaptureWriter:
     """Appends to this worker's segment. A request that cannot be written is only logged, and its response succeeds.
 
-    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If it is full, requests are not
-    captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
+    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If the spool is full, requests are
+    not captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
     """
 
     spool: Path

@@ -326,7 +326,7 @@ class Store:
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
-        """Release the lease so that another process can take it immediately. A lost lease is ignored."""
+        """Release the lease so that another process can take it immediately. If the lease is lost, do nothing."""
         with self.transaction() as session:
             if (row := held_row(session, lease)) is not None:
                 session.delete(row)

@@ -1,4 +1,4 @@
-"""The tables of the store for SQLAlchemy. A test compares them with Alembic's `migrations/versions`.
+"""The tables of the store for SQLAlchemy. A test compares the tables with Alembic's `migrations/versions`.
 
 Each table name starts with `onnxserve_`, because MLflow's tables may be in the same database.
 """
