@@ -120,7 +120,7 @@ class ShippingProgress:
             self._write()
 
     def add_counted(self) -> None:
-        """Add the counts of the workers: first the counts of ended servers, then the last server's counts."""
+        """Add the rows that the workers have counted: first for ended servers, then for the last server."""
         totals, state_dir = self.totals, self._spool.parent
         for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:

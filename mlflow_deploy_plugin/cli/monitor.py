@@ -436,7 +436,7 @@ def silence(
 def _judge_window(
     name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
-    """Judge a window now and show the result. The result is not stored if `tried` has values for fields of the spec."""
+    """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window

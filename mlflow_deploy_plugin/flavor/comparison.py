@@ -153,7 +153,7 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
     """Move each float up or down at random by `ROUNDINGS` relative rounding steps."""
     if values.dtype.kind != "f":
         return values
-    # A rounded sum is the exact sum of moved numbers: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
+    # A rounded sum is the exact sum of changed numbers: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
     steps = random.choice([-ROUNDINGS, ROUNDINGS], values.shape) * np.finfo(values.dtype).eps
     return np.asarray(values * (1 + steps).astype(values.dtype))
 

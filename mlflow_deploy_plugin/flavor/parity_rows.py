@@ -193,7 +193,7 @@ class _TableRows:
                     changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
-                table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
+                table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - the lambda runs at once
                 yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:

@@ -76,7 +76,7 @@ def save_model(
         signature: MLflow's signature; default: names, order and types are inferred from the example.
         input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
             proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
         parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
         parity_data: additional real rows for the proof.
         reference_data: rows with which drift monitors compare traffic; default: the example.
@@ -159,7 +159,7 @@ def log_model(
         signature: MLflow's signature; default: names, order and types are inferred from the example.
         input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
             proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
         parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
         fallback: the behaviour if the conversion or the comparison fails. "pyfunc": log the model with its MLflow
             flavor, so that it is served as pyfunc, with the reason in a warning and in the tag `onnxserve.fallback`.

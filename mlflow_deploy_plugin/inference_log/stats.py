@@ -42,7 +42,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """Numbers of rows, without shadow rows, that the agents have counted since their first start (`Watermark`)."""
+    """The rows that the agents have counted since their first start, from their `Watermark`; without shadow rows."""
 
     answered: int
     captured: int

@@ -53,8 +53,8 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
     """Return the feeds in an Arrow stream or file. Columns that the model does not need are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be dictionary-encoded.
-    A tensor is a column of lists of equal length; a tensor of rank 2 may also be the matrix of all columns. If the
-    table has a single column without a name, each list in it is a row in the signature's order.
+    A tensor is a column of lists of equal length; a tensor of rank 2 may also be sent as one numeric column per value.
+    If the table has a single column without a name, each list in it is a row in the signature's order.
 
     Args:
         limit: the maximum number of decompressed bytes, and of values.

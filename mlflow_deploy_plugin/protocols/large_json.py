@@ -55,7 +55,7 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
         return None  # simdjson would not find names with escapes.
     opened = check_containers(body)
     feeds = None
-    if b"null" not in body[-2048:]:  # Try without nulls; a null earlier in the body then costs a second try.
+    if b"null" not in body[-2048:]:  # If the body has a null before its last 2 KiB, it is parsed a second time.
         feeds = _feeds_of_json(body, opened, schema, kind)
     if feeds is None and (nulls := body.count(b"null")):
         feeds = _feeds_of_json(body.replace(b"null", _NULL), opened, schema, kind, nulls)

@@ -111,5 +111,5 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
     """Raise InferenceError if the graph has marked a row. `first_row` is the number of the first row of `refused`."""
-    if np.count_nonzero(refused):  # NaN also counts as a mark.
+    if np.count_nonzero(refused):  # NaN is nonzero, so it also marks a refused row.
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")

@@ -79,7 +79,7 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 def _pairs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield pairs of outputs, [N, k] each, that have the same name or otherwise the same position in the same role."""
+    """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the same role and position."""
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in others.values()}
     for position, output in ours.items():

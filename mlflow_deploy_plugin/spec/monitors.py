@@ -76,7 +76,7 @@ class MonitorMetric:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A condition that must hold in a window. `argument` is the column or variant in brackets, or empty for all.
+    """A condition that must hold in a window. `argument` is the column or variant in `metric(NAME)`, or empty for all.
 
     `value` is a share, a number of seconds, or a number in the unit of the metric.
     """

@@ -263,7 +263,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
             try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # Outlast `is_locked`.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # Wait out `is_locked`.
             except BlockingIOError:
                 raise AlreadyExists(f"a server is already running in the state folder {state_dir}") from None
             yield state_dir
@@ -276,7 +276,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
 @contextmanager
 def claim_free_state_dir(folder: Path) -> Iterator[Path]:
     """Claim this state folder for one server, or the first free folder of `FOLDER.2`, `FOLDER.3` and so on. Raises
-    AlreadyExists if 100 servers of this name are running, and InvalidConfig as `claim_state_dir`."""
+    AlreadyExists if 100 servers of this name are running, and InvalidConfig for the reasons of `claim_state_dir`."""
     with ExitStack() as held:
         for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}.{number}")

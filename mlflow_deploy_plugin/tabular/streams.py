@@ -32,7 +32,7 @@ _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _TEXT_BYTES = 2
-"""The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts take over 4 bytes."""
+"""The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts need over 4 bytes."""
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")

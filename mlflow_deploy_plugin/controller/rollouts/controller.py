@@ -181,7 +181,7 @@ class RolloutController:
         lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        self._looked_at.clear()  # Time without the lease is not watched.
+        self._looked_at.clear()  # Do not count time without the lease.
         runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
         try:
             while keeper.is_held and not over.is_set():

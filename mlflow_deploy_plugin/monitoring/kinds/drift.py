@@ -120,7 +120,7 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             checked.append(Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
-        # Only distributions have drifted, which data quality does not judge.
+        # Only distributions have drifted, and data quality does not judge distributions.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 

@@ -36,7 +36,7 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's texts about `drift_share`, which look like a column's threshold. Of each text, only the share is kept."""
+"""Evidently's texts about `drift_share` are reduced to the share, because they look like the threshold of a column."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")

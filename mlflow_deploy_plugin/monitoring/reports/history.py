@@ -1,7 +1,7 @@
 """The history of a monitor: the metrics of its windows in MLflow, the history of a finding, and the trend plot.
 
-A finding's history is the change of its metric and the start of its alarm. Checks of columns are compared with the
-reference, other requirements with earlier windows. Windows without a state are skipped when alarms are counted.
+A finding's history is the change of its metric and the start of its alarm. Columns are compared with the reference;
+other metrics are compared with earlier windows. Windows without a state are skipped when alarms are counted.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def _was_alarm(result: MonitorResult, finding: Finding, window: PastWindow) -> b
     if finding.check == "criterion":
         if state := state_in(window.figures, criterion_metric("criterion_state", finding, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
-        # Data quality has findings only for columns that violate a requirement, so this column was not an alarm.
+        # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
     scores = {
         check: window.figures[name]

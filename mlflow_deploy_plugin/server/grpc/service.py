@@ -81,7 +81,7 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, True without a key)
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, True if no key was sent)
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -315,7 +315,7 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # Join values of a repeated name as HTTP does: a proxy may check any value.
+        if isinstance(value, str):  # Join the values of a repeated name, so that checks see all of them.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.spec.ca_certs is not None:  # TLS has verified the client certificate.

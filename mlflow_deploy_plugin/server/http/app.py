@@ -86,7 +86,7 @@ class ServerApp(Flask):
             check_host(headers.get("host", ""))
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn's TLS socket
             caller = certificate_name(certificate()) if certificate else ""
-            is_stranger = self.server.auth.is_stranger(headers, caller)  # If True, the body must not occupy a thread.
+            is_stranger = self.server.auth.is_stranger(headers, caller)  # A stranger must not occupy a thread.
             length = request.content_length
             is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
             if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):

@@ -260,7 +260,7 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
 
     The same version answers the complete stream, in pieces of up to a thousand lines, each captured as a request. If
     the first piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code`
-    and `message`, after which the reply's pieces raise `BrokenResponse`. An error of `pieces` ends the response.
+    and `message`, and the response then ends with `BrokenResponse`. An error of `pieces` ends the response.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:

@@ -139,8 +139,8 @@ class MemoryLimit:
     """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
 
     A container that exceeds its limit is killed. Therefore the memory of a load is estimated first: the file size times
-    the last version's memory per byte (2 after small files). The first version is refused only if its files exceed the
-    limit. Loads wait for each other, because the memory of a current load is unknown.
+    a factor, which the last load of large files has measured (2 without a measurement). The first version is refused
+    only if its files exceed the limit. Loads wait for each other, because the memory of a current load is unknown.
     """
 
     def __init__(self, limit: int | None) -> None:

@@ -370,7 +370,7 @@ class Metrics:
         return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name}) for name in outcomes)
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
-        """Return the slots of a shadow: each outcome, `same`, `different`, `difference` and `seconds`."""
+        """Return the slots of a shadow: one per outcome, and `same`, `different`, `difference`, `seconds`."""
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
         requests = {name: slot(_SHADOW_REQUESTS, {**named, "outcome": name}) for name in get_args(ShadowOutcome)}
         rows = {name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")}

@@ -173,7 +173,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
         position = len(rows)
         if "leaf_value" in node:
             read = node.get("leaf_features", ())
-            for feature in read:  # A missing feature selects another constant.
+            for feature in read:  # With a missing feature, LightGBM returns `leaf_value`.
                 rows.append((feature, np.inf, len(rows) + 2, len(rows) + 1, False, 0.0))
                 rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
             for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):

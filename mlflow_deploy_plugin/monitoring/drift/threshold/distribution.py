@@ -148,7 +148,7 @@ class NullDistribution:
         widening: the factor on the p-value.
         block_length: the mean length of a drawn stretch in seconds; 0 without draws.
         persistence: the number of windows that are worth one independent window.
-        starts: [M] the first step of each window of `length` steps if windows overlap; otherwise empty.
+        starts: the first step of each window if windows overlap, [M]; otherwise empty.
     """
 
     kind: NullKind
