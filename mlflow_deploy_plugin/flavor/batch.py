@@ -403,10 +403,10 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):
         return
-    for pair in zip(declared.inputs, inferred.outputs.inputs, strict=True):
-        is_text = [(spec.type.to_numpy() if isinstance(spec, ColSpec) else spec.type).kind in "OUS" for spec in pair]
+    for spec, actual in zip(declared.inputs, inferred.outputs.inputs, strict=True):
+        is_text = [(s.type.to_numpy() if isinstance(s, ColSpec) else s.type).kind in "OUS" for s in (spec, actual)]
         if is_text[0] != is_text[1]:
-            output = f"output {pair[0].name!r}" if pair[0].name else "output"
+            output = f"output {spec.name!r}" if spec.name else "output"
             predicted = "strings" if is_text[1] else "numbers"
-            kind = getattr(pair[0].type, "name", str(pair[0].type))
+            kind = getattr(spec.type, "name", str(spec.type))
             raise InvalidConfig(f"signature: the {output} is a {kind}, but the model predicts {predicted}")

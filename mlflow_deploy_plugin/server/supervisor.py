@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reach
 from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
+    SEE_LOG,
     SERVER,
     SPEC,
     SPOOL,
@@ -59,8 +60,6 @@ _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
-_SEE_LOG = "; the log says why"
-"""The end of some messages, which `deployments/backends/supervisor.py` replaces with the error in the log."""
 _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish current requests; new requests wait."""
 
@@ -187,13 +186,13 @@ class _Supervisor:
             return
         how = exit_reason(gunicorn.exit_status)
         if not self._is_ready and gunicorn.exit_status >= 0:
-            raise DeploymentFailed(f"gunicorn {how} before every worker was ready{_SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how} before every worker was ready{SEE_LOG}")
         if gunicorn.exit_status == 0:  # Another process has stopped gunicorn with a signal.
-            raise DeploymentFailed(f"gunicorn {how} while serving{_SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how} while serving{SEE_LOG}")
         self._gunicorn_deaths.add(gunicorn.started_at)
         deaths = self._gunicorn_deaths.in_a_row
         if deaths >= _MAX_DEATHS:
-            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{_SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{SEE_LOG}")
         pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
         _log.error("gunicorn %s; it is restarted in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
@@ -223,7 +222,7 @@ class _Supervisor:
         """Set the pause before the agent's next start. Raises DeploymentFailed if the agent was never ready."""
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
-            raise DeploymentFailed(f"the agent {how} repeatedly{_SEE_LOG}")
+            raise DeploymentFailed(f"the agent {how} repeatedly{SEE_LOG}")
         _log.error("the agent %s; it is restarted in %.0f s, and serving continues", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause

@@ -20,6 +20,8 @@ from mlflow_deploy_plugin.statedir.models import LoadingState, State, WorkerStat
 
 LOADING = "loading"
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
+SEE_LOG = "; the log says why"
+"""The end of a server's error in LOG; the command that started the server replaces it with the logged reason."""
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"

@@ -18,7 +18,7 @@ import psutil
 
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.statedir.files import LOG, SPEC, write_atomically
+from mlflow_deploy_plugin.statedir.files import LOG, SEE_LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
 ENVIRONMENT = "environment.json"
@@ -29,7 +29,6 @@ _EXEC_SECONDS = 0.2
 _EXCEPTION = r"^\w+(\.\w+)*(Error|Exception)\b"
 _ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", _EXCEPTION)
 _OF_CHILDREN = (_EXCEPTION, r"^\w+: error: ", *_ERRORS)
-_SEE_LOG = "; the log says why"
 _STAMP = re.compile(
     r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
 )
@@ -101,8 +100,8 @@ def error_line(lines: list[str]) -> str:
     error = _best_line(lines, (*_ERRORS, r"."))
     if error.endswith("exec format error"):  # The kernel has refused the image's program.
         return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
-    if error.endswith(_SEE_LOG) and (why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)):
-        return f"{error.removesuffix(_SEE_LOG)}: {why}"
+    if error.endswith(SEE_LOG) and (why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)):
+        return f"{error.removesuffix(SEE_LOG)}: {why}"
     return error
 
 
