@@ -74,8 +74,9 @@ class ServedAfterPromotion:
 @option(
     "--against",
     metavar="URI",
-    show_default="the version in the gated stage",
-    help="Model to compare with. If it is not the version in the gated stage, the verdict is not stored as a tag.",
+    show_default="the version with the gated alias or stage",
+    help="Model to compare with. If it is not the version with the gated alias or stage, the verdict is not stored as "
+    "a tag.",
 )
 @_original_option
 @output_option

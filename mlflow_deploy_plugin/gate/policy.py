@@ -1,7 +1,7 @@
 """The gate policy of a registered model: its requirements for a version, as a YAML or JSON document with defaults.
 
-    gated_stages: [Production]
     gated_aliases: [champion]
+    gated_stages: [Production]
     evaluation: {dataset: "data/holdout.parquet", target: delayed, metric: roc_auc, margin: 0.01}
     robustness: {noise: 0.05, max_flips: 0.1}
     budget: {max_latency_ratio: 1.5}
@@ -139,10 +139,12 @@ class BudgetPolicy(_Part):
 class GatePolicy(_Part):
     """The requirements for the promotion of a version."""
 
+    gated_aliases: tuple[str, ...] = Field(
+        default=("champion",), description="Aliases that need a version with a passed gate."
+    )
     gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
         default=("Production",), description="Stages that need a version with a passed gate."
     )
-    gated_aliases: tuple[str, ...] = Field(default=(), description="Aliases that need a version with a passed gate.")
     parity: Literal["proven", "warned", "any"] = Field(
         default="proven", description="The lowest accepted parity state of the ONNX form with the original."
     )
@@ -178,8 +180,8 @@ class GatePolicy(_Part):
     @property
     def gated_places(self) -> list[StageOrAlias]:
         return [
-            *(StageOrAlias(stage=stage) for stage in self.gated_stages),
             *(StageOrAlias(alias=alias) for alias in self.gated_aliases),
+            *(StageOrAlias(stage=stage) for stage in self.gated_stages),
         ]
 
     @property

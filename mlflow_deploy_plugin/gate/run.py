@@ -52,7 +52,7 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the served version. `stands` lists the gated stages and aliases of this version."""
+    """The verdict on the served version. `stands` lists the gated aliases and stages of this version."""
 
     model: str
     version: str
@@ -68,7 +68,7 @@ class ServedVerdict:
 
 
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
-    """Return the passed verdict on the only version in the gated stages and aliases, or None.
+    """Return the passed verdict on the only version in the gated aliases and stages, or None.
 
     A new verdict would have no version to compare with. The stored verdict must be for this policy and the current
     files. A forced promotion counts as passed.
@@ -103,7 +103,7 @@ def run_gate(
     """Judge a version, log the report to MLflow, tag the version and record the verdict in the audit trail.
 
     Args:
-        against: the model URI to compare with; default: the version in the first gated stage or alias that contains
+        against: the model URI to compare with; default: the version in the first gated alias or stage that contains
             another version. A verdict against any other version is not stored in the tags of the version.
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.

@@ -365,5 +365,5 @@ def _model_card(registry: "Registry", name: str, followed: set[str], link: Link,
         stage, report, taken_back = entry.current_stage, link(standing.report), entry.tags.get(ROLLED_BACK_TAG, "")
         stage = "" if stage == "None" else stage
         versions.append(VersionRow(number, stage, aliases, standing, report, taken_back, targets))
-    gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
+    gated = tuple(map(str, policy.gated_places)) if policy is not None else ()
     return ModelCard(name, tuple(versions), gated, error, error or gate_blocker(applied, has_account))

@@ -10,28 +10,31 @@ from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
 
 
-def test_an_empty_policy_gates_production_and_asks_for_proof() -> None:
+def test_an_empty_policy_gates_champion_and_production_and_requires_proof() -> None:
     policy = parse_policy("{}", "it")
     assert policy == GatePolicy()
     assert policy.gates(StageOrAlias(stage="production"))
     assert not policy.gates(StageOrAlias(stage="Staging"))
-    assert not policy.gates(StageOrAlias(alias="champion"))
+    assert policy.gates(StageOrAlias(alias="champion"))
+    assert not policy.gates(StageOrAlias(alias="challenger"))
+    assert policy.gated_places == [StageOrAlias(alias="champion"), StageOrAlias(stage="Production")]
     assert policy.parity == "proven"
 
 
 def test_yaml_and_json_say_the_same() -> None:
-    yaml = parse_policy("gated_aliases: [champion]\nevaluation: {dataset: d.csv, target: y}", "it")
-    json = parse_policy('{"gated_aliases": ["champion"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
+    yaml = parse_policy("gated_aliases: [best]\nevaluation: {dataset: d.csv, target: y}", "it")
+    json = parse_policy('{"gated_aliases": ["best"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
     assert yaml == json
     assert yaml.digest == json.digest != GatePolicy().digest
-    assert yaml.gates(StageOrAlias(alias="Champion"))
-    assert parse_policy("gated_aliases: ['@champion']", "it").gates(StageOrAlias(alias="champion"))
+    assert yaml.gates(StageOrAlias(alias="Best"))
+    assert not yaml.gates(StageOrAlias(alias="champion"))
+    assert parse_policy("gated_aliases: ['@best']", "it").gates(StageOrAlias(alias="best"))
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("evaluaton: {}", ["evaluaton", "gated_stages, gated_aliases"]),
+        ("evaluaton: {}", ["evaluaton", "gated_aliases, gated_stages"]),
         ("evaluation: {margin: -1}", ["evaluation.margin"]),
         ("evaluation: {dataset: d.csv}", ["evaluation", "target"]),
         ("robustness: {disturbances: {noise: 1}}", ["robustness.disturbances", "robustness.dataset"]),

@@ -18,7 +18,7 @@ from tests.support.refusals import mentions, refused
 @pytest.fixture
 def toy(registry: MlflowClient) -> MlflowClient:
     """Configure only the cheap checks. test_judge.py, test_run.py and tests/e2e/test_gate.py test the other checks."""
-    text = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n"
+    text = "skip: [evaluation, robustness, budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
     return registry
 
@@ -143,7 +143,7 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: Mlf
     assert promote("toy", "2", "Production").before == "3"
 
 
-def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
+def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
     toy.set_registered_model_alias("toy", "champion", "1")
     with refused(GateRefused, "toy version 4", "@champion"):
         promote("toy", "4", "@champion")
@@ -205,6 +205,6 @@ def test_what_cannot_be_meant_is_named(
 
 
 def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
-    (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
+    (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
     with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")

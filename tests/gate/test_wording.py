@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
     [
         (
             "evaluaton: {}",
-            "the policy: evaluaton: Extra inputs are not permitted; the fields are gated_stages, gated_aliases, "
+            "the policy: evaluaton: Extra inputs are not permitted; the fields are gated_aliases, gated_stages, "
             "parity, evaluation, robustness, budget, skip, seed, fresh_hours",
         ),
         (
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
         ),
         (
             "- a",
-            "the policy is not a mapping; a policy has the fields gated_stages, gated_aliases, parity, evaluation, "
+            "the policy is not a mapping; a policy has the fields gated_aliases, gated_stages, parity, evaluation, "
             "robustness, budget, skip, seed, fresh_hours",
         ),
     ],
