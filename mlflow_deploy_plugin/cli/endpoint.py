@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -106,6 +107,35 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     """
     with opened_deployments() as deployments:
         _show(deployments.set_traffic(name, key_values(weights, "traffic"), why), output)
+
+
+@endpoint.command()
+@click.argument("name")
+@option("--alias", required=True, metavar="ALIAS", help="Alias to follow, e.g. champion. A missing alias is created.")
+@option(
+    "--deployment",
+    metavar="DEPLOYMENT",
+    show_default="all deployments that follow a stage",
+    help="Deployment to change.",
+)
+@option("--dry-run", is_flag=True, help="Check and show the change, but do not make it.")
+@why_option
+@output_option
+def follow(name: str, alias: str, deployment: str | None, dry_run: bool, why: str, output: str) -> None:
+    """Make the endpoint NAME follow an alias instead of a stage.
+
+    The version that is in the stage gets the alias, and the deployments of the stage then follow the alias. The server
+    answers with the same version during the change. If the command is interrupted, run it again.
+
+    \b
+      onnxserve endpoint follow flights --alias champion
+    """
+    with opened_deployments() as deployments:
+        followers = deployments.follow_alias(name, alias.removeprefix("@"), deployment, why, is_trial=dry_run)
+    verb = "would follow" if dry_run else "now follows"
+    lines = [f"{item.deployment} {verb} {item.alias_uri} (version {item.version})" for item in followers]
+    document = [asdict(item) for item in followers]
+    show_result(output, document, lines or [f"{name} already follows @{alias.removeprefix('@')}"])
 
 
 @endpoint.command()

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias, current_version, move_version
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.spec.document import add_variant, remove_monitor, remove_variant
@@ -40,6 +41,17 @@ class Deployment:
     name: str
     endpoint: Endpoint
     observation: Observation
+
+
+@dataclass(frozen=True)
+class StageFollower:
+    """A deployment that follows a stage, the alias that it is to follow instead, and the version of the stage."""
+
+    deployment: str
+    stage_uri: str
+    alias_uri: str
+    version: str
+    has_alias: bool
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,40 @@ class Deployments:
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 
+    def follow_alias(
+        self, endpoint: str, alias: str, deployment: str | None = None, why: str = "", is_trial: bool = False
+    ) -> Sequence[StageFollower]:
+        """Make the deployments that follow a stage (or only `deployment`) follow an alias. Return these deployments.
+
+        The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
+        earlier call was interrupted, this call completes it. With `is_trial`, nothing is changed.
+
+        Raises:
+            AlreadyExists: the endpoint has a live rollout.
+            NotFound: the endpoint or deployment does not exist, or the stage has no version.
+            InvalidConfig: no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
+            DeploymentFailed: the server cannot apply the change, and the state before the change has been restored.
+        """
+        self._require(endpoint)  # Check before the name is used for a lock file.
+        with self._endpoints.lock(endpoint):
+            self.store.require_no_rollout(endpoint)
+            stored = self._require(endpoint)
+            followers = _stage_followers(stored.spec, alias, deployment)
+            if is_trial:
+                return followers
+            if not followers:
+                self._endpoints.serve(stored)  # An interrupted call may have stored the spec without applying it.
+                return followers
+            for follower in followers:
+                if not follower.has_alias:
+                    move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
+            models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
+            stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
+            versions = ", ".join(dict.fromkeys(f"{item.alias_uri} is version {item.version}" for item in followers))
+            detail = {"alias": versions, "stages": stages}
+            self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
+        return followers
+
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
         """Complete open requests, then delete the endpoint and its deployments. Return False if no endpoint exists."""
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
@@ -363,3 +409,38 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
         f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout {endpoint} --abort` "
         "aborts the rollout and restores the previous traffic"
     )
+
+
+def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
+    """Return the deployments to convert, or an empty list if they already follow the alias. Raises NotFound and
+    InvalidConfig like `follow_alias`."""
+    if deployment is not None and deployment not in spec.variants:
+        hint = did_you_mean(deployment, spec.variants)
+        raise NotFound(f"endpoint {spec.name!r} has no deployment {deployment!r}{hint}")
+    names = [*spec.variants] if deployment is None else [deployment]
+    uris = {name: parse_model_uri(spec.variants[name].model) for name in names}
+    if not any(uri.kind == "stage" for uri in uris.values()):
+        if any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
+            return []
+        models = ", ".join(f"{name!r} serves {spec.variants[name].model}" for name in names) or "it has no deployment"
+        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage: {models}")
+    followers: list[StageFollower] = []
+    for name, uri in uris.items():
+        if uri.kind != "stage":
+            continue
+        stage_uri, alias_uri = spec.variants[name].model, StageOrAlias(alias=alias).uri(uri.name)
+        version, holder = resolve(stage_uri).version, current_version(parse_model_uri(alias_uri))
+        if holder not in ("", version):
+            raise InvalidConfig(
+                f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
+                f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to version {version}; or "
+                "specify another alias with --alias"
+            )
+        for other in followers:
+            if other.alias_uri == alias_uri and other.version != version:
+                raise InvalidConfig(
+                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
+                    f"{name!r}: convert each deployment with --deployment and a different --alias"
+                )
+        followers.append(StageFollower(name, stage_uri, alias_uri, version, holder == version))
+    return followers

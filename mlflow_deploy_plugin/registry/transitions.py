@@ -164,12 +164,10 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
-            if error.error_code != "PERMISSION_DENIED":
+            if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
-            text = str(error)
-            raise InvalidConfig(
-                f"MLflow refuses {name} version {version}: {text.removeprefix('PERMISSION_DENIED: ')}"
-            ) from None
+            reason = str(error).removeprefix(f"{error.error_code}: ")
+            raise InvalidConfig(f"MLflow refuses {uri.place} for {name} version {version}: {reason}") from None
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:

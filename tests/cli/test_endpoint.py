@@ -1,6 +1,7 @@
 """Tests of `onnxserve endpoint …`, `list`, `start` and `stop`."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -105,6 +106,7 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
     [
         (["get", "nobody"], ["no endpoint", "'nobody'"]),
         (["traffic", "nobody", "a=1"], ["no endpoint", "'nobody'"]),
+        (["follow", "nobody", "--alias", "champion"], ["no endpoint", "'nobody'"]),
         (["create", "x", "-C", "server.prot=1"], ["'server.prot'", "'server.port'"]),
         (["create", "x", "-C", "traffic.a=1"], ["endpoint 'x'", "deployment 'a'"]),
     ],
@@ -113,6 +115,24 @@ def test_a_mistake_is_one_line_and_exit_status_1(
     home: BaseDeploymentClient, arguments: list[str], names: list[str]
 ) -> None:
     assert mentions(said(endpoint(*arguments)), *names)
+
+
+def test_a_dry_run_shows_which_version_would_get_the_alias(
+    home: BaseDeploymentClient, register: Callable[..., Any]
+) -> None:
+    model = register("+1", "+2")
+    model.promote(2)
+    stage, alias = f"models:/{model.name}/Production", f"models:/{model.name}@champion"
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", new_endpoint("staged", stage))
+
+    (follower,) = told("follow", "staged", "--alias", "@champion", "--dry-run")
+    shown = endpoint("follow", "staged", "--alias", "champion", "--dry-run").stdout
+
+    assert mentions(shown, "staged", alias, "version 2")
+    assert (follower["stage_uri"], follower["alias_uri"], follower["version"]) == (stage, alias, "2")
+    assert told("get", "staged")["deployments"]["staged"]["model_uri"] == stage
+    endpoint("delete", "staged")
 
 
 def listed(*arguments: str) -> Result:

@@ -1,6 +1,7 @@
 """Tests of a deployment that follows a stage, and that keeps its registry when it is started from another shell."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
+from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 
@@ -62,6 +64,35 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     deployments.start("s")
     wait_until(lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served")
     assert client.get_deployment("s")["error"] == ""
+
+
+@pytest.mark.long
+def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
+    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    created = client.create_deployment("s", "models:/sum/Production")
+    traffic = Traffic(created["url"], width=2)
+    traffic.start()
+    wait_until(lambda: traffic.answers, what="a request is answered")
+
+    settings = load_settings()
+    with closing(open_store(settings.store_url)) as store:
+        Deployments(store, settings, lambda line: None).follow_alias("s", "champion")
+    converted = client.get_deployment("s")
+    log = Path(converted["log"]).read_text()
+    registry.transition_model_version_stage("sum", "2", "Production")  # The endpoint no longer follows the stage.
+    answered = traffic.answers.total()
+    wait_until(lambda: traffic.answers.total() > answered + 50, what="requests are answered after the conversion")
+    before = traffic.last_version
+    registry.set_registered_model_alias("sum", "champion", "2")
+    wait_until(lambda: traffic.last_version == "2", 60, "the alias is followed")
+    traffic.stop()
+
+    assert (created["pid"], created["version"]) == (converted["pid"], converted["version"])
+    assert (converted["alias"], converted["error"], before) == ("champion", "", "1")
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}  # No request failed.
+    assert log.count("loaded sum 1") == 1  # The conversion loaded no version.
 
 
 @pytest.mark.long

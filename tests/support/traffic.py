@@ -7,11 +7,11 @@ import requests
 
 
 class Traffic(threading.Thread):
-    """A thread that sends requests with x = 0 … 4 in turn until it is stopped."""
+    """A thread that sends requests with x = 0 … 4 in turn, in `width` columns, until it is stopped."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, width: int = 1) -> None:
         super().__init__(daemon=True)
-        self._url = f"{url}/invocations"
+        self._url, self._width = f"{url}/invocations", width
         self._ended = threading.Event()
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""
@@ -22,7 +22,7 @@ class Traffic(threading.Thread):
         asked = 0
         while not self._ended.wait(0.01):
             try:
-                response = session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
+                response = session.post(self._url, json={"inputs": [[float(asked % 5)] * self._width]}, timeout=30)
             except requests.RequestException:
                 self.answers["", 0] += not self.is_careless
                 continue

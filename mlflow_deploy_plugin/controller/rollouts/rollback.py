@@ -214,18 +214,27 @@ class _Follower:
     def _versions_in_trail(self) -> list[str]:
         """Return the followed versions, newest first: the new and the previous version of each move.
 
-        Only moves of this model count. A move to an empty stage has no previous version.
+        Only moves of this model count. A move to an empty stage has no previous version. Before the endpoint was
+        converted to an alias (`Deployments.follow_alias`), the moves of its former stage count.
         """
         versions: list[str] = []
+        name = self.observed.endpoint.name
+        conversions = (
+            (event.at, str(event.detail["stages"][self.main]))
+            for event in self.store.events(name, newest_first=True)
+            if event.action == "follow" and self.main in event.detail.get("stages", {})
+        )
+        converted_at, stage = next(conversions, (None, ""))
         for event in self.store.events(model=self.reference.name, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             if (moved := event.detail.get("moved")) is None:
                 continue
             if event.action in ("rollout.end", "rollback"):
-                is_here = event.endpoint == self.observed.endpoint.name
+                is_here = event.endpoint == name
             else:
-                is_here = moved["place"].lower() == self.reference.place.lower()
+                place = stage if converted_at is not None and event.at <= converted_at else self.reference.place
+                is_here = moved["place"].lower() == place.lower()
             versions += [event.version, moved["before"]] if is_here else []
         return list(filter(None, versions))
 

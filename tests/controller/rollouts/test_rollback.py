@@ -122,6 +122,18 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
+def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+    store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
+
+    done = roll_back("flights")
+
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
+
+
 @pytest.mark.parametrize(
     ("action", "endpoint", "to"),
     [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
