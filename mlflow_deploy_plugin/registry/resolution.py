@@ -265,10 +265,13 @@ def _not_found_message(uri: ModelURI) -> str:
             key = uri.tag[0] if uri.kind == "tag" else ""
             descriptions = []
             for version in reversed(versions):
-                alias = f", @{aliases[str(version.version)]}" if str(version.version) in aliases else ""
-                tagged = f", {key}={version.tags[key]}" if key in version.tags else ""
-                descriptions.append(f"{version.version} ({version.current_stage}{alias}{tagged})")
-            return f"{lacks}versions: {', '.join(descriptions)}"
+                alias = f"@{aliases[str(version.version)]}" if str(version.version) in aliases else ""
+                tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
+                marks = ", ".join(filter(None, (version.current_stage, alias, tagged)))
+                descriptions.append(f"{version.version} ({marks})" if marks else str(version.version))
+            is_removed = uri.kind == "stage" and not any(version.current_stage for version in versions)
+            hint = f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS" if is_removed else ""
+            return f"{lacks}versions: {', '.join(descriptions)}{hint}"
         models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
     if name in models:
         return lacks + "it does not have any versions"

@@ -13,7 +13,7 @@ from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
 
@@ -164,6 +164,11 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
+            if uri.kind == "stage" and error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+                raise InvalidConfig(
+                    f"{name} version {version} cannot be moved to {uri.place}, because MLflow at {registry_address()} "
+                    "has no stages: use an alias, such as @champion"
+                ) from None
             if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
             reason = str(error).removeprefix(f"{error.error_code}: ")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED, PERMISSION_DENIED
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
@@ -235,6 +235,19 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
 
     with refused(InvalidConfig, "MLflow", f"{model} version 2", "the gate has not passed"):
+        move_version(parse_model_uri(f"models:/{model}/Production"), "2")
+
+
+@pytest.mark.parametrize("code", [ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED])
+def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternative(
+    code: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such API", error_code=code)
+
+    monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
+
+    with refused(InvalidConfig, "MLflow", f"{model} version 2", "Production", "no stages", "alias"):
         move_version(parse_model_uri(f"models:/{model}/Production"), "2")
 
 

@@ -1,9 +1,10 @@
-"""A server in front of another server. It counts the requests, and can be slow, hang, refuse or send garbage."""
+"""A server in front of another server. It counts the requests, and can be slow, hang, refuse, send garbage, or change
+the answers."""
 
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ class Proxy:
         mood: "honest" forwards requests; "slow" forwards them after `seconds`; "hang" reads and never responds;
             "refuse" closes the connection; any other text is the response, with `status`.
         asked: the method and path of each request, in order of arrival.
+        rewrite: changes the body of each forwarded answer.
     """
 
     host: str
@@ -30,6 +32,7 @@ class Proxy:
     url: str = ""
     asked: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    rewrite: Callable[[bytes], bytes] = bytes
 
     def turn(
         self, mood: str, where: str = "", status: int = 200, seconds: float = 0.0, kind: str = "text/html"
@@ -65,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.request(self.command, self.path, body, {**headers, "Host": f"{proxy.host}:{proxy.port}"})
             answer = connection.getresponse()
             kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
-            self._send(answer.status, kept, answer.read())
+            self._send(answer.status, kept, proxy.rewrite(answer.read()))
         except OSError:  # If the server behind the proxy is down, a client sees the same error here.
             self.close_connection = True
         finally:

@@ -1,0 +1,93 @@
+"""Tests of the commands and of a running server after MLflow's server has removed the stages of versions."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
+
+NO_API = '{"error_code": "ENDPOINT_NOT_FOUND", "message": "no such API"}'
+
+
+def without_stages(body: bytes) -> bytes:
+    """Return an answer of MLflow without the fields of stages."""
+
+    def strip(document: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in document.items() if key not in ("current_stage", "latest_versions")}
+
+    return json.dumps(json.loads(body, object_hook=strip)).encode() if body.startswith(b"{") else body
+
+
+@pytest.fixture
+def proxy(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Yield a proxy to MLflow, which `remove_stages` changes to an MLflow without stages."""
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy:
+        yield proxy
+
+
+def remove_stages(proxy: Proxy) -> None:
+    proxy.rewrite = without_stages
+    proxy.turn(NO_API, "transition-stage", 404)
+
+
+def onnxserve(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.long
+def test_a_server_keeps_its_version_and_moves_to_an_alias(
+    home: BaseDeploymentClient, register: Callable[..., Any], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = register("+1", "+2")
+    model.promote(1)
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+    stage, alias = f"models:/{model.name}/Production", f"models:/{model.name}@champion"
+    home.create_deployment("kept", stage)
+
+    def error_without_stages() -> str:
+        deployment = wait_until(lambda: (now := home.get_deployment("kept"))["error"] and now, 30, "the error")
+        assert (deployment["state"], deployment["version"]) == ("running", "1")
+        return str(deployment["error"])
+
+    remove_stages(proxy)
+    assert mentions(error_without_stages(), stage, "versions: 1, 2", "no stages", f"models:/{model.name}@ALIAS")
+    assert onnxserve("stop", "kept").exit_code == onnxserve("start", "kept").exit_code == 0
+    assert mentions(error_without_stages(), stage)
+    with refused(MlflowException, model.name, "Production", "no stages", code="RESOURCE_DOES_NOT_EXIST"):
+        home.create_deployment("new", stage)
+    assert mentions(onnxserve("endpoint", "follow", "kept", "--alias", "champion").stderr, "no stages")
+
+    traffic = Traffic(home.get_deployment("kept")["url"])
+    traffic.start()
+    model.client.set_registered_model_alias(model.name, "champion", "1")
+    assert home.update_deployment("kept", alias)["error"] == ""
+    model.client.set_registered_model_alias(model.name, "champion", "2")
+    wait_until(lambda: traffic.last_version == "2", 60, "the alias is followed")
+    traffic.stop()
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}  # No request failed.
+    home.delete_deployment("kept")
+
+
+def test_a_promotion_to_a_removed_stage_is_refused_in_one_line(
+    home: BaseDeploymentClient, register: Callable[..., Any], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = register("+1")
+    model.client.set_registered_model_tag(model.name, "onnxserve.gate.policy", "gated_stages: []")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+    remove_stages(proxy)
+
+    result = onnxserve("promote", model.name, "1", "--to", "Production")
+
+    assert result.exit_code == 1
+    assert mentions(result.stderr.splitlines()[-1], model.name, "Production", "no stages", "alias")
