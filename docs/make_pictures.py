@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--console", required=True, help="address of the console, as printed by the demo")
     parser.add_argument("--server", default="http://127.0.0.1:8080", help="address of the model's server")
-    parser.add_argument("--rollout-to", default="1", help="version that is not in Production")
+    parser.add_argument("--rollout-to", default="1", help="version without the alias champion")
     parser.add_argument("--only-console", action="store_true", help="do not take the other pictures")
     asked = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)

@@ -103,4 +103,4 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
     if made.report.repair:
         yield f"  {made.report.repair}"
     if made.version:
-        yield f"  next: onnxserve promote {made.name} {made.version} --to Production"
+        yield f"  next: onnxserve promote {made.name} {made.version} --to @champion"

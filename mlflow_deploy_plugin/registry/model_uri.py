@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
 _FORMS = (
-    "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
+    "a registered model (models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
     "models:/NAME/latest), "
     "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
 )
@@ -122,7 +122,7 @@ def missing_folder_message(text: str) -> str:
     name = registered["name"]
     if text != name:
         return f"{message}; a registered model is models:/{text}"
-    return f"{message}; a registered model is models:/{name}/Production, models:/{name}@ALIAS or models:/{name}/VERSION"
+    return f"{message}; a registered model is models:/{name}@ALIAS, models:/{name}/Production or models:/{name}/VERSION"
 
 
 def default_endpoint_name(model_uri: str) -> str:

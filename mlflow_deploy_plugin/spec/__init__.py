@@ -5,7 +5,7 @@ An endpoint is a server, and a deployment is a variant in it. Each YAML document
     apiVersion: onnxserve/v1
     name: flights
     variants:
-      flights: {model: "models:/flight-delay/Production", weight: 100}   # a stage or alias is followed
+      flights: {model: "models:/flight-delay@champion", weight: 100}   # an alias or stage is followed
     server: {workers: 2, device: cpu, port: 8080}
     capture: {fraction: 1.0}
     monitors:

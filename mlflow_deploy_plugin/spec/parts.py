@@ -42,7 +42,7 @@ class VariantSpec(SpecPart):
     """A model of an endpoint."""
 
     model: str = Field(min_length=1)
-    """Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://… or a
+    """Model URI: models:/X@alias, models:/X/Production, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://… or a
     path."""
     weight: int = Field(default=100, ge=0, le=100)
     """Weight of the variant. Its share of the traffic is its weight divided by the sum of all weights."""

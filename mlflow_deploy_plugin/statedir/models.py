@@ -18,7 +18,7 @@ class WantedVariant(State):
     """A version that workers must serve.
 
     Attributes:
-        model_uri: the URI in the spec, such as models:/flight-delay/Production.
+        model_uri: the URI in the spec, such as models:/flight-delay@champion.
         version: the registry's version number, or the model id of a model that is not registered.
         folder: the MLmodel folder on this disk, which the agent has verified.
         aspects: details that are reported with the version: stage, run_id, parity, git_commit, …

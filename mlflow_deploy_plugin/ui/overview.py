@@ -325,7 +325,7 @@ def _versions_by_place(
 ) -> dict[StageOrAlias, frozenset[str]]:
     """Return the versions in each stage or alias that a version may be promoted to, followed targets first."""
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
-    places = [*sorted(followed, key=lambda place: (place.startswith("@"), place)), *stages]
+    places = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
     versions_by_place = {}
     for place in map(parse_stage_or_alias, places):
         holders = [version.version for version in versions if version.current_stage == place.stage]

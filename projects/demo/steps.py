@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +34,8 @@ from projects.model_runs import parity_line
 
 EXPERIMENT = "flight-delay"
 DEPLOYMENT = "flights"
-PRODUCTION = f"models:/{MODEL_NAME}/Production"
+ALIAS = "champion"
+MODEL = f"models:/{MODEL_NAME}@{ALIAS}"
 FOLLOWED_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
@@ -134,12 +134,8 @@ def show_parity(version: Version, say: Say) -> None:
 
 
 def promote(version: Version) -> None:
-    """Move the version to the stage Production, like the Stage menu of MLflow's UI."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MLflow warns that stages are deprecated.
-        MlflowClient().transition_model_version_stage(
-            MODEL_NAME, version.number, "Production", archive_existing_versions=True
-        )
+    """Give the version the alias, like the model page of MLflow's UI."""
+    MlflowClient().set_registered_model_alias(MODEL_NAME, ALIAS, version.number)
 
 
 def undeploy_all(say: Say) -> int:
@@ -214,7 +210,7 @@ def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
     )
     answer.raise_for_status()
     served = np.asarray(answer.json()["predictions"])
-    loaded = np.asarray(mlflow.pyfunc.load_model(PRODUCTION).predict(flights[list(FEATURES)]))
+    loaded = np.asarray(mlflow.pyfunc.load_model(MODEL).predict(flights[list(FEATURES)]))
     return Agreement(len(flights), int((served == loaded).sum()), served, answer.headers["X-Model-Version"])
 
 

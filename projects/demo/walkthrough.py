@@ -139,9 +139,9 @@ def _wrap(printer: StepPrinter) -> steps.Version:
 
 
 def _deploy(version: steps.Version, printer: StepPrinter) -> str:
-    printer.step(f"Promote version {version.number} to Production, and deploy the stage")
+    printer.step(f"Give version {version.number} the alias {steps.ALIAS}, and deploy the alias")
     steps.promote(version)
-    server = str(deploy(steps.DEPLOYMENT, steps.PRODUCTION, workers=1)["url"])
+    server = str(deploy(steps.DEPLOYMENT, steps.MODEL, workers=1)["url"])
     printer.line(f"{server}   serves version {version.number}")
     return server
 
@@ -186,7 +186,7 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
 def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
     number, agreement = promoted.version.number, promoted.agreement
     return [
-        ("Promotion", f"version {number} was served {promoted.seconds:.1f} s after the stage moved, no request failed"),
+        ("Promotion", f"version {number} was served {promoted.seconds:.1f} s after the alias moved, no request failed"),
         ("", f"it predicts {promoted.changed} of {agreement.rows} flights differently from the first version"),
         ("Agreement", f"{agreement.equal} of {agreement.rows} predictions are equal to mlflow.pyfunc.load_model"),
     ]

@@ -59,10 +59,7 @@ def repository(mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.
         try:
             yield Repository(folder, tmp_path / "home")
         finally:
-            client = MlflowClient()
-            for version in client.search_model_versions(f"name='{MODEL}'"):
-                client.transition_model_version_stage(MODEL, version.version, "Archived")
-            client.delete_registered_model(MODEL)
+            MlflowClient().delete_registered_model(MODEL)
 
 
 def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_rolls_back(
@@ -74,11 +71,11 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
         *(("Install", 0), ("Promote", 0)),
     ]
-    assert stages() == {"1": "Production"}
+    assert champion() == "1"
     assert mentions((repository.folder / "summary.md").read_text(), MODEL, "version 1: passed")
 
     client = get_deploy_client("onnxserve")
-    url = client.create_deployment(MODEL, f"models:/{MODEL}/Production")["url"]
+    url = client.create_deployment(MODEL, f"models:/{MODEL}@champion")["url"]
     try:
         with traffic(url, held_out()) as answers:
             good = repository.push("strength=0.8")
@@ -89,7 +86,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         assert [(step.name, step.status) for step in worse["version"]][-2:] == [("Train", 0), ("Gate", 1)]
         assert worse["version"][-1].error.startswith(f"{MODEL} version 3 stays where it is: evaluation")
         assert worse["canary"] == []
-        assert stages() == {"1": "Archived", "2": "Production", "3": "None"}
+        assert champion() == "2"
 
         with traffic(url, doubtful_rows()):
             bad = repository.push("strength=0.05")
@@ -97,7 +94,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         (canary,) = bad["canary"]
         assert canary.status == 1
         assert canary.error.startswith(f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back")
-        assert stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
+        assert champion() == "2"
     finally:
         client.delete_deployment(MODEL)
 
@@ -133,9 +130,8 @@ def test_a_training_that_registers_nothing_stops_in_one_line(repository: Reposit
     assert failed["canary"] == []
 
 
-def stages() -> dict[str, str]:
-    versions = MlflowClient().search_model_versions(f"name='{MODEL}'")
-    return {str(version.version): str(version.current_stage) for version in versions}
+def champion() -> str:
+    return str(MlflowClient().get_model_version_by_alias(MODEL, "champion").version)
 
 
 def held_out() -> pd.DataFrame:

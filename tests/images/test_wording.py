@@ -22,8 +22,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a folder that does not exist": (
         {"model_uri": "gone"},
         (
-            "the folder gone does not exist; a registered model is models:/gone/Production, "
-            "models:/gone@ALIAS or models:/gone/VERSION"
+            "the folder gone does not exist; a registered model is models:/gone@ALIAS, "
+            "models:/gone/Production or models:/gone/VERSION"
         ),
     ),
     "a model without an ONNX form": (

@@ -135,7 +135,7 @@ def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("flight-delay", "; a registered model is models:/flight-delay/Production, models:/flight-delay@ALIAS or"),
+        ("flight-delay", "; a registered model is models:/flight-delay@ALIAS, models:/flight-delay/Production or"),
         ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
         ("flights@champion", "; a registered model is models:/flights@champion"),
         ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),

@@ -16,8 +16,8 @@ from tests.support.tracking import tracking_at
     [
         (
             "models:/x",
-            "'models:/x' does not select a version; the model is a registered model (models:/NAME/Production, "
-            "models:/NAME@ALIAS, models:/NAME/tag:KEY=VALUE, models:/NAME/3, models:/NAME/latest), a logged "
+            "'models:/x' does not select a version; the model is a registered model (models:/NAME@ALIAS, "
+            "models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, models:/NAME/latest), a logged "
             "model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a "
             "folder",
         ),
