@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend
@@ -142,6 +144,18 @@ def test_a_change_that_the_server_cannot_apply_is_restored(
 
     monkeypatch.setattr(LocalBackend, "apply", fail)
     with refused(DeploymentFailed, "sums"):
+        deployments.follow_alias("sums", "champion")
+    assert models(deployments) == {"main": STAGE}
+
+
+def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuse)
+    with refused(InvalidConfig, "MLflow", "@champion", "sum version 1", "no gate"):
         deployments.follow_alias("sums", "champion")
     assert models(deployments) == {"main": STAGE}
 
