@@ -1,5 +1,6 @@
 """A run of the gate: judge the version, log the report, tag the version and record the event."""
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -165,6 +166,9 @@ def gate_version(
                 "run_id": done.run.run_id,
                 "policy": chosen.where,
                 "tagged": is_official,
+                "files": verdict.digest,
+                "policy_digest": verdict.policy_digest,
+                "report_digest": hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
                 "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
             },
             actor=actor,
