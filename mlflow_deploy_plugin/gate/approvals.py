@@ -60,7 +60,7 @@ class Subject:
         return next((_CHANGES[name] for name in names), "")
 
     def __str__(self) -> str:
-        return f"{self.model} version {self.version} to {self.place}"
+        return f"the promotion of {self.model} version {self.version} to {self.place}"
 
 
 def subject_of(
@@ -143,6 +143,11 @@ class ApprovalStatus:
         text = f"{self.missing} of {self.required.count} approvals{groups} missing"
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
         return "; ".join([text + approved, *self.discounted])
+
+    def refusal(self, subject: Subject, page: str = "") -> str:
+        """Return the message for a promotion without these approvals. `page` is the URL of the request's page."""
+        command = f"onnxserve promote {subject.model} {subject.version} --to {subject.place} --request"
+        return f"{subject} is refused: {self.reason}. `{command}` requests them{page and f', and {page} shows them'}"
 
 
 def promotion_requests(store: Store, model: str | None = None) -> list[PromotionRequest]:
@@ -258,7 +263,7 @@ def approve(
             command = f"onnxserve gate {subject.model} {subject.version}"
             raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
         if report != known.report.digest:
-            raise GateRefused(f"the gate report on {subject} has changed since it was opened; open it again")
+            raise GateRefused(f"the gate report has changed since {user} opened it; read {known.report.url} again")
         status = approval_status(required, known, subject, store.now(), is_forced=True)
         is_new = not any(_same(user, name) for name in status.approved_by)
         detail: Json = {"report": report, "verdict": known.report.state}

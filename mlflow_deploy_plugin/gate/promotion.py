@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.gate.approvals import read_approval_status, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -88,6 +89,7 @@ def promote(
     A fresh passed verdict is reused, and with `force` also a fresh failed verdict. A verdict is fresh if the policy,
     the files of the version and the compared version have not changed, and if its age is below the policy's limit.
     Otherwise the gate is run. If only this version has the stage or alias and it passed the gate, no change is made.
+    The approvals that the policy requires are read from the store. `force` does not replace approvals.
 
     Args:
         to: a stage or @alias.
@@ -98,7 +100,8 @@ def promote(
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
-        GateRefused: the version failed the gate (the message lists the failures), or was rolled back without `force`.
+        GateRefused: the version failed the gate (the message lists the failures), was rolled back without `force`, or
+            lacks approvals.
         InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, or MLflow refuses the move.
         NotFound, RegistryUnavailable, StoreUnavailable: the version does not exist, or MLflow or the store fails.
     """
@@ -123,14 +126,17 @@ def promote(
         if is_there and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, trail, progress, allowed, original)
+        if not status.passed and not force:
+            request.record(trail, "refused", status)
+            report = f"; report: {status.report}" if status.report else ""
+            raise GateRefused(
+                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
+                f"passed its gate: {status.reason}{report}"
+            )
+        if not is_there and (refusal := request.missing_approvals(trail, status)):
+            request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
+            raise GateRefused(refusal)
         if not status.passed:
-            if not force:
-                request.record(trail, "refused", status)
-                report = f"; report: {status.report}" if status.report else ""
-                raise GateRefused(
-                    f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
-                    f"passed its gate: {status.reason}{report}"
-                )
             status = request.tag_forced(status)
         elif not force and chosen.policy.gates(target):
             now = version_at(model, target, exclude=candidate.version)
@@ -201,6 +207,18 @@ class _Request:
         if self.chosen.policy.gates(self.place):
             return None
         return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
+
+    def missing_approvals(self, store: Store, status: GateStatus) -> str:
+        """Return why the promotion lacks approvals; empty if it needs none, or has all."""
+        if (required := self.chosen.policy.approvals_for(self.place)) is None:
+            return ""
+        model, version = self.candidate.name, self.candidate.version
+        with registry_errors(f"model {model} version {version}"):
+            client = registry_client()
+            registered, entry = client.get_registered_model(model), client.get_model_version(model, version)
+        subject = subject_of(registered, entry, self.place, status.digest, self.chosen.policy)
+        approvals = read_approval_status(store, required, subject, is_forced=not status.passed)
+        return "" if approvals.is_complete else approvals.refusal(subject)
 
     def is_fresh(self) -> bool:
         try:

@@ -30,13 +30,13 @@ from mlflow_deploy_plugin.gate.approvals import (
 )
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.store import Store, move_detail, open_store
+from tests.support.approvals import REPORT, record_gate
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2, groups=("risk",)))
 SUBJECT = Subject("flights", "3", "Production", 1000, 2000, "f" * 64, POLICY.digest)
-REPORT = "r" * 64
 RISK = frozenset({"risk", "staff"})
 
 
@@ -48,15 +48,9 @@ def clock() -> Clock[datetime]:
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
     opened = open_store(f"sqlite:///{tmp_path}/store.db", clock)
-    record_gate(opened)
+    record_gate(opened, SUBJECT)
     yield opened
     opened.close()
-
-
-def record_gate(store: Store, report: str = REPORT, state: str = "passed", subject: Subject = SUBJECT) -> None:
-    detail = {"report": "https://mlflow/report", "tagged": True, "report_digest": report}
-    detail |= {"files": subject.files, "policy_digest": subject.policy}
-    store.record("gate", actor="ci", model=subject.model, version=subject.version, after=state, detail=detail)
 
 
 def ask(store: Store, user: str = "eva", subject: Subject = SUBJECT, policy: GatePolicy = POLICY, **more: Any) -> bool:
@@ -129,7 +123,7 @@ def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(
     assert status(store, changed).missing == 2
     assert mentions(status(store, changed).reason, *names)
     assert status(store).is_complete  # The approved state was restored.
-    record_gate(store, subject=changed)
+    record_gate(store, changed)
     with refused(GateRefused, *names):
         vote(store, "joe", changed)
     assert ask(store, subject=changed)
@@ -155,7 +149,7 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
     ask(store)
     vote(store, "ada")
     for other in (replace(SUBJECT, place="@champion"), replace(SUBJECT, version="4")):
-        record_gate(store, subject=other)
+        record_gate(store, other)
         with refused(NotFound, f"onnxserve promote flights {other.version} --to {other.place} --request"):
             vote(store, "ada", other)
         assert status(store, other).missing == 2
@@ -188,7 +182,7 @@ def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
 def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Store) -> None:
     policy = GatePolicy(approvals=ApprovalPolicy(not_author=False))
     subject = replace(SUBJECT, policy=policy.digest)
-    record_gate(store, subject=subject)
+    record_gate(store, subject)
     ask(store, subject=subject, policy=policy)
     with refused(ScopeMissing, "ada"):
         vote(store, "ada", subject, policy)
@@ -262,7 +256,7 @@ def test_a_forced_promotion_needs_approvals_of_the_report_with_the_failure(store
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
-    record_gate(store, "2" * 64, "failed")
+    record_gate(store, SUBJECT, "2" * 64, "failed")
     assert status(store, is_forced=True).missing == 2
     assert vote(store, "ada", report="2" * 64)
     assert vote(store, "bob", report="2" * 64)
