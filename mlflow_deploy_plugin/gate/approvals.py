@@ -248,25 +248,18 @@ def approve(
         Unauthenticated: the caller is anonymous.
     """
     required = _required(policy, subject)
-    _require_approver(required, subject, user, groups, may_edit)
+    _require_login(user)
     is_new = False
 
     def decide(events: list[AuditEvent]) -> AuditEvent | None:
         nonlocal is_new
         known = _require_open(events, subject)
-        if change := subject.change_since(known.subject):
-            raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
-        if required.not_author and _is_author(known, user):
-            part = "requested this promotion" if _same(user, known.requested_by) else "registered this version"
-            raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
-        if known.report is None:
-            command = f"onnxserve gate {subject.model} {subject.version}"
-            raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
-        if report != known.report.digest:
-            raise GateRefused(f"the gate report has changed since {user} opened it; read {known.report.url} again")
+        seen = require_may_approve(required, known, subject, user, groups, may_edit)
+        if report != seen.digest:
+            raise GateRefused(f"the gate report has changed since {user} opened it; read {seen.url} again")
         status = approval_status(required, known, subject, store.now(), is_forced=True)
         is_new = not any(_same(user, name) for name in status.approved_by)
-        detail: Json = {"report": report, "verdict": known.report.state}
+        detail: Json = {"report": report, "verdict": seen.state}
         return _event(store, "approve", subject, user, why, detail) if is_new else None
 
     return _recorded(store, subject, decide), is_new
@@ -285,11 +278,40 @@ def decline(
         raise InvalidConfig(f"a reason is required to decline {subject}")
 
     def decide(events: list[AuditEvent]) -> AuditEvent:
-        if not _same(user, _require_open(events, subject).requested_by):
-            _require_approver(required, subject, user, groups, may_edit)
+        require_may_decline(required, _require_open(events, subject), user, groups, may_edit)
         return _event(store, "decline", subject, user, why, {})
 
     return _recorded(store, subject, decide)
+
+
+def require_may_approve(
+    required: ApprovalPolicy,
+    request: PromotionRequest,
+    subject: Subject,
+    user: str,
+    groups: frozenset[str],
+    may_edit: bool,
+) -> GateReport:
+    """Return the gate report that the user must have seen to approve the request now. Raises like `approve`."""
+    _require_approver(required, subject, user, groups, may_edit)
+    if change := subject.change_since(request.subject):
+        raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
+    if required.not_author and _is_author(request, user):
+        part = "requested this promotion" if _same(user, request.requested_by) else "registered this version"
+        raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
+    if request.report is None:
+        command = f"onnxserve gate {subject.model} {subject.version}"
+        raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
+    return request.report
+
+
+def require_may_decline(
+    required: ApprovalPolicy, request: PromotionRequest, user: str, groups: frozenset[str], may_edit: bool
+) -> None:
+    """Raise ScopeMissing or Unauthenticated if the user may not decline the request."""
+    _require_login(user)
+    if not _same(user, request.requested_by):
+        _require_approver(required, request.subject, user, groups, may_edit)
 
 
 def version_authors(store: Store, model: str, version: str, created: int) -> tuple[str, ...]:
