@@ -80,13 +80,14 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
         raise InvalidConfig(f"only an MLflow server keeps requests for promotions: {remedy}")
     if workspace := active_workspace():
         query = {**query, "workspace": workspace}
-    with registry_errors("the requests for promotions"):
-        credentials, options = get_default_host_creds(address), {"max_retries": 0, "raise_on_status": False}
-        answer = http_request(credentials, PATH, method, params=query, json=document, timeout=_SECONDS, **options)
-        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-        if is_json and not answer.ok and "error_code" in (error := answer.json()):
-            raise error_of_status(answer.status_code)(error["message"])
-        if answer.status_code in (404, 405) or (answer.ok and not is_json):
-            where = redact_credentials(address)
-            raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
+    what, options = "the requests for promotions", {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
+    with registry_errors(what):
+        answer = http_request(get_default_host_creds(address), PATH, method, params=query, json=document, **options)
+    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+    if is_json and not answer.ok and "error_code" in (error := answer.json()):
+        raise error_of_status(answer.status_code)(error["message"])
+    if answer.status_code in (404, 405) or (answer.ok and not is_json):
+        where = redact_credentials(address)
+        raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
+    with registry_errors(what):
         return verify_rest_response(answer, PATH).json()

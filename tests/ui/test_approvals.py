@@ -283,7 +283,12 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(
     mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Job] = []
-    monkeypatch.setattr(Jobs, "start", lambda _, job, secret: started.append(job) or job)
+
+    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
+        started.append(job)
+        return job
+
+    monkeypatch.setattr(Jobs, "start", start)
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}@champion"))
     free = mlflow_app.model(policy="gated_aliases: [champion]")
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{free}", f"models:/{free}@champion"))
