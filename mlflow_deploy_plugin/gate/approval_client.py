@@ -73,11 +73,11 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     from mlflow.utils.rest_utils import http_request, verify_rest_response
     from mlflow.utils.uri import is_http_uri
 
-    registry_client()  # Check the settings, and limit the size of answers.
     address = str(mlflow.get_tracking_uri())
     remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
     if not is_http_uri(address):
         raise InvalidConfig(f"only an MLflow server keeps requests for promotions: {remedy}")
+    registry_client()  # Check the settings, and limit the size of answers.
     if workspace := active_workspace():
         query = {**query, "workspace": workspace}
     what, options = "the requests for promotions", {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}

@@ -56,17 +56,15 @@ class People:
         for user in users:
             self.administer("3.0/mlflow/roles/assign", username=user, role_id=created)
 
-    def register(self, user: str, policy: str, versions: int = 1) -> str:
-        """Register a model with this gate policy and versions as the user, and return its name."""
+    def register(self, user: str, policy: str, parity: str = "proven") -> str:
+        """Register a model with this gate policy and a version as the user, and return its name."""
         name = f"toy-{next(_numbers)}"
         with self.logged_in(user) as client:
             experiment = client.create_experiment(name)
             client.create_registered_model(name, tags={"onnxserve.gate.policy": policy})
-            for version in range(versions):
-                run = client.create_run(experiment)
-                folder = write_classifier(self.folder / name / str(version))
-                client.log_artifacts(run.info.run_id, str(folder), "model")
-                client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
+            run = client.create_run(experiment)
+            client.log_artifacts(run.info.run_id, str(write_classifier(self.folder / name, parity=parity)), "model")
+            client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
         return name
 
 
