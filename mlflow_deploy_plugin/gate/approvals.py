@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.registry.tags import PASSED_STATES
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias, parse_stage_or_alias
 from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
@@ -160,31 +161,31 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     return _open(_fold(store.events(model=subject.model, actions=_ACTIONS)), subject)
 
 
-def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject, is_forced: bool) -> ApprovalStatus:
-    """Return the approvals of a promotion now. `is_forced` is True if the version has not passed its gate."""
-    return approval_status(policy, open_request(store, subject), subject, store.now(), is_forced)
+def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:
+    return approval_status(policy, open_request(store, subject), subject, store.now())
 
 
 def approval_status(
-    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime, is_forced: bool = False
+    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime
 ) -> ApprovalStatus:
     """Return which approvals of the request count for `subject`.
 
-    Approvals of a forced promotion count only if the approver saw the report in force, with the failed checks.
+    If the last gate run failed, an approval counts only if the approver saw the report of this run. The promotion is
+    then forced, or somebody has changed the tags of the verdict.
     """
     if request is None or request.state != "open":
         return ApprovalStatus(policy, (), policy.count, ("there is no open request",))
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), policy.count, (f"the request has lapsed: {change}",))
     approved, discounted = [], []
-    in_force = request.report.digest if request.report else ""
+    failure = request.report if request.report and request.report.state not in PASSED_STATES else None
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
             discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
         elif policy.not_author and _is_author(request, approval.actor):
             discounted.append(f"{approval.actor} is an author")
-        elif is_forced and approval.report != in_force:
-            discounted.append(f"{approval.actor} has not seen the gate's last report")
+        elif failure and approval.report != failure.digest:
+            discounted.append(f"{approval.actor} approved before the gate failed")
         else:
             approved.append(approval.actor)
     return ApprovalStatus(policy, tuple(approved), max(0, policy.count - len(approved)), tuple(discounted))
@@ -264,8 +265,10 @@ def approve(
             raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
         if report != known.report.digest:
             raise GateRefused(f"the gate report has changed since {user} opened it; read {known.report.url} again")
-        status = approval_status(required, known, subject, store.now(), is_forced=True)
-        is_new = not any(_same(user, name) for name in status.approved_by)
+        counted = approval_status(required, known, subject, store.now()).approved_by
+        is_new = not any(
+            _same(user, entry.actor) and entry.report == report and entry.actor in counted for entry in known.approvals
+        )
         detail: Json = {"report": report, "verdict": known.report.state}
         return _event(store, "approve", subject, user, why, detail) if is_new else None
 

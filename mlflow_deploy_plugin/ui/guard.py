@@ -345,7 +345,7 @@ def _decide(
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy), status)
+        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy))
         if not refusal:
             return f"gate {status.state}: {status.reason}", False
     if holder == number:
@@ -356,12 +356,12 @@ def _decide(
     return refusal, True
 
 
-def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject, status: GateStatus) -> str:
+def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
     """Return why the promotion lacks approvals; empty if it needs none, or has all. Nobody may approve anonymously."""
     if policy.approvals is None:
         return ""
     try:
-        approvals = read_approval_status(trail.store(), policy.approvals, subject, status.state == "forced")
+        approvals = read_approval_status(trail.store(), policy.approvals, subject)
     except OnnxserveError as error:
         return f"{subject} is refused, because its approvals cannot be read: {error.message}"
     if approvals.is_complete:

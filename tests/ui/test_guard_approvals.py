@@ -236,12 +236,13 @@ def test_approvals_lapse_when_the_policy_changes(mlflow_app: Any, model: str, ca
     assert mentions(answer.json["message"], "1 of 1", "lapsed", "policy")
 
 
-def test_a_forced_version_moves_only_if_the_approvers_saw_the_failure(mlflow_app: Any, model: str) -> None:
+@pytest.mark.parametrize("state", ["forced", "passed"])
+def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state: str, mlflow_app: Any, model: str) -> None:
     approve_all(mlflow_app, model)
     with mlflow_app.app.test_request_context():
         _, subject = guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
     record_gate(mlflow_app.store, subject, "2" * 64, "failed")
-    mlflow_app.stands(model, "1", "forced", "forced by eva: a drill")
+    mlflow_app.stands(model, "1", state, "set by mallory")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
     approve_all(mlflow_app, model, report="2" * 64)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
