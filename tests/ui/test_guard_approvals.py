@@ -260,7 +260,20 @@ def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
-    assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
+    for _ in range(2):  # The way back stays open after every promotion.
+        assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
+        approve_all(mlflow_app, model, "2", "@champion")
+        assert point(mlflow_app, model, "champion", "2").status_code == 200
+
+
+def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:
+    for version in "12":
+        approve_all(mlflow_app, model, version)
+        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+    assert move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code == 200
+    moved = {"moved": {"place": "Production", "before": "2"}}
+    mlflow_app.store.record("transition", endpoint="flights", model=model, version="1", detail=moved)
+    assert move(mlflow_app, model, "2", "Production").status_code == 403
 
 
 @pytest.mark.parametrize("approved", ["1", "2"])
