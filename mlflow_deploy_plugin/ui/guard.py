@@ -360,7 +360,7 @@ def _decide(
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
-    """Return why the promotion lacks approvals; empty if it needs none, or has all. Nobody may approve anonymously."""
+    """Return why the promotion lacks approvals; empty if it needs none, or has all."""
     if policy.approvals is None:
         return ""
     try:
