@@ -209,16 +209,14 @@ def request_promotion(
     if not may_edit:
         raise ScopeMissing(f"{user} may not request a promotion of {subject.model}, because {user} may not edit it")
     authors = version_authors(store, subject.model, subject.version, subject.version_created)
-    is_new = False
 
-    def decide(events: list[AuditEvent]) -> AuditEvent | None:
-        nonlocal is_new
-        known = _open(_fold(events), subject)
-        is_new = known is None or bool(subject.change_since(known.subject))
+    def decide(known: PromotionRequest | None) -> AuditEvent | None:
+        if known is not None and not subject.change_since(known.subject):
+            return None
         detail: Json = {"subject": asdict(subject), "authors": list(authors)}
-        return _event(store, "request", subject, user, why, detail) if is_new else None
+        return _event(store, "request", subject, user, why, detail)
 
-    return _recorded(store, subject, decide), is_new
+    return _record(store, subject, decide)
 
 
 def approve(
@@ -250,11 +248,9 @@ def approve(
     """
     required = _required(policy, subject)
     _require_approver(required, subject, user, groups, may_edit)
-    is_new = False
 
-    def decide(events: list[AuditEvent]) -> AuditEvent | None:
-        nonlocal is_new
-        known = _require_open(events, subject)
+    def decide(request: PromotionRequest | None) -> AuditEvent | None:
+        known = _require_open(request, subject)
         if change := subject.change_since(known.subject):
             raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
         if required.not_author and _is_author(known, user):
@@ -266,13 +262,12 @@ def approve(
         if report != known.report.digest:
             raise GateRefused(f"the gate report has changed since {user} opened it; read {known.report.url} again")
         counted = approval_status(required, known, subject, store.now()).approved_by
-        is_new = not any(
-            _same(user, entry.actor) and entry.report == report and entry.actor in counted for entry in known.approvals
-        )
-        detail: Json = {"report": report, "verdict": known.report.state}
-        return _event(store, "approve", subject, user, why, detail) if is_new else None
+        own = [entry for entry in known.approvals if _same(user, entry.actor) and entry.actor in counted]
+        if own and own[0].report == report:
+            return None
+        return _event(store, "approve", subject, user, why, {"report": report, "verdict": known.report.state})
 
-    return _recorded(store, subject, decide), is_new
+    return _record(store, subject, decide)
 
 
 def decline(
@@ -287,12 +282,12 @@ def decline(
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
 
-    def decide(events: list[AuditEvent]) -> AuditEvent:
-        if not _same(user, _require_open(events, subject).requested_by):
+    def decide(request: PromotionRequest | None) -> AuditEvent:
+        if not _same(user, _require_open(request, subject).requested_by):
             _require_approver(required, subject, user, groups, may_edit)
         return _event(store, "decline", subject, user, why, {})
 
-    return _recorded(store, subject, decide)
+    return _record(store, subject, decide)[0]
 
 
 def version_authors(store: Store, model: str, version: str, created: int) -> tuple[str, ...]:
@@ -354,19 +349,22 @@ def _open(requests: Sequence[PromotionRequest], subject: Subject) -> PromotionRe
     return matches[-1] if matches else None
 
 
-def _require_open(events: Sequence[AuditEvent], subject: Subject) -> PromotionRequest:
-    if (known := _open(_fold(events), subject)) is None:
+def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
+    if request is None:
         command = f"onnxserve promote {subject.model} {subject.version} --to {subject.place} --request"
         raise NotFound(f"there is no open request for {subject}; `{command}` requests the promotion")
-    return known
+    return request
 
 
-def _recorded(
-    store: Store, subject: Subject, decide: Callable[[list[AuditEvent]], AuditEvent | None]
-) -> PromotionRequest:
-    """Write the event that `decide` derives, and return the last request for the subject."""
-    requests = _fold(store.record_next(subject.model, _ACTIONS, decide))
-    return next(entry for entry in reversed(requests) if entry.subject.key == subject.key)
+def _record(
+    store: Store, subject: Subject, decide: Callable[[PromotionRequest | None], AuditEvent | None]
+) -> tuple[PromotionRequest, bool]:
+    """Write the event that `decide` derives from the open request. Return the request after it, and True for an event.
+
+    The request is read and the event is written in one transaction, so that racing calls cannot both count.
+    """
+    events, is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
+    return next(entry for entry in reversed(_fold(events)) if entry.subject.key == subject.key), is_new
 
 
 def _event(store: Store, action: str, subject: Subject, user: str, why: str, detail: Json) -> AuditEvent:
