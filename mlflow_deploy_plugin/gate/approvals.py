@@ -77,6 +77,7 @@ class GateReport:
     """The report of the last gate run that tagged the version, from the audit trail. `digest` is its SHA-256."""
 
     url: str
+    run_id: str
     digest: str
     state: str
 
@@ -319,7 +320,7 @@ def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
         if event.action == "gate" and detail.get("tagged") and "report_digest" in detail:
-            report = GateReport(detail["report"], detail["report_digest"], event.after)
+            report = GateReport(detail["report"], detail["run_id"], detail["report_digest"], event.after)
             reports[event.model, event.version, detail["files"], detail["policy_digest"]] = report
         elif event.action == "request":
             end(key, "replaced")

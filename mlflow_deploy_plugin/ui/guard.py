@@ -31,7 +31,7 @@ from urllib.parse import urlencode
 from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, read_approval_status, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
+    GATE_REPORT_FILE,
     GATE_TAG,
     GateStatus,
     gate_status_of,
@@ -399,6 +400,21 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
         _log.exception("the files of %s version %s cannot be read", model, version)
         raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
     return policy, subject_of(registered, entry, place, files, policy)
+
+
+def report_digest(run_id: str) -> str:
+    """Return the SHA-256 of the gate report that MLflow now shows, which people who may edit the run can replace.
+
+    Raises NotFound if the report cannot be read.
+    """
+    from mlflow.server import handlers
+
+    try:
+        store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
+        return _sha256(store, f"{root}/{GATE_REPORT_FILE}".lstrip("/"))
+    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+        _log.exception("the gate report of run %s cannot be read", run_id)
+        raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
 
 
 def _digest_now(model: str, version: str) -> str:

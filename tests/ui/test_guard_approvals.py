@@ -1,5 +1,6 @@
 """Tests of approvals in MLflow's API: attempts to move a version without the approvals that the policy requires."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.gate.approvals import approve, promotion_requests, request_promotion, version_authors
 from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
@@ -302,3 +305,14 @@ def test_approvals_that_cannot_be_read_let_nothing_through(
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
     assert mlflow_app.stage(model, "1") == "None"
+
+
+def test_a_report_that_was_replaced_in_its_run_has_another_digest(mlflow_app: Any, model: str) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    for text in ("judged", "replaced"):
+        client.log_text(run_id, text, "gate_report.html")
+        with mlflow_app.app.test_request_context():
+            assert guard.report_digest(run_id) == hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(NotFound), mlflow_app.app.test_request_context():
+        guard.report_digest("0" * 32)
