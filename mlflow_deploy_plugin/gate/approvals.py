@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.registry.tags import PASSED_STATES
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias, parse_stage_or_alias
 from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
@@ -76,6 +77,7 @@ class GateReport:
     """The report of the last gate run that tagged the version, from the audit trail. `digest` is its SHA-256."""
 
     url: str
+    run_id: str
     digest: str
     state: str
 
@@ -160,31 +162,31 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     return _open(_fold(store.events(model=subject.model, actions=_ACTIONS)), subject)
 
 
-def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject, is_forced: bool) -> ApprovalStatus:
-    """Return the approvals of a promotion now. `is_forced` is True if the version has not passed its gate."""
-    return approval_status(policy, open_request(store, subject), subject, store.now(), is_forced)
+def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:
+    return approval_status(policy, open_request(store, subject), subject, store.now())
 
 
 def approval_status(
-    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime, is_forced: bool = False
+    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime
 ) -> ApprovalStatus:
     """Return which approvals of the request count for `subject`.
 
-    Approvals of a forced promotion count only if the approver saw the report in force, with the failed checks.
+    If the last gate run failed, an approval counts only if the approver saw the report of this run. The promotion is
+    then forced, or somebody has changed the tags of the verdict.
     """
     if request is None or request.state != "open":
         return ApprovalStatus(policy, (), policy.count, ("there is no open request",))
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), policy.count, (f"the request has lapsed: {change}",))
     approved, discounted = [], []
-    in_force = request.report.digest if request.report else ""
+    failure = request.report if request.report and request.report.state not in PASSED_STATES else None
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
             discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
         elif policy.not_author and _is_author(request, approval.actor):
             discounted.append(f"{approval.actor} is an author")
-        elif is_forced and approval.report != in_force:
-            discounted.append(f"{approval.actor} has not seen the gate's last report")
+        elif failure and approval.report != failure.digest:
+            discounted.append(f"{approval.actor} approved before the gate failed")
         else:
             approved.append(approval.actor)
     return ApprovalStatus(policy, tuple(approved), max(0, policy.count - len(approved)), tuple(discounted))
@@ -208,16 +210,14 @@ def request_promotion(
     if not may_edit:
         raise ScopeMissing(f"{user} may not request a promotion of {subject.model}, because {user} may not edit it")
     authors = version_authors(store, subject.model, subject.version, subject.version_created)
-    is_new = False
 
-    def decide(events: list[AuditEvent]) -> AuditEvent | None:
-        nonlocal is_new
-        known = _open(_fold(events), subject)
-        is_new = known is None or bool(subject.change_since(known.subject))
+    def decide(known: PromotionRequest | None) -> AuditEvent | None:
+        if known is not None and not subject.change_since(known.subject):
+            return None
         detail: Json = {"subject": asdict(subject), "authors": list(authors)}
-        return _event(store, "request", subject, user, why, detail) if is_new else None
+        return _event(store, "request", subject, user, why, detail)
 
-    return _recorded(store, subject, decide), is_new
+    return _record(store, subject, decide)
 
 
 def approve(
@@ -249,20 +249,19 @@ def approve(
     """
     required = _required(policy, subject)
     _require_login(user)
-    is_new = False
 
-    def decide(events: list[AuditEvent]) -> AuditEvent | None:
-        nonlocal is_new
-        known = _require_open(events, subject)
+    def decide(request: PromotionRequest | None) -> AuditEvent | None:
+        known = _require_open(request, subject)
         seen = require_may_approve(required, known, subject, user, groups, may_edit)
         if report != seen.digest:
             raise GateRefused(f"the gate report has changed since {user} opened it; read {seen.url} again")
-        status = approval_status(required, known, subject, store.now(), is_forced=True)
-        is_new = not any(_same(user, name) for name in status.approved_by)
-        detail: Json = {"report": report, "verdict": seen.state}
-        return _event(store, "approve", subject, user, why, detail) if is_new else None
+        counted = approval_status(required, known, subject, store.now()).approved_by
+        own = [entry for entry in known.approvals if _same(user, entry.actor) and entry.actor in counted]
+        if own and own[0].report == report:
+            return None
+        return _event(store, "approve", subject, user, why, {"report": report, "verdict": seen.state})
 
-    return _recorded(store, subject, decide), is_new
+    return _record(store, subject, decide)
 
 
 def decline(
@@ -277,11 +276,11 @@ def decline(
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
 
-    def decide(events: list[AuditEvent]) -> AuditEvent:
-        require_may_decline(required, _require_open(events, subject), user, groups, may_edit)
+    def decide(request: PromotionRequest | None) -> AuditEvent:
+        require_may_decline(required, _require_open(request, subject), user, groups, may_edit)
         return _event(store, "decline", subject, user, why, {})
 
-    return _recorded(store, subject, decide)
+    return _record(store, subject, decide)[0]
 
 
 def require_may_approve(
@@ -343,7 +342,7 @@ def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
         if event.action == "gate" and detail.get("tagged") and "report_digest" in detail:
-            report = GateReport(detail["report"], detail["report_digest"], event.after)
+            report = GateReport(detail["report"], detail["run_id"], detail["report_digest"], event.after)
             reports[event.model, event.version, detail["files"], detail["policy_digest"]] = report
         elif event.action == "request":
             end(key, "replaced")
@@ -373,19 +372,22 @@ def _open(requests: Sequence[PromotionRequest], subject: Subject) -> PromotionRe
     return matches[-1] if matches else None
 
 
-def _require_open(events: Sequence[AuditEvent], subject: Subject) -> PromotionRequest:
-    if (known := _open(_fold(events), subject)) is None:
+def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
+    if request is None:
         command = f"onnxserve promote {subject.model} {subject.version} --to {subject.place} --request"
         raise NotFound(f"there is no open request for {subject}; `{command}` requests the promotion")
-    return known
+    return request
 
 
-def _recorded(
-    store: Store, subject: Subject, decide: Callable[[list[AuditEvent]], AuditEvent | None]
-) -> PromotionRequest:
-    """Write the event that `decide` derives, and return the last request for the subject."""
-    requests = _fold(store.record_next(subject.model, _ACTIONS, decide))
-    return next(entry for entry in reversed(requests) if entry.subject.key == subject.key)
+def _record(
+    store: Store, subject: Subject, decide: Callable[[PromotionRequest | None], AuditEvent | None]
+) -> tuple[PromotionRequest, bool]:
+    """Write the event that `decide` derives from the open request. Return the request after it, and True for an event.
+
+    The request is read and the event is written in one transaction, so that racing calls cannot both count.
+    """
+    events, is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
+    return next(entry for entry in reversed(_fold(events)) if entry.subject.key == subject.key), is_new
 
 
 def _event(store: Store, action: str, subject: Subject, user: str, why: str, detail: Json) -> AuditEvent:

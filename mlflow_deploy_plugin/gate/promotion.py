@@ -113,7 +113,7 @@ def promote(
         if is_there and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.accepted_status(force, trail, progress, allowed, original)
-        if not is_there and (refusal := request.missing_approvals(trail, status)):
+        if not is_there and (refusal := request.missing_approvals(trail, status.digest)):
             request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
         if not status.passed:
@@ -260,16 +260,16 @@ class _Request:
             return None
         return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
-    def missing_approvals(self, store: Store, status: GateStatus) -> str:
-        """Return why the promotion lacks approvals; empty if it needs none, or has all."""
+    def missing_approvals(self, store: Store, files: str) -> str:
+        """Return why the promotion of these files lacks approvals; empty if it needs none, or has all."""
         if (required := self.chosen.policy.approvals_for(self.place)) is None:
             return ""
         model, version = self.candidate.name, self.candidate.version
         with registry_errors(f"model {model} version {version}"):
             client = registry_client()
             registered, entry = client.get_registered_model(model), client.get_model_version(model, version)
-        subject = subject_of(registered, entry, self.place, status.digest, self.chosen.policy)
-        approvals = read_approval_status(store, required, subject, is_forced=not status.passed)
+        subject = subject_of(registered, entry, self.place, files, self.chosen.policy)
+        approvals = read_approval_status(store, required, subject)
         return "" if approvals.is_complete else approvals.refusal(subject)
 
     def is_fresh(self) -> bool:

@@ -229,18 +229,17 @@ class Store:
 
     def record_next(
         self, model: str, actions: Collection[str], decide: Callable[[list[AuditEvent]], AuditEvent | None]
-    ) -> list[AuditEvent]:
+    ) -> tuple[list[AuditEvent], bool]:
         """Write the event that `decide` derives from the model's events, in one transaction; None writes no event.
 
-        Return the events with one of the `actions`, oldest first, including the new event.
+        Return the events with one of the `actions`, oldest first, including the new event, and True if it was written.
         """
         query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions)).order_by(AuditRow.id)
         with self.transaction(alone_with=f"events of {model}") as session:
             events = read_rows(session, query, AuditEvent)
             if (event := decide(events)) is not None:
                 write_event(session, event)
-                events.append(event)
-            return events
+            return [*events, *filter(None, [event])], event is not None
 
     def events(
         self,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from flask import request
 
-from mlflow_deploy_plugin.errors import CallerRefused, InvalidConfig, NotFound, OnnxserveError, UnsupportedMediaType
+from mlflow_deploy_plugin.errors import (
+    CallerRefused,
+    GateRefused,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    UnsupportedMediaType,
+)
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import (
     PromotionRequest,
@@ -16,6 +23,7 @@ from mlflow_deploy_plugin.gate.approvals import (
     approval_status,
     approve,
     decline,
+    open_request,
     promotion_requests,
     request_promotion,
     require_may_approve,
@@ -25,7 +33,6 @@ from mlflow_deploy_plugin.gate.approvals import (
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
-from mlflow_deploy_plugin.registry.tags import PASSED_STATES
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Json, Store
@@ -79,8 +86,7 @@ def _open_row(store: Store, registry: "Registry", entry: PromotionRequest) -> Re
         reason = one_line(error)
         return RequestRow(_listed(entry, reason=reason), reason, reason)
     subject = subject_of(registered, version, place, entry.subject.files, policy)
-    is_forced = entry.report is not None and entry.report.state not in PASSED_STATES
-    status = approval_status(required, entry, subject, store.now(), is_forced)
+    status = approval_status(required, entry, subject, store.now())
     reason = "" if status.is_complete else status.reason
     who = caller().user, caller_groups(), may_act_on([model])
     return RequestRow(
@@ -165,11 +171,19 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
             _announce(store, entry)
     elif action == "approve":
         who: Json = {"user": user, "groups": caller_groups(), "may_edit": may_edit}
+        _require_unchanged_report(open_request(store, subject))
         entry, _ = approve(store, policy, subject, report=arguments["report"], why=why, **who)
     else:
         groups = caller_groups()
         entry = decline(store, policy, subject, user=user, groups=groups, may_edit=may_edit, why=why)
     return _open_row(store, registry, entry).listed if entry.state == "open" else _listed(entry)
+
+
+def _require_unchanged_report(entry: PromotionRequest | None) -> None:
+    """Raise GateRefused if MLflow shows another report than the gate has logged, and NotFound if it is not readable."""
+    logged = entry.report if entry else None
+    if logged is not None and guard.report_digest(logged.run_id) != logged.digest:
+        raise GateRefused(f"the gate report {logged.url} was changed after the run of the gate; run the gate again")
 
 
 def _announce(store: Store, entry: PromotionRequest) -> None:

@@ -31,7 +31,7 @@ from urllib.parse import urlencode
 from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, read_approval_status, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
+    GATE_REPORT_FILE,
     GATE_TAG,
     GateStatus,
     gate_status_of,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VIA = "mlflow"
+_VIA, _ROLLBACK = "mlflow", "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
@@ -156,9 +157,9 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     is_unserved = stage in _UNSERVED_STAGES
     holders = [] if is_unserved else [str(entry.version) for entry in store.get_latest_versions(message.name, [stage])]
     place = StageOrAlias(stage=stage)
-    why, is_refused = _decide(trail, model, version, place, holders[0] if holders else "")
+    why, is_refused, noted = _decide(trail, model, version, place, holders[0] if holders else "")
     others = [other for other in holders if other != str(version.version)]
-    detail = move_detail(stage, others[0] if others else "")
+    detail = noted | move_detail(stage, others[0] if others else "")
     if others:
         detail |= {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     return RegistryChange(
@@ -180,7 +181,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
     if _is_only_a_prompt(model):
         return None
     holder = model.aliases.get(message.alias)
-    why, is_refused = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
+    why, is_refused, noted = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
     return RegistryChange(
         "alias",
         message.name,
@@ -189,7 +190,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
         _alias_text(message.alias, version.version),
         why,
         is_refused,
-        move_detail(f"@{message.alias}", str(holder or "")),
+        noted | move_detail(f"@{message.alias}", str(holder or "")),
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
 
@@ -322,15 +323,18 @@ def _registry() -> "Registry":
 
 def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
-) -> tuple[str, bool]:
-    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal."""
+) -> tuple[str, bool, Json]:
+    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal.
+
+    The last value is added to the detail of the event.
+    """
     number, subject = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
-        return f"{subject} was not moved to {place}: {error.message}", True
+        return f"{subject} was not moved to {place}: {error.message}", True, {}
     if policy is None or not policy.gates(place):
-        return "", False
+        return "", False, {}
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
@@ -345,23 +349,23 @@ def _decide(
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy), status)
+        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy))
         if not refusal:
-            return f"gate {status.state}: {status.reason}", False
+            return f"gate {status.state}: {status.reason}", False, {}
     if holder == number:
-        return "already there", False
+        return "already there", False, {}
     is_rolled_back, once = ROLLED_BACK_TAG in version.tags, policy.approvals is not None
     if holder and not is_rolled_back and _is_rollback_target(trail, model.name, number, place, holder, once):
-        return f"rollback to the version before version {holder}; its gate: {status.reason}", False
-    return refusal, True
+        return f"rollback to the version before version {holder}; its gate: {status.reason}", False, {_ROLLBACK: True}
+    return refusal, True, {}
 
 
-def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject, status: GateStatus) -> str:
-    """Return why the promotion lacks approvals; empty if it needs none, or has all. Nobody may approve anonymously."""
+def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
+    """Return why the promotion lacks approvals; empty if it needs none, or has all."""
     if policy.approvals is None:
         return ""
     try:
-        approvals = read_approval_status(trail.store(), policy.approvals, subject, status.state == "forced")
+        approvals = read_approval_status(trail.store(), policy.approvals, subject)
     except OnnxserveError as error:
         return f"{subject} is refused, because its approvals cannot be read: {error.message}"
     if approvals.is_complete:
@@ -396,6 +400,21 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
         _log.exception("the files of %s version %s cannot be read", model, version)
         raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
     return policy, subject_of(registered, entry, place, files, policy)
+
+
+def report_digest(run_id: str) -> str:
+    """Return the SHA-256 of the gate report that MLflow now shows, which people who may edit the run can replace.
+
+    Raises NotFound if the report cannot be read.
+    """
+    from mlflow.server import handlers
+
+    try:
+        store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
+        return _sha256(store, f"{root}/{GATE_REPORT_FILE}".lstrip("/"))
+    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+        _log.exception("the gate report of run %s cannot be read", run_id)
+        raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
 
 
 def _digest_now(model: str, version: str) -> str:
@@ -442,7 +461,7 @@ def _is_rollback_target(
 ) -> bool:
     """Return True if, according to the audit trail, `version` had the stage or alias before `holder`.
 
-    With `once`, return False if `version` had replaced `holder` earlier, because `holder` then came back by a rollback.
+    With `once`, return False if `holder` itself came by a rollback.
     """
     is_replaced = False
     with suppress(OnnxserveError):
@@ -450,14 +469,15 @@ def _is_rollback_target(
             if not event.endpoint and event.action in ("rename", "delete"):
                 break  # Earlier versions belong to a different model.
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
-            if moved is None or moved["place"].lower() != str(place).lower():
+            if not moved or moved["place"].lower() != str(place).lower():
                 continue
-            if is_replaced and event.version == version:
-                return bool(moved["before"] != holder)
-            if not is_replaced and event.version == holder:
-                is_replaced = bool(moved["before"] == version)
-                if not is_replaced or not once:
-                    break
+            if is_replaced and event.version != holder:
+                break
+            if event.version == holder:
+                is_replaced = is_replaced or moved["before"] == version
+                # A move may have several events, by MLflow and by a command.
+                if not is_replaced or not once or event.detail.get(_ROLLBACK):
+                    return is_replaced and not once
         return is_replaced
     return False
 

@@ -42,6 +42,14 @@ class People(Login):
 
 
 @pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The digest of the report that MLflow shows, as the only entry."""
+    shown = [REPORT]
+    monkeypatch.setattr(guard, "report_digest", lambda run_id: shown[0])
+    return shown
+
+
+@pytest.fixture(autouse=True)
 def people(mlflow_app: Any) -> Iterator[None]:
     extensions = mlflow_app.app.extensions
     before, extensions["onnxserve.login"] = extensions["onnxserve.login"], People()
@@ -172,11 +180,20 @@ def test_a_body_that_is_not_a_decision_is_refused(mlflow_app: Any, requested: st
     assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
 
 
-def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str) -> None:
+def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: list[str]) -> None:
     judge(mlflow_app, requested, report=NEWER)
+    reports[0] = NEWER
     assert send(mlflow_app, "carol", "approve", requested).status_code == 403
     (entry,) = listed(mlflow_app, "carol", requested)
     assert send(mlflow_app, "carol", "approve", requested, report=entry["report_digest"]).status_code == 200
+
+
+def test_a_report_that_was_replaced_cannot_be_approved(mlflow_app: Any, requested: str, reports: list[str]) -> None:
+    reports[0] = NEWER
+    answer = send(mlflow_app, "carol", "approve", requested)
+    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert mentions(answer.json["message"], "https://mlflow/report")
+    assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
 def test_changed_files_are_refused_and_the_request_can_be_declined_without_files(

@@ -1,5 +1,6 @@
 """Tests of approvals in MLflow's API: attempts to move a version without the approvals that the policy requires."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.gate.approvals import approve, promotion_requests, request_promotion, version_authors
 from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
@@ -236,12 +239,13 @@ def test_approvals_lapse_when_the_policy_changes(mlflow_app: Any, model: str, ca
     assert mentions(answer.json["message"], "1 of 1", "lapsed", "policy")
 
 
-def test_a_forced_version_moves_only_if_the_approvers_saw_the_failure(mlflow_app: Any, model: str) -> None:
+@pytest.mark.parametrize("state", ["forced", "passed"])
+def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state: str, mlflow_app: Any, model: str) -> None:
     approve_all(mlflow_app, model)
     with mlflow_app.app.test_request_context():
         _, subject = guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
     record_gate(mlflow_app.store, subject, "2" * 64, "failed")
-    mlflow_app.stands(model, "1", "forced", "forced by eva: a drill")
+    mlflow_app.stands(model, "1", state, "set by mallory")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
     approve_all(mlflow_app, model, report="2" * 64)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
@@ -259,7 +263,20 @@ def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
-    assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
+    for _ in range(2):  # The way back stays open after every promotion.
+        assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
+        approve_all(mlflow_app, model, "2", "@champion")
+        assert point(mlflow_app, model, "champion", "2").status_code == 200
+
+
+def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:
+    for version in "12":
+        approve_all(mlflow_app, model, version)
+        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+    assert move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code == 200
+    moved = {"moved": {"place": "Production", "before": "2"}}
+    mlflow_app.store.record("transition", endpoint="flights", model=model, version="1", detail=moved)
+    assert move(mlflow_app, model, "2", "Production").status_code == 403
 
 
 @pytest.mark.parametrize("approved", ["1", "2"])
@@ -288,3 +305,14 @@ def test_approvals_that_cannot_be_read_let_nothing_through(
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
     assert mlflow_app.stage(model, "1") == "None"
+
+
+def test_a_report_that_was_replaced_in_its_run_has_another_digest(mlflow_app: Any, model: str) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    for text in ("judged", "replaced"):
+        client.log_text(run_id, text, "gate_report.html")
+        with mlflow_app.app.test_request_context():
+            assert guard.report_digest(run_id) == hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(NotFound), mlflow_app.app.test_request_context():
+        guard.report_digest("0" * 32)
