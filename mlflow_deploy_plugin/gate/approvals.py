@@ -142,7 +142,8 @@ class ApprovalStatus:
     def reason(self) -> str:
         """One line that names the missing approvals, and the reasons for approvals that do not count."""
         groups = f" from {_groups_text(self.required)}" if self.required.groups else ""
-        text = f"{self.missing} of {self.required.count} approvals{groups} missing"
+        verb = "is" if self.missing == 1 else "are"
+        text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
         return "; ".join([text + approved, *self.discounted])
 

@@ -375,7 +375,7 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
 
 
 def model_page(model: str) -> str:
-    """Return the URL of the console's page of a model, as the caller reaches it."""
+    """Return the URL of a model's page in the console, with the request's Host unless ONNXSERVE_MLFLOW_URL is set."""
     from mlflow.server.handlers import _add_static_prefix
 
     here = f"{request.host_url.rstrip('/')}{_add_static_prefix('/')}"
