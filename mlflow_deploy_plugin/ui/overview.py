@@ -104,6 +104,11 @@ class VersionRow:
     rolled_back: str = ""
     targets: tuple[PromotionTarget, ...] = ()
 
+    @property
+    def needs_approvals(self) -> bool:
+        """True if the version may be promoted to a target that requires approvals."""
+        return any(target.needs_approvals and not target.refusal for target in self.targets)
+
 
 @dataclass(frozen=True)
 class ModelCard:

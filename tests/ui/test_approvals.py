@@ -313,6 +313,7 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(
     assert button in page(mlflow_app, "alice", model=model)
     assert button not in page(mlflow_app, "alice", model=free)
     assert button not in page(mlflow_app, "carol", model=model)
+    assert mentions(page(mlflow_app, "", model=model), "Request promotion is not available", "login")
     _, answer = press(mlflow_app, "alice", model, "request", why="faster")
     assert answer.status_code == 303
     (job,) = started
