@@ -1,7 +1,7 @@
 """Requests for promotions on MLflow's server: the list of requests, and the decisions of the server's callers."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,8 +68,11 @@ def request_rows(store: Store, registry: "Registry", models: Collection[str] | N
     readable = [name for name in names if may_list(name) and may_read(name)]
     entries = [entry for name in readable for entry in promotion_requests(store, name)]
     entries.sort(key=lambda entry: entry.at, reverse=True)
-    ended = [RequestRow(_listed(entry)) for entry in entries if entry.state != "open"]
-    return [*(_open_row(store, registry, entry) for entry in entries if entry.state == "open"), *ended[:_ENDED]]
+    ended = [entry for entry in entries if entry.state != "open"][:_ENDED]
+    return [
+        *(_open_row(store, registry, entry) for entry in entries if entry.state == "open"),
+        *(RequestRow(_listed(entry, [approval.actor for approval in entry.approvals])) for entry in ended),
+    ]
 
 
 def _open_row(store: Store, registry: "Registry", entry: PromotionRequest) -> RequestRow:
@@ -90,7 +93,7 @@ def _open_row(store: Store, registry: "Registry", entry: PromotionRequest) -> Re
     reason = "" if status.is_complete else status.reason
     who = caller().user, caller_groups(), may_act_on([model])
     return RequestRow(
-        _listed(entry, approved_by=status.approved_by, missing=status.missing, reason=reason),
+        _listed(entry, status.approved_by, status.missing, reason),
         _refusal(partial(require_may_approve, required, entry, subject, *who)),
         _refusal(partial(require_may_decline, required, entry, *who)),
     )
@@ -105,7 +108,7 @@ def _refusal(check: Callable[[], object]) -> str:
 
 
 def _listed(
-    entry: PromotionRequest, approved_by: tuple[str, ...] | None = None, missing: int = 0, reason: str = ""
+    entry: PromotionRequest, approved_by: Iterable[str] = (), missing: int = 0, reason: str = ""
 ) -> ListedRequest:
     report, subject = entry.report, entry.subject
     return ListedRequest(
@@ -119,7 +122,7 @@ def _listed(
         verdict=report.state if report else "",
         report=report.url if report else "",
         report_digest=report.digest if report else "",
-        approved_by=approved_by or tuple(approval.actor for approval in entry.approvals),
+        approved_by=tuple(approved_by),
         missing=missing,
         reason=reason,
         ended_by=entry.ended_by,
@@ -153,7 +156,7 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
     from mlflow.exceptions import MlflowException
 
     action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
-    place, store, user, may_edit = parse_stage_or_alias(arguments["to"]), trail.store(), caller().user, False
+    place, store, user = parse_stage_or_alias(arguments["to"]), trail.store(), caller().user
     if not may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
@@ -165,17 +168,16 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
     may_edit = may_act_on([model])
+    who: Json = {"user": user, "groups": caller_groups(), "may_edit": may_edit}
     if action == "request":
         entry, is_new = request_promotion(store, policy, subject, user=user, may_edit=may_edit, why=why)
         if is_new:
             _announce(store, entry)
     elif action == "approve":
-        who: Json = {"user": user, "groups": caller_groups(), "may_edit": may_edit}
         _require_unchanged_report(open_request(store, subject))
         entry, _ = approve(store, policy, subject, report=arguments["report"], why=why, **who)
     else:
-        groups = caller_groups()
-        entry = decline(store, policy, subject, user=user, groups=groups, may_edit=may_edit, why=why)
+        entry = decline(store, policy, subject, why=why, **who)
     return _open_row(store, registry, entry).listed if entry.state == "open" else _listed(entry)
 
 

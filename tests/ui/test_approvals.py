@@ -214,6 +214,7 @@ def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     send(mlflow_app, "carol", "approve", model)
     (entry,) = wait_until(lambda: [one for one in listed(mlflow_app, "bob", model) if one["missing"]], 20, "it expires")
     assert mentions(entry["reason"], "carol", "1s")
+    assert entry["approved_by"] == []
     refused = point(mlflow_app, model, "champion", "2")
     assert refused.status_code == 403
     assert mentions(refused.json["message"], "carol", "1s")
