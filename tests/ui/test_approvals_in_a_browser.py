@@ -12,9 +12,10 @@ from playwright.sync_api import expect
 from mlflow_deploy_plugin.errors import NotFound, ScopeMissing
 from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
 from mlflow_deploy_plugin.spec import new_endpoint
-from tests.support.accounts import People, password, people
+from tests.support.accounts import People, people
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.refusals import mentions, refused
+from tests.support.services.basic_auth import password
 from tests.support.waiting import wait_until
 
 pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
