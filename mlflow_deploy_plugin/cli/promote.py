@@ -36,8 +36,13 @@ _PERMANENT_CAUSES = ("artifact", "consent", "load")
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
-_model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
+model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
 """The argument MODEL. A URI such as models:/flight-delay/7 is refused before click reports a missing VERSION."""
+
+
+to_option = option(
+    "--to", "to", required=True, metavar="@ALIAS|STAGE", help="Alias (@champion) or stage (Production, Staging, …)."
+)
 
 
 _original_option = option(
@@ -61,7 +66,7 @@ class ServedAfterPromotion:
 
 
 @click.command()
-@_model_argument
+@model_argument
 @click.argument("version")
 @option(
     "--policy",
@@ -108,11 +113,9 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 
 
 @click.command()
-@_model_argument
+@model_argument
 @click.argument("version")
-@option(
-    "--to", "to", required=True, metavar="@ALIAS|STAGE", help="Alias (@champion) or stage (Production, Staging, …)."
-)
+@to_option
 @option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
 @option(
@@ -121,6 +124,12 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="YAML file of the gate policy for a model without a policy.",
+)
+@option(
+    "--request",
+    "is_request",
+    is_flag=True,
+    help="Run the gate and request the approvals that the model's policy requires. The version is not moved.",
 )
 @_original_option
 @option(
@@ -131,12 +140,14 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="Maximum seconds to wait until the deployments that follow the stage or alias serve VERSION.",
 )
 @output_option
-def promote(model: str, version: str, wait: float, output: str, **options: Any) -> None:
+def promote(model: str, version: str, wait: float, output: str, is_request: bool, **options: Any) -> None:
     """Move a version to a stage or alias if it passes its gate.
 
     The gate of VERSION of the registered MODEL is run, unless a recent verdict is `passed`. Other versions in
     Production or Staging are archived when VERSION moves there. A version that was rolled back is refused, unless
-    --force and --why are specified. Exit status 1 if VERSION is refused, or if a deployment does not serve it in time.
+    --force and --why are specified. If the policy requires approvals, --request requests them, and the same command
+    without --request moves VERSION after the last approval. Exit status 1 if VERSION is refused, or if a deployment
+    does not serve it in time.
 
     \b
       onnxserve promote flight-delay 7 --to @champion
@@ -145,6 +156,11 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
+    if is_request:
+        from mlflow_deploy_plugin.cli.approvals import request_approvals
+
+        request_approvals(model, version, output, **options)
+        return
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.gate import promote as move
 

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.runtime import load_yaml
+from mlflow_deploy_plugin.spec.types import Duration
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
@@ -136,6 +137,19 @@ class BudgetPolicy(_Part):
     batch: int = Field(default=64, ge=2, le=65536, description="The number of rows in the timed batch.")
 
 
+class ApprovalPolicy(_Part):
+    """The people who must approve a version before it may enter a gated stage or alias."""
+
+    count: int = Field(default=1, ge=1, le=20, description="The number of people who must approve.")
+    groups: tuple[str, ...] = Field(
+        default=(), description="Approvers must be in one of these groups. Default: people who may edit the model."
+    )
+    not_author: bool = Field(
+        default=True, description="True if neither the requester nor the person who registered the version may approve."
+    )
+    valid_for: Duration = Field(default="72h", description="The time after which an approval expires, e.g. `72h`.")
+
+
 class GatePolicy(_Part):
     """The requirements for the promotion of a version."""
 
@@ -161,6 +175,9 @@ class GatePolicy(_Part):
         le=87_600,
         description="The number of hours for which `promote` reuses a passed verdict against the same version.",
     )
+    approvals: ApprovalPolicy | None = Field(
+        default=None, description="The required approvals. Default: no approvals are required."
+    )
 
     @field_validator("gated_aliases")
     @classmethod
@@ -170,6 +187,9 @@ class GatePolicy(_Part):
 
     def gates(self, place: StageOrAlias) -> bool:
         return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
+
+    def approvals_for(self, place: StageOrAlias) -> ApprovalPolicy | None:
+        return self.approvals if self.gates(place) else None
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":

@@ -1,5 +1,6 @@
 """A run of the gate: judge the version, log the report, tag the version and record the event."""
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_REASON_TAG,
+    GATE_REPORT_FILE,
     GATE_REPORT_TAG,
     GATE_TAG,
     MAX_TAG_LENGTH,
@@ -34,7 +36,7 @@ from mlflow_deploy_plugin.registry.transitions import version_at
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 
-HTML, JSON = "gate_report.html", "gate.json"
+JSON = "gate.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class GateRun:
 
     @property
     def report(self) -> str:
-        return self.run.page_of(HTML)
+        return self.run.page_of(GATE_REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,9 @@ def gate_version(
                 "run_id": done.run.run_id,
                 "policy": chosen.where,
                 "tagged": is_official,
+                "files": verdict.digest,
+                "policy_digest": verdict.policy_digest,
+                "report_digest": hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
                 "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
             },
             actor=actor,
@@ -196,7 +201,7 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
         finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # NaN is excluded too.
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
-        client.log_text(run_id, verdict_as_html(verdict), HTML)
+        client.log_text(run_id, verdict_as_html(verdict), GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), JSON)
         if evaluation is not None:
             _log_evaluation(run_id, evaluation)

@@ -20,8 +20,9 @@ class AuditEvent:
 
     Attributes:
         actor: user@machine, or the user that a server has authenticated.
-        action: create update delete start stop traffic transition alias promote gate refused rollout.start rollout.step
-            rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
+        action: create update delete start stop traffic transition alias register promote gate request approve decline
+            refused rollout.start rollout.step rollout.end rollback retrain.start retrain.refused retrain.run
+            retrain.version retrain.end.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.

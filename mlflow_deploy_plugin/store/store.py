@@ -3,7 +3,7 @@
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -227,15 +227,37 @@ class Store:
             if last is None or (last.action, last.why) != (event.action, event.why):
                 write_event(session, event)
 
-    def events(
-        self, endpoint: str | None = None, model: str | None = None, *, newest_first: bool = False
-    ) -> Iterator[AuditEvent]:
-        """Yield the audit events of the endpoint and model (None: of all), oldest first.
+    def record_next(
+        self, model: str, actions: Collection[str], decide: Callable[[list[AuditEvent]], AuditEvent | None]
+    ) -> tuple[list[AuditEvent], bool]:
+        """Write the event that `decide` derives from the model's events, in one transaction; None writes no event.
 
-        Events are read in pages of 1,000, because the trail may not fit in memory. New events may be included.
+        Return the events with one of the `actions`, oldest first, including the new event, and True if it was written.
+        """
+        query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions)).order_by(AuditRow.id)
+        with self.transaction(alone_with=f"events of {model}") as session:
+            events = read_rows(session, query, AuditEvent)
+            if (event := decide(events)) is not None:
+                write_event(session, event)
+            return [*events, *filter(None, [event])], event is not None
+
+    def events(
+        self,
+        endpoint: str | None = None,
+        model: str | None = None,
+        *,
+        actions: Collection[str] = (),
+        newest_first: bool = False,
+    ) -> Iterator[AuditEvent]:
+        """Yield the audit events of the endpoint and model (None: of all) with one of the `actions` (empty: all).
+
+        Events are read oldest first, in pages of 1,000, because the trail may not fit in memory. New events may be
+        included.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
+        if actions:
+            query = query.where(AuditRow.action.in_(actions))
         query = query.order_by(AuditRow.id.desc() if newest_first else AuditRow.id)
         page = query
         while True:

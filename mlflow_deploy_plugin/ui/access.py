@@ -161,12 +161,16 @@ def form_token(user: str) -> str:
     return str(generate_csrf(token_key=_session_key(user)))
 
 
-def form_refusal(user: str) -> str:
+def is_from_another_site() -> bool:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies set, are also ours.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
     is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # The Origin `null` has an empty host.
-    if site != "same-origin" if site else not is_ours:
+    return site != "same-origin" if site else not is_ours
+
+
+def form_refusal(user: str) -> str:
+    if is_from_another_site():
         return "the form was sent from another site"
     try:
         validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))

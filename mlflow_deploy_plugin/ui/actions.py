@@ -47,6 +47,8 @@ _MAX_WHY_CHARACTERS = 500
 _TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
 _MAX_WEIGHT = 100
+DECISIONS = ("approve", "decline")
+"""The actions that MLflow's server executes itself, because it authenticates the person who decides."""
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
@@ -137,19 +139,21 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
             description = f"change the traffic of {endpoint.name} to {weights_text}"
         else:
             arguments["to"] = form.get("to", "")
-    elif action in ("promote", "gate"):
+    elif action in ("promote", "gate", "request", *DECISIONS):
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
         models, arguments = (model,), {"model": model, "version": version}
         description = f"run the gate for version {version} of {model}"
-        if action == "promote":
+        if action != "gate":
             to = arguments["to"] = form.get("to", "")
             if not _TARGET.fullmatch(to):
                 raise InvalidConfig(f"{to!r} is not a stage or an @alias")
-            description = f"promote version {version} of {model} to {to}"
+            move = f"version {version} of {model} to {to}"
+            description = f"promote {move}" if action == "promote" else f"{action} the promotion of {move}"
+        arguments |= {"report": form.get("report", "")} if action == "approve" else {}
     else:
-        raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join(_ACTIONS)}")
+        raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}")
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
         raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed")
@@ -280,11 +284,24 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
+def _request_approvals(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.approval_client import send_decision
+    from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
+
+    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
+    allowed = Permissions(code=False, files=not job.has_account)
+    judge_for_approval(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
+    requested = send_decision("request", model, version, to, why)
+    return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
+
+
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
     "traffic": _change_endpoint,
     "rollback": _change_endpoint,
     "promote": _change_version,
     "gate": _change_version,
+    "request": _request_approvals,
 }
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    flash,
+    jsonify,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    stream_with_context,
+)
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -36,7 +47,8 @@ from mlflow_deploy_plugin.ui.access import (
     set_login,
     visible_events,
 )
-from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
+from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
+from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -91,6 +103,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     for path, view in read.items():
         pages.add_url_rule(path, view.__name__, view, methods=["GET"])
     pages.add_url_rule(base, "act", console.act, methods=["POST"])
+    requests = f"{base}/requests"
+    pages.add_url_rule(requests, "requests", console.requests, methods=["GET", "POST"])
 
     @pages.before_request
     def enter_workspace() -> Response | None:
@@ -128,7 +142,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
     for path in (*read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir())):
         adapter.allow_page(path, "GET")
-    adapter.allow_page(base, "POST")
+    for path, method in ((base, "POST"), (requests, "GET"), (requests, "POST")):
+        adapter.allow_page(path, method)
     app.extensions[_EXTENSION] = trail
 
 
@@ -195,6 +210,8 @@ class _Console:
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
+        from mlflow.server import handlers
+
         who = caller()
         if refusal := form_refusal(who.user):
             return self._render(error=refusal, status=403)
@@ -203,6 +220,10 @@ class _Console:
             if endpoint and hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
             action = parse_form(request.form, store)
+            if action.arguments["action"] in DECISIONS:
+                decided = decide(self._trail, handlers._get_model_registry_store(), action.arguments)
+                flash(f"Done: {action.description}.{decided.reason and f' {decided.reason}.'}")
+                return make_response(redirect(self._here(), 303))
             if not may_act_on(action.models):
                 models = " and ".join(action.models) or "unregistered models"
                 error = f"you may not {action.description}: this needs the permission to edit {models}"
@@ -218,6 +239,20 @@ class _Console:
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
+
+    def requests(self) -> Response:
+        """Return the requests for promotions (of ?model=) as JSON, or decide about the request in the JSON body."""
+        from mlflow.server import handlers
+
+        registry = handlers._get_model_registry_store()
+        try:
+            store, model = self._trail.store(), request.args.get("model")
+            if request.method == "POST":
+                return jsonify(decide(self._trail, registry, parse_decision(store)).model_dump(mode="json"))
+            rows = request_rows(store, registry, {model} if model else None)
+            return jsonify([row.listed.model_dump(mode="json") for row in rows])
+        except OnnxserveError as error:
+            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""

@@ -4,6 +4,9 @@ The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and 
 refusal is 403 PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Direct changes in the database
 bypass the guard; `require: gate=passed` in an endpoint's spec covers them.
 
+If the policy requires approvals, only administrators may change the policy, or rename or delete the model, because the
+approvals would otherwise not be required. A promotion is refused while the approvals cannot be read.
+
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
 MLmodel file changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of
 the notification of the agents never fails a request to MLflow.
@@ -11,6 +14,7 @@ the notification of the agents never fails a request to MLflow.
 
 import hashlib
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -22,27 +26,30 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from flask import Flask, Response, jsonify, make_response
+from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate.policy import policy_from_tags
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.gate.approvals import Subject, read_approval_status, subject_of, version_authors
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
 from mlflow_deploy_plugin.registry.tags import (
     ERROR_TAG,
     GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
+    GATE_REPORT_FILE,
     GATE_TAG,
     GateStatus,
     gate_status_of,
 )
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.store import Json, Store, move_detail, open_store
-from mlflow_deploy_plugin.ui.access import caller
+from mlflow_deploy_plugin.ui.access import caller, is_administrator
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -52,12 +59,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VIA = "mlflow"
+_VIA, _ROLLBACK = "mlflow", "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
+_COPIED = re.compile(r"models:/([^/]+)/(\d+)")
+"""The source of a version that is a copy of another registered version."""
 _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
 
@@ -148,9 +157,9 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     is_unserved = stage in _UNSERVED_STAGES
     holders = [] if is_unserved else [str(entry.version) for entry in store.get_latest_versions(message.name, [stage])]
     place = StageOrAlias(stage=stage)
-    why, is_refused = _decide(trail, model, version, place, holders[0] if holders else "")
+    why, is_refused, noted = _decide(trail, model, version, place, holders[0] if holders else "")
     others = [other for other in holders if other != str(version.version)]
-    detail = move_detail(stage, others[0] if others else "")
+    detail = noted | move_detail(stage, others[0] if others else "")
     if others:
         detail |= {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     return RegistryChange(
@@ -172,7 +181,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
     if _is_only_a_prompt(model):
         return None
     holder = model.aliases.get(message.alias)
-    why, is_refused = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
+    why, is_refused, noted = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
     return RegistryChange(
         "alias",
         message.name,
@@ -181,7 +190,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
         _alias_text(message.alias, version.version),
         why,
         is_refused,
-        move_detail(f"@{message.alias}", str(holder or "")),
+        noted | move_detail(f"@{message.alias}", str(holder or "")),
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
 
@@ -215,11 +224,13 @@ def _model(request: str, action: str) -> _Reader:
 
     def read(_: AuditTrail) -> RegistryChange | None:
         message = _read(request)
-        if _is_only_a_prompt(_registry().get_registered_model(message.name)):
+        model = _registry().get_registered_model(message.name)
+        if _is_only_a_prompt(model):
             return None
         new_name = getattr(message, "new_name", "")
-        also_of = (new_name,) if action == "rename" else ()
-        return RegistryChange(action, message.name, "", message.name, new_name, also_of=also_of)
+        why = _policy_refusal(model, f"{action} this model")
+        also_of = (new_name,) if action == "rename" and not why else ()
+        return RegistryChange(action, message.name, "", message.name, new_name, why, bool(why), also_of=also_of)
 
     return read
 
@@ -231,14 +242,15 @@ def _tag(request: str, keys: Sequence[str]) -> _Reader:
         message, store = _read(request), _registry()
         if message.key not in keys:
             return None
-        number = ""
+        number = why = ""
         if hasattr(message, "version"):
             tagged = store.get_model_version(message.name, message.version)
             number = str(tagged.version)
         else:
             tagged = store.get_registered_model(message.name)
+            why = _policy_refusal(tagged, f"change its tag {message.key}")
         before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
-        return RegistryChange("tag", message.name, number, before, after, detail={"tag": message.key})
+        return RegistryChange("tag", message.name, number, before, after, why, bool(why), {"tag": message.key})
 
     return read
 
@@ -257,8 +269,27 @@ _READERS: dict[str, _Reader] = {
     "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
 }
 """The name of a view of MLflow → the reader of the view's requests."""
-_GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The names of the views whose requests are refused if they are unreadable, because the gate applies to them."""
+_GATED = (
+    "_transition_stage",
+    "_set_registered_model_alias",
+    "_rename_registered_model",
+    "_delete_registered_model",
+    "_set_registered_model_tag",
+    "_delete_registered_model_tag",
+)
+"""The names of the views whose requests are refused if they are unreadable, because the gate or the approvals apply."""
+
+
+def _policy_refusal(model: "RegisteredModel", change: str) -> str:
+    """Return why the caller may not make a change that removes required approvals; empty if the caller may make it."""
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+        has_approvals = policy is not None and policy.approvals is not None
+    except InvalidConfig:  # The policy is not valid, but may be meant to require approvals.
+        has_approvals = "approvals" in model.tags[GATE_POLICY_TAG]
+    if not has_approvals or is_administrator():
+        return ""
+    return f"only an administrator may {change}, because the gate policy of {model.name} requires approvals"
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
@@ -292,15 +323,18 @@ def _registry() -> "Registry":
 
 def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
-) -> tuple[str, bool]:
-    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal."""
+) -> tuple[str, bool, Json]:
+    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal.
+
+    The last value is added to the detail of the event.
+    """
     number, subject = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
-        return f"{subject} was not moved to {place}: {error.message}", True
+        return f"{subject} was not moved to {place}: {error.message}", True, {}
     if policy is None or not policy.gates(place):
-        return "", False
+        return "", False, {}
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
@@ -312,14 +346,75 @@ def _decide(
             _log.exception("the files of %s cannot be compared with the files that the gate judged", subject)
             reason = "its files cannot be compared with the files that the gate judged (see the log of MLflow's server)"
             status = GateStatus(False, "", reason)
-    if status.passed:
-        return f"gate {status.state}: {status.reason}", False
-    if holder == number:
-        return "already there", False
-    if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
-        return f"rollback to the version before version {holder}; its gate: {status.reason}", False
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
-    return f"{subject} may not become {place}: {status.reason}. {how}", True
+    refusal = f"{subject} may not become {place}: {status.reason}. {how}"
+    if status.passed:
+        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy))
+        if not refusal:
+            return f"gate {status.state}: {status.reason}", False, {}
+    if holder == number:
+        return "already there", False, {}
+    is_rolled_back, once = ROLLED_BACK_TAG in version.tags, policy.approvals is not None
+    if holder and not is_rolled_back and _is_rollback_target(trail, model.name, number, place, holder, once):
+        return f"rollback to the version before version {holder}; its gate: {status.reason}", False, {_ROLLBACK: True}
+    return refusal, True, {}
+
+
+def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
+    """Return why the promotion lacks approvals; empty if it needs none, or has all."""
+    if policy.approvals is None:
+        return ""
+    try:
+        approvals = read_approval_status(trail.store(), policy.approvals, subject)
+    except OnnxserveError as error:
+        return f"{subject} is refused, because its approvals cannot be read: {error.message}"
+    if approvals.is_complete:
+        return ""
+    login = "" if caller().user else ". An approval requires a login, and this caller is anonymous"
+    return approvals.refusal(subject, model_page(subject.model)) + login
+
+
+def model_page(model: str) -> str:
+    """Return the URL of a model's page in the console, with the request's Host unless ONNXSERVE_MLFLOW_URL is set."""
+    from mlflow.server.handlers import _add_static_prefix
+
+    here = f"{request.host_url.rstrip('/')}{_add_static_prefix('/')}"
+    base = (load_settings().mlflow_url or here).rstrip("/")
+    parameters = {"model": model} | ({"workspace": name} if (name := active_workspace()) else {})
+    return f"{base}/onnxserve?{urlencode(parameters)}"
+
+
+def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePolicy, Subject]:
+    """Return the model's gate policy, and the promotion of the version as it is now, for an approval.
+
+    Raises InvalidConfig if the policy is missing or invalid, or if the files cannot be read, and MLflow's exception if
+    the version does not exist.
+    """
+    registered, entry = _registry().get_registered_model(model), _registry().get_model_version(model, version)
+    policy = policy_from_tags(model, registered.tags)
+    if policy is None:
+        raise InvalidConfig(f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals")
+    try:
+        files = _digest_now(model, str(entry.version))
+    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+        _log.exception("the files of %s version %s cannot be read", model, version)
+        raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
+    return policy, subject_of(registered, entry, place, files, policy)
+
+
+def report_digest(run_id: str) -> str:
+    """Return the SHA-256 of the gate report that MLflow now shows, which people who may edit the run can replace.
+
+    Raises NotFound if the report cannot be read.
+    """
+    from mlflow.server import handlers
+
+    try:
+        store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
+        return _sha256(store, f"{root}/{GATE_REPORT_FILE}".lstrip("/"))
+    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+        _log.exception("the gate report of run %s cannot be read", run_id)
+        raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
 
 
 def _digest_now(model: str, version: str) -> str:
@@ -361,15 +456,29 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
-    """Return True if, according to the audit trail, `version` had the stage or alias before `holder`."""
+def _is_rollback_target(
+    trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str, once: bool
+) -> bool:
+    """Return True if, according to the audit trail, `version` had the stage or alias before `holder`.
+
+    With `once`, return False if `holder` itself came by a rollback.
+    """
+    is_replaced = False
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
-                return False  # Earlier versions belong to a different model.
+                break  # Earlier versions belong to a different model.
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
-            if moved and event.version == holder and moved["place"].lower() == str(place).lower():
-                return bool(moved["before"] == version)
+            if not moved or moved["place"].lower() != str(place).lower():
+                continue
+            if is_replaced and event.version != holder:
+                break
+            if event.version == holder:
+                is_replaced = is_replaced or moved["before"] == version
+                # A move may have several events, by MLflow and by a command.
+                if not is_replaced or not once or event.detail.get(_ROLLBACK):
+                    return is_replaced and not once
+        return is_replaced
     return False
 
 
@@ -390,9 +499,28 @@ def install(app: Flask, trail: AuditTrail) -> None:
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
                     _registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
+            _record_authors(trail, version)
         return response
 
     app.view_functions[_NEW_VERSION] = create_without_verdict
+
+
+def _record_authors(trail: AuditTrail, version: Json) -> None:
+    """Record who created a version. The authors of a copied version are also authors of the copy."""
+    from mlflow.exceptions import MlflowException
+
+    who, name, number = caller(), version["name"], version["version"]
+    authors = [who.user] if who.user else []
+    try:
+        if copied := _COPIED.fullmatch(_read("CreateModelVersion").source):
+            original = _registry().get_model_version(*copied.groups())
+            of_copied = original.name, str(original.version), int(original.creation_timestamp)
+            authors += version_authors(trail.store(), *of_copied)
+    except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
+        _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
+    created = int(version["creation_timestamp"])
+    detail = {"via": _VIA, "address": who.address, "created": created, "authors": authors}
+    trail.record("register", who.actor, model=name, version=number, after=f"version {number}", detail=detail)
 
 
 def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be_known: bool) -> Callable[..., Any]:

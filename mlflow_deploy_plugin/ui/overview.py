@@ -49,6 +49,7 @@ from mlflow_deploy_plugin.ui.actions import (
     rollback_target_of,
     traffic_blocker,
 )
+from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
 
@@ -77,12 +78,13 @@ class PromotionTarget:
 
     place: str
     refusal: str = ""
+    needs_approvals: bool = False
 
     @property
     def shown(self) -> str:
         """Return the entry of the selection list, with a short form of the reason."""
         if not self.refusal:
-            return self.place
+            return f"{self.place} – needs approvals" if self.needs_approvals else self.place
         return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
 
 
@@ -101,6 +103,11 @@ class VersionRow:
     report: str = ""
     rolled_back: str = ""
     targets: tuple[PromotionTarget, ...] = ()
+
+    @property
+    def needs_approvals(self) -> bool:
+        """True if the version may be promoted to a target that requires approvals."""
+        return any(target.needs_approvals and not target.refusal for target in self.targets)
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,7 @@ class Overview:
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
+    requests: tuple[RequestRow, ...] = ()
     hidden: int = 0
 
 
@@ -234,6 +242,8 @@ def build_overview(
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
     cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
+    shown_models = None if not only else {name for spec in specs for name in registered_model_names(spec)}
+    shown_models = {model} if model else shown_models
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
     hidden = hidden_endpoints(store, named)
     return Overview(
@@ -245,6 +255,7 @@ def build_overview(
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
+        requests=tuple(request_rows(store, registry, shown_models)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
@@ -358,7 +369,11 @@ def _model_card(registry: "Registry", name: str, followed: set[str], link: Link,
         if index >= _VERSIONS and entry.current_stage not in ("Production", "Staging") and not aliases:
             continue
         targets = tuple(
-            PromotionTarget(str(place), promotion_blocker(name, number, place, entry.tags, applied, held))
+            PromotionTarget(
+                str(place),
+                promotion_blocker(name, number, place, entry.tags, applied, held),
+                applied.approvals_for(place) is not None,
+            )
             for place, held in holders.items()
             if not error
         )

@@ -18,7 +18,8 @@ from mlflow_deploy_plugin.tabular import FileFormat
 from tests.support.refusals import mentions
 
 _IMPERATIVES = {
-    *("Add", "Build", "Change", "Check", "Compact", "Convert", "Count", "Create", "Delete", "Export", "Go", "Import"),
+    *("Add", "Approve", "Build", "Change", "Check", "Compact", "Convert", "Count", "Create", "Decline", "Delete"),
+    *("Export", "Go", "Import"),
     *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
     *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop"),
 }

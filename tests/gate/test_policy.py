@@ -5,7 +5,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import GatePolicy, PolicyChoice, choose_policy, parse_policy
+from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy, PolicyChoice, choose_policy, parse_policy
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
 
@@ -48,6 +48,9 @@ def test_yaml_and_json_say_the_same() -> None:
         ("a: 2020-13-45", ["the policy", "YAML", "month"]),
         ("[" * 2400, ["the policy", "YAML", "100 levels"]),
         ("fresh_hours: .inf", ["fresh_hours", "87600"]),
+        ("approvals: {count: 0}", ["approvals.count"]),
+        ("approvals: {valid_for: 3 days}", ["approvals.valid_for"]),
+        ("approvals: {group: risk}", ["approvals.group"]),
     ],
 )
 def test_a_wrong_policy_is_named_with_its_field(text: str, names: list[str]) -> None:
@@ -60,8 +63,18 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
     (shown,) = re.findall(r"<!-- every field -->\n+```yaml\n(.*?)```", guide, re.DOTALL)
     policy = parse_policy(shown, "the guide")
     assert policy == GatePolicy()
+    assert "approvals: {count: 2, groups: [risk], not_author: true, valid_for: 72h}" in guide
     for part in (policy, policy.evaluation, policy.robustness, policy.budget):
         assert all(f"{name}:" in shown for name in type(part).model_fields)
+
+
+def test_approvals_are_required_where_the_policy_gates() -> None:
+    policy = parse_policy("gated_aliases: [champion]\napprovals: {groups: [risk]}", "it")
+    approvals = policy.approvals_for(StageOrAlias(alias="Champion"))
+    assert approvals == ApprovalPolicy(count=1, groups=("risk",), not_author=True, valid_for="72h")
+    assert policy.approvals_for(StageOrAlias(stage="Staging")) is None
+    assert GatePolicy().approvals_for(StageOrAlias(stage="Production")) is None
+    assert policy.digest != parse_policy("gated_aliases: [champion]\napprovals: {groups: [law]}", "it").digest
 
 
 @pytest.mark.usefixtures("registry")

@@ -1,15 +1,19 @@
+import hashlib
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import Permissions
+from mlflow_deploy_plugin.gate.approvals import approve, request_promotion, subject_of
+from mlflow_deploy_plugin.gate.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.refusals import mentions, refused
@@ -208,3 +212,49 @@ def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient
     (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
     with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
+
+
+APPROVED = "skip: [evaluation, robustness, budget]\napprovals: {count: 2, groups: [risk]}"
+
+
+def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
+    """Request the promotion to Production, and approve it with the last report of the gate."""
+    policy = choose_policy("toy").policy
+    place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
+    files = version_digest(f"models:/toy/{version}")
+    subject = subject_of(toy.get_registered_model("toy"), entry, place, files, policy)
+    with closing(open_store(load_settings().store_url)) as store:
+        request, _ = request_promotion(store, policy, subject, user="eva", may_edit=True)
+        assert request.report is not None
+        report = MlflowClient().download_artifacts(request.report.url.partition("/")[0], "gate_report.html")
+        seen = hashlib.sha256(Path(report).read_bytes()).hexdigest()
+        for user in users:
+            approve(store, policy, subject, user=user, groups=frozenset({"risk"}), may_edit=False, report=seen)
+
+
+@pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
+def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
+    version: str, force: bool, toy: MlflowClient
+) -> None:
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
+    for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):
+        if users:
+            approve_as(toy, version, *users)
+        with refused(
+            GateRefused, missing, "risk", *users, f"onnxserve promote toy {version} --to Production --request"
+        ):
+            promote("toy", version, "Production", force=force, why="a drill")
+        assert stages(toy)[1] == "Production"
+        assert toy.get_model_version("toy", version).tags["onnxserve.gate"] in ("failed", UNEVALUATED)
+        assert (events()[-1].action, events()[-1].version) == ("refused", version)
+    approve_as(toy, version, "bob")
+    assert promote("toy", version, "Production", force=force, why="a drill").is_moved
+    promote("toy", version, "Production", force=force, why="a drill")  # The version is already there.
+    toy.transition_model_version_stage("toy", version, "Archived")
+    with refused(GateRefused, "2 of 2"):
+        promote("toy", version, "Production", force=force, why="a drill")
+
+
+def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy: MlflowClient) -> None:
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
+    assert promote("toy", "2", "Staging").is_moved

@@ -2,10 +2,12 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, select
@@ -13,7 +15,7 @@ from sqlalchemy import Engine, event, select
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.document import add_variant, remove_variant
-from mlflow_deploy_plugin.store import Monitors, Store, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Monitors, Store, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.refusals import refused
 
@@ -259,3 +261,30 @@ def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.Monkey
 
     assert [event.why for event in oldest] == ["2", "3", "4", "5", "6"]
     assert [event.why for event in newest] == ["4", "3", "2", "1"]
+
+
+def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -> None:
+    model = f"racing-{uuid4()}"
+    store.record("alias", model=model)
+    seen: list[int] = []
+
+    def decide(events: list[AuditEvent]) -> AuditEvent | None:
+        seen.append(len(events))
+        return None if events else AuditEvent(START, "ada", "approve", model=model)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]
+    assert [is_new for _, is_new in results].count(True) == 1
+    assert {tuple(event.actor for event in events) for events, _ in results} == {("ada",)}
+    assert sorted(seen) == [0, *[1] * 7]
+    assert [event.action for event in store.events(model=model, actions=("approve", "decline"))] == ["approve"]
+    assert [event.action for event in store.events(model=model)] == ["alias", "approve"]
+
+
+def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
+    def refuse(events: list[AuditEvent]) -> AuditEvent:
+        raise NotFound("there is no open request")
+
+    with pytest.raises(NotFound):
+        store.record_next("refusing", ["approve"], refuse)
+    assert [*store.events(model="refusing")] == []

@@ -113,9 +113,9 @@ def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
     log_in(monkeypatch, "bob")
     with pytest.raises(MlflowException, match="Permission denied"):
         client.transition_model_version_stage("X", "1", "Production")
-    events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:3]
+    events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:4]
     # The first event is the policy, which was set at creation.
-    assert events == [("alice", "tag"), ("alice", "transition"), ("alice", "refused")]
+    assert events == [("alice", "tag"), ("alice", "register"), ("alice", "transition"), ("alice", "refused")]
 
 
 def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(accounts: Accounts) -> None:
@@ -188,3 +188,26 @@ def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(accounts: Acco
     assert answer.status_code == 404
     assert mentions(answer.text, "no endpoint")
     assert "Latency" not in answer.text
+
+
+def test_only_an_administrator_may_change_a_policy_with_approvals(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tag = MlflowClient(accounts.server.url), "onnxserve.gate.policy"
+    log_in(monkeypatch, "alice")
+    client.create_registered_model("W", tags={tag: "approvals: {count: 1}"})
+    client.create_model_version("W", "s3://bucket/w")
+    for change in (
+        lambda: client.set_registered_model_tag("W", tag, "skip: []"),
+        lambda: client.delete_registered_model_tag("W", tag),
+        lambda: client.rename_registered_model("W", "V"),
+        lambda: client.delete_registered_model("W"),
+    ):
+        with refused(MlflowException, "administrator", "W", code="PERMISSION_DENIED"):
+            change()
+    log_in(monkeypatch, "admin")
+    client.set_registered_model_tag("W", tag, "skip: []")
+    log_in(monkeypatch, "alice")
+    client.rename_registered_model("W", "V")
+    (registered,) = [event for event in accounts.store.events(model="W") if event.action == "register"]
+    assert (registered.actor, registered.version, registered.detail["authors"]) == ("alice", "1", ["alice"])

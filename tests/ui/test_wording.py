@@ -15,7 +15,10 @@ from tests.support.console import PAGE, form, open_page
         ({"weight:champion": "much"}, "the weight of champion is 'much'; a whole number from 0 to 100 is expected"),
         ({"weight:champion": "0"}, "flights needs a variant with traffic: set at least one weight above 0"),
         ({"endpoint": "nobody"}, "there is no endpoint 'nobody'"),
-        ({"action": "explode"}, "there is no action 'explode'; the actions are traffic, rollback, promote, gate"),
+        (
+            {"action": "explode"},
+            "there is no action 'explode'; the actions are traffic, rollback, promote, gate, request, approve, decline",
+        ),
         ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, "'Mars' is not a stage or an @alias"),
         (
             {"action": "gate", "model": "m", "version": "one"},

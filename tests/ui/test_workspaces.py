@@ -44,7 +44,7 @@ class Workspaces:
         with WorkspaceContext(workspace):
             store = open_store(load_settings().store_url)
         try:
-            return [*store.events(model="X")]
+            return [event for event in store.events(model="X") if event.action != "register"]
         finally:
             store.close()
 

@@ -86,6 +86,23 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
 
 
+def announce_request(
+    store: Store, model: str, version: str, place: str, by: str, why: str = "", link: str = ""
+) -> None:
+    """Record a message, which is sent once, that a person requests the promotion of a version to a stage or @alias."""
+    now, subject = store.now(), f"the promotion of version {version} to {place}"
+    content = AlertContent(
+        f"request/{model}/{version}/{place}/{now.isoformat()}",
+        endpoint="",
+        monitor="",
+        lines=(_short(f"{by} requests {subject}{f': {why}' if why else ''}"),),
+        link=link,
+        next=f"next: onnxserve approve {model} {version} --to {place}, or onnxserve decline with a reason",
+    )
+    detail = content.event_detail("said", now, None) | {"model": _short(model), "title": subject}
+    Alerts(store).add_once(Alert(content.fingerprint, "", "", "said", now, now, detail=detail))
+
+
 def _failing(endpoint: str, monitor: str) -> str:
     return f"{endpoint}/{monitor}/failing"
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.monitoring import send_due
-from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, record_result
+from mlflow_deploy_plugin.monitoring.alerts.record import announce, announce_request, record_failure, record_result
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
@@ -112,6 +112,19 @@ def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, 
 
     (message,) = receiver.got["/ops"]
     assert "version 7 waits" in message["message"]
+
+
+def test_a_request_is_sent_once_to_every_channel(store: Store, settings: Settings, receiver: Receiver) -> None:
+    announce_request(store, "flight-delay", "7", "Production", "eva", "trained on more", RUN)
+    announce(store, "flights", "daily", "version 7 waits", RUN)
+    for _ in range(2):
+        send_due(store, settings)
+
+    (title,) = [title for title in receiver.titles("ops") if "flight-delay" in title]
+    assert mentions(title, "onnxserve: flight-delay: For you", "version 7", "Production")
+    (text,) = [message["message"] for message in receiver.got["/ops"] if "trained on more" in message["message"]]
+    assert mentions(text, "eva", "onnxserve approve flight-delay 7 --to Production")
+    assert len(receiver.titles("ops")) == 2
 
 
 def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], receiver: Receiver) -> None:

@@ -1,0 +1,93 @@
+"""Requests for promotions over HTTP: the form of a request, and a client of MLflow's server, which keeps the requests.
+
+Only the server records requests and approvals, because it authenticates the person who sends them.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mlflow_deploy_plugin.errors import InvalidConfig, error_of_status
+from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors
+from mlflow_deploy_plugin.settings import active_workspace
+
+PATH = "/onnxserve/requests"
+_SECONDS = 120
+"""The timeout of a request. The server may have to read all files of a version."""
+
+Decision = Literal["request", "approve", "decline"]
+
+
+class ListedRequest(BaseModel):
+    """A requested promotion to the stage or @alias `to`, with its gate report and its approvals.
+
+    Attributes:
+        verdict / report / report_digest: the state, the URL and the SHA-256 of the gate report; empty without a report.
+        missing: the number of missing approvals. `reason` describes them in one line, and is empty if none is missing.
+        ended_by / ended_at / ended_why: the person, the time and the reason of the end of a request that is not open.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    to: str
+    state: str
+    requested_by: str
+    at: datetime
+    why: str = ""
+    verdict: str = ""
+    report: str = ""
+    report_digest: str = ""
+    approved_by: tuple[str, ...] = ()
+    missing: int = 0
+    reason: str = ""
+    ended_by: str = ""
+    ended_at: datetime | None = None
+    ended_why: str = ""
+
+    def __str__(self) -> str:
+        return f"the promotion of {self.model} version {self.version} to {self.to}"
+
+
+def listed_requests(model: str = "") -> list[ListedRequest]:
+    """Return the requests that this user may read, open requests first, or only the requests for a model."""
+    return [ListedRequest.model_validate(entry) for entry in _call("GET", {"model": model})]
+
+
+def send_decision(
+    action: Decision, model: str, version: str, to: str, why: str = "", report: str = ""
+) -> ListedRequest:
+    """Request, approve or decline a promotion as this user. `report` is the SHA-256 of the report that the user saw.
+
+    Raises the server's error, InvalidConfig if MLflow is not a server with onnxserve, and RegistryUnavailable.
+    """
+    document = {"action": action, "model": model, "version": version, "to": to, "why": why, "report": report}
+    return ListedRequest.model_validate(_call("POST", {}, document))
+
+
+def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+    from mlflow.utils.uri import is_http_uri
+
+    address = str(mlflow.get_tracking_uri())
+    remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
+    if not is_http_uri(address):
+        raise InvalidConfig(f"only an MLflow server keeps requests for promotions: {remedy}")
+    registry_client()  # Check the settings, and limit the size of answers.
+    if workspace := active_workspace():
+        query = {**query, "workspace": workspace}
+    what, options = "the requests for promotions", {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
+    with registry_errors(what):
+        answer = http_request(get_default_host_creds(address), PATH, method, params=query, json=document, **options)
+    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+    if is_json and not answer.ok and "error_code" in (error := answer.json()):
+        raise error_of_status(answer.status_code)(error["message"])
+    if answer.status_code in (404, 405) or (answer.ok and not is_json):
+        where = redact_credentials(address)
+        raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
+    with registry_errors(what):
+        return verify_rest_response(answer, PATH).json()

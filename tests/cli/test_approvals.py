@@ -1,0 +1,136 @@
+"""Tests of `onnxserve requests`, `approve`, `decline` and `promote --request`, on a server with MLflow's basic auth."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.accounts import People, people
+from tests.support.refusals import mentions
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+GATED = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n"
+POLICY = f"{GATED}approvals: {{groups: [risk]}}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
+        found.add_role("risk", "alice", "carol")
+        yield found
+
+
+def run(line: str) -> Result:
+    return CliRunner().invoke(main, line.split())
+
+
+def actions(server: People, model: str) -> list[tuple[str, str]]:
+    events = server.store.events(model=model, actions=("gate", "request", "approve", "decline", "promote"))
+    return [(event.action, event.actor.partition("@")[0]) for event in events if event.action != "gate"]
+
+
+@pytest.mark.long
+def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
+    model = server.register("alice", POLICY)
+    with server.logged_in("alice"):
+        refused = run(f"promote {model} 1 --to @champion")
+        requested = run(f"promote {model} 1 --to @champion --request --why faster")
+        own = run(f"approve {model} 1 --to @champion")
+    assert (refused.exit_code, requested.exit_code, own.exit_code) == (1, 0, 1)
+    assert mentions(refused.stderr, "1 of 1", "risk", "--request")
+    assert mentions(own.stderr, "Error", "alice", "requested")
+    assert mentions(requested.stdout, model, "version 1", "@champion", "faster", "passed", "1 of 1")
+
+    with server.logged_in("carol"):
+        (listed,) = json.loads(run(f"requests {model} -o json").stdout)
+        approved = run(f"approve {model} 1 --to @Champion --why fine")
+        again = run(f"approve {model} 1 --to @champion")
+    assert (listed["state"], listed["requested_by"], listed["missing"], listed["why"]) == ("open", "alice", 1, "faster")
+    assert (approved.exit_code, again.exit_code) == (0, 0)
+    assert mentions(approved.stdout, model, "passed", listed["report"], listed["report_digest"])
+
+    with server.logged_in("alice"):
+        done = run(f"promote {model} 1 --to @champion --wait 0")
+        table = run(f"requests {model}").stdout.splitlines()
+    assert done.exit_code == 0, done.output
+    assert mentions(table[1], model, "@champion", "promoted", "alice", "carol", "passed")
+    (approval,) = server.store.events(model=model, actions=("approve",))
+    assert (approval.actor, approval.why, approval.detail["report"]) == ("carol", "fine", listed["report_digest"])
+    assert [action for action, _ in actions(server, model)] == ["request", "approve", "promote"]
+
+
+@pytest.mark.long
+def test_a_declined_request_cannot_be_approved(server: People) -> None:
+    model = server.register("alice", POLICY)
+    with server.logged_in("alice"):
+        run(f"promote {model} 1 --to @champion --request -o json")
+    with server.logged_in("carol"):
+        declined = run(f"decline {model} 1 --to @champion --why slower")
+        approved = run(f"approve {model} 1 --to @champion")
+    assert (declined.exit_code, approved.exit_code) == (0, 1)
+    assert mentions(declined.stdout, model, "version 1", "@champion")
+    assert mentions(approved.stderr, "Error", model, "@champion", "--request")
+    assert actions(server, model) == [("request", "alice"), ("decline", "carol")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--to Staging", ["no approvals", "Staging"]),
+        ("--to Mars", ["Mars"]),
+        ("--to @champion --force", ["--why"]),
+        ("--to @champion --policy p.yaml", ["--policy"]),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
+    server: People, options: str, names: list[str]
+) -> None:
+    model = server.register("alice", POLICY)
+    with server.logged_in("alice"):
+        refused = run(f"promote {model} 1 --request {options}")
+    assert refused.exit_code in (1, 2)
+    assert mentions(refused.stderr.splitlines()[-1], "Error", *names)
+    assert [event.action for event in server.store.events(model=model)] == ["tag", "register"]
+
+
+@pytest.mark.long
+def test_a_failed_gate_is_requested_only_by_force(server: People) -> None:
+    model = server.register("alice", POLICY, parity="warned")
+    with server.logged_in("alice"):
+        refused = run(f"promote {model} 1 --to @champion --request")
+        forced = run(f"promote {model} 1 --to @champion --request --force --why urgent -o json")
+    assert (refused.exit_code, forced.exit_code) == (1, 0)
+    assert mentions(refused.stderr, "parity")
+    assert json.loads(forced.stdout)["verdict"] == "failed"
+    with server.logged_in("carol"):
+        assert run(f"approve {model} 1 --to @champion").exit_code == 0
+    with server.logged_in("alice"):
+        done = run(f"promote {model} 1 --to @champion --force --why urgent --wait 0")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.long
+def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    refused = run("requests")
+    assert refused.exit_code == 1
+    assert mentions(refused.stderr, "Error", "MLFLOW_TRACKING_PASSWORD", server.server.url)
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["requests", "approve m 1 --to @champion", "decline m 1 --to @champion --why slow"])
+@pytest.mark.parametrize("has_server", [True, False], ids=["without the app", "a database"])
+def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
+    line: str, has_server: bool, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    with tracking_at(mlflow_server.url if has_server else f"sqlite:///{tmp_path}/mlflow.db"):
+        refused = run(line)
+    assert refused.exit_code == 1
+    assert mentions(refused.stderr, "Error", "--app-name onnxserve", "MLFLOW_TRACKING_URI")
+    assert len(refused.stderr.splitlines()) == 1

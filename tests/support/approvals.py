@@ -1,0 +1,13 @@
+"""Runs of the gate as events in the audit trail, for approvals."""
+
+from mlflow_deploy_plugin.gate.approvals import Subject
+from mlflow_deploy_plugin.store import Store
+
+REPORT = "r" * 64
+"""The digest of a report."""
+
+
+def record_gate(store: Store, subject: Subject, report: str = REPORT, state: str = "passed") -> None:
+    detail = {"report": "https://mlflow/report", "run_id": "r1", "tagged": True, "report_digest": report}
+    detail |= {"files": subject.files, "policy_digest": subject.policy}
+    store.record("gate", actor="ci", model=subject.model, version=subject.version, after=state, detail=detail)

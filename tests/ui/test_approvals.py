@@ -1,0 +1,326 @@
+"""Tests of requests for promotions on MLflow's server: the JSON API, the section of the page and its forms."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from flask import request
+
+from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Alerts
+from mlflow_deploy_plugin.ui import approvals, guard
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
+from tests.support.approvals import REPORT, record_gate
+from tests.support.console import PAGE, events, open_page, point
+from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
+
+REQUESTS = f"{PAGE}/requests"
+TO = "@champion"
+READERS, EDITORS, RISK = {"alice", "bob", "carol", "dora"}, {"alice", "bob"}, {"carol", "dora", "alice"}
+NEWER = "n" * 64
+
+
+class People(Login):
+    """A login that believes the name in a header."""
+
+    has_accounts = True
+
+    def user(self) -> str:
+        return request.headers.get("X-User", "")
+
+    def is_administrator(self) -> bool:
+        return not self.user()
+
+    def groups(self) -> frozenset[str]:
+        return frozenset({"risk"} if self.user() in RISK else ())
+
+    def permission(self, model: str) -> ModelPermission:
+        return ModelPermission(self.user() in READERS, self.user() in EDITORS)
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The digest of the report that MLflow shows, as the only entry."""
+    shown = [REPORT]
+    monkeypatch.setattr(guard, "report_digest", lambda run_id: shown[0])
+    return shown
+
+
+@pytest.fixture(autouse=True)
+def people(mlflow_app: Any) -> Iterator[None]:
+    extensions = mlflow_app.app.extensions
+    before, extensions["onnxserve.login"] = extensions["onnxserve.login"], People()
+    yield
+    extensions["onnxserve.login"] = before
+
+
+def a_model(mlflow_app: Any, approvals: str = "{groups: [risk]}") -> str:
+    """Register a model whose versions have passed the gate, and need approvals."""
+    name: str = mlflow_app.model(policy=f"gated_aliases: [champion]\napprovals: {approvals}")
+    for version in "12":
+        mlflow_app.stands(name, version, "passed", "all checks passed")
+        judge(mlflow_app, name, version)
+    return name
+
+
+def judge(mlflow_app: Any, model: str, version: str = "2", report: str = REPORT) -> None:
+    with mlflow_app.app.test_request_context():
+        _, subject = guard.promotion_now(model, version, parse_stage_or_alias(TO))
+    record_gate(mlflow_app.store, subject, report)
+
+
+@pytest.fixture
+def model(mlflow_app: Any) -> str:
+    return a_model(mlflow_app)
+
+
+@pytest.fixture
+def requested(mlflow_app: Any, model: str) -> str:
+    """A model with a request of alice."""
+    assert send(mlflow_app, "alice", "request", model).status_code == 200
+    return model
+
+
+def send(mlflow_app: Any, user: str, action: str, model: str, headers: Mapping[str, str] = {}, **more: Any) -> Any:
+    body = {"action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
+    return mlflow_app.client.post(REQUESTS, json=body, headers={"X-User": user, **headers})
+
+
+def listed(mlflow_app: Any, user: str, model: str) -> list[dict[str, Any]]:
+    answer = mlflow_app.client.get(REQUESTS, query_string={"model": model}, headers={"X-User": user})
+    assert answer.status_code == 200
+    found: list[dict[str, Any]] = answer.json
+    return found
+
+
+def decisions(mlflow_app: Any, model: str) -> list[tuple[str, str]]:
+    wanted = ("request", "approve", "decline")
+    return [(event.actor, event.action) for event in events(mlflow_app, model) if event.action in wanted]
+
+
+def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: str) -> None:
+    (entry,) = listed(mlflow_app, "carol", requested)
+    assert (entry["version"], entry["to"], entry["state"], entry["requested_by"]) == ("2", TO, "open", "alice")
+    assert (entry["verdict"], entry["report_digest"], entry["missing"]) == ("passed", REPORT, 1)
+    assert point(mlflow_app, requested, "champion", "2").status_code == 403
+
+    answer = send(mlflow_app, "carol", "approve", requested, why="the report is fine", report=entry["report_digest"])
+
+    assert (answer.status_code, answer.json["approved_by"], answer.json["missing"]) == (200, ["carol"], 0)
+    assert events(mlflow_app, requested)[-1].detail == {"report": REPORT, "verdict": "passed"}
+    assert point(mlflow_app, requested, "champion", "2").status_code == 200
+    assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "approve")]
+    assert listed(mlflow_app, "bob", requested)[0]["state"] == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("user", "action", "more", "status", "code", "names"),
+    [
+        ("alice", "approve", {}, 403, "PERMISSION_DENIED", ["alice", "requested"]),
+        ("bob", "approve", {}, 403, "PERMISSION_DENIED", ["bob", "risk"]),
+        ("bob", "decline", {"why": "no"}, 403, "PERMISSION_DENIED", ["bob", "risk"]),
+        ("carol", "decline", {}, 400, "INVALID_PARAMETER_VALUE", ["reason"]),
+        ("carol", "request", {"version": "1"}, 403, "PERMISSION_DENIED", ["carol", "edit"]),
+        ("carol", "approve", {"version": "1"}, 404, "RESOURCE_DOES_NOT_EXIST", ["version 1", TO]),
+        ("carol", "approve", {"version": "9"}, 404, "RESOURCE_DOES_NOT_EXIST", ["9"]),
+        ("carol", "approve", {"to": "Staging"}, 400, "INVALID_PARAMETER_VALUE", ["no approvals", "Staging"]),
+        ("carol", "approve", {"report": NEWER}, 403, "PERMISSION_DENIED", ["report"]),
+        ("carol", "approve", {"version": 2}, 400, "INVALID_PARAMETER_VALUE", ["version"]),
+        ("carol", "approve", {"to": "Mars"}, 400, "INVALID_PARAMETER_VALUE", ["Mars"]),
+        ("carol", "promote", {}, 400, "INVALID_PARAMETER_VALUE", ["promote"]),
+        ("carol", "approve", {"why": "x" * 501}, 400, "INVALID_PARAMETER_VALUE", ["501"]),
+        ("mallory", "approve", {}, 404, "RESOURCE_DOES_NOT_EXIST", []),
+        ("", "request", {}, 401, "UNAUTHENTICATED", ["login"]),
+        ("", "approve", {}, 401, "UNAUTHENTICATED", ["login"]),
+    ],
+)
+def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
+    mlflow_app: Any, requested: str, user: str, action: str, more: dict[str, Any], status: int, code: str, names: Any
+) -> None:
+    answer = send(mlflow_app, user, action, requested, **more)
+
+    assert (answer.status_code, answer.json["error_code"]) == (status, code)
+    assert mentions(answer.json["message"], *names)
+    assert "\n" not in answer.json["message"]
+    assert decisions(mlflow_app, requested) == [("alice", "request")]
+
+
+def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(mlflow_app: Any, requested: str) -> None:
+    assert listed(mlflow_app, "mallory", requested) == []
+    assert requested not in page(mlflow_app, "mallory")
+    refused = send(mlflow_app, "mallory", "approve", requested)
+    unknown = send(mlflow_app, "mallory", "approve", "nothing")
+    assert refused.status_code == unknown.status_code == 404
+    assert refused.json["message"].replace(requested, "nothing") == unknown.json["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_another_site_cannot_decide(mlflow_app: Any, requested: str, headers: dict[str, str], status: int) -> None:
+    assert send(mlflow_app, "carol", "approve", requested, headers).status_code == status
+    assert decisions(mlflow_app, requested) == [("alice", "request")]
+
+
+@pytest.mark.parametrize("body", ["", "[]", '{"action"', '"approve"', '{"action": null}'])
+def test_a_body_that_is_not_a_decision_is_refused(mlflow_app: Any, requested: str, body: str) -> None:
+    headers = {"X-User": "carol", "Content-Type": "application/json"}
+    answer = mlflow_app.client.post(REQUESTS, data=body, headers=headers)
+    assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+
+
+def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: list[str]) -> None:
+    judge(mlflow_app, requested, report=NEWER)
+    reports[0] = NEWER
+    assert send(mlflow_app, "carol", "approve", requested).status_code == 403
+    (entry,) = listed(mlflow_app, "carol", requested)
+    assert send(mlflow_app, "carol", "approve", requested, report=entry["report_digest"]).status_code == 200
+
+
+def test_a_report_that_was_replaced_cannot_be_approved(mlflow_app: Any, requested: str, reports: list[str]) -> None:
+    reports[0] = NEWER
+    answer = send(mlflow_app, "carol", "approve", requested)
+    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert mentions(answer.json["message"], "https://mlflow/report")
+    assert decisions(mlflow_app, requested) == [("alice", "request")]
+
+
+def test_changed_files_are_refused_and_the_request_can_be_declined_without_files(
+    mlflow_app: Any, requested: str
+) -> None:
+    (mlflow_app.files(requested, "2") / "MLmodel").write_text("other")
+    answer = send(mlflow_app, "carol", "approve", requested)
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "lapsed", "files")
+    (mlflow_app.files(requested, "2") / "MLmodel").unlink()
+    assert send(mlflow_app, "carol", "decline", requested, why="lost").status_code == 200
+    assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
+
+
+def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
+    model = a_model(mlflow_app, "{groups: [risk], valid_for: 1s}")
+    send(mlflow_app, "alice", "request", model)
+    send(mlflow_app, "carol", "approve", model)
+    (entry,) = wait_until(lambda: [one for one in listed(mlflow_app, "bob", model) if one["missing"]], 20, "it expires")
+    assert mentions(entry["reason"], "carol", "1s")
+    assert entry["approved_by"] == []
+    refused = point(mlflow_app, model, "champion", "2")
+    assert refused.status_code == 403
+    assert mentions(refused.json["message"], "carol", "1s")
+
+
+def test_the_last_ended_requests_follow_the_open_ones(mlflow_app: Any, model: str) -> None:
+    for _ in range(7):
+        send(mlflow_app, "alice", "request", model)
+        send(mlflow_app, "alice", "decline", model, why="not yet")
+    send(mlflow_app, "alice", "request", model, version="1")
+    assert [entry["state"] for entry in listed(mlflow_app, "bob", model)] == ["open", *["declined"] * 5]
+
+
+def test_a_request_is_announced_once(mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "localhost")
+    for _ in range(2):
+        send(mlflow_app, "alice", "request", model, why="faster")
+    (alert,) = [alert for alert in Alerts(mlflow_app.store).recent() if alert.detail.get("model") == model]
+    assert mentions(alert.detail["lines"][0], "alice", "version 2", "champion", "faster")
+    assert alert.detail["link"] == f"http://localhost{PAGE}?model={model}"
+
+
+def test_a_request_does_not_depend_on_the_alert_channels(
+    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approvals, "announce_request", lambda *_: 1 / 0)
+    assert send(mlflow_app, "alice", "request", model).status_code == 200
+
+
+def page(mlflow_app: Any, user: str, **query: str) -> str:
+    html: str = mlflow_app.client.get(PAGE, query_string=query, headers={"X-User": user}).get_data(as_text=True)
+    return html
+
+
+def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> tuple[Any, Any]:
+    """Press a button of the page, and return the browser and the answer."""
+    browser, _, token = open_page(mlflow_app, headers={"X-User": user})
+    form = {"csrf_token": token, "action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
+    return browser, browser.post(f"{PAGE}?model={model}", data=form, headers={"X-User": user})
+
+
+def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested: str) -> None:
+    browser, answer = press(mlflow_app, "carol", requested, "approve", why="fine")
+    assert (answer.status_code, answer.headers["Location"]) == (303, f"{PAGE}?model={requested}")
+    shown, later = (browser.get(answer.headers["Location"], headers={"X-User": "carol"}).text for _ in range(2))
+    assert mentions(shown, "Done", f"version 2 of {requested}")
+    assert "Done" not in later
+    assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "approve")]
+
+
+@pytest.mark.parametrize(
+    ("user", "action", "more", "status"),
+    [
+        ("alice", "approve", {}, 403),
+        ("carol", "approve", {"report": NEWER}, 403),
+        ("carol", "approve", {"csrf_token": ""}, 403),
+        ("carol", "decline", {}, 400),
+    ],
+)
+def test_a_form_that_is_refused_records_nothing(
+    mlflow_app: Any, requested: str, user: str, action: str, more: dict[str, str], status: int
+) -> None:
+    _, answer = press(mlflow_app, user, requested, action, **more)
+    assert answer.status_code == status
+    assert 'role="alert"' in answer.text
+    assert decisions(mlflow_app, requested) == [("alice", "request")]
+
+
+def test_the_page_offers_a_decision_to_people_who_may_decide(mlflow_app: Any, requested: str) -> None:
+    subject = f"the promotion of {requested} version 2 to {TO}"
+    approve, disabled = f'aria-label="Approve {subject}"', 'value="approve" formnovalidate disabled'
+    shown = {user: page(mlflow_app, user, model=requested) for user in ("carol", "alice", "bob", "")}
+    assert approve in shown["carol"]
+    assert disabled not in shown["carol"]
+    assert disabled in shown["alice"]  # The requester may only withdraw the request.
+    assert mentions(shown["alice"], "Approve is not available")
+    assert mentions(shown["bob"], "Not available", "risk")
+    assert mentions(shown[""], "Not available", "login")
+    assert f'name="report" value="{REPORT}"' in shown["carol"]
+    assert "https://mlflow/report" in shown["carol"]
+
+
+def test_a_version_has_the_button_if_a_target_needs_approvals(
+    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Job] = []
+
+    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
+        started.append(job)
+        return job
+
+    monkeypatch.setattr(Jobs, "start", start)
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}@champion"))
+    free = mlflow_app.model(policy="gated_aliases: [champion]")
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{free}", f"models:/{free}@champion"))
+    button = 'name="action" value="request"'
+    assert button in page(mlflow_app, "alice", model=model)
+    assert button not in page(mlflow_app, "alice", model=free)
+    assert button not in page(mlflow_app, "carol", model=model)
+    assert mentions(page(mlflow_app, "", model=model), "Request promotion is not available", "login")
+    _, answer = press(mlflow_app, "alice", model, "request", why="faster")
+    assert answer.status_code == 303
+    (job,) = started
+    assert (job.actor, job.arguments["action"], job.arguments["to"], job.arguments["why"]) == (
+        "alice",
+        "request",
+        TO,
+        "faster",
+    )

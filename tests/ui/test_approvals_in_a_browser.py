@@ -1,0 +1,154 @@
+"""Tests of approvals with two accounts in Chromium: MLflow's server with its basic auth, where roles are the groups."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from playwright.sync_api import expect
+
+from mlflow_deploy_plugin.errors import NotFound, ScopeMissing
+from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+from mlflow_deploy_plugin.spec import new_endpoint
+from tests.support.accounts import People, people
+from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
+from tests.support.refusals import mentions, refused
+from tests.support.services.basic_auth import password
+from tests.support.waiting import wait_until
+
+pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
+pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
+
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {groups: [risk], valid_for: %s}"
+TO = "@champion"
+JOB_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
+        found.add_role("risk", "alice", "carol")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]:
+    """A function that opens a URL in a browser in which the user has logged in."""
+    tabs = []
+
+    def opened(user: str, url: str) -> Any:
+        context = browser.new_context(http_credentials={"username": user, "password": password(user)})
+        tabs.append(context)
+        page = context.new_page()
+        page.set_default_timeout(JOB_MS)
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in tabs:
+        context.close()
+
+
+def refusal_of(server: People, user: str, model: str, version: str = "1") -> str:
+    """Try to set the alias with MLflow's API as the user, and return the message of the refusal."""
+    with server.logged_in(user) as client, pytest.raises(MlflowException) as refusal:
+        client.set_registered_model_alias(model, TO[1:], version)
+    assert refusal.value.error_code == "PERMISSION_DENIED"
+    return str(refusal.value)
+
+
+def history(server: People, model: str) -> list[tuple[str, str]]:
+    counted = ("request", "approve", "decline", "promote", "alias")
+    return [(event.action, event.actor) for event in server.store.events(model=model, actions=counted)]
+
+
+def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
+    server: People, open_as: Callable[[str, str], Any]
+) -> None:
+    model = server.register("alice", POLICY % "72h")
+    server.store.add_endpoint("onnxserve", new_endpoint(model, f"models:/{model}{TO}"))
+    console = f"{server.server.url}/onnxserve"
+
+    author = open_as("alice", console)
+    author.get_by_text("Promote or judge version 1").click()
+    author.get_by_label("Target of version 1").select_option(TO)
+    author.get_by_label("Why version 1").fill("half the latency")
+    author.get_by_role("button", name="Request promotion of version 1").click()
+    expect(author.locator(".notice.done")).to_contain_text(TO, timeout=JOB_MS)
+    subject = f"the promotion of {model} version 1 to {TO}"
+    author.locator("summary", has_text=f"Decide about {subject}").click()
+    expect(author.get_by_role("button", name=f"Approve {subject}")).to_be_disabled()
+    with server.logged_in("alice"), refused(ScopeMissing, "alice", "requested", code="PERMISSION_DENIED"):
+        send_decision("approve", model, "1", TO, report=listed_requests(model)[0].report_digest)
+    message = refusal_of(server, "alice", model)
+    assert mentions(message, "1 of 1", "risk")
+    (link,) = re.findall(rf"{console}\S*model={model}", message)
+
+    approver = open_as("carol", link)
+    expect(approver.locator("table.requests tr", has_text=model)).to_contain_text("half the latency")
+    expect(approver.get_by_role("link", name=f"report on {model}")).to_have_attribute("href", re.compile("gate_report"))
+    assert accessibility_findings(approver) == []
+    approver.locator("summary", has_text=f"Decide about {subject}").click()
+    approver.get_by_label("Why").fill("the report is fine")
+    assert accessibility_findings(approver) == []
+    approver.get_by_role("button", name=f"Approve {subject}").click()
+    expect(approver.get_by_text("complete")).to_be_visible()
+    assert approver.url == link
+
+    author.goto(console)
+    author.get_by_text("Promote or judge version 1").click()
+    author.get_by_label("Target of version 1").select_option(TO)
+    author.get_by_role("button", name="Promote version 1").click()
+    expect(author.locator(".notice.done")).to_contain_text(TO, timeout=JOB_MS)
+    with server.logged_in("alice") as client:
+        assert client.get_registered_model(model).aliases == {"champion": "1"}
+    assert history(server, model) == [
+        ("request", "alice"),
+        ("approve", "carol"),
+        ("alias", "alice"),
+        ("promote", "alice"),
+    ]
+    (approval,) = server.store.events(model=model, actions=("approve",))
+    (gate,) = server.store.events(model=model, actions=("gate",))
+    assert approval.detail["report"] == gate.detail["report_digest"]
+    expect(author.locator("table.events")).to_contain_text("the report is fine")
+
+
+def test_a_declined_promotion_is_not_done(server: People, open_as: Callable[[str, str], Any]) -> None:
+    model = server.register("alice", POLICY % "72h")
+    with server.logged_in("alice"):
+        requested = send_decision("request", model, "1", TO)
+    approver = open_as("carol", f"{server.server.url}/onnxserve?model={model}")
+    approver.locator("summary", has_text=f"Decide about {requested}").click()
+    expect(approver.get_by_role("button", name=f"Approve {requested}")).to_be_disabled()  # The gate was not run.
+    approver.get_by_label("Why").fill("version 2 is better")
+    approver.get_by_role("button", name=f"Decline {requested}").click()
+    expect(approver.locator("table.requests tr", has_text=model)).to_contain_text("declined")
+    with server.logged_in("carol"), refused(NotFound, model):
+        send_decision("approve", model, "1", TO)
+    assert mentions(refusal_of(server, "alice", model), model)
+    assert history(server, model) == [("request", "alice"), ("decline", "carol")]
+
+
+def test_an_expired_approval_does_not_move_the_alias(server: People) -> None:
+    from mlflow_deploy_plugin.gate import run_gate
+
+    model = server.register("alice", POLICY % "1s")
+    with server.logged_in("alice"):
+        run_gate(model, "1", actor="alice", store=server.store)
+        requested = send_decision("request", model, "1", TO)
+    with server.logged_in("carol"):
+        send_decision("approve", model, "1", TO, report=requested.report_digest)
+        wait_until(lambda: listed_requests(model)[0].missing, 20, "the approval expires")
+    message = refusal_of(server, "alice", model)
+    assert mentions(message, "carol", "1s")
+    assert "\n" not in message
+    assert history(server, model) == [("request", "alice"), ("approve", "carol")]
