@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +17,16 @@ COMMAND = Path(__file__).with_name("mlflow_command.py")
 class MlflowServer:
     """An MLflow server on `folder`, which may already contain mlflow.db. It can be killed and restarted.
 
-    `app` is the value of `--app-name`; `options` are additional options.
+    `app` is the value of `--app-name`; `options` are additional options. `variables` are added to the environment, and
+    `python` is the interpreter of another environment in which MLflow is installed.
     """
 
     folder: Path
     host: str = "127.0.0.1"
     app: str | None = None
     options: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
     port: int = field(init=False)
     process: subprocess.Popen[bytes] | None = None
 
@@ -33,8 +37,12 @@ class MlflowServer:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.port}.log"
+
     def start(self) -> None:
-        command = [sys.executable, str(COMMAND), "server", "--host", self.host, "--port", str(self.port)]
+        command = [self.python, str(COMMAND), "server", "--host", self.host, "--port", str(self.port)]
         command += ["--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -45,13 +53,13 @@ class MlflowServer:
             # MLflow reads this variable when it is imported.
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # The job executor is not used here, and it starts slowly.
+            **self.variables,
         }
-        log = self.folder / f"{self.port}.log"
-        with log.open("ab") as output:
+        with self.log.open("ab") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         self.process = process
         wait_until(lambda: answers(f"{self.url}/health") or process.poll() is not None, 240, "MLflow's server answers")
-        assert process.poll() is None, log.read_text()[-4000:]
+        assert process.poll() is None, self.log.read_text()[-4000:]
 
     def kill(self) -> None:
         if self.process is not None:

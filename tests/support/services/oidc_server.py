@@ -1,0 +1,91 @@
+"""MLflow's server with mlflow-oidc-auth and an issuer, and the users of the tests of logins."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urljoin
+
+import requests
+
+from tests.support.guides import ROOT
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.oidc_issuer import Identity, OidcIssuer
+
+ADMINS, MEMBERS = "mlflow-admins", "mlflow-members"
+USERS = {
+    "admin": Identity("admin@example.com", "The Admin", (ADMINS,)),
+    "reader": Identity("reader@example.com", "The Reader", (MEMBERS,)),
+    "editor": Identity("editor@example.com", "The Editor", (MEMBERS, "data-science")),
+    "stranger": Identity("stranger@example.com", "The Stranger", (MEMBERS,)),
+    "outsider": Identity("outsider@example.com", "The Outsider", ("sales",)),
+}
+"""The users of the issuer. `outsider` is in no group that may log in."""
+
+_SECONDS = 60
+
+
+@dataclass
+class OidcServer:
+    """An MLflow server whose users log in at the issuer. `app` is the value of `--app-name`.
+
+    `oidc-auth` is the plugin without this project. The plugin's names of users are their mail addresses.
+    """
+
+    folder: Path
+    python: Path
+    app: str
+    issuer: OidcIssuer = field(default_factory=lambda: OidcIssuer(USERS))
+    mlflow: MlflowServer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mlflow = MlflowServer(self.folder, app=self.app, python=str(self.python))
+        self.mlflow.variables = {
+            "ONNXSERVE_HOME": str(self.folder / "home"),
+            "ONNXSERVE_MLFLOW_APP": "oidc-auth",
+            "PYTHONPATH": str(ROOT),  # The server runs the code of this checkout.
+            "OIDC_DISCOVERY_URL": self.issuer.discovery_url,
+            "OIDC_CLIENT_ID": self.issuer.client_id,
+            "OIDC_CLIENT_SECRET": self.issuer.client_secret,
+            "OIDC_REDIRECT_URI": f"{self.url}/callback",
+            "OIDC_USERS_DB_URI": f"sqlite:///{self.folder}/oidc.db",
+            "OIDC_GROUP_NAME": MEMBERS,
+            "OIDC_ADMIN_GROUP_NAME": ADMINS,
+            "DEFAULT_MLFLOW_PERMISSION": "NO_PERMISSIONS",
+            "DEFAULT_LANDING_PAGE_IS_PERMISSIONS": "false",
+            "AUTOMATIC_LOGIN_REDIRECT": "true",
+            "PERMISSION_CACHE_TTL_SECONDS": "0",
+            "SECRET_KEY": "a key of sixteen bytes or more",
+            "MLFLOW_TRACKING_URI": "",
+        }
+
+    @property
+    def url(self) -> str:
+        return self.mlflow.url
+
+    def start(self) -> None:
+        self.mlflow.start()
+
+    def stop(self) -> None:
+        self.mlflow.kill()
+        self.issuer.stop()
+
+    def log_in(self, user: str) -> requests.Session:
+        """Return a session of the user, who logs in through the issuer's form."""
+        session = requests.Session()
+        form = session.get(f"{self.url}/login", timeout=_SECONDS)
+        answer = session.post(form.url, data={"user": user}, timeout=_SECONDS)
+        answer.raise_for_status()
+        return session
+
+    def access_token(self, session: requests.Session) -> str:
+        """Return a new access token of the session's user, which is the password in basic auth."""
+        path = f"{self.url}/api/2.0/mlflow/users/access-token"
+        answer = session.patch(path, json={}, timeout=_SECONDS)
+        answer.raise_for_status()
+        return str(answer.json()["token"])
+
+    def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
+        """Grant the user a permission on a registered model, such as READ, EDIT or MANAGE."""
+        path = f"/api/2.0/mlflow/permissions/users/{USERS[user].email}/registered-models/{model}"
+        admin.post(f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS).raise_for_status()
