@@ -1,10 +1,7 @@
 """MLflow's server with mlflow-oidc-auth and an issuer, and the users of the tests of logins."""
 
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urljoin
 
 import requests
 
