@@ -46,10 +46,16 @@ class Attempt:
 
 @dataclass(frozen=True)
 class GatedRegistry:
-    """A server with the gate at `url`, and the session of a caller who may create models there."""
+    """A server with the gate at `url`.
+
+    Attributes:
+        session: the session of the caller, who may create models.
+        admin: the session of an administrator, or of any caller of a server without accounts.
+    """
 
     url: str
     session: requests.Session
+    admin: requests.Session
 
     def send(self, step: Step) -> requests.Response:
         body = iter([step.body]) if step.is_chunked else step.body
@@ -77,7 +83,7 @@ class GatedRegistry:
 
     def placed(self, model: str) -> set[str]:
         """Return the stages and the aliases of the model's versions, in lower case."""
-        answer = self.session.get(f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS)
+        answer = self.admin.get(f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS)
         answer.raise_for_status()
         found = answer.json()["registered_model"]
         stages = {version["current_stage"].lower() for version in found["latest_versions"]}
