@@ -73,8 +73,9 @@ def main() -> None:
 
         from mlflow_deploy_plugin.ui import overview
         from mlflow_deploy_plugin.ui.app import extend
+        from mlflow_deploy_plugin.ui.logins.login import Login
 
-        extend(app)
+        extend(app, Login(), app)
         client = app.test_client()
 
         def page(drawn: int) -> None:

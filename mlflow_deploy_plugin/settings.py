@@ -120,6 +120,19 @@ class Settings(BaseModel):
     """Address of an MLflow server with `--app-name onnxserve` for the processes that its page starts. Default: its own
     port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without a *."""
 
+    mlflow_app: str = ""
+    """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry point group `mlflow.app`, such as
+    basic-auth or oidc-auth. Default: no accounts."""
+    user_header: str = ""
+    """Header in which a proxy sends the name of the caller to MLflow's server, such as X-Forwarded-User. Requests
+    without it are refused, except health checks. Default: no accounts."""
+    groups_header: str = ""
+    """Header in which the proxy sends the groups of the caller, separated by commas, such as X-Forwarded-Groups."""
+    trusted_proxies: str = ""
+    """Addresses and networks from which ONNXSERVE_USER_HEADER is accepted, separated by commas, such as 10.1.0.0/16."""
+    admin_groups: str = ""
+    """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the console, separated by commas."""
+
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The caller of a page, the caller's permissions from MLflow's accounts, and protection against CSRF.
+"""The caller of a page, the caller's permissions from the server's login (`logins/`), and protection against CSRF.
 
 A form must come from this origin according to `Sec-Fetch-Site`, or `Origin` if `Sec-Fetch-Site` is missing. A client
 that sends neither header is not a browser. The form must also contain the Flask-WTF token of the caller's session.
@@ -7,19 +7,17 @@ that sends neither header is not a browser. The form must also contain the Flask
 import hashlib
 import logging
 import secrets
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from types import ModuleType
 
-from flask import Flask, g, request
+from flask import Flask, current_app, g, request
 from flask.sessions import SecureCookieSessionInterface
 
 from mlflow_deploy_plugin.registry.transitions import models_served_by
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 try:
     from flask_wtf.csrf import generate_csrf, validate_csrf
@@ -31,13 +29,14 @@ except ModuleNotFoundError as error:
 TOKEN_FIELD = "csrf_token"
 _TOKEN_SECONDS = 365 * 24 * 3600  # A page may be open for days, longer than Flask-WTF's default of an hour.
 _KEY_BYTES = 32
+_EXTENSION = "onnxserve.login"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. `user` is authenticated by MLflow (empty without accounts). `address` may be a proxy."""
+    """The sender of a request. `user` is empty without accounts, and `address` may be the address of a proxy."""
 
     user: str
     address: str
@@ -47,21 +46,34 @@ class Caller:
         return self.user or f"anonymous@{self.address}"
 
 
+def set_login(app: Flask, login: Login) -> None:
+    app.extensions[_EXTENSION] = login
+
+
+def login() -> Login:
+    """Return the login adapter of the current app."""
+    adapter: Login = current_app.extensions[_EXTENSION]
+    return adapter
+
+
 def caller() -> Caller:
-    return Caller(str(g.get("mlflow_authenticated_user") or ""), request.remote_addr or "unknown")
+    return Caller(login().user(), request.remote_addr or "unknown")
+
+
+def caller_groups() -> frozenset[str]:
+    return login().groups()
 
 
 def may_read(model: str) -> bool:
-    return is_administrator() or (may_list(model) and _permissions(model)[0])
+    return is_administrator() or (may_list(model) and _permission(model).can_read)
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow lists this model for the caller. One query covers all models; `may_read` uses nine."""
+    """Return True if MLflow lists this model for the caller. `may_read` may need several queries per model."""
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
-        auth = _auth_module()
-        g.onnxserve_is_listed = auth and auth._role_based_read_predicate(caller().user, "registered_model")
+        g.onnxserve_is_listed = login().list_filter()
     return bool(g.onnxserve_is_listed(model))
 
 
@@ -70,42 +82,29 @@ def may_act_on(models: Sequence[str]) -> bool:
 
     Only administrators may act on an endpoint without a registered model.
     """
-    return is_administrator() or (bool(models) and all(_permissions(model)[1] for model in models))
+    return is_administrator() or (bool(models) and all(_permission(model).can_update for model in models))
 
 
 def is_administrator() -> bool:
     """Return True for an administrator. Without accounts, every caller is an administrator."""
     if "onnxserve_administrator" not in g:
-        auth = _auth_module()
-        g.onnxserve_administrator = auth is None or bool(auth.sender_is_admin())
+        g.onnxserve_administrator = login().is_administrator()
     return bool(g.onnxserve_administrator)
 
 
 def seen_workspaces() -> list[str]:
     """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    The list is empty if workspaces are disabled. MLflow's basic auth filters only responses, so a response is built.
+    The list is empty if workspaces are disabled.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
-    from mlflow.protos.service_pb2 import ListWorkspaces
-    from mlflow.server.handlers import _get_workspace_store, _wrap_response
+    from mlflow.server.handlers import _get_workspace_store
     from mlflow.utils.workspace_context import get_request_workspace
 
     if not MLFLOW_ENABLE_WORKSPACES.get():
         return []
-    workspaces = _get_workspace_store().list_workspaces()
-    answer = _wrap_response(ListWorkspaces.Response(workspaces=[workspace.to_proto() for workspace in workspaces]))
-    if (auth := _auth_module()) is not None:
-        auth.filter_list_workspaces(answer)
-    names = {entry["name"] for entry in answer.get_json().get("workspaces", ())}
+    names = login().readable_workspaces(workspace.name for workspace in _get_workspace_store().list_workspaces())
     return sorted({*names, get_request_workspace()} - {None})
-
-
-def allow_pages(method: str, *paths: str) -> None:
-    """Allow all accounts to request our pages at these paths, because MLflow's basic auth may refuse unknown paths."""
-    if (auth := _auth_module()) is not None:
-        for path in paths:
-            auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
@@ -135,42 +134,15 @@ def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEven
     ]
 
 
-def _permissions(model: str) -> tuple[bool, bool]:
-    """Return (may read, may update) for a registered model, cached per request."""
-    from mlflow.exceptions import MlflowException
-
-    known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})
+def _permission(model: str) -> ModelPermission:
+    known: dict[str, ModelPermission] = g.setdefault("onnxserve_permissions", {})
     if model not in known:
-        try:
-            permission = _auth_module()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
-            known[model] = bool(permission.can_read), bool(permission.can_update)
-        except MlflowException:  # The model does not exist.
-            known[model] = False, False
+        known[model] = login().permission(model)
     return known[model]
 
 
-def _auth_module() -> ModuleType | None:
-    auth = sys.modules.get("mlflow.server.auth")
-    return auth if auth is not None and auth._auth_initialized else None
-
-
-def authenticate_once_a_request() -> None:
-    """Check the password once per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
-    from mlflow.server import auth
-
-    authenticate = auth.authenticate_request
-
-    @wraps(authenticate)
-    def once() -> object:
-        if "onnxserve_authorization" not in g:
-            g.onnxserve_authorization = authenticate()
-        return g.onnxserve_authorization
-
-    auth.authenticate_request = once
-
-
 def add_sessions(app: Flask, key_file: Path) -> None:
-    """Add sessions to the app. If MLflow's basic auth sets no key, the workers share the key in `key_file`."""
+    """Add sessions to the app. If the login sets no key, the workers share the key in `key_file`."""
     if not app.secret_key:
         try:
             key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

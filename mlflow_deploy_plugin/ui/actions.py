@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job
+from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE
 
 if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
@@ -181,6 +182,7 @@ def main(path: Path) -> int:
         return 2
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
+    _send_cookies()
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
@@ -200,6 +202,23 @@ def main(path: Path) -> int:
         return 1
     write_state(path, job.ended("done", message))
     return 0
+
+
+def _send_cookies() -> None:
+    """Send the caller's session cookies to MLflow, if the caller has a session instead of a password or a token."""
+    from mlflow.tracking.request_header import registry
+    from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
+
+    cookies = os.environ.pop(COOKIE_VARIABLE, "")
+
+    class Cookies(RequestHeaderProvider):  # type: ignore[misc]
+        def in_context(self) -> bool:
+            return bool(cookies)
+
+        def request_headers(self) -> dict[str, str]:
+            return {"Cookie": cookies}
+
+    registry._request_header_provider_registry.register(Cookies)
 
 
 def _reachable(servers: tuple[str, ...]) -> str:

@@ -1,18 +1,11 @@
-"""MLflow's server with the gate, the audit trail and the console: the apps of the entry point group `mlflow.app`.
-
-    mlflow server --app-name onnxserve …               without accounts
-    mlflow server --app-name onnxserve-basic-auth …    on top of MLflow's own basic auth
-
-Under uvicorn, the default, MLflow needs a FastAPI app around its Flask app; gunicorn and waitress need the Flask app.
-The console is the page `/onnxserve`.
-"""
+"""The gate, the audit trail and the console in MLflow's Flask app. The console is the page `/onnxserve`."""
 
 import json
-import os
 from collections.abc import Iterator
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request, stream_with_context
@@ -33,25 +26,28 @@ from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (
     TOKEN_FIELD,
     add_sessions,
-    allow_pages,
-    authenticate_once_a_request,
     caller,
     form_refusal,
     form_token,
     hidden_endpoints,
+    login,
     may_act_on,
     seen_workspaces,
+    set_login,
     visible_events,
 )
 from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of its WSGI or ASGI server.
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _FOLDER = "console"
@@ -70,36 +66,24 @@ _HEADERS = {
 }
 
 
-def create_app() -> object:
-    from mlflow.server import app
-    from mlflow.server.fastapi_app import create_fastapi_app
-
-    extend(app)
-    return create_fastapi_app(app) if os.environ.get(_SGI) == "uvicorn" else app
-
-
-def create_basic_auth_app() -> object:
-    """Return the app with MLflow's basic auth, which authenticates the caller before the gate is checked."""
-    from mlflow.server import app
-    from mlflow.server.auth import create_app as create_with_accounts
-
-    served = create_with_accounts(app)
-    authenticate_once_a_request()
-    extend(app)
-    return served
-
-
-def extend(app: Flask) -> None:
-    """Add the gate, the audit trail and the console to MLflow's Flask app, once."""
+def static_prefix() -> str:
+    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
     from mlflow.server.handlers import _add_static_prefix
 
+    return str(_add_static_prefix("/")).rstrip("/")
+
+
+def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
+    """Add the gate, the audit trail and the console to MLflow's Flask app, once. For `served`, see `Login.install`."""
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
     trail = guard.AuditTrail()
     guard.install(app, trail)
     add_sessions(app, load_settings().root_path / _FOLDER / "key")
-    prefix = _add_static_prefix("/").rstrip("/")
+    set_login(app, adapter)
+    adapter.install(app, served)
+    prefix = static_prefix()
     console = _Console(trail, prefix)
     base = f"{prefix}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
@@ -142,20 +126,26 @@ def extend(app: Flask) -> None:
 
     app.register_blueprint(pages)
     _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
-    allow_pages("GET", *read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir()))
-    allow_pages("POST", base)
+    for path in (*read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir())):
+        adapter.allow_page(path, "GET")
+    adapter.allow_page(base, "POST")
     app.extensions[_EXTENSION] = trail
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
     """Add a script to MLflow's pages. On the page of a registered model, the script adds a link to the console."""
-    index = Path(app.static_folder or "") / "index.html"
-    if _INDEX_VIEW not in app.view_functions or not index.exists():
+    if (serve := app.view_functions.get(_INDEX_VIEW)) is None:
         return  # This MLflow has no pages to change.
 
     def serve_with_script() -> Response:
         """Return the page with the script, without an ETag, because a cached copy may lack the script."""
-        page = index.read_text().replace("</head>", f'<script src="{script}" defer></script></head>', 1)
+        request.environ.pop("HTTP_IF_NONE_MATCH", None)
+        request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
+        response = make_response(serve())  # The login may have replaced MLflow's view.
+        if response.status_code != 200:
+            return response
+        response.direct_passthrough = False
+        page = response.get_data(as_text=True).replace("</head>", f'<script src="{script}" defer></script></head>', 1)
         return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
@@ -224,7 +214,7 @@ class _Console:
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(job, _credentials() | workspace_environment())
+            job = self._jobs.start(job, login().credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
@@ -316,11 +306,3 @@ class _Console:
 
 def _span() -> Span:
     return "day" if request.args.get("span") == "day" else "hour"
-
-
-def _credentials() -> dict[str, str]:
-    if (header := request.authorization) is None:
-        return {}
-    if header.type == "basic":
-        return {"MLFLOW_TRACKING_USERNAME": header.username or "", "MLFLOW_TRACKING_PASSWORD": header.password or ""}
-    return {"MLFLOW_TRACKING_TOKEN": header.token} if header.type == "bearer" and header.token else {}

@@ -43,6 +43,9 @@ _SERVER_VARIABLES = (
     "MLFLOW_AUTH_",
     "MLFLOW_CRYPTO_",
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "OIDC_",
+    "SECRET_KEY",
+    "SESSION_TOKEN_ENCRYPTION_KEY",
 )
 """Prefixes of environment variables of the server, such as secrets, which a job must not inherit."""
 

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.app import extend
+from mlflow_deploy_plugin.ui.logins.login import Login
 
 _POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 _numbers = count()
@@ -84,7 +85,7 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
         app = importlib.reload(mlflow.server).app  # The app must be new, because each module has its own store.
-        extend(app)
+        extend(app, Login(), app)
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
         store.close()

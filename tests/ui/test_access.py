@@ -1,20 +1,16 @@
 """Tests of the permissions of callers and of forms from other sites. See test_access_accounts.py for accounts."""
 
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from flask import Flask
-from mlflow.entities import Workspace
-from werkzeug.datastructures import Authorization
 
 from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.ui import access
-from mlflow_deploy_plugin.ui.access import add_sessions, authenticate_once_a_request
+from mlflow_deploy_plugin.ui.access import add_sessions
 from tests.support.console import PAGE, form, open_page
 from tests.support.refusals import mentions
 
@@ -47,50 +43,6 @@ def is_hidden(store: Store) -> bool:
     seen = visible(store, "flights")
     assert len(seen) in (0, len([*store.events("flights")]))
     return not seen
-
-
-def test_a_password_is_checked_once_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow.server import auth
-
-    checks = count(1)
-    monkeypatch.setattr(auth, "authenticate_request", lambda: next(checks))
-    authenticate_once_a_request()
-    for number in (1, 2):
-        with Flask(__name__).test_request_context():
-            assert [auth.authenticate_request() for _ in range(3)] == [number] * 3
-
-
-@pytest.mark.parametrize(
-    ("is_admin", "seen"), [(True, ["default", "team-a", "team-b"]), (False, ["default", "team-b"])]
-)
-def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_one_at_hand(
-    monkeypatch: pytest.MonkeyPatch, is_admin: bool, seen: list[str]
-) -> None:
-    from mlflow.server import auth, handlers
-
-    assert access.seen_workspaces() == []
-    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
-    known = Mock(**{"list_workspaces.return_value": [Workspace(name) for name in ("team-b", "team-a", "default")]})
-    monkeypatch.setattr(handlers, "_get_workspace_store", lambda: known)
-    monkeypatch.setattr(auth, "_auth_initialized", True)
-    monkeypatch.setattr(auth, "sender_is_admin", lambda: is_admin)
-    monkeypatch.setattr(auth, "authenticate_request", lambda: Authorization("basic", {"username": "bob"}))
-    monkeypatch.setattr(auth, "store", Mock(**{"list_accessible_workspace_names.return_value": {"team-b"}}))
-    assert access.seen_workspaces() == seen
-
-
-def test_models_are_listed_for_an_account_without_a_look_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow.server import auth
-
-    monkeypatch.setattr(auth, "_auth_initialized", True)
-    monkeypatch.setattr(auth, "sender_is_admin", lambda: False)
-    monkeypatch.setattr(auth, "store", Mock(**{"list_grants.return_value": []}))
-    monkeypatch.setattr(auth, "_get_model_registry_store", Mock(side_effect=AssertionError("three more queries")))
-    with Flask(__name__).test_request_context():
-        assert access.may_list("X")  # MLflow's default permission allows it.
-        assert access.may_list("Y")
-    auth.store.list_grants.assert_called_once()
 
 
 @pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])

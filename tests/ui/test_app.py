@@ -1,8 +1,7 @@
-"""Tests of the page, the app of `mlflow server --app-name onnxserve`, and its store."""
+"""Tests of the page and its store."""
 
 import json
 import re
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,12 @@ import pytest
 from mlflow_deploy_plugin.errors import StoreUnavailable
 from mlflow_deploy_plugin.store import store
 from mlflow_deploy_plugin.ui import app
-from mlflow_deploy_plugin.ui.app import create_app
 from tests.support.console import PAGE
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
 from tests.support.services.postgresql import postgresql_server
 
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
-
-
-def test_mlflow_finds_both_apps() -> None:
-    assert {"onnxserve", "onnxserve-basic-auth"} <= {app.name for app in entry_points(group="mlflow.app")}
-
-
-def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fastapi import FastAPI
-
-    monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
-    assert create_app() is mlflow_app.app
-    monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
-    assert isinstance(create_app(), FastAPI)
 
 
 def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:

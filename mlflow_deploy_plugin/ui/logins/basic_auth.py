@@ -1,0 +1,69 @@
+"""The adapter of MLflow's basic auth. The groups of a caller are the caller's roles in MLflow."""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING
+
+from flask import Flask, g
+from mlflow.exceptions import MlflowException
+from mlflow.protos.service_pb2 import ListWorkspaces
+from mlflow.server import auth
+from mlflow.server.handlers import _wrap_response
+from mlflow.utils.workspace_context import get_request_workspace
+from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
+
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class BasicAuth(Login):
+    has_accounts = True
+
+    def install(self, app: Flask, served: "Flask | FastAPI") -> None:
+        """Check the password once per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
+        authenticate = auth.authenticate_request
+
+        @wraps(authenticate)
+        def once() -> object:
+            if "onnxserve_authorization" not in g:
+                g.onnxserve_authorization = authenticate()
+            return g.onnxserve_authorization
+
+        auth.authenticate_request = once
+
+    def allow_page(self, path: str, method: str) -> None:
+        auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
+
+    def user(self) -> str:
+        return str(g.get("mlflow_authenticated_user") or "")
+
+    def is_administrator(self) -> bool:
+        return bool(auth.sender_is_admin())
+
+    def groups(self) -> frozenset[str]:
+        user = auth.store.get_user(self.user())
+        workspace = get_request_workspace() or DEFAULT_WORKSPACE_NAME
+        return frozenset(role.name for role in auth.store.list_user_roles_for_workspace(user.id, workspace))
+
+    def permission(self, model: str) -> ModelPermission:
+        try:
+            permission = auth._get_registered_model_or_prompt_permission(model)
+        except MlflowException:  # The model does not exist.
+            return ModelPermission()
+        return ModelPermission(bool(permission.can_read), bool(permission.can_update))
+
+    def list_filter(self) -> Callable[[str], bool]:
+        """Return MLflow's own predicate. One query covers all models; `permission` uses nine per model."""
+        is_listed: Callable[[str], bool] = auth._role_based_read_predicate(self.user(), "registered_model")
+        return is_listed
+
+    def readable_workspaces(self, names: Iterable[str]) -> set[str]:
+        """Filter a response with the names, because MLflow's basic auth filters only responses."""
+        message = ListWorkspaces.Response()
+        for name in names:
+            message.workspaces.add(name=name)
+        answer = _wrap_response(message)
+        auth.filter_list_workspaces(answer)
+        return {entry["name"] for entry in answer.get_json().get("workspaces", ())}

@@ -1,0 +1,100 @@
+"""The interface of a login adapter, and the table of all adapters."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from flask import Flask, request
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+GROUP = "onnxserve.logins"
+_ADAPTERS = {
+    "basic-auth": "mlflow_deploy_plugin.ui.logins.basic_auth:BasicAuth",
+    "oidc-auth": "mlflow_deploy_plugin.ui.logins.oidc_auth:OidcAuth",
+}
+"""The name of an app of the group `mlflow.app` → its adapter, which is imported only together with the app."""
+COOKIE_VARIABLE = "_ONNXSERVE_COOKIE"
+"""The environment variable with the Cookie header that a job sends to MLflow, for a caller with a session."""
+
+
+@dataclass(frozen=True)
+class ModelPermission:
+    """The permission for a registered model and its versions."""
+
+    can_read: bool = False
+    can_update: bool = False
+
+
+class Login:
+    """A login adapter. This class is the adapter of a server without accounts, and others replace its methods.
+
+    All methods except the first two are called within a Flask request, after the login's own checks. `has_accounts` is
+    False if all callers are anonymous. Every caller may then do everything.
+    """
+
+    has_accounts = False
+
+    def install(self, app: Flask, served: "Flask | FastAPI") -> None:
+        """Prepare the app. `served` is the app for the WSGI or ASGI server, which contains `app`."""
+
+    def allow_page(self, path: str, method: str) -> None:
+        """Let all authenticated callers send requests to a page of onnxserve, which checks permissions itself."""
+
+    def user(self) -> str:
+        """Return the name of the caller; empty for an anonymous caller."""
+        return ""
+
+    def is_administrator(self) -> bool:
+        """Return True if the caller may see and change everything."""
+        return True
+
+    def groups(self) -> frozenset[str]:
+        """Return the groups or roles of the caller."""
+        return frozenset()
+
+    def permission(self, model: str) -> ModelPermission:
+        """Return the caller's permission for a registered model. An unknown model raises no exception."""
+        return ModelPermission(can_read=True, can_update=True)
+
+    def list_filter(self) -> Callable[[str], bool]:
+        """Return a predicate that is True for the models that MLflow lists for the caller."""
+        return lambda model: self.permission(model).can_read
+
+    def readable_workspaces(self, names: Iterable[str]) -> set[str]:
+        """Return the workspaces that MLflow lists for the caller."""
+        return set(names)
+
+    def credentials(self) -> dict[str, str]:
+        """Return environment variables with which a process on this machine calls MLflow as the caller.
+
+        By default, MLflow's client sends the Authorization header of the request (basic or bearer).
+        """
+        if (header := request.authorization) is None:
+            return {}
+        if header.type == "basic":
+            password = header.password or ""
+            return {"MLFLOW_TRACKING_USERNAME": header.username or "", "MLFLOW_TRACKING_PASSWORD": password}
+        return {"MLFLOW_TRACKING_TOKEN": header.token} if header.type == "bearer" and header.token else {}
+
+
+def login_of(app: str) -> Login:
+    """Return the adapter of an app of the group `mlflow.app`.
+
+    Raises InvalidConfig if the app has no adapter, because callers without a known name would have all permissions.
+    """
+    registered = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    if (address := registered.get(app) or _ADAPTERS.get(app)) is None:
+        raise InvalidConfig(
+            f"ONNXSERVE_MLFLOW_APP: {app} has no login adapter, which reads the caller's name and permissions. There "
+            f"are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. A distribution registers an adapter in "
+            f"the entry point group {GROUP}"
+        )
+    module, _, name = address.partition(":")
+    adapter: Login = getattr(import_module(module), name)()
+    return adapter

@@ -1,0 +1,132 @@
+"""The adapter of a proxy that logs callers in and passes their names in a header, such as X-Forwarded-User.
+
+The header is accepted only from the listed addresses. All other requests are refused, except health checks. MLflow has
+no permissions in this case, so every named caller may read and edit all models.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, g, jsonify, make_response, request
+from itsdangerous import BadData, URLSafeTimedSerializer
+
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.ui.logins.login import Login
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+    from starlette.responses import Response as FastApiResponse
+
+_OPEN = ("/health", "/version")
+_JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
+
+
+class ProxyHeader(Login):
+    """Raises InvalidConfig if the settings list no addresses. A token of this server names the caller of a job."""
+
+    has_accounts = True
+
+    def __init__(self, settings: Settings, prefix: str) -> None:
+        self._header, self._groups_header = settings.user_header, settings.groups_header
+        self._administrators = frozenset(_entries(settings.admin_groups))
+        self._proxies = _networks(settings.trusted_proxies)
+        self._open = tuple(f"{prefix}{path}" for path in _OPEN)
+        if not self._proxies:
+            raise InvalidConfig(
+                "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
+                "header, such as 10.0.0.7 or 10.1.0.0/16"
+            )
+
+    def install(self, app: Flask, served: "Flask | FastAPI") -> None:
+        self._tokens = URLSafeTimedSerializer(app.secret_key or "", salt="onnxserve job")
+        app.before_request_funcs.setdefault(None, []).insert(0, self._authenticate)
+        if served is not app:
+            self._protect_fastapi(served)  # type: ignore[arg-type]
+
+    def user(self) -> str:
+        return str(g.onnxserve_identity[0])
+
+    def is_administrator(self) -> bool:
+        return bool(self._administrators & self.groups())
+
+    def groups(self) -> frozenset[str]:
+        groups: frozenset[str] = g.onnxserve_identity[1]
+        return groups
+
+    def credentials(self) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_TOKEN": self._tokens.dumps([self.user(), sorted(self.groups())])}
+
+    def _authenticate(self) -> Response | None:
+        if request.path in self._open:
+            return None
+        identity = self._identify(request.headers.get, request.remote_addr or "")
+        if isinstance(identity, Refused):
+            return make_response(jsonify(error_code="UNAUTHENTICATED", message=identity.reason), 401)
+        g.onnxserve_identity = identity
+        if request.headers.get("X-Forwarded-Proto") == "https":
+            request.scheme = "https"  # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
+        return None
+
+    def _protect_fastapi(self, served: "FastAPI") -> None:
+        """Check also the requests that FastAPI answers without Flask, and headers that WSGI cannot tell apart."""
+        from starlette.responses import JSONResponse
+
+        names = {name.lower() for name in (self._header, self._groups_header) if name}
+
+        @served.middleware("http")
+        async def authenticate(
+            request: "Request", call_next: "Callable[[Request], Awaitable[FastApiResponse]]"
+        ) -> "FastApiResponse":
+            reason = ""
+            identity = self._identify(request.headers.get, request.client.host if request.client else "")
+            sent = [name for name in request.headers if name.replace("_", "-") in names]
+            if len(sent) != len(set(sent)) or any(name not in names for name in sent):
+                reason = "the request has several headers with the caller's name or groups"
+            elif isinstance(identity, Refused):
+                reason = identity.reason
+            if reason and request.url.path not in self._open:
+                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": reason}, 401)
+            return await call_next(request)
+
+    def _identify(self, header: "Callable[[str, str], str]", address: str) -> tuple[str, frozenset[str]] | Refused:
+        """Return the name and the groups of the caller, from the token of a job or from the headers of a proxy."""
+        scheme, _, token = header("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            try:
+                user, groups = self._tokens.loads(token, max_age=_JOB_SECONDS)
+            except BadData:
+                pass  # The proxy passes the token of its own login.
+            else:
+                return user, frozenset(groups)
+        if not _is_listed(address, self._proxies):
+            return Refused(
+                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy"
+            )
+        user = header(self._header, "").strip()
+        if not user or "," in user:
+            return Refused(f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}")
+        groups_text = header(self._groups_header, "") if self._groups_header else ""
+        return user, frozenset(_entries(groups_text))
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for part in text.split(",") if (entry := part.strip())]
+
+
+def _networks(addresses: str) -> list[IPv4Network | IPv6Network]:
+    try:
+        return [ip_network(entry) for entry in _entries(addresses)]
+    except ValueError as error:
+        raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
+
+
+def _is_listed(address: str, proxies: Iterable[IPv4Network | IPv6Network]) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:  # A Unix socket has no address.
+        return False
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in proxies)

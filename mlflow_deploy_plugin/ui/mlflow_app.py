@@ -1,0 +1,114 @@
+"""The apps of the entry point group `mlflow.app`: MLflow's server with the gate, the audit trail and the console.
+
+    mlflow server --app-name onnxserve …                                   without accounts, or behind a proxy's login
+    ONNXSERVE_MLFLOW_APP=oidc-auth mlflow server --app-name onnxserve …    on top of the login of another app
+
+MLflow's command imports this module before it starts its server, and the import checks the settings and loads the other
+app. Without this check, uvicorn would restart failing workers forever.
+"""
+
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.ui.app import extend, static_prefix
+from mlflow_deploy_plugin.ui.logins.login import Login, login_of
+from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_APPS = "mlflow.app"
+_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of its WSGI or ASGI server.
+_FORWARDED = "FORWARDED_ALLOW_IPS"
+
+
+def create_app() -> object:
+    """Return the app on top of the app in ONNXSERVE_MLFLOW_APP."""
+    return _create(load_settings().mlflow_app)
+
+
+def create_basic_auth_app() -> object:
+    """Return the app on top of MLflow's own basic auth."""
+    return _create("basic-auth")
+
+
+def _create(name: str) -> "Flask | FastAPI":
+    from mlflow.server import app
+
+    login = _login(name)
+    other = _load(name) if name else app
+    served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other
+    inner = served if isinstance(served, Flask) else app
+    if isinstance(served, Flask) and os.environ.get(_SGI) == "uvicorn":
+        served = _fastapi_around(served, only_flask=bool(name))
+    extend(inner, login, served)
+    return served
+
+
+def _fastapi_around(app: Flask, only_flask: bool) -> "FastAPI":
+    """Return MLflow's FastAPI app around a Flask app, because uvicorn cannot serve a Flask app.
+
+    With `only_flask`, Flask answers all requests, because a login in Flask does not see FastAPI's own routes.
+    """
+    from mlflow.server.fastapi_app import create_fastapi_app
+    from starlette.routing import Mount
+
+    fastapi: FastAPI = create_fastapi_app(app)
+    if only_flask:
+        fastapi.router.routes[:] = [route for route in fastapi.routes if isinstance(route, Mount)]
+    return fastapi
+
+
+def _login(name: str) -> Login:
+    """Return the adapter of the app, otherwise of the proxy. Raises InvalidConfig for invalid settings."""
+    settings = load_settings()
+    if name and settings.user_header:
+        raise InvalidConfig(f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them")
+    if name:
+        _entry_point(name)
+        return login_of(name)
+    return ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
+
+
+def _entry_point(name: str) -> EntryPoint:
+    package = __name__.partition(".")[0]
+    apps = {entry.name: entry for entry in entry_points(group=_APPS) if not entry.value.startswith(package)}
+    if name not in apps:
+        installed = ", ".join(sorted(apps)) or "none"
+        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}")
+    return apps[name]
+
+
+def _load(name: str) -> Any:
+    try:
+        return _entry_point(name).load()
+    except Exception as error:  # The app may raise any exception.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: the app {name} cannot be loaded: {reason}") from error
+
+
+def _check_settings() -> None:
+    """Exit with one line if the app cannot be created. For a proxy's header, keep the address of the proxy.
+
+    By default, uvicorn replaces the address of a local proxy with the address that the proxy reports.
+    """
+    try:
+        name = load_settings().mlflow_app
+        _login(name)
+        if name:
+            _load(name)
+        elif load_settings().user_header:
+            os.environ[_FORWARDED] = ""
+    except OnnxserveError as error:
+        sys.exit(f"mlflow server: {error.message}")
+
+
+_check_settings()
