@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,11 +16,9 @@ import requests
 
 from tests.support.console import AJAX, API, PAGE, POLICY
 
-GATED, FREE = "GATED-MODEL", "FREE-MODEL"
+GATED, FREE, RUN, SOURCE = "GATED-MODEL", "FREE-MODEL", "ID-OF-RUN", "URI-OF-FILES"
 _SECONDS = 60
 _JSON = "application/json"
-_SOURCE = "gs://bucket"
-"""The folder of the versions' files, which the gate of a test server cannot read."""
 _STAGE_PATH, _ALIAS_PATH = "/model-versions/transition-stage", "/registered-models/alias"
 _STAGE = {"name": GATED, "version": "1", "stage": "Production"}
 _ALIAS = {"name": GATED, "version": "1", "alias": "champion"}
@@ -44,7 +43,7 @@ class Attempt:
     is_ignored: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class GatedRegistry:
     """A server with the gate at `url`.
 
@@ -69,8 +68,15 @@ class GatedRegistry:
         name = f"model-{uuid.uuid4().hex[:12]}"
         tags = [{"key": "onnxserve.gate.policy", "value": policy}] if policy else []
         self._post("/registered-models/create", name=name, tags=tags)
-        self._post("/model-versions/create", name=name, source=f"{_SOURCE}/{name}")
+        self._post("/model-versions/create", name=name, source=self.files[SOURCE], run_id=self.files[RUN])
         return name
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Return the placeholders of a run of the caller and of its folder, which is the source of all versions."""
+        experiment = self._post("/experiments/create", name=f"experiment-{uuid.uuid4().hex[:12]}")["experiment_id"]
+        run = self._post("/runs/create", experiment_id=experiment)["run"]["info"]
+        return {RUN: run["run_id"], SOURCE: f"{run['artifact_uri']}/model"}
 
     def create_models(self, attempt: Attempt) -> dict[str, str]:
         """Create the models of an attempt. Return the placeholder of each name and the name."""
@@ -89,8 +95,10 @@ class GatedRegistry:
         stages = {version["current_stage"].lower() for version in found["latest_versions"]}
         return stages | {alias["alias"].lower() for alias in found.get("aliases", [])}
 
-    def _post(self, path: str, **fields: Any) -> None:
-        self.session.post(f"{self.url}{API}{path}", json=fields, timeout=_SECONDS).raise_for_status()
+    def _post(self, path: str, **fields: Any) -> dict[str, Any]:
+        answer = self.session.post(f"{self.url}{API}{path}", json=fields, timeout=_SECONDS)
+        answer.raise_for_status()
+        return dict(answer.json())
 
 
 def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
@@ -104,7 +112,7 @@ def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
 def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requests.Response]:
     """Send the requests of the attempt. Return the names of its models and the last answer."""
     names = registry.create_models(attempt)
-    *first, last = (_named(step, names) for step in attempt.steps)
+    *first, last = (_named(step, names | registry.files) for step in attempt.steps)
     for step in first:
         assert registry.send(step).ok, f"{step.path} {step.body!r}"
     answer = registry.send(last)
@@ -258,7 +266,7 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
     placed = {"stage": "Production", "current_stage": "Production", "currentStage": "Production"}
     aliased = {"aliases": [{"alias": "champion", "version": "1"}], "alias": "champion"}
     version = {"name": GATED, "version": "1"}
-    source = {"name": GATED, "source": f"{_SOURCE}/other"}
+    source = {"name": GATED, "source": SOURCE, "run_id": RUN}
     latest = {"latest_versions": [{**version, **placed, "aliases": ["champion"]}]}
     for base in (API, AJAX):
         label = base.split("/")[1]
@@ -303,7 +311,7 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     is_prompt = {"key": "mlflow.prompt.is_prompt", "value": "true"}
     prompt = {"name": GATED, "source": "prompt-template", "tags": [is_prompt, *forged]}
     for name, move in moves.items():
-        new = {"name": GATED, "source": f"{_SOURCE}/other", "tags": forged}
+        new = {"name": GATED, "source": SOURCE, "run_id": RUN, "tags": forged}
         yield f"{name} of a version with a forged verdict", Attempt((_call(create, new), move))
         yield f"{name} of a copy of an ungated version", Attempt((_call(create, copy), move))
         yield f"{name} of a copy with a forged verdict", Attempt((_call(create, {**copy, "tags": forged}), move))
