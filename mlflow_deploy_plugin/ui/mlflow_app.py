@@ -9,7 +9,7 @@ app. Without this check, uvicorn would restart failing workers forever.
 
 import os
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,8 @@ def create_basic_auth_app() -> object:
 def _create(name: str) -> "Flask | FastAPI":
     from mlflow.server import app
 
-    login = _login(name)
     other = _load(name) if name else app
+    login = _login(name)
     served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other
     inner = served if isinstance(served, Flask) else app
     if isinstance(served, Flask) and os.environ.get(_SGI) == "uvicorn":
@@ -73,23 +73,19 @@ def _login(name: str) -> Login:
     if name and settings.user_header:
         raise InvalidConfig(f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them")
     if name:
-        _entry_point(name)
         return login_of(name)
     return ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
 
 
-def _entry_point(name: str) -> EntryPoint:
+def _load(name: str) -> Any:
+    """Return the app that another distribution registers, or its factory. Raises InvalidConfig if this fails."""
     package = __name__.partition(".")[0]
     apps = {entry.name: entry for entry in entry_points(group=_APPS) if not entry.value.startswith(package)}
     if name not in apps:
         installed = ", ".join(sorted(apps)) or "none"
         raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}")
-    return apps[name]
-
-
-def _load(name: str) -> Any:
     try:
-        return _entry_point(name).load()
+        return apps[name].load()
     except Exception as error:  # The app may raise any exception.
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: the app {name} cannot be loaded: {reason}") from error
@@ -101,12 +97,12 @@ def _check_settings() -> None:
     By default, uvicorn replaces the address of a local proxy with the address that the proxy reports.
     """
     try:
-        name = load_settings().mlflow_app
-        _login(name)
-        if name:
-            _load(name)
-        elif load_settings().user_header:
+        settings = load_settings()
+        if settings.mlflow_app:
+            _load(settings.mlflow_app)
+        elif settings.user_header:
             os.environ[_FORWARDED] = ""
+        _login(settings.mlflow_app)
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")
 

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from fastapi import FastAPI
 from flask import Flask
 
@@ -17,8 +18,49 @@ from mlflow_deploy_plugin.ui import mlflow_app as apps
 from mlflow_deploy_plugin.ui.logins import login as logins
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
 
 COMPANY = "company"
+PLUGIN = """
+from flask import g, request
+from mlflow.server import app
+from mlflow_deploy_plugin.ui.logins.login import Login
+
+def create_app():
+    @app.before_request
+    def check():
+        g.account = request.headers.get("Account")
+        return None if g.account or request.path == "/health" else ("no account", 401)
+
+    return app
+
+class CompanyLogin(Login):
+    has_accounts = True
+
+    def user(self):
+        return g.account
+"""
+ENTRY_POINTS = """
+[mlflow.app]
+company = company_app:create_app
+[onnxserve.logins]
+company = company_app:CompanyLogin
+"""
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of a distribution whose app of MLflow's server is a Flask app with a login."""
+    folder = tmp_path / "site"
+    (folder / "company-1.0.dist-info").mkdir(parents=True)
+    (folder / "company-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: company\nVersion: 1.0\n")
+    (folder / "company-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "company_app.py").write_text(PLUGIN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
 
 
 class CompanyLogin(Login):
@@ -90,6 +132,7 @@ def test_an_app_without_a_login_adapter_is_refused(
         apps.create_app()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("environment", "named"),
     [
@@ -104,23 +147,46 @@ def test_an_app_without_a_login_adapter_is_refused(
     ids=lambda value: "" if isinstance(value, tuple) else "-".join(value),
 )
 def test_mlflow_server_does_not_start_with_settings_that_cannot_work(
-    environment: dict[str, str], named: tuple[str, ...], tmp_path: Any
+    environment: dict[str, str], named: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert mentions(last_line_of_failed_server(tmp_path), "mlflow server", *named)
+
+
+def last_line_of_failed_server(folder: Path) -> str:
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--app-name", "onnxserve"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    variables = {**os.environ, **environment}
-    ended = subprocess.run(command, check=False, env=variables, capture_output=True, text=True, timeout=120)
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    last = ended.stderr.strip().splitlines()[-1]
-    assert mentions(last, "mlflow server", *named)
     assert "Traceback" not in ended.stderr
+    return ended.stderr.strip().splitlines()[-1]
 
 
-def test_an_app_whose_import_fails_is_named_with_the_reason(
-    company: Callable[[object], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("code", "error"), [("1 / 0", "ZeroDivisionError"), ("import a_missing_module", "a_missing_module")]
+)
+def test_mlflow_server_does_not_start_if_the_other_app_cannot_be_imported(
+    distribution: Path, code: str, error: str
 ) -> None:
-    broken = SimpleNamespace(name=COMPANY, value="company", load=lambda: 1 / 0)
-    company(None)
-    monkeypatch.setattr(apps, "entry_points", lambda group: [broken])
-    with refused(InvalidConfig, "ONNXSERVE_MLFLOW_APP", COMPANY, "ZeroDivisionError"):
-        apps.create_app()
+    (distribution / "company_app.py").write_text(code)
+    last = last_line_of_failed_server(distribution)
+    assert mentions(last, "mlflow server", "ONNXSERVE_MLFLOW_APP", COMPANY, error)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [(), ("--gunicorn-opts", "--timeout 120")], ids=["uvicorn", "gunicorn"])
+def test_a_flask_app_of_another_distribution_checks_every_request_first(
+    distribution: Path, options: tuple[str, ...]
+) -> None:
+    server = MlflowServer(distribution, app="onnxserve", options=options)
+    server.start()
+    try:
+        artifact = "/api/2.0/mlflow-artifacts/artifacts/x"  # FastAPI answers this path and /v1/traces without Flask.
+        for path in ("/onnxserve", "/onnxserve/console.css", "/", artifact, "/v1/traces"):
+            assert requests.get(f"{server.url}{path}", timeout=60).status_code == 401, path
+        page = requests.get(f"{server.url}/onnxserve", headers={"Account": "dora"}, timeout=60)
+        assert (page.status_code, '<span class="muted">dora</span>' in page.text) == (200, True)
+    finally:
+        server.kill()

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from flask import Flask, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import one_line
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -95,6 +95,9 @@ def login_of(app: str) -> Login:
             f"are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. A distribution registers an adapter in "
             f"the entry point group {GROUP}"
         )
-    module, _, name = address.partition(":")
-    adapter: Login = getattr(import_module(module), name)()
+    try:
+        adapter: Login = EntryPoint(app, address, GROUP).load()()
+    except Exception as error:  # The adapter may not fit the version of the app.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: the login adapter of {app} cannot be loaded: {reason}") from error
     return adapter

@@ -1,0 +1,143 @@
+"""Tests of an MLflow server behind nginx, which logs callers in with a password and passes their names in a header."""
+
+import getpass
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from playwright.sync_api import expect
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from tests.support.browser import CHROMIUM, chromium
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.waiting import free_port, wait_until
+
+NGINX = shutil.which("nginx")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(NGINX is None, reason="no nginx on this machine (apt-get install nginx)"),
+]
+CONFIG = """
+user {owner}; daemon off; pid {folder}/nginx.pid; error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  map $remote_user $groups {{ carol "risk"; admin "admins"; default ""; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      auth_basic mlflow; auth_basic_user_file {folder}/users;
+      proxy_pass {mlflow};
+      proxy_set_header Host $host:{port};
+      proxy_set_header X-Forwarded-User $remote_user;
+      proxy_set_header X-Forwarded-Groups $groups;
+      proxy_set_header X-Forwarded-For $remote_addr;
+    }}
+  }}
+}}
+"""
+USERS = ("alice", "carol", "admin")
+
+
+@dataclass
+class Behind:
+    """The server, the address of nginx in front of it, and the store."""
+
+    server: MlflowServer
+    url: str
+    store: Store
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    folder, port = tmp_path_factory.mktemp("proxy"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "ONNXSERVE_USER_HEADER": "X-Forwarded-User",
+        "ONNXSERVE_GROUPS_HEADER": "X-Forwarded-Groups",
+        "ONNXSERVE_TRUSTED_PROXIES": "127.0.0.1",
+        "ONNXSERVE_ADMIN_GROUPS": "admins",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*",
+    }
+    server = MlflowServer(folder, app="onnxserve", variables=settings)
+    (folder / "users").write_text("".join(f"{user}:{{PLAIN}}password-of-{user}\n" for user in USERS))
+    (folder / "nginx.conf").write_text(
+        CONFIG.format(folder=folder, owner=getpass.getuser(), port=port, mlflow=server.url)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI")
+        server.start()
+        nginx = subprocess.Popen([NGINX or "", "-c", str(folder / "nginx.conf"), "-p", str(folder)])
+        try:
+            wait_until((folder / "nginx.pid").exists, 30, "nginx runs")
+            store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
+            log_in(patch, "alice")
+            client = MlflowClient(url)
+            client.create_registered_model("X", tags={"onnxserve.gate.policy": "gated_aliases: [champion]"})
+            client.create_model_version("X", "s3://bucket/x")
+            yield Behind(server, url, store)
+            store.close()
+        finally:
+            nginx.send_signal(signal.SIGTERM)
+            nginx.wait()
+            server.kill()
+
+
+def log_in(patch: pytest.MonkeyPatch, user: str) -> None:
+    patch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    patch.setenv("MLFLOW_TRACKING_PASSWORD", f"password-of-{user}")
+
+
+def browser(user: str) -> requests.Session:
+    session = requests.Session()
+    session.auth = (user, f"password-of-{user}")
+    return session
+
+
+def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind: Behind) -> None:
+    for headers in ({}, {"X-Forwarded-For": "10.0.0.1"}, {"Authorization": "Bearer forged"}):
+        answer = requests.get(f"{behind.server.url}/onnxserve", headers=headers, timeout=60)
+        assert (answer.status_code, answer.json()["error_code"]) == (401, "UNAUTHENTICATED")
+    assert requests.get(f"{behind.server.url}/health", timeout=60).ok
+
+
+def test_a_header_of_the_client_does_not_reach_mlflow(behind: Behind) -> None:
+    forged = {"X-Forwarded-User": "admin", "X-Forwarded-Groups": "admins", "X-Forwarded-For": "10.0.0.1"}
+    page = browser("alice").get(f"{behind.url}/onnxserve", headers=forged, timeout=60).text
+    assert '<span class="muted">alice</span>' in page
+
+
+def test_the_gate_holds_and_the_trail_has_the_name(behind: Behind) -> None:
+    asked = {"name": "X", "alias": "champion", "version": "1"}
+    answer = browser("alice").post(f"{behind.url}/api/2.0/mlflow/registered-models/alias", json=asked, timeout=60)
+    assert answer.status_code == 403
+    assert ("alice", "refused") in [(event.actor, event.action) for event in behind.store.events(model="X")]
+
+
+def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind: Behind) -> None:
+    behind.store.record("key.create", actor="root", detail={"name": "shop"})
+    url = f"{behind.url}/onnxserve/history.jsonl"
+    of_alice, of_admin = (browser(user).get(url, timeout=60).text for user in ("alice", "admin"))
+    assert "key.create" not in of_alice
+    assert "key.create" in of_admin
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+def test_a_button_acts_as_the_caller_who_pressed_it(behind: Behind) -> None:
+    with chromium() as running:
+        page = running.new_context(http_credentials={"username": "carol", "password": "password-of-carol"}).new_page()
+        behind.store.add_endpoint("onnxserve", new_endpoint("x", "models:/X@champion"))
+        page.goto(f"{behind.url}/onnxserve")
+        page.locator("summary", has_text="Promote or judge version 1 of X").click()
+        page.get_by_label("Target of version 1 of X").select_option("Archived")
+        page.get_by_role("button", name="Promote version 1 of X").click()
+        expect(page.get_by_text("Done: promote version 1 of X")).to_be_visible()
+    assert ("carol", "promote") in [(event.actor, event.action) for event in behind.store.events(model="X")]
