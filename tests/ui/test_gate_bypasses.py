@@ -1,9 +1,9 @@
-"""Tests of attempts to move a version past the gate, without accounts and with MLflow's basic auth.
+"""Tests of attempts to move a version past the gate: without accounts, with MLflow's basic auth, and behind a proxy.
 
-The tests of the other logins run the same table: test_oidc.py.
+The tests of mlflow-oidc-auth in test_oidc.py run the same table.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +18,9 @@ pytestmark = pytest.mark.long
 
 
 def without_accounts(folder: Path) -> Iterator[GatedRegistry]:
-    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home")})
-    try:
-        server.start()
-        yield GatedRegistry(server.url, requests.Session(), requests.Session())
-    finally:
-        server.kill()
+    with running(folder, {}) as server:
+        session = requests.Session()
+        yield GatedRegistry(server.url, session, session)
 
 
 def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
@@ -35,7 +32,26 @@ def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
         yield GatedRegistry(server.url, alice, admin)
 
 
-@pytest.fixture(scope="module", params=[without_accounts, with_basic_auth])
+def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
+    """The requests come from the address of the proxy, with the header in which the proxy names the caller."""
+    variables = {"ONNXSERVE_USER_HEADER": "X-Forwarded-User", "ONNXSERVE_TRUSTED_PROXIES": "127.0.0.1"}
+    with running(folder, variables) as server:
+        alice = requests.Session()
+        alice.headers["X-Forwarded-User"] = "alice"
+        yield GatedRegistry(server.url, alice, alice)
+
+
+@contextmanager
+def running(folder: Path, variables: Mapping[str, str]) -> Iterator[MlflowServer]:
+    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home"), **variables})
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module", params=[without_accounts, with_basic_auth, behind_a_proxy])
 def registry(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
 ) -> Iterator[GatedRegistry]:
