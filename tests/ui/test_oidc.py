@@ -147,16 +147,17 @@ def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser: Browser
 def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_editors_name(
     browser: Browser, platform: Platform
 ) -> None:
+    """The permission to edit the model is granted to the editor's group."""
     with logged_in(browser, platform, "editor") as page:
-        version = page.locator("details", has=page.get_by_label("Target of version 1 of X"))
+        version = page.locator("details", has=page.get_by_label("Target of version 1 of Shared"))
         version.locator("summary").click()
-        page.get_by_label("Target of version 1 of X").select_option("Staging")
-        page.get_by_role("button", name="Promote version 1 of X").click()
-        wait_until(lambda: platform.events("X", "promote"), 120, "version 1 of X is promoted")
+        page.get_by_label("Target of version 1 of Shared").select_option("Staging")
+        page.get_by_role("button", name="Promote version 1 of Shared").click()
+        wait_until(lambda: platform.events("Shared", "promote"), 120, "version 1 of Shared is promoted")
         cookie = next(entry["value"] for entry in page.context.cookies() if entry["name"] == "session")
-    assert platform.stage("X") == "Staging"
+    assert platform.stage("Shared") == "Staging"
     # The process of the action calls MLflow with the editor's session, and MLflow records the same name.
-    moves = [*platform.events("X", "transition"), *platform.events("X", "promote")]
+    moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
     editor = USERS["editor"].email
     assert [(event.actor, event.version) for event in moves] == [(editor, "1"), (editor, "1")]
     files = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
@@ -165,10 +166,14 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
 
 
 @in_chromium
-def test_mlflows_own_page_is_shown_after_the_login(browser: Browser, platform: Platform) -> None:
+def test_after_the_login_mlflows_own_pages_are_shown_with_the_link_to_the_console(
+    browser: Browser, platform: Platform
+) -> None:
     with logged_in(browser, platform, "admin") as page:
         page.goto(f"{platform.server.url}/#/models")
-        expect(page.get_by_role("link", name="Shared", exact=True).first).to_be_visible()
+        expect(page.locator("a[href='#/models/Shared']").first).to_be_visible()
+        page.goto(f"{platform.server.url}/#/models/Shared")
+        expect(page.locator(f"a[href='{PAGE}?model=Shared']")).to_be_visible()
 
 
 @in_chromium
