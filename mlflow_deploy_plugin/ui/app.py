@@ -125,6 +125,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
             except MlflowException as error:
                 return make_response(error.message, error.get_http_status_code(), _TEXT)
             set_server_request_workspace(workspace.name if workspace else None)
+            if workspace:
+                login().enter_workspace(workspace.name)
         return None
 
     pages.add_app_template_filter(shown)

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from tests.support.refusals import mentions, refused
+from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
@@ -20,13 +21,6 @@ pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pi
 pytestmark = pytest.mark.long
 
 BUTTON = "Promote version 1 of X"
-CONFIG = """[mlflow]
-default_permission = NO_PERMISSIONS
-database_uri = sqlite:///{folder}/users.db
-admin_username = admin
-admin_password = password-of-admin
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-"""
 
 
 @dataclass
@@ -38,7 +32,7 @@ class Accounts:
 
     def browser(self, user: str) -> requests.Session:
         session = requests.Session()
-        session.auth = (user, f"password-of-{user}")
+        session.auth = (user, password(user))
         return session
 
     def page(self, user: str, **query: str) -> str:
@@ -56,24 +50,10 @@ class Accounts:
 def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Accounts]:
     folder = tmp_path_factory.mktemp("accounts")
     new_database(folder)
-    (folder / "auth.ini").write_text(CONFIG.format(folder=folder))
-    server = MlflowServer(folder, app="onnxserve-basic-auth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
-        patch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(folder / "auth.ini"))
-        patch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "a key of sixteen bytes or more")
-        patch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "password-of-admin")
-        patch.setenv("MLFLOW_BASIC_AUTH_FAIL_CLOSED", "true")
-        patch.delenv("MLFLOW_TRACKING_URI")
-        server.start()
+    with pytest.MonkeyPatch.context() as patch, basic_auth_server(folder, "alice", "bob", "carol") as server:
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
-        found, admin = Accounts(server, store), ("admin", "password-of-admin")
+        found, admin = Accounts(server, store), ("admin", password("admin"))
         try:
-            for user in ("alice", "bob", "carol"):
-                new = {"username": user, "password": f"password-of-{user}"}
-                requests.post(
-                    f"{server.url}/api/2.0/mlflow/users/create", json=new, auth=admin, timeout=60
-                ).raise_for_status()
             log_in(patch, "alice")
             client = MlflowClient(server.url)
             client.create_registered_model("X", tags={"onnxserve.gate.policy": "gated_stages: [Production]"})
@@ -94,12 +74,11 @@ def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             yield found
         finally:
             store.close()
-            server.kill()
 
 
 def log_in(patch: pytest.MonkeyPatch, user: str) -> None:
     patch.setenv("MLFLOW_TRACKING_USERNAME", user)
-    patch.setenv("MLFLOW_TRACKING_PASSWORD", f"password-of-{user}")
+    patch.setenv("MLFLOW_TRACKING_PASSWORD", password(user))
 
 
 def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
@@ -135,7 +114,7 @@ def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> No
     page = f"{accounts.server.url}{answer.headers['Location']}"
     wait_until(lambda: mentions(browser.get(page, timeout=60).text, "Done", "version 1 of X"), 90, "it is done")
     assert [event.actor for event in accounts.store.events(model="X") if event.action == "promote"] == ["alice"]
-    assert "password-of-alice" not in "".join(path.read_text() for path in accounts.server.folder.rglob("jobs/*"))
+    assert password("alice") not in "".join(path.read_text() for path in accounts.server.folder.rglob("jobs/*"))
 
 
 def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(accounts: Accounts) -> None:

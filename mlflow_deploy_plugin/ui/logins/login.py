@@ -46,6 +46,9 @@ class Login:
     def allow_page(self, path: str, method: str) -> None:
         """Let all authenticated callers send requests to a page of onnxserve, which checks permissions itself."""
 
+    def enter_workspace(self, name: str) -> None:
+        """Apply the permissions in this workspace, which the URL of a page selects instead of the workspace header."""
+
     def user(self) -> str:
         """Return the name of the caller; empty for an anonymous caller."""
         return ""

@@ -5,10 +5,12 @@ token (basic) or a token of the issuer (bearer). The plugin's database contains 
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from flask import request
 from mlflow.exceptions import MlflowException
 from mlflow_oidc_auth.bridge import get_fastapi_admin_status, get_fastapi_username
+from mlflow_oidc_auth.entities.auth_context import AUTH_CONTEXT_KEY
 from mlflow_oidc_auth.hooks import before_request
 from mlflow_oidc_auth.store import store
 from mlflow_oidc_auth.utils.prompt_kind import effective_registry_permission
@@ -22,6 +24,9 @@ class OidcAuth(Login):
 
     def allow_page(self, path: str, method: str) -> None:
         before_request.BEFORE_REQUEST_VALIDATORS[path, method] = lambda user: True
+
+    def enter_workspace(self, name: str) -> None:
+        request.environ[AUTH_CONTEXT_KEY] = replace(request.environ[AUTH_CONTEXT_KEY], workspace=name)
 
     def user(self) -> str:
         return str(get_fastapi_username())

@@ -64,18 +64,20 @@ def _interpreter() -> str | None:
 def _install(interpreter: str, python: Path) -> None:
     """Create the environment and install the packages with uv, or with pip if uv is not installed."""
     uv = [sys.executable, "-m", "uv"]
-    if subprocess.run([*uv, "--version"], capture_output=True, check=False).returncode == 0:
-        commands = [
-            [*uv, "venv", "-q", "--python", interpreter, str(_ENVIRONMENT)],
-            [*uv, "pip", "install", "-q", "--python", str(python), *_PACKAGES],
-        ]
+    if _run([*uv, "--version"]).returncode == 0:
+        create = [*uv, "venv", "-q", "--python", interpreter, str(_ENVIRONMENT)]
+        install = [*uv, "pip", "install", "-q", "--python", str(python)]
     else:
-        commands = [
-            [interpreter, "-m", "venv", str(_ENVIRONMENT)],
-            [str(python), "-m", "pip", "install", "-q", *_PACKAGES],
-        ]
-    for command in commands:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            lines = result.stderr.strip().splitlines()
-            pytest.skip(f"{PLUGIN} cannot be installed: {lines[-1] if lines else command}")
+        create = [interpreter, "-m", "venv", str(_ENVIRONMENT)]
+        install = [str(python), "-m", "pip", "install", "-q"]
+    created = _run(create)
+    assert created.returncode == 0, created.stderr
+    installed = _run([*install, *_PACKAGES])
+    if installed.returncode != 0:
+        # If the index has the plugin, the requirements of the plugin and of the package exclude each other.
+        assert _run([*install, "--dry-run", "--no-deps", PLUGIN]).returncode != 0, installed.stderr
+        pytest.skip(f"{PLUGIN} cannot be installed: {installed.stderr.strip()}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ RS256. It has no accounts of its own: the login form accepts each of the issuer'
 import base64
 import hashlib
 import json
+import logging
 import secrets
 import threading
 import time
@@ -22,6 +23,8 @@ from jwt.algorithms import RSAAlgorithm
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from tests.support.waiting import free_port
+
+logging.getLogger("werkzeug").setLevel(logging.WARNING)  # Requests are not logged.
 
 LOGIN_BUTTON = "Log in"
 USER_FIELD = "User"
@@ -60,7 +63,8 @@ class OidcIssuer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        """Return the URL with another host name than MLflow's, so that a browser treats them as different sites."""
+        return f"http://localhost:{self.port}"
 
     @property
     def discovery_url(self) -> str:

@@ -9,11 +9,11 @@ from tests.support.guides import ROOT
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.oidc_issuer import Identity, OidcIssuer
 
-ADMINS, MEMBERS = "mlflow-admins", "mlflow-members"
+ADMINS, MEMBERS, TEAM = "mlflow-admins", "mlflow-members", "data-science"
 USERS = {
     "admin": Identity("admin@example.com", "The Admin", (ADMINS,)),
     "reader": Identity("reader@example.com", "The Reader", (MEMBERS,)),
-    "editor": Identity("editor@example.com", "The Editor", (MEMBERS, "data-science")),
+    "editor": Identity("editor@example.com", "The Editor", (MEMBERS, TEAM)),
     "stranger": Identity("stranger@example.com", "The Stranger", (MEMBERS,)),
     "outsider": Identity("outsider@example.com", "The Outsider", ("sales",)),
 }
@@ -85,4 +85,9 @@ class OidcServer:
     def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
         """Grant the user a permission on a registered model, such as READ, EDIT or MANAGE."""
         path = f"/api/2.0/mlflow/permissions/users/{USERS[user].email}/registered-models/{model}"
+        admin.post(f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS).raise_for_status()
+
+    def grant_group(self, admin: requests.Session, group: str, model: str, permission: str) -> None:
+        """Grant a group a permission on a registered model."""
+        path = f"/api/2.0/mlflow/permissions/groups/{group}/registered-models/{model}"
         admin.post(f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS).raise_for_status()

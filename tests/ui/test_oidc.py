@@ -1,0 +1,319 @@
+"""Tests of the gate and the console on top of mlflow-oidc-auth: users of a loopback issuer log in, also in Chromium."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, expect
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
+from tests.support.browser import NEEDS_CHROMIUM, chromium
+from tests.support.console import API, PAGE, POLICY
+from tests.support.gate_bypasses import ATTEMPTS, GatedRegistry, check_refused
+from tests.support.refusals import mentions
+from tests.support.services.oidc_environment import oidc_python
+from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD
+from tests.support.services.oidc_server import TEAM, USERS, OidcServer
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.long
+
+MODELS = {"X": "x", "Shared": "shared", "Hidden": "hidden", "Reading": "reading", "Strange": "strange"}
+"""Each model and its endpoint. The editor may edit X and Shared, the reader may read X, and only admins see Hidden. The
+reader and the stranger have a model each, so that their pages have forms.
+"""
+OWNERS = {"Reading": "reader", "Strange": "stranger"}
+SECONDS = 60
+
+
+@dataclass
+class Platform:
+    """The server, its store, and a session of each user who may log in."""
+
+    server: OidcServer
+    store: Store
+    sessions: dict[str, requests.Session]
+
+    @property
+    def console(self) -> str:
+        return f"{self.server.url}{PAGE}"
+
+    def page(self, user: str, **query: str) -> str:
+        answer = self.sessions[user].get(self.console, params=query, timeout=SECONDS)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def press(self, user: str, **form: str) -> requests.Response:
+        """Send a form with the token of the user's page."""
+        (token, *_) = re.findall(r'name="csrf_token" value="([\w.-]+)"', self.page(user))
+        content = {**form, "csrf_token": token}
+        return self.sessions[user].post(self.console, data=content, timeout=SECONDS, allow_redirects=False)
+
+    def call(self, method: str, path: str, fields: dict[str, Any], user: str = "admin") -> requests.Response:
+        return self.sessions[user].request(method, f"{self.server.url}{API}{path}", json=fields, timeout=SECONDS)
+
+    def stage(self, model: str) -> str:
+        found = self.call("GET", f"/model-versions/get?name={model}&version=1", {})
+        return str(found.json()["model_version"]["current_stage"])
+
+    def events(self, model: str, action: str) -> list[AuditEvent]:
+        return [event for event in self.store.events(model=model) if event.action == action]
+
+
+@pytest.fixture(scope="module")
+def new_server(new_database: Callable[[Path], str]) -> Callable[[Path], OidcServer]:
+    """Return a function that prepares a server in a folder, and starts neither the server nor its issuer."""
+
+    def prepare(folder: Path) -> OidcServer:
+        new_database(folder)
+        return OidcServer(folder, oidc_python(), app="onnxserve")
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, new_server: Callable[[Path], OidcServer]) -> Iterator[Platform]:
+    server = new_server(tmp_path_factory.mktemp("oidc"))
+    try:
+        server.issuer.start()
+        server.start()
+        sessions = {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")}
+        store = open_store(f"sqlite:///{server.folder / 'home' / 'onnxserve.db'}")
+        found = Platform(server, store, sessions)
+        for model, endpoint in MODELS.items():
+            policy = [{"key": "onnxserve.gate.policy", "value": POLICY}]
+            new, version = {"name": model, "tags": policy}, {"name": model, "source": "gs://bucket/x"}
+            owner = OWNERS.get(model, "admin")
+            found.call("POST", "/registered-models/create", new, owner).raise_for_status()
+            # Only administrators may create a version from files outside of a run.
+            found.call("POST", "/model-versions/create", version).raise_for_status()
+            store.add_endpoint("onnxserve", new_endpoint(endpoint, f"models:/{model}/Staging"))
+        server.grant(sessions["admin"], "reader", "X", "READ")
+        server.grant(sessions["admin"], "editor", "X", "EDIT")
+        server.grant_group(sessions["admin"], TEAM, "Shared", "EDIT")
+        yield found
+        store.close()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+def in_chromium(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs Chromium."""
+    for mark in NEEDS_CHROMIUM:
+        test = mark(test)
+    return test
+
+
+@contextmanager
+def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]:
+    """Open the console in a new context of the browser, and log in at the issuer, to which the browser is sent."""
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(platform.console)
+        assert page.url.startswith(platform.server.issuer.url)
+        page.get_by_label(USER_FIELD).select_option(user)
+        page.get_by_role("button", name=LOGIN_BUTTON).click()
+        page.wait_for_url(platform.console)
+        yield page
+    finally:
+        context.close()
+
+
+@in_chromium
+def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser: Browser, platform: Platform) -> None:
+    with logged_in(browser, platform, "reader") as page:
+        expect(page.locator("#endpoint-x")).to_be_visible()
+        expect(page.locator("#endpoint-hidden")).to_have_count(0)
+        expect(page.get_by_role("banner").get_by_text(USERS["reader"].email)).to_be_visible()
+        expect(page.get_by_label("Promote version 1 of Reading")).to_have_count(1)
+        expect(page.get_by_label("Promote version 1 of X")).to_have_count(0)
+
+
+@in_chromium
+def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_editors_name(
+    browser: Browser, platform: Platform
+) -> None:
+    """The permission to edit the model is granted to the editor's group."""
+    with logged_in(browser, platform, "editor") as page:
+        version = page.locator("details", has=page.get_by_label("Target of version 1 of Shared"))
+        version.locator("summary").click()
+        page.get_by_label("Target of version 1 of Shared").select_option("Staging")
+        page.get_by_role("button", name="Promote version 1 of Shared").click()
+        wait_until(lambda: platform.events("Shared", "promote"), 120, "version 1 of Shared is promoted")
+        cookie = next(entry["value"] for entry in page.context.cookies() if entry["name"] == "session")
+    assert platform.stage("Shared") == "Staging"
+    # The process of the action calls MLflow with the editor's session, and MLflow records the same name.
+    moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
+    editor = USERS["editor"].email
+    assert [(event.actor, event.version) for event in moves] == [(editor, "1"), (editor, "1")]
+    files = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
+    assert files
+    assert not any(cookie in text for text in files)
+
+
+@in_chromium
+def test_after_the_login_mlflows_own_pages_are_shown_with_the_link_to_the_console(
+    browser: Browser, platform: Platform
+) -> None:
+    with logged_in(browser, platform, "admin") as page:
+        page.goto(f"{platform.server.url}/#/models")
+        expect(page.locator("a[href='#/models/Shared']").first).to_be_visible()
+        page.goto(f"{platform.server.url}/#/models/Shared")
+        expect(page.locator(f"a[href='{PAGE}?model=Shared']")).to_be_visible()
+
+
+@in_chromium
+def test_a_user_in_none_of_the_groups_does_not_get_in(browser: Browser, platform: Platform) -> None:
+    page = browser.new_page()
+    page.goto(platform.console)
+    page.get_by_label(USER_FIELD).select_option("outsider")
+    page.get_by_role("button", name=LOGIN_BUTTON).click()
+    page.wait_for_url("**/oidc/ui/**")
+    answer = page.request.get(platform.console)
+    assert answer.status == 401 or answer.url.startswith(platform.server.issuer.url)
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "endpoints", "editable"),
+    [
+        ("admin", {*MODELS.values()}, {*MODELS}),
+        ("editor", {"x", "shared"}, {"X", "Shared"}),
+        ("reader", {"x", "reading"}, {"Reading"}),
+        ("stranger", {"strange"}, {"Strange"}),
+    ],
+)
+def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_read(
+    platform: Platform, user: str, endpoints: set[str], editable: set[str]
+) -> None:
+    page = platform.page(user)
+    assert {name for name in MODELS.values() if f'id="endpoint-{name}"' in page} == endpoints
+    assert {name for name in MODELS if f"Promote version 1 of {name}" in page} == editable
+    assert ("models:/Hidden" in page) == ("hidden" in endpoints)
+    trail = platform.sessions[user].get(f"{platform.console}/history.jsonl", timeout=SECONDS).text
+    assert {name for name in MODELS if f'"{name}"' in trail} <= {
+        name for name, endpoint in MODELS.items() if endpoint in endpoints
+    }
+
+
+@pytest.mark.parametrize(
+    ("user", "form", "status"),
+    [
+        ("reader", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
+        ("reader", {"action": "gate", "model": "X", "version": "1"}, 403),
+        ("reader", {"action": "rollback", "endpoint": "x"}, 403),
+        ("reader", {"action": "traffic", "endpoint": "hidden", "weight:hidden": "100"}, 404),
+        ("stranger", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
+        ("editor", {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"}, 403),
+    ],
+)
+def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
+    platform: Platform, user: str, form: dict[str, str], status: int
+) -> None:
+    answer = platform.press(user, **form)
+    assert answer.status_code == status
+    assert mentions(answer.text, "you may not" if status == 403 else "no endpoint")
+
+
+@pytest.mark.parametrize("path", ["", "/history.jsonl", "/pictures?endpoint=x"])
+def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -> None:
+    assert requests.get(f"{platform.console}{path}", timeout=SECONDS).status_code == 401
+    assert requests.post(platform.console, data={"action": "gate"}, timeout=SECONDS).status_code == 401
+    browser = {"Accept": "text/html", "Sec-Fetch-Dest": "document"}
+    answer = requests.get(f"{platform.console}{path}", headers=browser, timeout=SECONDS, allow_redirects=False)
+    assert answer.is_redirect
+    assert answer.headers["Location"].startswith("/login")
+
+
+@pytest.mark.parametrize("credential", ["access token", "token of the issuer"])
+def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_permissions(
+    platform: Platform, credential: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {}
+    for user in ("editor", "reader"):
+        client = requests.Session()
+        if credential == "access token":
+            client.auth = (USERS[user].email, platform.server.access_token(platform.sessions[user]))
+        else:
+            client.headers["Authorization"] = f"Bearer {platform.server.issuer.token(user)}"
+        for stage in ("Archived", "Production"):
+            asked = {"name": "X", "version": "1", "stage": stage}
+            path = f"{platform.server.url}{API}/model-versions/transition-stage"
+            answers[user, stage] = client.post(path, json=asked, timeout=SECONDS).status_code
+        assert 'id="endpoint-x"' in client.get(platform.console, timeout=SECONDS).text
+    assert answers == {
+        ("editor", "Archived"): 200,
+        ("editor", "Production"): 403,
+        ("reader", "Archived"): 403,
+        ("reader", "Production"): 403,
+    }
+    refusals = {(event.actor, event.after) for event in platform.events("X", "refused")}
+    assert refusals == {(USERS["editor"].email, "Production")}
+
+
+@pytest.fixture(scope="module", params=["editor", "admin"])
+def registry(platform: Platform, request: pytest.FixtureRequest) -> GatedRegistry:
+    """The callers have a session. The editor may manage the models that the editor creates."""
+    return GatedRegistry(platform.server.url, platform.sessions[request.param], platform.sessions["admin"])
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_attempt_to_bypass_the_gate_is_refused(registry: GatedRegistry, name: str) -> None:
+    check_refused(registry, ATTEMPTS[name])
+
+
+def test_after_the_logout_the_session_is_refused(platform: Platform) -> None:
+    session = platform.server.log_in("stranger")
+    assert session.get(platform.console, timeout=SECONDS).status_code == 200
+    cookies = dict(session.cookies)
+    session.get(f"{platform.server.url}/logout", timeout=SECONDS)
+    assert requests.get(platform.console, cookies=cookies, timeout=SECONDS).status_code == 401
+
+
+def test_while_the_issuer_is_down_sessions_stay_and_nobody_logs_in(
+    tmp_path: Path, new_server: Callable[[Path], OidcServer]
+) -> None:
+    server = new_server(tmp_path)
+    console = f"{server.url}{PAGE}"
+    try:
+        server.start()  # The issuer does not run yet.
+        assert requests.get(console, timeout=SECONDS).status_code == 401
+        answer = requests.get(f"{server.url}/login", timeout=SECONDS)
+        assert not answer.ok
+        assert "Traceback" not in answer.text
+        assert requests.get(console, timeout=SECONDS).status_code == 401
+
+        server.issuer.start()
+        session = server.log_in("stranger")
+        assert session.get(console, timeout=SECONDS).status_code == 200
+
+        late = requests.Session()
+        form = late.get(f"{server.url}/login", timeout=SECONDS)
+        back = late.post(form.url, data={"user": "stranger"}, timeout=SECONDS, allow_redirects=False)
+        server.issuer.stop()  # The browser has a code, which the server cannot exchange for tokens.
+        answer = late.get(back.headers["Location"], timeout=SECONDS, allow_redirects=False)
+        assert answer.is_redirect
+        assert mentions(answer.headers["Location"], "error")
+        assert late.get(console, timeout=SECONDS).status_code == 401
+        assert session.get(console, timeout=SECONDS).status_code == 200
+
+        log = server.mlflow.log.read_text()
+        assert "Traceback" not in log
+        assert any("ERROR" in line and "OAuth redirect" in line for line in log.splitlines())
+        assert any("ERROR" in line and "token exchange" in line for line in log.splitlines())
+    finally:
+        server.stop()
