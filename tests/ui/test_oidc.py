@@ -14,12 +14,13 @@ from playwright.sync_api import Browser, Page, expect
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
+from tests.support.classifiers import write_classifier
 from tests.support.console import API, PAGE, POLICY
-from tests.support.gate_bypasses import ATTEMPTS, GatedRegistry, check_refused
+from tests.support.gate_bypasses import ATTEMPTS, SOURCE, GatedRegistry, check_refused
 from tests.support.refusals import mentions
 from tests.support.services.oidc_environment import oidc_python
 from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD
-from tests.support.services.oidc_server import TEAM, USERS, OidcServer
+from tests.support.services.oidc_server import RISK, TEAM, USERS, OidcServer
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -30,6 +31,7 @@ reader and the stranger have a model each, so that their pages have forms.
 """
 OWNERS = {"Reading": "reader", "Strange": "stranger"}
 SECONDS = 60
+APPROVALS = f"gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {{groups: [{RISK}]}}"
 
 
 @dataclass
@@ -57,6 +59,12 @@ class Platform:
 
     def call(self, method: str, path: str, fields: dict[str, Any], user: str = "admin") -> requests.Response:
         return self.sessions[user].request(method, f"{self.server.url}{API}{path}", json=fields, timeout=SECONDS)
+
+    def decide(self, user: str, decision: dict[str, str]) -> requests.Response:
+        """Send a decision about the request of a promotion, with the report that the console lists."""
+        (entry,) = self.sessions[user].get(f"{self.console}/requests?model={decision['model']}", timeout=SECONDS).json()
+        body = {**decision, "report": entry["report_digest"]}
+        return self.sessions[user].post(f"{self.console}/requests", json=body, timeout=SECONDS)
 
     def stage(self, model: str) -> str:
         found = self.call("GET", f"/model-versions/get?name={model}&version=1", {})
@@ -133,6 +141,14 @@ def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]
         context.close()
 
 
+def press(page: Page, button: str, model: str, target: str) -> None:
+    """Select a target for version 1 of the model on the console's page, and press the button."""
+    field = page.get_by_label(f"Target of version 1 of {model}")
+    page.locator("details", has=field).locator("summary").click()
+    field.select_option(target)
+    page.get_by_role("button", name=f"{button} version 1 of {model}").click()
+
+
 @in_chromium
 def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser: Browser, platform: Platform) -> None:
     with logged_in(browser, platform, "reader") as page:
@@ -149,10 +165,7 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
 ) -> None:
     """The permission to edit the model is granted to the editor's group."""
     with logged_in(browser, platform, "editor") as page:
-        version = page.locator("details", has=page.get_by_label("Target of version 1 of Shared"))
-        version.locator("summary").click()
-        page.get_by_label("Target of version 1 of Shared").select_option("Staging")
-        page.get_by_role("button", name="Promote version 1 of Shared").click()
+        press(page, "Promote", "Shared", "Staging")
         wait_until(lambda: platform.events("Shared", "promote"), 120, "version 1 of Shared is promoted")
         cookie = next(entry["value"] for entry in page.context.cookies() if entry["name"] == "session")
     assert platform.stage("Shared") == "Staging"
@@ -163,6 +176,39 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
     files = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
     assert files
     assert not any(cookie in text for text in files)
+
+
+@in_chromium
+def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
+    browser: Browser, platform: Platform
+) -> None:
+    registry = GatedRegistry(platform.server.url, platform.sessions["editor"], platform.sessions["admin"])
+    files = registry.files[SOURCE].removeprefix("mlflow-artifacts:/")
+    write_classifier(platform.server.folder / "artifacts" / files)
+    model = registry.create_model(APPROVALS)
+    for user in ("reader", "stranger"):
+        platform.server.grant(platform.sessions["admin"], user, model, "READ")
+    platform.store.add_endpoint("onnxserve", new_endpoint(model, f"models:/{model}@champion"))
+    subject = f"the promotion of {model} version 1 to @champion"
+
+    with logged_in(browser, platform, "editor") as page:
+        press(page, "Request promotion of", model, "@champion")
+        wait_until(lambda: platform.events(model, "request"), 120, "the promotion is requested")
+    request = {"action": "approve", "model": model, "version": "1", "to": "@champion"}
+    refusals = {user: platform.decide(user, request).status_code for user in ("editor", "stranger", "admin")}
+    assert refusals == {"editor": 403, "stranger": 403, "admin": 403}
+    with logged_in(browser, platform, "reader") as page:
+        page.locator("summary", has_text=f"Decide about {subject}").click()
+        page.get_by_role("button", name=f"Approve {subject}").click()
+        wait_until(lambda: platform.events(model, "approve"), 60, "the promotion is approved")
+    with logged_in(browser, platform, "editor") as page:
+        press(page, "Promote", model, "@champion")
+        wait_until(lambda: platform.events(model, "promote"), 120, "the version is promoted")
+
+    assert registry.placed(model) == {"none", "champion"}
+    actions = {action: platform.events(model, action)[0].actor for action in ("request", "approve", "promote")}
+    editor, reader = USERS["editor"].email, USERS["reader"].email
+    assert actions == {"request": editor, "approve": reader, "promote": editor}
 
 
 @in_chromium

@@ -9,10 +9,10 @@ from tests.support.guides import ROOT
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.oidc_issuer import Identity, OidcIssuer
 
-ADMINS, MEMBERS, TEAM = "mlflow-admins", "mlflow-members", "data-science"
+ADMINS, MEMBERS, TEAM, RISK = "mlflow-admins", "mlflow-members", "data-science", "risk"
 USERS = {
     "admin": Identity("admin@example.com", "The Admin", (ADMINS,)),
-    "reader": Identity("reader@example.com", "The Reader", (MEMBERS,)),
+    "reader": Identity("reader@example.com", "The Reader", (MEMBERS, RISK)),
     "editor": Identity("editor@example.com", "The Editor", (MEMBERS, TEAM)),
     "stranger": Identity("stranger@example.com", "The Stranger", (MEMBERS,)),
     "outsider": Identity("outsider@example.com", "The Outsider", ("sales",)),
