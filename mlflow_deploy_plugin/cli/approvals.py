@@ -37,11 +37,11 @@ def requests(model: str, output: str) -> None:
     from mlflow_deploy_plugin.gate.approval_client import listed_requests
 
     listed = listed_requests(model)
-    rows = [("MODEL", "VERSION", "TO", "STATE", "REQUESTED", "GATE", "APPROVED BY", "NOTE")]
+    rows = [("MODEL", "VERSION", "TO", "STATE", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
-        requested, note = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", entry.reason or entry.ended_why
+        requested, missing = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", entry.reason or entry.ended_why
         approved = ", ".join(entry.approved_by)
-        rows.append((entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved, note))
+        rows.append((entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved, missing))
     empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
     show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
@@ -98,8 +98,8 @@ def request_approvals(
     model: str, version: str, output: str, *, to: str, policy_file: Path | None, why: str, **options: Any
 ) -> None:
     """Execute `onnxserve promote --request`. The server is called before the gate, which takes minutes."""
-    from mlflow_deploy_plugin.gate import promote
     from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
     from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
     if policy_file is not None:
@@ -107,7 +107,7 @@ def request_approvals(
     to = str(parse_stage_or_alias(to))
     listed_requests(model)
     with opened_store() as store:
-        promote(model, version, to, why=why, store=store, progress=show_progress, moves=False, **options)
+        judge_for_approval(model, version, to, why=why, store=store, progress=show_progress, **options)
     requested = send_decision("request", model, version, to, why)
     show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
 

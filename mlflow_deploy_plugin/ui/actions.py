@@ -266,7 +266,6 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate import promote, run_gate, verdict_of_served
-    from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.policy import Permissions
 
     model, version = job.arguments["model"], job.arguments["version"]
@@ -276,13 +275,8 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
             return f"{known}."
         gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
         return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
-    to, why, moves = job.arguments["to"], job.arguments["why"], job.arguments["action"] == "promote"
-    moved = promote(
-        model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed, moves=moves
-    )
-    if not moves:
-        requested = send_decision("request", model, version, to, why)
-        return f"Gate {moved.gate}: {moved.reason}. {requested.reason or 'All approvals are there'}."
+    to, why = job.arguments["to"], job.arguments["why"]
+    moved = promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
@@ -290,12 +284,24 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
+def _request_approvals(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.approval_client import send_decision
+    from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
+
+    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
+    allowed = Permissions(code=False, files=not job.has_account)
+    judge_for_approval(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
+    requested = send_decision("request", model, version, to, why)
+    return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
+
+
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
     "traffic": _change_endpoint,
     "rollback": _change_endpoint,
     "promote": _change_version,
     "gate": _change_version,
-    "request": _change_version,
+    "request": _request_approvals,
 }
 
 

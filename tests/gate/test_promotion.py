@@ -258,14 +258,3 @@ def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
 def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy: MlflowClient) -> None:
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     assert promote("toy", "2", "Staging").is_moved
-
-
-def test_a_version_is_only_judged_if_it_must_not_move(toy: MlflowClient) -> None:
-    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
-    judged = promote("toy", "2", "Production", moves=False)
-    assert (judged.is_moved, judged.gate, judged.before, stages(toy)[1]) == (False, UNEVALUATED, "1", "Production")
-    assert events()[-1].action == "gate"
-    with refused(GateRefused, "parity"):
-        promote("toy", "4", "Production", moves=False)
-    with refused(InvalidConfig, "no approvals", "Staging"):
-        promote("toy", "2", "Staging", moves=False)
