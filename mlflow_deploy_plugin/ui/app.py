@@ -22,7 +22,7 @@ from flask import (
 )
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.settings import (
     DEFAULT_WORKSPACE,
@@ -38,11 +38,12 @@ from mlflow_deploy_plugin.ui.access import (
     TOKEN_FIELD,
     add_sessions,
     caller,
-    form_refusal,
     form_token,
     hidden_endpoints,
+    is_host_allowed,
     login,
     may_act_on,
+    require_own_form,
     seen_workspaces,
     set_login,
     visible_events,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
+_REQUESTS = "/requests"
 _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -95,16 +97,22 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     add_sessions(app, load_settings().root_path / _FOLDER / "key")
     set_login(app, adapter)
     adapter.install(app, served)
-    prefix = static_prefix()
-    console = _Console(trail, prefix)
-    base = f"{prefix}{_PATH}"
+    console = _Console(trail, static_prefix())
+    base = f"{static_prefix()}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
-    read = {base: console.page, f"{base}/history.jsonl": console.export, f"{base}/pictures": console.pictures}
-    for path, view in read.items():
-        pages.add_url_rule(path, view.__name__, view, methods=["GET"])
-    pages.add_url_rule(base, "act", console.act, methods=["POST"])
-    requests = f"{base}/requests"
-    pages.add_url_rule(requests, "requests", console.requests, methods=["GET", "POST"])
+    views = {
+        ("", "GET"): console.page,
+        ("", "POST"): console.act,
+        ("/history.jsonl", "GET"): console.export,
+        ("/pictures", "GET"): console.pictures,
+        (_REQUESTS, "GET"): console.requests,
+        (_REQUESTS, "POST"): console.decide,
+    }
+    for (path, method), view in views.items():
+        pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
+        adapter.allow_page(f"{base}{path}", method)
+    for asset in _STATIC.iterdir():
+        adapter.allow_page(f"{base}/{asset.name}", "GET")
 
     @pages.before_request
     def enter_workspace() -> Response | None:
@@ -133,6 +141,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
+        if request.path.endswith(_REQUESTS):
+            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
         return make_response(error.message, error.http_status, _TEXT)
 
     @pages.after_request
@@ -142,10 +152,6 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     app.register_blueprint(pages)
     _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
-    for path in (*read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir())):
-        adapter.allow_page(path, "GET")
-    for path, method in ((base, "POST"), (requests, "GET"), (requests, "POST")):
-        adapter.allow_page(path, method)
     app.extensions[_EXTENSION] = trail
 
 
@@ -212,24 +218,20 @@ class _Console:
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
-        from mlflow.server import handlers
-
         who = caller()
-        if refusal := form_refusal(who.user):
-            return self._render(error=refusal, status=403)
         try:
+            require_own_form(who.user)
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
             action = parse_form(request.form, store)
             if action.arguments["action"] in DECISIONS:
-                decided = decide(self._trail, handlers._get_model_registry_store(), action.arguments)
-                flash(f"Done: {action.description}.{decided.reason and f' {decided.reason}.'}")
+                reason = decide(store, action.arguments).reason
+                flash(f"Done: {action.description}.{reason and f' {reason}.'}")
                 return make_response(redirect(self._here(), 303))
             if not may_act_on(action.models):
                 models = " and ".join(action.models) or "unregistered models"
-                error = f"you may not {action.description}: this needs the permission to edit {models}"
-                return self._render(error=error, status=403)
+                raise ScopeMissing(f"you may not {action.description}: this needs the permission to edit {models}")
             job = Job(
                 description=action.description,
                 actor=who.actor,
@@ -243,18 +245,15 @@ class _Console:
         return make_response(redirect(self._here(job=job.id), 303))
 
     def requests(self) -> Response:
-        """Return the requests for promotions (of ?model=) as JSON, or decide about the request in the JSON body."""
-        from mlflow.server import handlers
+        """Return the requests for promotions (of ?model=) as JSON."""
+        model = request.args.get("model")
+        rows = request_rows(self._trail.store(), {model} if model else None)
+        return jsonify([row.model_dump(mode="json") for row in rows])
 
-        registry = handlers._get_model_registry_store()
-        try:
-            store, model = self._trail.store(), request.args.get("model")
-            if request.method == "POST":
-                return jsonify(decide(self._trail, registry, parse_decision(store)).model_dump(mode="json"))
-            rows = request_rows(store, registry, {model} if model else None)
-            return jsonify([row.listed.model_dump(mode="json") for row in rows])
-        except OnnxserveError as error:
-            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
+    def decide(self) -> Response:
+        """Decide about the request in the JSON body, and return it as JSON."""
+        store = self._trail.store()
+        return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""
@@ -279,15 +278,11 @@ class _Console:
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
-        from mlflow.server import handlers
-
         who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            registry = handlers._get_model_registry_store()
-            store, settings = self._trail.store(), load_settings()
-            beginning = request.args.get("beginning", "")
-            overview = build_overview(store, settings, registry, pages, only, model, _span(), beginning)
+            given = self._trail.store(), load_settings(), guard.registry(), pages, only, model, _span()
+            overview = build_overview(*given, request.args.get("beginning", ""))
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -324,19 +319,14 @@ class _Console:
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first.
-
-        A caller can send any Host header, so the header is used only if the operator allows the host.
-        """
-        from mlflow.server.security_utils import get_allowed_hosts_from_env
-
+        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first."""
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
         if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
-        if request.host in (get_allowed_hosts_from_env() or ()):
+        if is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 

@@ -439,11 +439,13 @@ def _is_rollback_target(
 
 def install(app: Flask, trail: AuditTrail) -> None:
     """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one of the views."""
+    from mlflow.server.handlers import catch_mlflow_exception
+
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not support its version")
-    for view, (message, read) in _READERS.items():
-        app.view_functions[view] = _guarded(app.view_functions[view], message, read, trail)
+    for view, (message, read) in _READERS.items():  # A request that cannot be read is refused.
+        app.view_functions[view] = catch_mlflow_exception(_guarded(app.view_functions[view], message, read, trail))
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
@@ -480,7 +482,6 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
 
 def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: AuditTrail) -> Callable[..., Any]:
     from mlflow.exceptions import MlflowException
-    from mlflow.server.handlers import catch_mlflow_exception
 
     def guarded(**arguments: Any) -> Response:
         change = read(trail, _read(message))
@@ -500,7 +501,7 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
                 trail.notify_agents(change.model)
         return response
 
-    return catch_mlflow_exception(guarded)  # A request that cannot be read is refused.
+    return guarded
 
 
 def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:

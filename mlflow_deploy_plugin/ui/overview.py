@@ -255,7 +255,7 @@ def build_overview(
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        requests=tuple(request_rows(store, registry, shown_models)),
+        requests=tuple(request_rows(store, shown_models)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )

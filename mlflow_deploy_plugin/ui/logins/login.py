@@ -34,11 +34,8 @@ class ModelPermission:
 class Login:
     """A login adapter. This class is the adapter of a server without accounts, and others replace its methods.
 
-    All methods except the first two are called within a Flask request, after the login's own checks. `has_accounts` is
-    False if all callers are anonymous. Every caller may then do everything.
+    All methods except the first two are called within a Flask request, after the login's own checks.
     """
-
-    has_accounts = False
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         """Prepare the app. `served` is the app for the WSGI or ASGI server, which contains `app`."""

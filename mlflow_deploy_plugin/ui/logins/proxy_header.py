@@ -26,8 +26,6 @@ _JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
 class ProxyHeader(Login):
     """Raises InvalidConfig if the settings list no addresses. A token of this server names the caller of a job."""
 
-    has_accounts = True
-
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
