@@ -131,27 +131,23 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
         if endpoint is None:
             raise no_endpoint(form.get("endpoint", ""))
         models = tuple(registered_model_names(endpoint.spec))
-        arguments: Json = {"endpoint": endpoint.name}
+        arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
         description = f"roll {endpoint.name} back"
         if action == "traffic":
             weights = arguments["weights"] = _weights(form, endpoint)
             weights_text = ", ".join(f"{name} {weight}" for name, weight in weights.items())
             description = f"change the traffic of {endpoint.name} to {weights_text}"
-        else:
-            arguments["to"] = form.get("to", "")
     elif action in ("promote", "gate", "request", *DECISIONS):
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
-        models, arguments = (model,), {"model": model, "version": version}
-        description = f"run the gate for version {version} of {model}"
-        if action != "gate":
-            to = arguments["to"] = form.get("to", "")
-            if not _TARGET.fullmatch(to):
-                raise InvalidConfig(f"{to!r} is not a stage or an @alias")
-            move = f"version {version} of {model} to {to}"
-            description = f"promote {move}" if action == "promote" else f"{action} the promotion of {move}"
-        arguments |= {"report": form.get("report", "")} if action == "approve" else {}
+        to, report = "" if action == "gate" else form.get("to", ""), form.get("report", "")
+        if action != "gate" and not _TARGET.fullmatch(to):
+            raise InvalidConfig(f"{to!r} is not a stage or an @alias")
+        models, arguments = (model,), {"model": model, "version": version, "to": to, "report": report}
+        move = f"version {version} of {model} to {to}"
+        descriptions = {"gate": f"run the gate for version {version} of {model}", "promote": f"promote {move}"}
+        description = descriptions.get(action, f"{action} the promotion of {move}")
     else:
         raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}")
     why = one_line(form.get("why", ""))
@@ -193,14 +189,11 @@ def main(path: Path) -> int:
         settings = load_settings()
         with closing(open_store(settings.store_url)) as store:
             message = _ACTIONS[job.arguments["action"]](job, store, settings)
-    except OnnxserveError as error:
-        write_state(path, job.ended("failed", error.message))
-        return 1
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
         # For an exception of another type, the traceback is logged, and the console shows the last line of the log.
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, OnnxserveError | MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
         return 1
@@ -266,17 +259,23 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate import promote, run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
 
-    model, version = job.arguments["model"], job.arguments["version"]
+    action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)
-    if job.arguments["action"] == "gate":
+    options: Json = {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
+    if action == "gate":
         if (known := verdict_of_served(model, version)) is not None:
             return f"{known}."
-        gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
+        gated = run_gate(model, version, **options)
         return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
-    to, why = job.arguments["to"], job.arguments["why"]
-    moved = promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
+    if action == "request":
+        judge_for_approval(model, version, to, why=why, **options)
+        requested = send_decision("request", model, version, to, why)
+        return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
+    moved = promote(model, version, to, why=why, **options)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
@@ -284,24 +283,12 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
-def _request_approvals(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate.approval_client import send_decision
-    from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
-
-    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
-    allowed = Permissions(code=False, files=not job.has_account)
-    judge_for_approval(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
-    requested = send_decision("request", model, version, to, why)
-    return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
-
-
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
     "traffic": _change_endpoint,
     "rollback": _change_endpoint,
     "promote": _change_version,
     "gate": _change_version,
-    "request": _request_approvals,
+    "request": _change_version,
 }
 
 

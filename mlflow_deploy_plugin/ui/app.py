@@ -281,7 +281,7 @@ class _Console:
         who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            given = self._trail.store(), load_settings(), guard.registry(), pages, only, model, _span()
+            given = self._trail.store(), load_settings(), pages, only, model, _span()
             overview = build_overview(*given, request.args.get("beginning", ""))
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status

@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.ui.access import (
     caller_groups,
     is_host_allowed,
     may_act_on,
-    may_list,
     may_read,
     require_own_site,
 )
@@ -58,9 +57,8 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     down. Decisions and promotions read the files.
     """
     requested = {event.model for event in store.events(actions=("request",))}
-    names = [name for name in sorted(requested) if models is None or name in models]
-    readable = [name for name in names if may_list(name) and may_read(name)]
-    entries = [entry for name in readable for entry in promotion_requests(store, name)]
+    names = [name for name in sorted(requested) if (models is None or name in models) and may_read(name)]
+    entries = [entry for name in names for entry in promotion_requests(store, name)]
     entries.sort(key=lambda entry: entry.at, reverse=True)
     ended = [entry for entry in entries if entry.state != "open"][:_ENDED]
     return [_row(store, entry) for entry in [*(entry for entry in entries if entry.state == "open"), *ended]]
