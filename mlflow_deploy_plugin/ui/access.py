@@ -47,6 +47,13 @@ class Caller:
         return self.user or f"anonymous@{self.address}"
 
 
+def static_prefix() -> str:
+    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
+    from mlflow.server.handlers import _add_static_prefix
+
+    return str(_add_static_prefix("/")).rstrip("/")
+
+
 def set_login(app: Flask, login: Login) -> None:
     app.extensions[_EXTENSION] = login
 
@@ -94,10 +101,7 @@ def is_administrator() -> bool:
 
 
 def seen_workspaces() -> list[str]:
-    """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
-
-    The list is empty if workspaces are disabled.
-    """
+    """Return the caller's workspaces and the workspace of the request; an empty list if workspaces are disabled."""
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.server.handlers import _get_workspace_store
     from mlflow.utils.workspace_context import get_request_workspace

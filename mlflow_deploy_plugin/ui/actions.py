@@ -88,10 +88,9 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str,
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
+        now = f"it would be rolled back to {version}"
     except (InvalidConfig, NotFound) as error:
         version, now = "", error.message
-    else:
-        now = f"it would be rolled back to {version}"
     if version != offered:
         name = observed.endpoint.name
         raise InvalidConfig(f"{name} has changed since the page showed a rollback to {offered}: now, {now}")

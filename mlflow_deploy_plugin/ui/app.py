@@ -46,6 +46,7 @@ from mlflow_deploy_plugin.ui.access import (
     require_own_form,
     seen_workspaces,
     set_login,
+    static_prefix,
     visible_events,
 )
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
@@ -78,13 +79,6 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",  # Without a referrer, the Origin of a form is `null`.
     "Cache-Control": "no-store",
 }
-
-
-def static_prefix() -> str:
-    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
-    from mlflow.server.handlers import _add_static_prefix
-
-    return str(_add_static_prefix("/")).rstrip("/")
 
 
 def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
@@ -157,8 +151,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
     """Add a script to MLflow's pages. On the page of a registered model, the script adds a link to the console."""
-    if (serve := app.view_functions.get(_INDEX_VIEW)) is None:
-        return  # This MLflow has no pages to change.
+    serve = app.view_functions[_INDEX_VIEW]
 
     def serve_with_script() -> Response:
         """Return the page with the script, without an ETag, because a cached copy may lack the script."""

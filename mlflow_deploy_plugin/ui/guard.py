@@ -49,7 +49,7 @@ from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAl
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store, move_detail, open_store
-from mlflow_deploy_plugin.ui.access import caller, is_administrator
+from mlflow_deploy_plugin.ui.access import caller, is_administrator, static_prefix
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -333,10 +333,8 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
 
 def model_page(model: str) -> str:
     """Return the URL of a model's page in the console, with the request's Host unless ONNXSERVE_MLFLOW_URL is set."""
-    from mlflow.server.handlers import _add_static_prefix
-
-    here = f"{request.host_url.rstrip('/')}{_add_static_prefix('/')}"
-    base = (load_settings().mlflow_url or here).rstrip("/")
+    here = f"{request.host_url.rstrip('/')}{static_prefix()}"
+    base = load_settings().mlflow_url.rstrip("/") or here
     parameters = {"model": model} | ({"workspace": name} if (name := active_workspace()) else {})
     return f"{base}/onnxserve?{urlencode(parameters)}"
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -222,8 +222,7 @@ def build_overview(
         for observed, counted, pictures in zip_longest(readable, metrics, drawn)
     ]
     cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
-    shown_models = None if not only else {name for spec in specs for name in registered_model_names(spec)}
-    shown_models = {model} if model else shown_models
+    of_endpoint = {name for spec in specs for name in registered_model_names(spec)} if only else None
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
     hidden = hidden_endpoints(store, named)
     return Overview(
@@ -234,7 +233,7 @@ def build_overview(
         models=tuple(_model_cards(specs)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        requests=tuple(request_rows(store, shown_models)),
+        requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
@@ -311,19 +310,10 @@ def _model_cards(specs: Iterable[EndpointSpec]) -> list[ModelCard]:
     return [_model_card(name, places) for name, places in sorted(followed.items())]
 
 
-def _versions_by_place(
-    model: "RegisteredModel", versions: Sequence["ModelVersion"], followed: set[str]
-) -> dict[StageOrAlias, frozenset[str]]:
-    """Return the versions in each stage or alias that a version may be promoted to, followed targets first."""
-    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
-    places = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
-    versions_by_place = {}
-    for place in map(parse_stage_or_alias, places):
-        holders = [version.version for version in versions if version.current_stage == place.stage]
-        if place.alias:
-            holders = [model.aliases[place.alias]] if place.alias in model.aliases else []
-        versions_by_place[place] = frozenset(map(str, holders))
-    return versions_by_place
+def _holders(model: "RegisteredModel", versions: Iterable["ModelVersion"], place: StageOrAlias) -> frozenset[str]:
+    if place.alias:
+        return frozenset(str(number) for alias, number in model.aliases.items() if alias == place.alias)
+    return frozenset(str(version.version) for version in versions if version.current_stage == place.stage)
 
 
 def _model_card(name: str, followed: set[str]) -> ModelCard:
@@ -342,7 +332,9 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
-    holders = _versions_by_place(model, entries, followed)
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
+    names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
+    holders = {place: _holders(model, entries, place) for place in map(parse_stage_or_alias, names)}
     versions = []
     for index, entry in enumerate(entries):
         number, standing = str(entry.version), gate_status_of(entry.tags)

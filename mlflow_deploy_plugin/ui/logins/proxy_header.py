@@ -29,8 +29,11 @@ class ProxyHeader(Login):
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
-        self._proxies = _networks(settings.trusted_proxies)
         self._open = tuple(f"{prefix}{path}" for path in _OPEN)
+        try:
+            self._proxies = [ip_network(entry) for entry in _entries(settings.trusted_proxies)]
+        except ValueError as error:
+            raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
         if not self._proxies:
             raise InvalidConfig(
                 "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
@@ -111,13 +114,6 @@ class ProxyHeader(Login):
 
 def _entries(text: str) -> list[str]:
     return [entry for part in text.split(",") if (entry := part.strip())]
-
-
-def _networks(addresses: str) -> list[IPv4Network | IPv6Network]:
-    try:
-        return [ip_network(entry) for entry in _entries(addresses)]
-    except ValueError as error:
-        raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
 
 
 def _is_listed(address: str, proxies: Iterable[IPv4Network | IPv6Network]) -> bool:
