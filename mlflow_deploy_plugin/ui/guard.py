@@ -14,7 +14,6 @@ the notification of the agents never fails a request to MLflow.
 
 import hashlib
 import logging
-import re
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, make_response, request
 
@@ -65,8 +64,6 @@ _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
-_COPIED = re.compile(r"models:/([^/]+)/(\d+)")
-"""The source of a version that is a copy of another registered version."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
 _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
@@ -463,12 +460,14 @@ def install(app: Flask, trail: AuditTrail) -> None:
 def _record_authors(trail: AuditTrail, version: Json) -> None:
     """Record who created a version. The authors of a copied version are also authors of the copy."""
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import _parse_model_uri
 
     who, name, number = caller(), version["name"], version["version"]
     authors = [who.user] if who.user else []
     try:
-        if copied := _COPIED.fullmatch(_read("CreateModelVersion").source):
-            original = registry().get_model_version(*copied.groups())
+        source = _read("CreateModelVersion").source
+        if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
+            original = registry().get_model_version(copied.name, copied.version)
             of_copied = original.name, str(original.version), int(original.creation_timestamp)
             authors += version_authors(trail.store(), *of_copied)
     except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
