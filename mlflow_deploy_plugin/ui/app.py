@@ -274,8 +274,8 @@ class _Console:
         who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            given = self._trail.store(), load_settings(), pages, only, model, _span()
-            overview = build_overview(*given, request.args.get("beginning", ""))
+            content = self._trail.store(), load_settings(), pages, only, model, _span()
+            overview = build_overview(*content, request.args.get("beginning", ""))
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VIA, _ROLLBACK = "mlflow", "rollback"
+_ROLLBACK = "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
@@ -123,7 +123,7 @@ class RegistryChange:
     """A change of a model, a stage, an alias or a tag in the registry, as the audit trail records the change.
 
     Attributes:
-        action: `transition`, `alias` or `tag`, or `rename` or `delete` of a registered model.
+        action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a registered model.
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
         is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
@@ -159,23 +159,19 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
 
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete an alias."""
     model = registry().get_registered_model(message.name)
-    version = registry().get_model_version(message.name, message.version)
     if _is_only_a_prompt(model):
         return None
-    number, holder = str(version.version), str(model.aliases.get(message.alias, ""))
-    texts = _alias_text(message.alias, holder), _alias_text(message.alias, number)
-    detail = move_detail(f"@{message.alias}", holder)
-    change = RegistryChange("alias", message.name, number, *texts, detail=detail)
+    holder = str(model.aliases.get(message.alias, ""))
+    before = f"version {holder} in @{message.alias}" if holder else ""
+    if not hasattr(message, "version"):
+        return RegistryChange("alias", message.name, holder, before, "")
+    version = registry().get_model_version(message.name, message.version)
+    number, detail = str(version.version), move_detail(f"@{message.alias}", holder)
+    after = f"version {number} in @{message.alias}"
+    change = RegistryChange("alias", message.name, number, before, after, detail=detail)
     return _decide(trail, change, model, version, StageOrAlias(alias=message.alias), holder)
-
-
-def _alias_deletion(_: AuditTrail, message: "Message") -> RegistryChange | None:
-    model = registry().get_registered_model(message.name)
-    holder = model.aliases.get(message.alias)
-    if _is_only_a_prompt(model) or holder is None:
-        return None
-    return RegistryChange("alias", message.name, str(holder), _alias_text(message.alias, holder), "")
 
 
 def _version_deletion(_: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -221,7 +217,7 @@ def _tag(_: AuditTrail, message: "Message") -> RegistryChange | None:
 _READERS: dict[str, tuple[str, _Reader]] = {
     "_transition_stage": ("TransitionModelVersionStage", _transition),
     "_set_registered_model_alias": ("SetRegisteredModelAlias", _alias),
-    "_delete_registered_model_alias": ("DeleteRegisteredModelAlias", _alias_deletion),
+    "_delete_registered_model_alias": ("DeleteRegisteredModelAlias", _alias),
     "_delete_model_version": ("DeleteModelVersion", _version_deletion),
     "_create_registered_model": ("CreateRegisteredModel", _model_creation),
     "_rename_registered_model": ("RenameRegisteredModel", _model),
@@ -251,16 +247,14 @@ def _is_only_a_prompt(model: "RegisteredModel") -> bool:
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
-def _alias_text(alias: str, version: str) -> str:
-    return f"version {version} in @{alias}" if version else ""
-
-
 def _read(message: str) -> "Message":
     """Return the current request as MLflow reads it. Raise MlflowException if MLflow refuses it."""
     from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers
 
-    return handlers._get_request_message(getattr(model_registry_pb2, message)())
+    empty = getattr(model_registry_pb2, message)()
+    texts = [field.name for field in empty.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
+    return handlers._get_request_message(empty, schema={name: [handlers._assert_string] for name in texts})
 
 
 def registry() -> "Registry":
@@ -462,8 +456,7 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.utils.models import _parse_model_uri
 
-    who, name, number = caller(), version["name"], version["version"]
-    authors = [who.user] if who.user else []
+    name, number, authors = version["name"], version["version"], [*filter(None, [caller().user])]
     try:
         source = _read("CreateModelVersion").source
         if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
@@ -472,45 +465,39 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
             authors += version_authors(trail.store(), *of_copied)
     except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
         _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
-    created = int(version["creation_timestamp"])
-    detail = {"via": _VIA, "address": who.address, "created": created, "authors": authors}
-    trail.record("register", who.actor, model=name, version=number, after=f"version {number}", detail=detail)
+    detail = {"created": int(version["creation_timestamp"]), "authors": authors}
+    _record(trail, RegistryChange("register", name, number, "", f"version {number}", detail=detail))
 
 
 def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: AuditTrail) -> Callable[..., Any]:
-    from mlflow.exceptions import MlflowException
-
     def guarded(**arguments: Any) -> Response:
         change = read(trail, _read(message))
         if change is not None and change.is_refused:
-            _record(trail, change, "refused")
+            _record(trail, change)
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
-            if change.is_served_again:  # The version is no longer rolled back.
-                try:
-                    registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-                except MlflowException as error:  # Do not fail the promotion.
-                    what = change.model, change.version, ROLLED_BACK_TAG
-                    _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:
-                _record(trail, change, change.action)
+                _record(trail, change)
                 trail.notify_agents(change.model)
+            if change.is_served_again:  # The version is no longer rolled back.
+                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
         return response
 
     return guarded
 
 
-def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
+def _record(trail: AuditTrail, change: RegistryChange) -> None:
     who = caller()
-    for model in (change.model, change.after) if action == "rename" else (change.model,):
+    is_renamed = change.action == "rename" and not change.is_refused
+    for model in (change.model, change.after) if is_renamed else (change.model,):
         trail.record(
-            action,
+            "refused" if change.is_refused else change.action,
             who.actor,
             model=model,
             version=change.version,
             before=change.before,
             after=change.after,
             why=change.why,
-            detail={"via": _VIA, "address": who.address, **change.detail},
+            detail={"via": "mlflow", "address": who.address, **change.detail},
         )
