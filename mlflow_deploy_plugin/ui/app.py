@@ -33,22 +33,7 @@ from mlflow_deploy_plugin.settings import (
 )
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.statedir import Span
-from mlflow_deploy_plugin.ui import guard
-from mlflow_deploy_plugin.ui.access import (
-    TOKEN_FIELD,
-    add_sessions,
-    caller,
-    form_token,
-    hidden_endpoints,
-    is_host_allowed,
-    login,
-    may_act_on,
-    require_own_form,
-    seen_workspaces,
-    set_login,
-    static_prefix,
-    visible_events,
-)
+from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.charts import shown
@@ -88,11 +73,11 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = guard.AuditTrail()
     guard.install(app, trail)
-    add_sessions(app, load_settings().root_path / _FOLDER / "key")
-    set_login(app, adapter)
+    access.add_sessions(app, load_settings().root_path / _FOLDER / "key")
+    access.set_login(app, adapter)
     adapter.install(app, served)
-    console = _Console(trail, static_prefix())
-    base = f"{static_prefix()}{_PATH}"
+    console = _Console(trail, access.static_prefix())
+    base = f"{access.static_prefix()}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
     views = {
         ("", "GET"): console.page,
@@ -128,7 +113,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
                 return make_response(error.message, error.get_http_status_code(), _TEXT)
             set_server_request_workspace(workspace.name if workspace else None)
             if workspace:
-                login().enter_workspace(workspace.name)
+                access.login().enter_workspace(workspace.name)
         return None
 
     pages.add_app_template_filter(shown)
@@ -202,7 +187,7 @@ class _Console:
         """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's page, otherwise for the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
-        if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
+        if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
         deployments = Deployments(store, load_settings(), lambda line: None)
         observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
@@ -211,18 +196,18 @@ class _Console:
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
-        who = caller()
+        who = access.caller()
         try:
-            require_own_form(who.user)
+            access.require_own_form(who.user)
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
-            if endpoint and hidden_endpoints(store, [endpoint]):
+            if endpoint and access.hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
             action = parse_form(request.form, store)
             if action.arguments["action"] in DECISIONS:
                 reason = decide(store, action.arguments).reason
                 flash(f"Done: {action.description}.{reason and f' {reason}.'}")
                 return make_response(redirect(self._here(), 303))
-            if not may_act_on(action.models):
+            if not access.may_act_on(action.models):
                 models = " and ".join(action.models) or "unregistered models"
                 raise ScopeMissing(f"you may not {action.description}: this needs the permission to edit {models}")
             job = Job(
@@ -232,7 +217,7 @@ class _Console:
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(job, login().credentials() | workspace_environment())
+            job = self._jobs.start(job, access.login().credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
@@ -253,7 +238,9 @@ class _Console:
         store = self._trail.store()
         events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
         pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
-        pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
+        pieces = (
+            "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page)) for page in pages
+        )
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
         def content() -> Iterator[str]:
@@ -271,7 +258,7 @@ class _Console:
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
-        who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
+        who, only, model = access.caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
             content = self._trail.store(), load_settings(), pages, only, model, _span()
@@ -284,13 +271,13 @@ class _Console:
             job=job,
             error=error,
             who=who,
-            csrf_field=TOKEN_FIELD,
-            csrf_token=form_token(who.user),
+            csrf_field=access.TOKEN_FIELD,
+            csrf_token=access.form_token(who.user),
             base=self._base,
             link=self._link,
             act=self._here(),
             workspace=active_workspace() or DEFAULT_WORKSPACE,
-            workspaces=seen_workspaces(),
+            workspaces=access.seen_workspaces(),
             only=only,
             model=model,
             span=_span(),
@@ -319,7 +306,7 @@ class _Console:
         if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
-        if is_host_allowed():
+        if access.is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 

@@ -27,15 +27,7 @@ from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Json, Store
-from mlflow_deploy_plugin.ui import guard
-from mlflow_deploy_plugin.ui.access import (
-    caller,
-    caller_groups,
-    is_host_allowed,
-    may_act_on,
-    may_read,
-    require_own_site,
-)
+from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form
 
 _log = logging.getLogger(__name__)
@@ -57,7 +49,7 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     down. Decisions and promotions read the files.
     """
     requested = {event.model for event in store.events(actions=("request",))}
-    names = [name for name in sorted(requested) if (models is None or name in models) and may_read(name)]
+    names = [name for name in sorted(requested) if (models is None or name in models) and access.may_read(name)]
     entries = [entry for name in names for entry in promotion_requests(store, name)]
     entries.sort(key=lambda entry: entry.at, reverse=True)
     ended = [entry for entry in entries if entry.state != "open"][:_ENDED]
@@ -98,7 +90,7 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         return row.model_copy(update={"approved_by": (), "reason": reason, "no_approval": reason, "no_decline": reason})
     now = subject_of(registered, version, place, subject.files, policy)
     status = approval_status(required, entry, now, store.now())
-    who = caller().user, caller_groups(), may_act_on([subject.model])
+    who = access.caller().user, access.caller_groups(), access.may_act_on([subject.model])
     return row.model_copy(
         update={
             "approved_by": status.approved_by,
@@ -123,7 +115,7 @@ def parse_decision(store: Store) -> Json:
 
     Other sites cannot send JSON, because browsers first ask for the permission of this server.
     """
-    require_own_site()
+    access.require_own_site()
     form = request.get_json(silent=True)
     if not isinstance(form, dict) or not all(isinstance(text, str) for text in form.values()):
         raise InvalidConfig("a JSON object with the texts action, model, version, to, why and report is expected")
@@ -141,8 +133,8 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
     action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
-    place, user, may_edit = parse_stage_or_alias(arguments["to"]), caller().user, may_act_on([model])
-    if not may_read(model):
+    place, user, may_edit = parse_stage_or_alias(arguments["to"]), access.caller().user, access.may_act_on([model])
+    if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
         if action == "decline":  # The files do not matter, and may be missing.
@@ -152,7 +144,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    who: Json = {"user": user, "groups": caller_groups(), "may_edit": may_edit, "why": why}
+    who: Json = {"user": user, "groups": access.caller_groups(), "may_edit": may_edit, "why": why}
     if action == "request":
         entry, is_new = request_promotion(store, policy, subject, user=user, may_edit=may_edit, why=why)
         if is_new:
@@ -171,7 +163,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
 def _announce(store: Store, entry: PromotionRequest) -> None:
     """Send the request through the alert channels. A failure is logged, because the request is already recorded."""
     subject = entry.subject
-    link = guard.model_page(subject.model) if load_settings().mlflow_url or is_host_allowed() else ""
+    link = guard.model_page(subject.model) if load_settings().mlflow_url or access.is_host_allowed() else ""
     try:
         announce_request(store, subject.model, subject.version, subject.place, entry.requested_by, entry.why, link)
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.

@@ -34,22 +34,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Rollout, Store
-from mlflow_deploy_plugin.ui import guard
-from mlflow_deploy_plugin.ui.access import (
-    caller,
-    hidden_endpoints,
-    is_administrator,
-    may_act_on,
-    may_list,
-    visible_events,
-)
-from mlflow_deploy_plugin.ui.actions import (
-    gate_blocker,
-    no_endpoint,
-    promotion_blocker,
-    rollback_target_of,
-    traffic_blocker,
-)
+from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
@@ -193,20 +178,20 @@ def build_overview(
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """
     deployments = Deployments(store, settings, lambda line: None)
-    if only and (only not in store.names() or hidden_endpoints(store, [only])):
-        raise no_endpoint(only)
+    if only and (only not in store.names() or access.hidden_endpoints(store, [only])):
+        raise actions.no_endpoint(only)
     stored = [
         item
         for item in store.endpoints()
         if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
     unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
-    seen = [item.name for item in stored if all(map(may_list, registered_model_names(item.spec)))]
+    seen = [item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))]
     # The models of unreadable endpoints are unknown, so only administrators may see these endpoints.
-    names = sorted([*seen, *(item.name for item in unreadable if is_administrator())])
+    names = sorted([*seen, *(item.name for item in unreadable if access.is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
-    unseen = hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
+    unseen = access.hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
     on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
@@ -224,7 +209,7 @@ def build_overview(
     cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
     of_endpoint = {name for spec in specs for name in registered_model_names(spec)} if only else None
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
-    hidden = hidden_endpoints(store, named)
+    hidden = access.hidden_endpoints(store, named)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
@@ -232,7 +217,7 @@ def build_overview(
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
         models=tuple(_model_cards(specs)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
+        events=tuple(access.visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
@@ -248,7 +233,7 @@ def _endpoint_card(
     is_alone: bool,
 ) -> EndpointCard:
     spec, observation = observed.endpoint.spec, observed.observation
-    may_act = may_act_on(registered_model_names(spec))
+    may_act = access.may_act_on(registered_model_names(spec))
     reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     health: str = observation.state
     total = total_metrics(metrics)
@@ -261,7 +246,7 @@ def _endpoint_card(
     no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
-            rollback_to = rollback_target_of(store, observed, guard.registry(), metrics).version
+            rollback_to = actions.rollback_target_of(store, observed, guard.registry(), metrics).version
         except RegistryUnavailable:
             pass  # Pressing the button reports the error.
         except NotFound:
@@ -278,7 +263,7 @@ def _endpoint_card(
         pictures=pictures,
         may_act=may_act,
         spec=spec,
-        no_traffic=traffic_blocker(store, observed) if may_act else "",
+        no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
         has_rollback=has_rollback,
         no_rollback=no_rollback,
         rollback_to=rollback_to,
@@ -319,7 +304,7 @@ def _holders(model: "RegisteredModel", versions: Iterable["ModelVersion"], place
 def _model_card(name: str, followed: set[str]) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
-    may_act = may_act_on([name])
+    may_act = access.may_act_on([name])
     try:
         model = guard.registry().get_registered_model(name)
         entries = all_versions(guard.registry(), name)
@@ -344,7 +329,7 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
         targets = tuple(
             PromotionTarget(
                 str(place),
-                promotion_blocker(name, number, place, entry.tags, applied, held),
+                actions.promotion_blocker(name, number, place, entry.tags, applied, held),
                 applied.approvals_for(place) is not None,
             )
             for place, held in holders.items()
@@ -353,5 +338,5 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
         stage = "" if entry.current_stage == "None" else entry.current_stage
         versions.append(VersionRow(number, stage, aliases, standing, entry.tags.get(ROLLED_BACK_TAG, ""), targets))
     gated = tuple(map(str, policy.gated_places)) if policy is not None else ()
-    no_gate = error or gate_blocker(applied, bool(caller().user))
+    no_gate = error or actions.gate_blocker(applied, bool(access.caller().user))
     return ModelCard(name, may_act, tuple(versions), gated, error, no_gate)

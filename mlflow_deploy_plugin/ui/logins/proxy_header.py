@@ -80,15 +80,12 @@ class ProxyHeader(Login):
         async def authenticate(
             request: "Request", call_next: "Callable[[Request], Awaitable[FastApiResponse]]"
         ) -> "FastApiResponse":
-            reason = ""
             identity = self._identify(request.headers.get, request.client.host if request.client else "")
             sent = [name for name in request.headers if name.replace("_", "-") in names]
-            if len(sent) != len(set(sent)) or any(name not in names for name in sent):
-                reason = "the request has several headers with the caller's name or groups"
-            elif isinstance(identity, Refused):
-                reason = identity.reason
-            if reason and request.url.path not in self._open:
-                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": reason}, 401)
+            if len(sent) != len(set(sent)) or not names.issuperset(sent):
+                identity = Refused("the request has several headers with the caller's name or groups")
+            if isinstance(identity, Refused) and request.url.path not in self._open:
+                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": identity.reason}, 401)
             return await call_next(request)
 
     def _identify(self, header: "Callable[[str, str], str]", address: str) -> tuple[str, frozenset[str]] | Refused:
@@ -108,8 +105,7 @@ class ProxyHeader(Login):
         user = header(self._header, "").strip()
         if not user or "," in user:
             return Refused(f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}")
-        groups_text = header(self._groups_header, "") if self._groups_header else ""
-        return user, frozenset(_entries(groups_text))
+        return user, frozenset(_entries(header(self._groups_header, "")))
 
 
 def _entries(text: str) -> list[str]:
