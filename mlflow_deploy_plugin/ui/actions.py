@@ -8,12 +8,11 @@ button, and the action is refused. Reasons that need an attempt, such as the gat
 """
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -29,7 +28,12 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.registry.transitions import PreviousVersion, StageOrAlias, rolled_back_refusal
+from mlflow_deploy_plugin.registry.transitions import (
+    PreviousVersion,
+    StageOrAlias,
+    parse_stage_or_alias,
+    rolled_back_refusal,
+)
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
@@ -44,7 +48,6 @@ _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
 """The timeout of a request to MLflow. Each request includes a password check, which is slow on a loaded server."""
 _MAX_WHY_CHARACTERS = 500
-_TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
 _MAX_WEIGHT = 100
 DECISIONS = ("approve", "decline")
@@ -105,31 +108,30 @@ def promotion_blocker(
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    if has_account and "evaluation" not in policy.skip:
-        try:
-            require_mlflow_artifact(policy.evaluation.dataset)
-        except InvalidConfig as error:
-            return error.message
+    is_limited = has_account and "evaluation" not in policy.skip
+    return refusal_of(partial(require_mlflow_artifact, policy.evaluation.dataset)) if is_limited else ""
+
+
+def refusal_of(check: Callable[[], object]) -> str:
+    """Return the message of the error that `check` raises; empty without an error."""
+    try:
+        check()
+    except OnnxserveError as error:
+        return error.message
     return ""
 
 
-@dataclass(frozen=True)
-class FormAction:
-    """The action of a form. The caller must be allowed to edit its `models`."""
+def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[str]]:
+    """Return the validated arguments of a form's action, its description, and the models that the caller must edit.
 
-    description: str
-    models: tuple[str, ...]
-    arguments: Json
-
-
-def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
-    """Return the validated action of a form. Raises InvalidConfig or NotFound with a message for the page."""
+    Raises InvalidConfig or NotFound with a message for the page.
+    """
     action = form.get("action", "")
     if action in ("traffic", "rollback"):
         endpoint = store.endpoint(form.get("endpoint", ""))
         if endpoint is None:
             raise no_endpoint(form.get("endpoint", ""))
-        models = tuple(registered_model_names(endpoint.spec))
+        models = registered_model_names(endpoint.spec)
         arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
         description = f"roll {endpoint.name} back"
         if action == "traffic":
@@ -140,10 +142,8 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
-        to, report = "" if action == "gate" else form.get("to", ""), form.get("report", "")
-        if action != "gate" and not _TARGET.fullmatch(to):
-            raise InvalidConfig(f"{to!r} is not a stage or an @alias")
-        models, arguments = (model,), {"model": model, "version": version, "to": to, "report": report}
+        to = "" if action == "gate" else str(parse_stage_or_alias(form.get("to", "")))
+        models, arguments = [model], {"model": model, "version": version, "to": to, "report": form.get("report", "")}
         move = f"version {version} of {model} to {to}"
         descriptions = {"gate": f"run the gate for version {version} of {model}", "promote": f"promote {move}"}
         description = descriptions.get(action, f"{action} the promotion of {move}")
@@ -152,7 +152,7 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
         raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed")
-    return FormAction(description, models, {"action": action, "why": why, **arguments})
+    return {"action": action, "why": why, **arguments}, description, models
 
 
 def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:

@@ -202,18 +202,18 @@ class _Console:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and access.hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
-            action = parse_form(request.form, store)
-            if action.arguments["action"] in DECISIONS:
-                reason = decide(store, action.arguments).reason
-                flash(f"Done: {action.description}.{reason and f' {reason}.'}")
+            arguments, description, models = parse_form(request.form, store)
+            if arguments["action"] in DECISIONS:
+                reason = decide(store, arguments).reason
+                flash(f"Done: {description}.{reason and f' {reason}.'}")
                 return make_response(redirect(self._here(), 303))
-            if not access.may_act_on(action.models):
-                models = " and ".join(action.models) or "unregistered models"
-                raise ScopeMissing(f"you may not {action.description}: this needs the permission to edit {models}")
+            if not access.may_act_on(models):
+                names = " and ".join(models) or "unregistered models"
+                raise ScopeMissing(f"you may not {description}: this needs the permission to edit {names}")
             job = Job(
-                description=action.description,
+                description=description,
                 actor=who.actor,
-                arguments=action.arguments,
+                arguments=arguments,
                 servers=self._servers(),
                 has_account=bool(who.user),
             )

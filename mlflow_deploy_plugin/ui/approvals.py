@@ -1,12 +1,12 @@
 """Requests for promotions on MLflow's server: the list of requests, and the decisions of the server's callers."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 
 from flask import request
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import (
     PromotionRequest,
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Json, Store
 from mlflow_deploy_plugin.ui import access, guard
-from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form
+from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
 
 _log = logging.getLogger(__name__)
 _ENDED = 5
@@ -96,18 +96,10 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
             "approved_by": status.approved_by,
             "missing": status.missing,
             "reason": "" if status.is_complete else status.reason,
-            "no_approval": _refusal(partial(require_may_approve, required, entry, now, *who)),
-            "no_decline": _refusal(partial(require_may_decline, required, entry, *who)),
+            "no_approval": refusal_of(partial(require_may_approve, required, entry, now, *who)),
+            "no_decline": refusal_of(partial(require_may_decline, required, entry, *who)),
         }
     )
-
-
-def _refusal(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except OnnxserveError as error:
-        return error.message
-    return ""
 
 
 def parse_decision(store: Store) -> Json:
@@ -121,7 +113,8 @@ def parse_decision(store: Store) -> Json:
         raise InvalidConfig("a JSON object with the texts action, model, version, to, why and report is expected")
     if form.get("action") not in ("request", *DECISIONS):
         raise InvalidConfig(f"there is no action {form.get('action')!r}; the actions are request, approve, decline")
-    return parse_form(form, store).arguments
+    arguments, _, _ = parse_form(form, store)
+    return arguments
 
 
 def decide(store: Store, arguments: Json) -> RequestRow:
