@@ -26,8 +26,6 @@ NEWER = "n" * 64
 class People(Login):
     """A login that believes the name in a header."""
 
-    has_accounts = True
-
     def user(self) -> str:
         return request.headers.get("X-User", "")
 
@@ -164,8 +162,8 @@ def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(mlflow
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
-        ({"Content-Type": "text/plain"}, 415),
-        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "text/plain"}, 400),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 400),
     ],
 )
 def test_another_site_cannot_decide(mlflow_app: Any, requested: str, headers: dict[str, str], status: int) -> None:
@@ -205,6 +203,15 @@ def test_changed_files_are_refused_and_the_request_can_be_declined_without_files
     assert mentions(answer.json["message"], "lapsed", "files")
     (mlflow_app.files(requested, "2") / "MLmodel").unlink()
     assert send(mlflow_app, "carol", "decline", requested, why="lost").status_code == 200
+    assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
+
+
+def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(mlflow_app: Any, requested: str) -> None:
+    mlflow_app.registry.delete_model_version(requested, "2")
+    shown = page(mlflow_app, "carol", model=requested)
+    assert mentions(shown, "Approve is not available", "not found")
+    _, answer = press(mlflow_app, "carol", requested, "decline", why="the version is gone")
+    assert answer.status_code == 303
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
 
 
