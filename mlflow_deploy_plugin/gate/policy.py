@@ -185,11 +185,17 @@ class GatePolicy(_Part):
         """Accept `@champion` for `champion`."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
-    def gates(self, place: StageOrAlias) -> bool:
+    def gates(self, place: StageOrAlias | str) -> bool:
         return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
 
     def approvals_for(self, place: StageOrAlias) -> ApprovalPolicy | None:
         return self.approvals if self.gates(place) else None
+
+    def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
+        """Return the approvals that a promotion to `place` requires. Raises InvalidConfig if it requires none."""
+        if self.approvals is None or not self.gates(place):
+            raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
+        return self.approvals
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":

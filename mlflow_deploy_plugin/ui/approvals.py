@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import (
+    Person,
     PromotionRequest,
     Subject,
     approval_status,
@@ -83,19 +84,18 @@ def _open_row(store: Store, registry: "Registry", entry: PromotionRequest) -> Re
     try:
         registered, version = registry.get_registered_model(model), registry.get_model_version(model, number)
         policy = policy_from_tags(model, registered.tags) or GatePolicy()
-        if (required := policy.approvals_for(place)) is None:
-            raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
+        required = policy.required_approvals(model, place)
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         return RequestRow(_listed(entry, reason=reason), reason, reason)
     subject = subject_of(registered, version, place, entry.subject.files, policy)
     status = approval_status(required, entry, subject, store.now())
     reason = "" if status.is_complete else status.reason
-    who = caller().user, caller_groups(), may_act_on([model])
+    who = Person(caller().user, caller_groups(), may_act_on([model]))
     return RequestRow(
         _listed(entry, status.approved_by, status.missing, reason),
-        _refusal(partial(require_may_approve, required, entry, subject, *who)),
-        _refusal(partial(require_may_decline, required, entry, *who)),
+        _refusal(partial(require_may_approve, required, entry, subject, who)),
+        _refusal(partial(require_may_decline, required, entry, who)),
     )
 
 
@@ -156,7 +156,7 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
     from mlflow.exceptions import MlflowException
 
     action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
-    place, store, user = parse_stage_or_alias(arguments["to"]), trail.store(), caller().user
+    place, store = parse_stage_or_alias(arguments["to"]), trail.store()
     if not may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
@@ -167,17 +167,16 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    may_edit = may_act_on([model])
-    who: Json = {"user": user, "groups": caller_groups(), "may_edit": may_edit}
+    who = Person(caller().user, caller_groups(), may_act_on([model]))
     if action == "request":
-        entry, is_new = request_promotion(store, policy, subject, user=user, may_edit=may_edit, why=why)
+        entry, is_new = request_promotion(store, policy, subject, who, why)
         if is_new:
             _announce(store, entry)
     elif action == "approve":
         _require_unchanged_report(open_request(store, subject))
-        entry, _ = approve(store, policy, subject, report=arguments["report"], why=why, **who)
+        entry, _ = approve(store, policy, subject, who, arguments["report"], why)
     else:
-        entry = decline(store, policy, subject, why=why, **who)
+        entry = decline(store, policy, subject, who, why)
     return _open_row(store, registry, entry).listed if entry.state == "open" else _listed(entry)
 
 

@@ -514,8 +514,7 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
     try:
         if copied := _COPIED.fullmatch(_read("CreateModelVersion").source):
             original = _registry().get_model_version(*copied.groups())
-            of_copied = original.name, str(original.version), int(original.creation_timestamp)
-            authors += version_authors(trail.store(), *of_copied)
+            authors += version_authors(trail.store(), str(original.version), int(original.creation_timestamp))
     except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
         _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
     created = int(version["creation_timestamp"])
