@@ -1,20 +1,11 @@
 """`onnxserve requests`, `approve` and `decline`: promotions that people decide about, on MLflow's server."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import (
-    opened_store,
-    option,
-    output_option,
-    show_lines,
-    show_progress,
-    show_result,
-    show_table,
-)
+from mlflow_deploy_plugin.cli.options import option, output_option, show_lines, show_progress, show_result, show_table
 from mlflow_deploy_plugin.cli.promote import model_argument, to_option
 
 if TYPE_CHECKING:
@@ -39,9 +30,9 @@ def requests(model: str, output: str) -> None:
     listed = listed_requests(model)
     rows = [("MODEL", "VERSION", "TO", "STATE", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
-        requested, missing = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", entry.reason or entry.ended_why
-        approved = ", ".join(entry.approved_by)
-        rows.append((entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved, missing))
+        requested, approved = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", ", ".join(entry.approved_by)
+        row = entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved
+        rows.append((*row, entry.reason or entry.ended_why))
     empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
     show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
@@ -62,14 +53,13 @@ def approve(model: str, version: str, to: str, why: str) -> None:
       onnxserve approve flight-delay 7 --to @champion --why 'the report is fine'
     """
     from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
-    from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
-    to = str(parse_stage_or_alias(to))
-    keys = {(entry.version, entry.to.lower()): entry for entry in listed_requests(model) if entry.state == "open"}
-    requested = keys.get((version, to.lower()))
-    if requested is not None:
-        show_lines(_request_lines(requested))
-    approved = send_decision("approve", model, version, to, why, requested.report_digest if requested else "")
+    report = ""
+    for entry in listed_requests(model):
+        if (entry.state, entry.version, entry.to.lower()) == ("open", version, to.lower()):
+            show_lines(_request_lines(entry))
+            report = entry.report_digest
+    approved = send_decision("approve", model, version, to, why, report)
     show_lines([f"approved; {approved.reason or 'all approvals are there'}"])
 
 
@@ -88,27 +78,20 @@ def decline(model: str, version: str, to: str, why: str) -> None:
       onnxserve decline flight-delay 7 --to @champion --why 'version 8 is better'
     """
     from mlflow_deploy_plugin.gate.approval_client import send_decision
-    from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
-    declined = send_decision("decline", model, version, str(parse_stage_or_alias(to)), why)
-    show_lines([f"declined: {declined}"])
+    show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
 
 
-def request_approvals(
-    model: str, version: str, output: str, *, to: str, policy_file: Path | None, why: str, **options: Any
-) -> None:
+def request_approvals(model: str, version: str, output: str, **options: Any) -> None:
     """Execute `onnxserve promote --request`. The server is called before the gate, which takes minutes."""
+    from mlflow_deploy_plugin.gate import promote
     from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
-    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
-    from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
-    if policy_file is not None:
+    if options["policy_file"] is not None:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
-    to = str(parse_stage_or_alias(to))
     listed_requests(model)
-    with opened_store() as store:
-        judge_for_approval(model, version, to, why=why, store=store, progress=show_progress, **options)
-    requested = send_decision("request", model, version, to, why)
+    promote(model, version, **options, is_request=True, progress=show_progress)
+    requested = send_decision("request", model, version, options["to"], options["why"])
     show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
 
 

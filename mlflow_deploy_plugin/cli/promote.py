@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import check_registered_name
+from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -41,10 +42,12 @@ model_argument = click.argument("model", callback=lambda _context, _parameter, m
 
 
 to_option = option(
-    "--to", "to", required=True, metavar="@ALIAS|STAGE", help="Alias (@champion) or stage (Production, Staging, …)."
+    "--to",
+    required=True,
+    metavar="@ALIAS|STAGE",
+    callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
+    help="Alias (@champion) or stage (Production, Staging, …).",
 )
-
-
 _original_option = option(
     "--original",
     default="",

@@ -83,6 +83,7 @@ def promote(
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
+    is_request: bool = False,
 ) -> Promotion:
     """Move a version to a stage or an alias if it passes the gate that the policy requires.
 
@@ -97,22 +98,48 @@ def promote(
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
         allowed / original: see `gate.judge.judge`.
+        is_request: only run the gate, because people must approve the promotion before the version is moved.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
         GateRefused: the version failed the gate (the message lists the failures), was rolled back without `force`, or
             lacks approvals.
-        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, or MLflow refuses the move.
+        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, `is_request` is set but no
+            approvals are required, or MLflow refuses the move.
         NotFound, RegistryUnavailable, StoreUnavailable: the version does not exist, or MLflow or the store fails.
     """
+    if force and not why.strip():
+        raise InvalidConfig("a forced promotion requires a reason (--why)")
+    target = parse_stage_or_alias(to)
+    candidate = registered_version(model, version)
+    chosen = choose_policy(model, policy_file)
+    if not chosen.is_models_own:
+        raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
+    if is_request:
+        chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
-        request = _Request.of(trail, model, version, to, force, why, actor, policy_file)
-        candidate, target, before, chosen = request.candidate, request.place, request.before, request.chosen
-        refusal = request.rolled_back(trail, force)
+        begun = trail.now()
+        before = version_at(model, target, exclude=candidate.version)
+        with registry_errors(f"model {candidate.name} version {candidate.version}"):
+            tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
+        request = _Request(candidate, target, before, chosen, tags, why, actor or current_actor(), begun)
+        refusal = rolled_back_refusal(candidate.name, candidate.version, target, tags)
+        if refusal and not force:
+            request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
+            raise GateRefused(refusal)
         is_there = not refusal and before is None and version_at(candidate.name, target) is not None
-        if is_there and (status := request.ungated() or request.verdict).passed:
+        if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
-        status = request.accepted_status(force, trail, progress, allowed, original)
+        status = request.gate_status(force, trail, progress, allowed, original)
+        if not status.passed and not force:
+            request.record(trail, "refused", status)
+            report = f"; report: {status.report}" if status.report else ""
+            raise GateRefused(
+                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
+                f"passed its gate: {status.reason}{report}"
+            )
+        if is_request:
+            return request.promotion(status, before=before.version if before else "", is_moved=False)
         if not is_there and (refusal := request.missing_approvals(trail, status.digest)):
             request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
@@ -131,31 +158,6 @@ def promote(
     return request.promotion(status, before=before.version if before else "")
 
 
-def judge_for_approval(
-    model: str,
-    version: str,
-    to: str,
-    force: bool = False,
-    why: str = "",
-    actor: str | None = None,
-    *,
-    store: Store | None = None,
-    progress: ProgressCallback = lambda line: None,
-    allowed: Permissions = ALL_PERMISSIONS,
-    original: str = "",
-) -> None:
-    """Run the gate like `promote`, but do not move the version, because people must approve the promotion first.
-
-    Takes the same arguments and raises the same errors as `promote`, and InvalidConfig if no approvals are required.
-    """
-    with store_or_default(store) as trail:
-        request = _Request.of(trail, model, version, to, force, why, actor)
-        if request.chosen.policy.approvals_for(request.place) is None:
-            raise InvalidConfig(f"the policy of {model} requires no approvals for {request.place}")
-        request.rolled_back(trail, force)
-        request.accepted_status(force, trail, progress, allowed, original)
-
-
 @dataclass(frozen=True)
 class _Request:
     """A requested promotion. `before` is the current version in `place`, and `tags` are the tags of the candidate."""
@@ -169,58 +171,11 @@ class _Request:
     actor: str
     begun: datetime
 
-    @classmethod
-    def of(
-        cls,
-        trail: Store,
-        model: str,
-        version: str,
-        to: str,
-        force: bool,
-        why: str,
-        actor: str | None,
-        policy_file: Path | None = None,
-    ) -> "_Request":
-        if force and not why.strip():
-            raise InvalidConfig("a forced promotion requires a reason (--why)")
-        target = parse_stage_or_alias(to)
-        candidate = registered_version(model, version)
-        chosen = choose_policy(model, policy_file)
-        if not chosen.is_models_own:
-            raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
-        begun = trail.now()
-        before = version_at(model, target, exclude=candidate.version)
-        with registry_errors(f"model {candidate.name} version {candidate.version}"):
-            tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
-        return cls(candidate, target, before, chosen, tags, why, actor or current_actor(), begun)
-
     @cached_property
     def verdict(self) -> GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
         known = gate_status_of(self.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
-
-    def rolled_back(self, store: Store, force: bool) -> str:
-        """Return why a version that was rolled back needs `force`; empty for others. Raises GateRefused without it."""
-        refusal = rolled_back_refusal(self.candidate.name, self.candidate.version, self.place, self.tags)
-        if refusal and not force:
-            self.record(store, "refused", GateStatus(False, gate_status_of(self.tags).state, refusal))
-            raise GateRefused(refusal)
-        return refusal
-
-    def accepted_status(
-        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
-    ) -> GateStatus:
-        """Return the gate status. Raises GateRefused if the version has not passed the gate, unless `force` is set."""
-        status = self.gate_status(force, store, progress, allowed, original)
-        if not status.passed and not force:
-            self.record(store, "refused", status)
-            report = f"; report: {status.report}" if status.report else ""
-            raise GateRefused(
-                f"{self.candidate.name} version {self.candidate.version} cannot be promoted to {self.place}, because "
-                f"it has not passed its gate: {status.reason}{report}"
-            )
-        return status
 
     def gate_status(
         self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str

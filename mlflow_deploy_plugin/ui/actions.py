@@ -285,13 +285,13 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _request_approvals(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate import promote
     from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
 
     model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)
-    judge_for_approval(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
+    promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed, is_request=True)
     requested = send_decision("request", model, version, to, why)
     return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
 
