@@ -51,7 +51,6 @@ class StageFollower:
     stage_uri: str
     alias_uri: str
     version: str
-    has_alias: bool
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ class Deployments:
         self._require(endpoint)  # Check before the name is used for a lock file.
         with self._endpoints.lock(endpoint):
             self.store.require_no_rollout(endpoint)
-            stored = self._require(endpoint)
+            stored = self._require(endpoint) if deployment is None else self._find(deployment, endpoint)
             followers = _stage_followers(stored.spec, alias, deployment)
             if is_trial:
                 return followers
@@ -239,12 +238,9 @@ class Deployments:
                 self._endpoints.serve(stored)  # An interrupted call may have stored the spec without applying it.
                 return followers
             for follower in followers:
-                if not follower.has_alias:
-                    move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
+                move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
             models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
-            stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
-            versions = ", ".join(dict.fromkeys(f"{item.alias_uri} is version {item.version}" for item in followers))
-            detail = {"alias": versions, "stages": stages}
+            detail = {"stages": {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}}
             self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
         return followers
 
@@ -412,23 +408,16 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
 
 
 def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
-    """Return the deployments to convert, or an empty list if they already follow the alias. Raises NotFound and
-    InvalidConfig like `follow_alias`."""
-    if deployment is not None and deployment not in spec.variants:
-        hint = did_you_mean(deployment, spec.variants)
-        raise NotFound(f"endpoint {spec.name!r} has no deployment {deployment!r}{hint}")
-    names = [*spec.variants] if deployment is None else [deployment]
-    uris = {name: parse_model_uri(spec.variants[name].model) for name in names}
-    if not any(uri.kind == "stage" for uri in uris.values()):
-        if any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
-            return []
-        models = ", ".join(f"{name!r} serves {spec.variants[name].model}" for name in names) or "it has no deployment"
-        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage: {models}")
+    """Return the deployments to convert; none if they already follow the alias. Raises like `follow_alias`."""
+    models = {name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)}
+    uris = {name: parse_model_uri(model) for name, model in models.items()}
+    stages = {name: uri for name, uri in uris.items() if uri.kind == "stage"}
+    if not stages and not any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
+        served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
+        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
-    for name, uri in uris.items():
-        if uri.kind != "stage":
-            continue
-        stage_uri, alias_uri = spec.variants[name].model, StageOrAlias(alias=alias).uri(uri.name)
+    for name, uri in stages.items():
+        stage_uri, alias_uri = models[name], StageOrAlias(alias=alias).uri(uri.name)
         version, holder = resolve(stage_uri).version, current_version(parse_model_uri(alias_uri))
         if holder not in ("", version):
             raise InvalidConfig(
@@ -442,5 +431,5 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
                     f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
                     f"{name!r}: convert each deployment with --deployment and a different --alias"
                 )
-        followers.append(StageFollower(name, stage_uri, alias_uri, version, holder == version))
+        followers.append(StageFollower(name, stage_uri, alias_uri, version))
     return followers
