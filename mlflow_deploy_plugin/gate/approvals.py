@@ -130,14 +130,17 @@ class ApprovalStatus:
 
     Attributes:
         approved_by: the people whose approvals count.
-        missing: the number of approvals that are missing.
         discounted: a line for each reason why an approval or the request does not count.
     """
 
     required: ApprovalPolicy
-    approved_by: tuple[str, ...]
-    missing: int
+    approved_by: tuple[str, ...] = ()
     discounted: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """The number of approvals that are missing."""
+        return max(0, self.required.count - len(self.approved_by))
 
     @property
     def is_complete(self) -> bool:
@@ -146,7 +149,7 @@ class ApprovalStatus:
     @property
     def reason(self) -> str:
         """One line that names the missing approvals, and the reasons for approvals that do not count."""
-        groups = f" from {_groups_text(self.required)}" if self.required.groups else ""
+        groups = f" from group {' or '.join(self.required.groups)}" if self.required.groups else ""
         verb = "is" if self.missing == 1 else "are"
         text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
@@ -181,9 +184,9 @@ def approval_status(
     then forced, or somebody has changed the tags of the verdict.
     """
     if request is None:
-        return ApprovalStatus(policy, (), policy.count, ("there is no open request",))
+        return ApprovalStatus(policy, (), ("there is no open request",))
     if change := subject.change_since(request.subject):
-        return ApprovalStatus(policy, (), policy.count, (f"the request has lapsed: {change}",))
+        return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
     approved, discounted = [], []
     failure = request.report if request.report and request.report.state not in PASSED_STATES else None
     for approval in request.approvals:
@@ -195,7 +198,7 @@ def approval_status(
             discounted.append(f"{approval.actor} approved before the gate failed")
         else:
             approved.append(approval.actor)
-    return ApprovalStatus(policy, tuple(approved), max(0, policy.count - len(approved)), tuple(discounted))
+    return ApprovalStatus(policy, tuple(approved), tuple(discounted))
 
 
 def request_promotion(
@@ -365,15 +368,12 @@ def _require_login(person: Person) -> None:
 def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:
     _require_login(person)
     if required.groups and not person.groups & {*required.groups}:
-        raise ScopeMissing(
-            f"{person.user} may not decide about {subject}: approvers must be in {_groups_text(required)}"
-        )
-    if not required.groups and not person.may_edit:
-        raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must be allowed to edit the model")
-
-
-def _groups_text(policy: ApprovalPolicy) -> str:
-    return f"{'one of the groups' if len(policy.groups) > 1 else 'the group'} {join_names(policy.groups)}"
+        rule = f"be in group {' or '.join(required.groups)}"
+    elif not required.groups and not person.may_edit:
+        rule = "be allowed to edit the model"
+    else:
+        return
+    raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
 
 
 def _same(user: str, other: str) -> bool:

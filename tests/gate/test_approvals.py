@@ -76,7 +76,7 @@ def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> No
     assert (status(store).missing, status(store).is_complete) == (1, False)
     assert mentions(status(store).reason, "1 of 2", "risk", "ada")
     assert vote(store, "bob", why="the report is fine")
-    assert status(store) == ApprovalStatus(POLICY.approvals or ApprovalPolicy(), ("ada", "bob"), 0)
+    assert status(store) == ApprovalStatus(POLICY.approvals or ApprovalPolicy(), ("ada", "bob"))
     (request,) = promotion_requests(store, "flights")
     seen = {"report": REPORT, "verdict": "passed"}
     assert [(entry.actor, entry.detail) for entry in request.approvals] == [("ada", seen), ("bob", seen)]
