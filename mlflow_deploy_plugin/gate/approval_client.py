@@ -81,10 +81,11 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     options = {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
     with registry_errors("the requests for promotions"):
         answer = http_request(get_default_host_creds(address), PATH, method, params=query, json=document, **options)
-        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-        if is_json and not answer.ok and "error_code" in (error := answer.json()):
-            raise error_of_status(answer.status_code)(error["message"])
-        if answer.status_code in (404, 405) or (answer.ok and not is_json):
-            where = redact_credentials(address)
-            raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
+    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+    if is_json and not answer.ok and "error_code" in (error := answer.json()):
+        raise error_of_status(answer.status_code)(error["message"])
+    if answer.status_code in (404, 405) or (answer.ok and not is_json):
+        where = redact_credentials(address)
+        raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
+    with registry_errors("the requests for promotions"):
         return verify_rest_response(answer, PATH).json()
