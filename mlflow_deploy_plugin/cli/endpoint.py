@@ -112,12 +112,7 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 @endpoint.command()
 @click.argument("name")
 @option("--alias", required=True, metavar="ALIAS", help="Alias to follow, e.g. champion. A missing alias is created.")
-@option(
-    "--deployment",
-    metavar="DEPLOYMENT",
-    show_default="all deployments that follow a stage",
-    help="Deployment to change.",
-)
+@option("--deployment", metavar="DEPLOYMENT", show_default="all that follow a stage", help="Deployment to change.")
 @option("--dry-run", is_flag=True, help="Check and show the change, but do not make it.")
 @why_option
 @output_option

@@ -89,8 +89,7 @@ class ServedAfterPromotion:
     "--against",
     metavar="URI",
     show_default="the version with the gated alias or stage",
-    help="Model to compare with. If it is not the version with the gated alias or stage, the verdict is not stored as "
-    "a tag.",
+    help="Model to compare with. The verdict of a comparison with another model is not stored as a tag.",
 )
 @_original_option
 @output_option
@@ -134,12 +133,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     metavar="FILE",
     help="YAML file of the gate policy for a model without a policy.",
 )
-@option(
-    "--request",
-    "is_request",
-    is_flag=True,
-    help="Run the gate and request the approvals that the model's policy requires. The version is not moved.",
-)
+@option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
 @_original_option
 @option(
     "--wait",

@@ -178,20 +178,17 @@ class Deployments:
 
     def start(self, name: str) -> None:
         """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
-        endpoint_name = self._find_server(name)
-        with self._endpoints.lock(endpoint_name):
-            stored = self._require(endpoint_name)
+        with self._locked(self._find_server(name)) as stored:
             if not stored.spec.variants:
-                raise InvalidConfig(f"the endpoint {endpoint_name!r} has no deployment that could be served")
+                raise InvalidConfig(f"the endpoint {stored.name!r} has no deployment that could be served")
             self._endpoints.serve(stored)
-            self.store.record("start", endpoint=endpoint_name)
+            self.store.record("start", endpoint=stored.name)
 
     def stop(self, name: str) -> None:
         """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
-        endpoint_name = self._find_server(name)
-        with self._endpoints.lock(endpoint_name):
-            self._endpoints.backend(self._require(endpoint_name)).stop(endpoint_name)
-            self.store.record("stop", endpoint=endpoint_name)
+        with self._locked(self._find_server(name)) as stored:
+            self._endpoints.backend(stored).stop(stored.name)
+            self.store.record("stop", endpoint=stored.name)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
         """Create an endpoint for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
@@ -227,10 +224,10 @@ class Deployments:
             InvalidConfig: no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
             DeploymentFailed: the server cannot apply the change, and the state before the change has been restored.
         """
-        self._require(endpoint)  # Check before the name is used for a lock file.
-        with self._endpoints.lock(endpoint):
+        with self._locked(endpoint) as stored:
             self.store.require_no_rollout(endpoint)
-            stored = self._require(endpoint) if deployment is None else self._find(deployment, endpoint)
+            if deployment is not None:
+                self._find(deployment, endpoint)  # Raises NotFound.
             followers = _stage_followers(stored.spec, alias, deployment)
             if is_trial:
                 return followers
@@ -282,9 +279,7 @@ class Deployments:
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
-        self._require(endpoint)
-        with self._endpoints.lock(endpoint):
-            stored = self._require(endpoint)
+        with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
                 self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
 
@@ -333,16 +328,20 @@ class Deployments:
             raise NotFound(f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`")
         return stored
 
+    @contextmanager
+    def _locked(self, endpoint: str) -> Iterator[Endpoint]:
+        self._require(endpoint)  # Check before the name is used for a lock file.
+        with self._endpoints.lock(endpoint):
+            yield self._require(endpoint)
+
     def _change(
         self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
         """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
-        self._require(endpoint)  # Check before the name is used for a lock file.
-        with self._endpoints.lock(endpoint):
+        with self._locked(endpoint) as stored:
             refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
             if refused is not None:
                 raise InvalidConfig(refused.reason)
-            stored = self._require(endpoint)
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
