@@ -218,11 +218,8 @@ class Deployments:
         The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
         earlier call was interrupted, this call completes it. With `is_trial`, nothing is changed.
 
-        Raises:
-            AlreadyExists: the endpoint has a live rollout.
-            NotFound: the endpoint or deployment does not exist, or the stage has no version.
-            InvalidConfig: no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
-            DeploymentFailed: the server cannot apply the change, and the state before the change has been restored.
+        Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the stage has no version, and
+        InvalidConfig if no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
         """
         with self._locked(endpoint) as stored:
             self.store.require_no_rollout(endpoint)

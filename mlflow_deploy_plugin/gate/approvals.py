@@ -19,13 +19,12 @@ from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 _MOVES = ("promote", "transition", "alias")
 _ACTIONS = ("gate", "request", "approve", "decline", "rename", "delete", *_MOVES)
 _CHANGES = {
-    "model_created": "the model was replaced",
-    "version_created": "the version was replaced",
+    "created": "the version was replaced",
     "files": "the files of the version changed",
     "policy": "the policy of the model changed",
 }
@@ -37,8 +36,8 @@ class Subject:
 
     Attributes:
         place: the stage or @alias.
-        model_created / version_created: MLflow's creation times in milliseconds. A model or version that was deleted
-            and created again has another time.
+        created: MLflow's creation time of the version in milliseconds. A version or a model that was deleted and
+            created again has another time.
         files: the digest of all files of the version (`runtime.combine_hashes`).
         policy: the digest of the model's gate policy.
     """
@@ -46,8 +45,7 @@ class Subject:
     model: str
     version: str
     place: str
-    model_created: int
-    version_created: int
+    created: int
     files: str
     policy: str
 
@@ -68,12 +66,10 @@ class Subject:
         return f"the promotion of {self.model} version {self.version} to {self.place}"
 
 
-def subject_of(
-    model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy
-) -> Subject:
+def subject_of(version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy) -> Subject:
     """Return the promotion of a version of MLflow's registry. `files` is the digest of the version's files."""
-    created = int(model.creation_timestamp), int(version.creation_timestamp)
-    return Subject(model.name, str(version.version), str(place), *created, files, policy.digest)
+    created = int(version.creation_timestamp)
+    return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
 
 
 class Person(NamedTuple):
@@ -214,7 +210,7 @@ def request_promotion(
     _require_login(person)
     if not person.may_edit:
         raise ScopeMissing(f"{person.user} may not request {subject}, because {person.user} may not edit the model")
-    authors = version_authors(store, subject.version, subject.version_created)
+    authors = version_authors(store, subject.version, subject.created)
 
     def decide(known: PromotionRequest | None) -> AuditEvent | None:
         if known is not None and not subject.change_since(known.subject):

@@ -221,9 +221,8 @@ class _Request:
             return ""
         model, version = self.candidate.name, self.candidate.version
         with registry_errors(f"model {model} version {version}"):
-            client = registry_client()
-            registered, entry = client.get_registered_model(model), client.get_model_version(model, version)
-        subject = subject_of(registered, entry, self.place, files, self.chosen.policy)
+            entry = registry_client().get_model_version(model, version)
+        subject = subject_of(entry, self.place, files, self.chosen.policy)
         approvals = read_approval_status(store, required, subject)
         return "" if approvals.is_complete else approvals.refusal(subject)
 

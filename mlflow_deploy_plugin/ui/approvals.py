@@ -88,7 +88,7 @@ def _open_row(store: Store, registry: "Registry", entry: PromotionRequest) -> Re
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         return RequestRow(_listed(entry, reason=reason), reason, reason)
-    subject = subject_of(registered, version, place, entry.subject.files, policy)
+    subject = subject_of(version, place, entry.subject.files, policy)
     status = approval_status(required, entry, subject, store.now())
     reason = "" if status.is_complete else status.reason
     who = Person(caller().user, caller_groups(), may_act_on([model]))
@@ -162,7 +162,7 @@ def decide(trail: guard.AuditTrail, registry: "Registry", arguments: Json) -> Li
     try:
         if action == "decline":  # The files do not matter, and may be missing.
             policy = policy_from_tags(model, registry.get_registered_model(model).tags) or GatePolicy()
-            subject = Subject(model, str(int(version)), str(place), 0, 0, "", policy.digest)
+            subject = Subject(model, str(int(version)), str(place), 0, "", policy.digest)
         else:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:

@@ -349,7 +349,7 @@ def _decide(
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy))
+        refusal = _missing_approvals(trail, policy, subject_of(version, place, status.digest, policy))
         if not refusal:
             return f"gate {status.state}: {status.reason}", False, {}
     if holder == number:
@@ -399,7 +399,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
         _log.exception("the files of %s version %s cannot be read", model, version)
         raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
-    return policy, subject_of(registered, entry, place, files, policy)
+    return policy, subject_of(entry, place, files, policy)
 
 
 def report_digest(run_id: str) -> str:

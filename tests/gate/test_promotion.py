@@ -222,7 +222,7 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
     policy = choose_policy("toy").policy
     place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
     files = version_digest(f"models:/toy/{version}")
-    subject = subject_of(toy.get_registered_model("toy"), entry, place, files, policy)
+    subject = subject_of(entry, place, files, policy)
     with closing(open_store(load_settings().store_url)) as store:
         request, _ = request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
         assert request.report is not None
