@@ -29,9 +29,9 @@ _GROUPS = {
     "Promote": {
         "gate": ("promote", "Check whether a version may be promoted."),
         "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
-        "requests": ("approvals", "List the promotions that people requested, and their approvals."),
-        "approve": ("approvals", "Approve a requested promotion."),
-        "decline": ("approvals", "Decline a requested promotion."),
+        "requests": ("promote", "List the promotions that people requested, and their approvals."),
+        "approve": ("promote", "Approve a requested promotion."),
+        "decline": ("promote", "Decline a requested promotion."),
         "rollout": ("controller", "Roll out a new version in steps, with automatic rollback."),
         "rollback": ("controller", "Go back to the version that was served before."),
         "history": ("endpoint", "Show who changed what, when and why."),

@@ -207,9 +207,7 @@ def explain(
 @option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Training epochs after --prune.")
 @option("--register", metavar="NAME", show_default="same as MODEL_URI", help="Registered model of the new version.")
 @output_option
-def optimize(
-    model_uri: str, int8: Any, fp16: bool, prune: float | None, auto: bool, output: str, **options: Any
-) -> None:
+def optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make a version smaller or faster, and measure the loss.
 
     The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
@@ -220,13 +218,11 @@ def optimize(
       onnxserve optimize models:/digits-cnn/1 --int8 static
       onnxserve optimize models:/digits-cnn/1 --auto --data test.parquet --target digit --max-loss 0.005
     """
-    from mlflow_deploy_plugin.optimization.optimizer import ALL_RECIPES, Recipe, try_forms
+    from mlflow_deploy_plugin.optimization.optimizer import optimize as optimize_version
 
-    if auto == bool(int8 or fp16 or prune is not None):
+    if options["auto"] == bool(options["int8"] or options["fp16"] or options["prune"] is not None):
         raise click.UsageError("specify --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all")
-    done = try_forms(
-        model_uri, ALL_RECIPES if auto else (Recipe(int8, fp16, prune),), progress=show_progress, **options
-    )
+    done = optimize_version(model_uri, **options, raises=False, progress=show_progress)
     show_result(output, asdict(done), _optimization_lines(done))
     done.raise_if_refused()
 

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, ne
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
 
-_FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
+_FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite")
 
 
 @click.command()

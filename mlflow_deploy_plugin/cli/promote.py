@@ -1,4 +1,7 @@
-"""`onnxserve gate` and `promote`: check a version, move it to a stage or alias, and wait until it is served."""
+"""`onnxserve gate`, `promote`, `requests`, `approve` and `decline`: check versions, and move them to a stage or alias.
+
+MLflow's server records requests and approvals of promotions. `promote` waits until the version is served.
+"""
 
 import sys
 import time
@@ -14,15 +17,19 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     option,
     output_option,
+    show_lines,
     show_progress,
     show_result,
+    show_table,
 )
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import check_registered_name
+from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+    from mlflow_deploy_plugin.gate.approval_client import ListedRequest
     from mlflow_deploy_plugin.gate.promotion import Promotion
     from mlflow_deploy_plugin.gate.run import GateRun
 
@@ -36,15 +43,17 @@ _PERMANENT_CAUSES = ("artifact", "consent", "load")
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
-model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
+_model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
 """The argument MODEL. A URI such as models:/flight-delay/7 is refused before click reports a missing VERSION."""
 
 
-to_option = option(
-    "--to", "to", required=True, metavar="@ALIAS|STAGE", help="Alias (@champion) or stage (Production, Staging, …)."
+_to_option = option(
+    "--to",
+    required=True,
+    metavar="@ALIAS|STAGE",
+    callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
+    help="Alias (@champion) or stage (Production, Staging, …).",
 )
-
-
 _original_option = option(
     "--original",
     default="",
@@ -66,7 +75,7 @@ class ServedAfterPromotion:
 
 
 @click.command()
-@model_argument
+@_model_argument
 @click.argument("version")
 @option(
     "--policy",
@@ -80,8 +89,7 @@ class ServedAfterPromotion:
     "--against",
     metavar="URI",
     show_default="the version with the gated alias or stage",
-    help="Model to compare with. If it is not the version with the gated alias or stage, the verdict is not stored as "
-    "a tag.",
+    help="Model to compare with. The verdict of a comparison with another model is not stored as a tag.",
 )
 @_original_option
 @output_option
@@ -113,9 +121,9 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 
 
 @click.command()
-@model_argument
+@_model_argument
 @click.argument("version")
-@to_option
+@_to_option
 @option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
 @option(
@@ -125,12 +133,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     metavar="FILE",
     help="YAML file of the gate policy for a model without a policy.",
 )
-@option(
-    "--request",
-    "is_request",
-    is_flag=True,
-    help="Run the gate and request the approvals that the model's policy requires. The version is not moved.",
-)
+@option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
 @_original_option
 @option(
     "--wait",
@@ -157,9 +160,7 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
     if is_request:
-        from mlflow_deploy_plugin.cli.approvals import request_approvals
-
-        request_approvals(model, version, output, **options)
+        _request_approvals(model, version, output, **options)
         return
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.gate import promote as move
@@ -169,6 +170,89 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
     show_result(output, {**asdict(promotion), "served": served}, _promotion_lines(promotion, served))
     if any(outcome.state in ("refused", "waiting") for outcome in served):
         sys.exit(1)
+
+
+@click.command()
+@click.argument("model", default="")
+@output_option
+def requests(model: str, output: str) -> None:
+    """List the promotions that people requested, and their approvals.
+
+    The MLflow server at MLFLOW_TRACKING_URI lists the requests for models that you may read, or only for MODEL: all
+    open requests, and the last requests that ended.
+
+    \b
+      onnxserve requests
+      onnxserve requests flight-delay -o json
+    """
+    from mlflow_deploy_plugin.gate.approval_client import listed_requests
+
+    listed = listed_requests(model)
+    rows = [("MODEL", "VERSION", "TO", "STATE", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
+    for entry in listed:
+        requested, approved = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", ", ".join(entry.approved_by)
+        row = entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved
+        rows.append((*row, entry.reason or entry.ended_why))
+    empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
+    show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
+
+
+@click.command()
+@_model_argument
+@click.argument("version")
+@_to_option
+@option("--why", default="", metavar="REASON", help="Reason for the audit trail.")
+def approve(model: str, version: str, to: str, why: str) -> None:
+    """Approve a requested promotion.
+
+    The command prints the gate report of VERSION of the registered MODEL, and approves the promotion on the MLflow
+    server at MLFLOW_TRACKING_URI. The approval records the digest of this report. You need an account that the policy
+    of MODEL accepts as an approver.
+
+    \b
+      onnxserve approve flight-delay 7 --to @champion --why 'the report is fine'
+    """
+    from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+
+    report = ""
+    for entry in listed_requests(model):
+        if (entry.state, entry.version, entry.to.lower()) == ("open", version, to.lower()):
+            show_lines(_request_lines(entry))
+            report = entry.report_digest
+    approved = send_decision("approve", model, version, to, why, report)
+    show_lines([f"approved; {approved.reason or 'all approvals are there'}"])
+
+
+@click.command()
+@_model_argument
+@click.argument("version")
+@_to_option
+@option("--why", required=True, metavar="REASON", help="Reason for the audit trail.")
+def decline(model: str, version: str, to: str, why: str) -> None:
+    """Decline a requested promotion.
+
+    The request for VERSION of the registered MODEL and its approvals end on the MLflow server at MLFLOW_TRACKING_URI.
+    People who may approve the promotion may also decline it, and the requester may withdraw it.
+
+    \b
+      onnxserve decline flight-delay 7 --to @champion --why 'version 8 is better'
+    """
+    from mlflow_deploy_plugin.gate.approval_client import send_decision
+
+    show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
+
+
+def _request_approvals(model: str, version: str, output: str, **options: Any) -> None:
+    """Execute `onnxserve promote --request`. The server is called before the gate, which takes minutes."""
+    from mlflow_deploy_plugin.gate import promote as judge
+    from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+
+    if options["policy_file"] is not None:
+        raise click.UsageError("--request uses the policy of the model: omit --policy")
+    listed_requests(model)
+    judge(model, version, **options, is_request=True, progress=show_progress)
+    requested = send_decision("request", model, version, options["to"], options["why"])
+    show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
@@ -240,3 +324,12 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
     yield f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (trial: the tags did not change)'}"
     where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
     yield f"  report: {gated.report if gated.run.url else where}"
+
+
+def _request_lines(entry: "ListedRequest") -> Iterator[str]:
+    yield f"{entry}, requested by {entry.requested_by}{entry.why and f': {entry.why}'}"
+    if entry.report_digest:
+        yield f"  gate: {entry.verdict}; report: {entry.report} (sha256 {entry.report_digest})"
+    else:
+        yield "  gate: MLflow's server has no report; run `onnxserve gate` with the store of this server"
+    yield f"  approvals: {entry.reason or 'complete'}"

@@ -21,7 +21,7 @@ import orjson
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LabelColumns
 from mlflow_deploy_plugin.messages import without_row_number
@@ -115,9 +115,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
         def predict(content_type: str, body: bytes) -> object:
             if content_type == protocols.arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
-            document, prediction_id = post_with_retries(
-                session, url, body, content_type, target.timeout_seconds, _TRIES
-            )
+            document, prediction_id = post(session, url, body, content_type, target.timeout_seconds, _TRIES)
             predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions

@@ -14,7 +14,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog, TimeRange, View
 from mlflow_deploy_plugin.inference_log.label_files import LabelEntry
@@ -208,7 +208,7 @@ def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]
     """
     body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
     try:
-        post_with_retries(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
+        post(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
     except (InvalidRequest, BodyTooLarge) as error:
         if len(entries) == 1:
             return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]

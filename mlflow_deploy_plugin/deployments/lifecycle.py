@@ -51,7 +51,6 @@ class StageFollower:
     stage_uri: str
     alias_uri: str
     version: str
-    has_alias: bool
 
 
 @dataclass(frozen=True)
@@ -179,20 +178,17 @@ class Deployments:
 
     def start(self, name: str) -> None:
         """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
-        endpoint_name = self._find_server(name)
-        with self._endpoints.lock(endpoint_name):
-            stored = self._require(endpoint_name)
+        with self._locked(self._find_server(name)) as stored:
             if not stored.spec.variants:
-                raise InvalidConfig(f"the endpoint {endpoint_name!r} has no deployment that could be served")
+                raise InvalidConfig(f"the endpoint {stored.name!r} has no deployment that could be served")
             self._endpoints.serve(stored)
-            self.store.record("start", endpoint=endpoint_name)
+            self.store.record("start", endpoint=stored.name)
 
     def stop(self, name: str) -> None:
         """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
-        endpoint_name = self._find_server(name)
-        with self._endpoints.lock(endpoint_name):
-            self._endpoints.backend(self._require(endpoint_name)).stop(endpoint_name)
-            self.store.record("stop", endpoint=endpoint_name)
+        with self._locked(self._find_server(name)) as stored:
+            self._endpoints.backend(stored).stop(stored.name)
+            self.store.record("stop", endpoint=stored.name)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
         """Create an endpoint for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
@@ -222,16 +218,13 @@ class Deployments:
         The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
         earlier call was interrupted, this call completes it. With `is_trial`, nothing is changed.
 
-        Raises:
-            AlreadyExists: the endpoint has a live rollout.
-            NotFound: the endpoint or deployment does not exist, or the stage has no version.
-            InvalidConfig: no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
-            DeploymentFailed: the server cannot apply the change, and the state before the change has been restored.
+        Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the stage has no version, and
+        InvalidConfig if no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
         """
-        self._require(endpoint)  # Check before the name is used for a lock file.
-        with self._endpoints.lock(endpoint):
+        with self._locked(endpoint) as stored:
             self.store.require_no_rollout(endpoint)
-            stored = self._require(endpoint)
+            if deployment is not None:
+                self._find(deployment, endpoint)  # Raises NotFound.
             followers = _stage_followers(stored.spec, alias, deployment)
             if is_trial:
                 return followers
@@ -239,12 +232,9 @@ class Deployments:
                 self._endpoints.serve(stored)  # An interrupted call may have stored the spec without applying it.
                 return followers
             for follower in followers:
-                if not follower.has_alias:
-                    move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
+                move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
             models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
-            stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
-            versions = ", ".join(dict.fromkeys(f"{item.alias_uri} is version {item.version}" for item in followers))
-            detail = {"alias": versions, "stages": stages}
+            detail = {"stages": {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}}
             self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
         return followers
 
@@ -286,9 +276,7 @@ class Deployments:
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
-        self._require(endpoint)
-        with self._endpoints.lock(endpoint):
-            stored = self._require(endpoint)
+        with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
                 self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
 
@@ -337,16 +325,20 @@ class Deployments:
             raise NotFound(f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`")
         return stored
 
+    @contextmanager
+    def _locked(self, endpoint: str) -> Iterator[Endpoint]:
+        self._require(endpoint)  # Check before the name is used for a lock file.
+        with self._endpoints.lock(endpoint):
+            yield self._require(endpoint)
+
     def _change(
         self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
         """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
-        self._require(endpoint)  # Check before the name is used for a lock file.
-        with self._endpoints.lock(endpoint):
+        with self._locked(endpoint) as stored:
             refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
             if refused is not None:
                 raise InvalidConfig(refused.reason)
-            stored = self._require(endpoint)
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
@@ -412,23 +404,16 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
 
 
 def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
-    """Return the deployments to convert, or an empty list if they already follow the alias. Raises NotFound and
-    InvalidConfig like `follow_alias`."""
-    if deployment is not None and deployment not in spec.variants:
-        hint = did_you_mean(deployment, spec.variants)
-        raise NotFound(f"endpoint {spec.name!r} has no deployment {deployment!r}{hint}")
-    names = [*spec.variants] if deployment is None else [deployment]
-    uris = {name: parse_model_uri(spec.variants[name].model) for name in names}
-    if not any(uri.kind == "stage" for uri in uris.values()):
-        if any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
-            return []
-        models = ", ".join(f"{name!r} serves {spec.variants[name].model}" for name in names) or "it has no deployment"
-        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage: {models}")
+    """Return the deployments to convert; none if they already follow the alias. Raises like `follow_alias`."""
+    models = {name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)}
+    uris = {name: parse_model_uri(model) for name, model in models.items()}
+    stages = {name: uri for name, uri in uris.items() if uri.kind == "stage"}
+    if not stages and not any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
+        served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
+        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
-    for name, uri in uris.items():
-        if uri.kind != "stage":
-            continue
-        stage_uri, alias_uri = spec.variants[name].model, StageOrAlias(alias=alias).uri(uri.name)
+    for name, uri in stages.items():
+        stage_uri, alias_uri = models[name], StageOrAlias(alias=alias).uri(uri.name)
         version, holder = resolve(stage_uri).version, current_version(parse_model_uri(alias_uri))
         if holder not in ("", version):
             raise InvalidConfig(
@@ -442,5 +427,5 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
                     f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
                     f"{name!r}: convert each deployment with --deployment and a different --alias"
                 )
-        followers.append(StageFollower(name, stage_uri, alias_uri, version, holder == version))
+        followers.append(StageFollower(name, stage_uri, alias_uri, version))
     return followers

@@ -74,7 +74,7 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the errors of `server_client.post`."""
     body = encode_body(inputs)
     with ServerSession() as session:
-        document = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
+        document, _ = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document

@@ -58,22 +58,29 @@ class ServerSession(requests.Session):
         return ""
 
 
-def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
-    """Return the server's JSON object.
+def post(
+    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int = 1
+) -> tuple[Json, str]:
+    """Return the server's JSON object and its prediction id, or "".
 
-    Raises NotReady if the server does not answer. An error status raises the OnnxserveError of the status.
+    With several `tries`, the request is repeated while the server is overloaded or being changed. Raises NotReady if
+    the server does not answer. An error status raises the OnnxserveError of the status.
     """
-    return _read_object(_post(session, url, body, content_type, timeout_seconds))
-
-
-def _read_object(response: requests.Response) -> Json:
+    for attempt in range(tries):
+        try:
+            response = _post(session, url, body, content_type, timeout_seconds)
+            break
+        except (TooManyRequests, NotReady) as error:
+            if attempt == tries - 1:
+                raise
+            time.sleep(min(error.retry_after or 2**attempt / 10, _MAX_PAUSE_SECONDS))
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
         raise OnnxserveError(f"the server answered with status {response.status_code} and without a JSON object")
-    return document
+    return document, response.headers.get("X-Prediction-Id", "")
 
 
 def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
@@ -114,18 +121,3 @@ def _post(
     if not response.ok:
         raise response_error(response.status_code, response.content, response.headers)
     return response
-
-
-def post_with_retries(
-    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
-) -> tuple[Json, str]:
-    """Return the answer and its prediction id (or ""), with retries while the server is overloaded or changed."""
-    for attempt in range(tries):
-        try:
-            response = _post(session, url, body, content_type, timeout_seconds)
-            break
-        except (TooManyRequests, NotReady) as error:
-            if attempt == tries - 1:
-                raise
-            time.sleep(min(error.retry_after or 2**attempt / 10, _MAX_PAUSE_SECONDS))
-    return _read_object(response), response.headers.get("X-Prediction-Id", "")

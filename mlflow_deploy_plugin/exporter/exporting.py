@@ -40,15 +40,11 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite", "savedmodel"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
 
-_SAVEDMODEL = (
-    "cannot export savedmodel, because it needs TensorFlow, which cannot be installed together with this package: use "
-    "--format tflite, or use --format onnx and convert the file in a separate environment"
-)
 _ROWS = 500
 _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
@@ -155,8 +151,6 @@ def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
     """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    if format == "savedmodel":
-        raise ConversionError(_SAVEDMODEL)
     for other, what in (("bundle", "wheels are"), ("wheel", "a package name is")):
         if options_of[other] and format != other:
             raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")

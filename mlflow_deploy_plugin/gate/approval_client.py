@@ -16,8 +16,6 @@ PATH = "/onnxserve/requests"
 _SECONDS = 120
 """The timeout of a request. The server may have to read all files of a version."""
 
-Decision = Literal["request", "approve", "decline"]
-
 
 class ListedRequest(BaseModel):
     """A requested promotion to the stage or @alias `to`, with its gate report and its approvals.
@@ -57,7 +55,7 @@ def listed_requests(model: str = "") -> list[ListedRequest]:
 
 
 def send_decision(
-    action: Decision, model: str, version: str, to: str, why: str = "", report: str = ""
+    action: Literal["request", "approve", "decline"], model: str, version: str, to: str, why: str = "", report: str = ""
 ) -> ListedRequest:
     """Request, approve or decline a promotion as this user. `report` is the SHA-256 of the report that the user saw.
 
@@ -80,8 +78,8 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     registry_client()  # Check the settings, and limit the size of answers.
     if workspace := active_workspace():
         query = {**query, "workspace": workspace}
-    what, options = "the requests for promotions", {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
-    with registry_errors(what):
+    options = {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
+    with registry_errors("the requests for promotions"):
         answer = http_request(get_default_host_creds(address), PATH, method, params=query, json=document, **options)
     is_json = answer.headers.get("Content-Type", "").startswith("application/json")
     if is_json and not answer.ok and "error_code" in (error := answer.json()):
@@ -89,5 +87,5 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     if answer.status_code in (404, 405) or (answer.ok and not is_json):
         where = redact_credentials(address)
         raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
-    with registry_errors(what):
+    with registry_errors("the requests for promotions"):
         return verify_rest_response(answer, PATH).json()

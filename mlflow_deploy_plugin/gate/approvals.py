@@ -5,27 +5,26 @@ ends with the promotion, a refusal, a newer request, or the renaming or deletion
 it, so that each promotion needs new approvals.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.tags import PASSED_STATES
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias, parse_stage_or_alias
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 _MOVES = ("promote", "transition", "alias")
 _ACTIONS = ("gate", "request", "approve", "decline", "rename", "delete", *_MOVES)
 _CHANGES = {
-    "model_created": "the model was replaced",
-    "version_created": "the version was replaced",
+    "created": "the version was replaced",
     "files": "the files of the version changed",
     "policy": "the policy of the model changed",
 }
@@ -37,8 +36,8 @@ class Subject:
 
     Attributes:
         place: the stage or @alias.
-        model_created / version_created: MLflow's creation times in milliseconds. A model or version that was deleted
-            and created again has another time.
+        created: MLflow's creation time of the version in milliseconds. A version or a model that was deleted and
+            created again has another time.
         files: the digest of all files of the version (`runtime.combine_hashes`).
         policy: the digest of the model's gate policy.
     """
@@ -46,8 +45,7 @@ class Subject:
     model: str
     version: str
     place: str
-    model_created: int
-    version_created: int
+    created: int
     files: str
     policy: str
 
@@ -60,16 +58,27 @@ class Subject:
         names = (name for name in _CHANGES if getattr(self, name) != getattr(earlier, name))
         return next((_CHANGES[name] for name in names), "")
 
+    @property
+    def request_command(self) -> str:
+        return f"`onnxserve promote {self.model} {self.version} --to {self.place} --request`"
+
     def __str__(self) -> str:
         return f"the promotion of {self.model} version {self.version} to {self.place}"
 
 
-def subject_of(
-    model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy
-) -> Subject:
+def subject_of(version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy) -> Subject:
     """Return the promotion of a version of MLflow's registry. `files` is the digest of the version's files."""
-    created = int(model.creation_timestamp), int(version.creation_timestamp)
-    return Subject(model.name, str(version.version), str(place), *created, files, policy.digest)
+    created = int(version.creation_timestamp)
+    return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
+
+
+class Person(NamedTuple):
+    """The caller of MLflow's server. `user` is the name of the account, and empty for an anonymous caller."""
+
+    user: str
+    groups: frozenset[str]
+    may_edit: bool
+    """True if the person may edit the model."""
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,14 @@ class GateReport:
 
 
 @dataclass(frozen=True)
-class Approval:
-    """An approval. `report` is the SHA-256 of the gate report that the approver saw, and `verdict` its state."""
-
-    actor: str
-    at: datetime
-    report: str
-    verdict: str
-    why: str
-
-
-@dataclass(frozen=True)
 class PromotionRequest:
     """A requested promotion with its approvals.
 
     Attributes:
         authors: the people who registered the version, as known at the time of the request.
         report: the report on the files and by the policy of the request; None if there is no report yet.
-        approvals: the last approval of each person, oldest first, including approvals that no longer count.
+        approvals: the last approval of each person, oldest first, including approvals that no longer count. The detail
+            has the SHA-256 of the gate report that the person saw (`report`), and its state (`verdict`).
         state: `open` until the request ends. `lapsed` means that the model was renamed or deleted.
         ended_by / ended_at / ended_why: the person, the time and the reason of the end.
     """
@@ -111,11 +110,14 @@ class PromotionRequest:
     why: str
     authors: tuple[str, ...] = ()
     report: GateReport | None = None
-    approvals: tuple[Approval, ...] = ()
+    approvals: tuple[AuditEvent, ...] = ()
     state: Literal["open", "declined", "promoted", "replaced", "lapsed"] = "open"
     ended_by: str = ""
     ended_at: datetime | None = None
     ended_why: str = ""
+
+    def is_by_author(self, user: str) -> bool:
+        return any(_same(user, name) for name in (self.requested_by, *self.authors))
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,18 @@ class ApprovalStatus:
     """The approvals of a promotion at a moment.
 
     Attributes:
-        required: the approvals that the policy requires.
         approved_by: the people whose approvals count.
-        missing: the number of approvals that are missing.
         discounted: a line for each reason why an approval or the request does not count.
     """
 
     required: ApprovalPolicy
-    approved_by: tuple[str, ...]
-    missing: int
+    approved_by: tuple[str, ...] = ()
     discounted: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """The number of approvals that are missing."""
+        return max(0, self.required.count - len(self.approved_by))
 
     @property
     def is_complete(self) -> bool:
@@ -141,7 +145,7 @@ class ApprovalStatus:
     @property
     def reason(self) -> str:
         """One line that names the missing approvals, and the reasons for approvals that do not count."""
-        groups = f" from {_groups_text(self.required)}" if self.required.groups else ""
+        groups = f" from group {' or '.join(self.required.groups)}" if self.required.groups else ""
         verb = "is" if self.missing == 1 else "are"
         text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
@@ -149,18 +153,18 @@ class ApprovalStatus:
 
     def refusal(self, subject: Subject, page: str = "") -> str:
         """Return the message for a promotion without these approvals. `page` is the URL of the request's page."""
-        command = f"onnxserve promote {subject.model} {subject.version} --to {subject.place} --request"
-        return f"{subject} is refused: {self.reason}. `{command}` requests them{page and f', and {page} shows them'}"
+        shown = page and f", and {page} shows them"
+        return f"{subject} is refused: {self.reason}. {subject.request_command} requests them{shown}"
 
 
-def promotion_requests(store: Store, model: str | None = None) -> list[PromotionRequest]:
-    """Return all requests for the model (None: for all models), newest first."""
+def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
+    """Return all requests for the model: open requests first, each part newest first."""
     return _fold(store.events(model=model, actions=_ACTIONS))[::-1]
 
 
 def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     """Return the open request for this model, version and stage or alias. The request may have lapsed."""
-    return _open(_fold(store.events(model=subject.model, actions=_ACTIONS)), subject)
+    return _open(promotion_requests(store, subject.model), subject)
 
 
 def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:
@@ -175,128 +179,101 @@ def approval_status(
     If the last gate run failed, an approval counts only if the approver saw the report of this run. The promotion is
     then forced, or somebody has changed the tags of the verdict.
     """
-    if request is None or request.state != "open":
-        return ApprovalStatus(policy, (), policy.count, ("there is no open request",))
+    if request is None:
+        return ApprovalStatus(policy, (), ("there is no open request",))
     if change := subject.change_since(request.subject):
-        return ApprovalStatus(policy, (), policy.count, (f"the request has lapsed: {change}",))
+        return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
     approved, discounted = [], []
     failure = request.report if request.report and request.report.state not in PASSED_STATES else None
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
             discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
-        elif policy.not_author and _is_author(request, approval.actor):
+        elif policy.not_author and request.is_by_author(approval.actor):
             discounted.append(f"{approval.actor} is an author")
-        elif failure and approval.report != failure.digest:
+        elif failure and approval.detail["report"] != failure.digest:
             discounted.append(f"{approval.actor} approved before the gate failed")
         else:
             approved.append(approval.actor)
-    return ApprovalStatus(policy, tuple(approved), max(0, policy.count - len(approved)), tuple(discounted))
+    return ApprovalStatus(policy, tuple(approved), tuple(discounted))
 
 
 def request_promotion(
-    store: Store, policy: GatePolicy, subject: Subject, *, user: str, may_edit: bool, why: str = ""
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str = ""
 ) -> tuple[PromotionRequest, bool]:
     """Request a promotion. Return the open request, and True if it is new.
 
     A request for the same subject is kept with its approvals. A request that has lapsed is replaced.
 
-    Args:
-        user: the name of the account; empty for an anonymous caller.
-        may_edit: True if the user may edit the model.
-
     Raises InvalidConfig if the promotion needs no approvals, Unauthenticated, and ScopeMissing.
     """
-    _required(policy, subject)
-    _require_login(user)
-    if not may_edit:
-        raise ScopeMissing(f"{user} may not request a promotion of {subject.model}, because {user} may not edit it")
-    authors = version_authors(store, subject.model, subject.version, subject.version_created)
+    policy.required_approvals(subject.model, subject.place)
+    _require_login(person)
+    if not person.may_edit:
+        raise ScopeMissing(f"{person.user} may not request {subject}, because {person.user} may not edit the model")
+    authors = version_authors(store, subject.version, subject.created)
 
     def decide(known: PromotionRequest | None) -> AuditEvent | None:
         if known is not None and not subject.change_since(known.subject):
             return None
-        detail: Json = {"subject": asdict(subject), "authors": list(authors)}
-        return _event(store, "request", subject, user, why, detail)
+        return _event(store, "request", subject, person, why, {"subject": asdict(subject), "authors": list(authors)})
 
     return _record(store, subject, decide)
 
 
 def approve(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    *,
-    user: str,
-    groups: frozenset[str],
-    may_edit: bool,
-    report: str,
-    why: str = "",
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, report: str, why: str = ""
 ) -> tuple[PromotionRequest, bool]:
     """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
 
     Args:
         subject: the promotion as it is now. A request for another state of it has lapsed.
-        user: the name of the account; empty for an anonymous caller.
-        groups: the groups of the user.
-        may_edit: True if the user may edit the model.
-        report: the SHA-256 of the gate report that the user saw.
+        report: the SHA-256 of the gate report that the person saw.
 
     Raises:
-        GateRefused: the request has lapsed, there is no gate report, or the user saw another report.
+        GateRefused: the request has lapsed, there is no gate report, or the person saw another report.
         InvalidConfig: the promotion needs no approvals.
         NotFound: there is no open request.
-        ScopeMissing: the user may not approve this promotion.
-        Unauthenticated: the caller is anonymous.
+        ScopeMissing / Unauthenticated: the person may not approve this promotion, or is anonymous.
     """
-    required = _required(policy, subject)
-    _require_login(user)
+    required = policy.required_approvals(subject.model, subject.place)
 
     def decide(request: PromotionRequest | None) -> AuditEvent | None:
         known = _require_open(request, subject)
-        seen = require_may_approve(required, known, subject, user, groups, may_edit)
+        seen = require_may_approve(required, known, subject, person)
         if report != seen.digest:
-            raise GateRefused(f"the gate report has changed since {user} opened it; read {seen.url} again")
-        counted = approval_status(required, known, subject, store.now()).approved_by
-        own = [entry for entry in known.approvals if _same(user, entry.actor) and entry.actor in counted]
-        if own and own[0].report == report:
+            raise GateRefused(f"the gate report has changed since {person.user} opened it; read {seen.url} again")
+        if any(_same(person.user, name) for name in approval_status(required, known, subject, store.now()).approved_by):
             return None
-        return _event(store, "approve", subject, user, why, {"report": report, "verdict": seen.state})
+        return _event(store, "approve", subject, person, why, {"report": report, "verdict": seen.state})
 
     return _record(store, subject, decide)
 
 
-def decline(
-    store: Store, policy: GatePolicy, subject: Subject, *, user: str, groups: frozenset[str], may_edit: bool, why: str
-) -> PromotionRequest:
+def decline(store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str) -> PromotionRequest:
     """End the open request without a promotion. Approvers and the requester may do this, and must give a reason.
 
     Only the model, the version and the stage or alias of `subject` matter. Raises like `approve`.
     """
-    required = _required(policy, subject)
-    _require_login(user)
+    required = policy.required_approvals(subject.model, subject.place)
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
 
     def decide(request: PromotionRequest | None) -> AuditEvent:
-        require_may_decline(required, _require_open(request, subject), user, groups, may_edit)
-        return _event(store, "decline", subject, user, why, {})
+        require_may_decline(required, _require_open(request, subject), person)
+        return _event(store, "decline", subject, person, why, {})
 
     return _record(store, subject, decide)[0]
 
 
 def require_may_approve(
-    required: ApprovalPolicy,
-    request: PromotionRequest,
-    subject: Subject,
-    user: str,
-    groups: frozenset[str],
-    may_edit: bool,
+    required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person
 ) -> GateReport:
-    """Return the gate report that the user must have seen to approve the request now. Raises like `approve`."""
-    _require_approver(required, subject, user, groups, may_edit)
+    """Return the gate report that the person must have seen to approve the request now. Raises like `approve`."""
+    _require_approver(required, subject, person)
     if change := subject.change_since(request.subject):
         raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
-    if required.not_author and _is_author(request, user):
+    user = person.user
+    if required.not_author and request.is_by_author(user):
         part = "requested this promotion" if _same(user, request.requested_by) else "registered this version"
         raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
     if request.report is None:
@@ -305,78 +282,61 @@ def require_may_approve(
     return request.report
 
 
-def require_may_decline(
-    required: ApprovalPolicy, request: PromotionRequest, user: str, groups: frozenset[str], may_edit: bool
-) -> None:
-    """Raise ScopeMissing or Unauthenticated if the user may not decline the request."""
-    _require_login(user)
-    if not _same(user, request.requested_by):
-        _require_approver(required, request.subject, user, groups, may_edit)
+def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
+    """Raise ScopeMissing or Unauthenticated if the person may not decline the request."""
+    if not _same(person.user, request.requested_by):
+        _require_approver(required, request.subject, person)
 
 
-def version_authors(store: Store, model: str, version: str, created: int) -> tuple[str, ...]:
-    """Return the people who registered the version that was created at this time, also under an earlier model name."""
-    authors: dict[str, None] = {}
-    names = [model]
-    for name in names:  # The loop appends earlier names.
-        for event in store.events(model=name, actions=("register", "rename")):
-            if event.action == "rename" and event.after == name and event.before not in names:
-                names.append(event.before)
-            elif event.action == "register" and (event.version, event.detail["created"]) == (version, created):
-                authors |= dict.fromkeys(event.detail["authors"])
-    return tuple(authors)
+def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
+    """Return the people who registered the version that was created at this time, under any name of its model."""
+    details = [event.detail for event in store.events(actions=("register",)) if event.version == version]
+    return tuple({name: None for detail in details if detail["created"] == created for name in detail["authors"]})
 
 
 def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
-    """Return the requests that result from the events, both oldest first."""
-    requests: list[PromotionRequest] = []
-    reports: dict[tuple[str, str, str, str], GateReport] = {}
-    live: dict[tuple[str, str, str], int] = {}
-    """The key of each open request → its index in `requests`."""
+    """Return the requests that result from the events (oldest first): ended requests, then open requests."""
+    ended: list[PromotionRequest] = []
+    live: dict[tuple[str, str, str], PromotionRequest] = {}
+    reports: dict[tuple[str, str, str], GateReport] = {}
 
     def end(key: tuple[str, str, str], state: Literal["declined", "promoted", "replaced", "lapsed"]) -> None:
-        if (index := live.pop(key, None)) is not None:
-            requests[index] = replace(
-                requests[index], state=state, ended_by=event.actor, ended_at=event.at, ended_why=event.why
-            )
+        if (request := live.pop(key, None)) is not None:
+            by, at, why = event.actor, event.at, event.why
+            ended.append(replace(request, state=state, ended_by=by, ended_at=at, ended_why=why))
 
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
-        if event.action == "gate" and detail.get("tagged") and "report_digest" in detail:
-            report = GateReport(detail["report"], detail["run_id"], detail["report_digest"], event.after)
-            reports[event.model, event.version, detail["files"], detail["policy_digest"]] = report
+        if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
+            report = GateReport(detail["report"], detail["run_id"], digest, event.after)
+            reports[event.version, detail["files"], detail["policy_digest"]] = report
         elif event.action == "request":
             end(key, "replaced")
-            live[key] = len(requests)
             subject, authors = Subject(**detail["subject"]), tuple(detail["authors"])
-            requests.append(PromotionRequest(subject, event.actor, event.at, event.why, authors))
+            live[key] = PromotionRequest(subject, event.actor, event.at, event.why, authors)
         elif event.action == "approve" and key in live:
-            known = requests[live[key]]
-            others = tuple(approval for approval in known.approvals if not _same(approval.actor, event.actor))
-            approval = Approval(event.actor, event.at, detail["report"], detail["verdict"], event.why)
-            requests[live[key]] = replace(known, approvals=(*others, approval))
+            others = [approval for approval in live[key].approvals if not _same(approval.actor, event.actor)]
+            live[key] = replace(live[key], approvals=(*others, event))
         elif event.action == "decline":
             end(key, "declined")
         elif event.action in _MOVES and (moved := detail.get("moved")):
             end((event.model, event.version, moved["place"].lower()), "promoted")
         elif event.action in ("rename", "delete"):
-            for other in [other for other in live if other[0] == event.model]:
+            for other in [*live]:
                 end(other, "lapsed")
     return [
-        replace(entry, report=reports.get((*entry.subject.key[:2], entry.subject.files, entry.subject.policy)))
-        for entry in requests
+        replace(entry, report=reports.get((entry.subject.version, entry.subject.files, entry.subject.policy)))
+        for entry in (*ended, *live.values())
     ]
 
 
-def _open(requests: Sequence[PromotionRequest], subject: Subject) -> PromotionRequest | None:
-    matches = [entry for entry in requests if entry.state == "open" and entry.subject.key == subject.key]
-    return matches[-1] if matches else None
+def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRequest | None:
+    return next((entry for entry in requests if entry.state == "open" and entry.subject.key == subject.key), None)
 
 
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
     if request is None:
-        command = f"onnxserve promote {subject.model} {subject.version} --to {subject.place} --request"
-        raise NotFound(f"there is no open request for {subject}; `{command}` requests the promotion")
+        raise NotFound(f"there is no open request for {subject}; {subject.request_command} requests the promotion")
     return request
 
 
@@ -391,39 +351,25 @@ def _record(
     return next(entry for entry in reversed(_fold(events)) if entry.subject.key == subject.key), is_new
 
 
-def _event(store: Store, action: str, subject: Subject, user: str, why: str, detail: Json) -> AuditEvent:
+def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:
     model, version, place = subject.model, subject.version, subject.place
-    return AuditEvent(store.now(), user, action, "", model, version, after=place, why=why, detail=detail)
+    return AuditEvent(store.now(), person.user, action, "", model, version, after=place, why=why, detail=detail)
 
 
-def _required(policy: GatePolicy, subject: Subject) -> ApprovalPolicy:
-    required = policy.approvals_for(parse_stage_or_alias(subject.place))
-    if required is None:
-        raise InvalidConfig(f"the policy of {subject.model} requires no approvals for {subject.place}")
-    return required
-
-
-def _require_login(user: str) -> None:
-    if not user:
+def _require_login(person: Person) -> None:
+    if not person.user:
         raise Unauthenticated("a login is required: an anonymous caller may not request, approve or decline promotions")
 
 
-def _require_approver(
-    required: ApprovalPolicy, subject: Subject, user: str, groups: frozenset[str], may_edit: bool
-) -> None:
-    _require_login(user)
-    if required.groups and not groups & {*required.groups}:
-        raise ScopeMissing(f"{user} may not decide about {subject}: approvers must be in {_groups_text(required)}")
-    if not required.groups and not may_edit:
-        raise ScopeMissing(f"{user} may not decide about {subject}: approvers must be allowed to edit the model")
-
-
-def _groups_text(policy: ApprovalPolicy) -> str:
-    return f"{'one of the groups' if len(policy.groups) > 1 else 'the group'} {join_names(policy.groups)}"
-
-
-def _is_author(request: PromotionRequest, user: str) -> bool:
-    return any(_same(user, name) for name in (request.requested_by, *request.authors))
+def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:
+    _require_login(person)
+    if required.groups and not person.groups & {*required.groups}:
+        rule = f"be in group {' or '.join(required.groups)}"
+    elif not required.groups and not person.may_edit:
+        rule = "be allowed to edit the model"
+    else:
+        return
+    raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
 
 
 def _same(user: str, other: str) -> bool:

@@ -153,11 +153,9 @@ class ApprovalPolicy(_Part):
 class GatePolicy(_Part):
     """The requirements for the promotion of a version."""
 
-    gated_aliases: tuple[str, ...] = Field(
-        default=("champion",), description="Aliases that need a version with a passed gate."
-    )
+    gated_aliases: tuple[str, ...] = Field(default=("champion",), description="Aliases that require a passed gate.")
     gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
-        default=("Production",), description="Stages that need a version with a passed gate."
+        default=("Production",), description="Stages that require a passed gate."
     )
     parity: Literal["proven", "warned", "any"] = Field(
         default="proven", description="The lowest accepted parity state of the ONNX form with the original."
@@ -175,9 +173,7 @@ class GatePolicy(_Part):
         le=87_600,
         description="The number of hours for which `promote` reuses a passed verdict against the same version.",
     )
-    approvals: ApprovalPolicy | None = Field(
-        default=None, description="The required approvals. Default: no approvals are required."
-    )
+    approvals: ApprovalPolicy | None = Field(default=None, description="The required approvals. Default: none.")
 
     @field_validator("gated_aliases")
     @classmethod
@@ -185,11 +181,17 @@ class GatePolicy(_Part):
         """Accept `@champion` for `champion`."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
-    def gates(self, place: StageOrAlias) -> bool:
+    def gates(self, place: StageOrAlias | str) -> bool:
         return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
 
     def approvals_for(self, place: StageOrAlias) -> ApprovalPolicy | None:
         return self.approvals if self.gates(place) else None
+
+    def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
+        """Return the approvals that a promotion to `place` requires. Raises InvalidConfig if it requires none."""
+        if self.approvals is None or not self.gates(place):
+            raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
+        return self.approvals
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":

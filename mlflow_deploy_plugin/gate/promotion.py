@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import read_approval_status, subject_of
@@ -41,6 +42,9 @@ from mlflow_deploy_plugin.registry.transitions import (
     version_at,
 )
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def promote(
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
+    is_request: bool = False,
 ) -> Promotion:
     """Move a version to a stage or an alias if it passes the gate that the policy requires.
 
@@ -97,22 +102,48 @@ def promote(
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
         allowed / original: see `gate.judge.judge`.
+        is_request: only run the gate, because people must approve the promotion before the version is moved.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
         GateRefused: the version failed the gate (the message lists the failures), was rolled back without `force`, or
             lacks approvals.
-        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, or MLflow refuses the move.
+        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, `is_request` is set but no
+            approvals are required, or MLflow refuses the move.
         NotFound, RegistryUnavailable, StoreUnavailable: the version does not exist, or MLflow or the store fails.
     """
+    if force and not why.strip():
+        raise InvalidConfig("a forced promotion requires a reason (--why)")
+    target = parse_stage_or_alias(to)
+    candidate = registered_version(model, version)
+    chosen = choose_policy(model, policy_file)
+    if not chosen.is_models_own:
+        raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
+    if is_request:
+        chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
-        request = _Request.of(trail, model, version, to, force, why, actor, policy_file)
-        candidate, target, before, chosen = request.candidate, request.place, request.before, request.chosen
-        refusal = request.rolled_back(trail, force)
+        begun = trail.now()
+        before = version_at(model, target, exclude=candidate.version)
+        with registry_errors(f"model {candidate.name} version {candidate.version}"):
+            entry = registry_client().get_model_version(candidate.name, candidate.version)
+        request = _Request(candidate, entry, target, before, chosen, why, actor or current_actor(), begun)
+        refusal = rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
+        if refusal and not force:
+            request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
+            raise GateRefused(refusal)
         is_there = not refusal and before is None and version_at(candidate.name, target) is not None
-        if is_there and (status := request.ungated() or request.verdict).passed:
+        if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
-        status = request.accepted_status(force, trail, progress, allowed, original)
+        status = request.gate_status(force, trail, progress, allowed, original)
+        if not status.passed and not force:
+            request.record(trail, "refused", status)
+            report = f"; report: {status.report}" if status.report else ""
+            raise GateRefused(
+                f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
+                f"passed its gate: {status.reason}{report}"
+            )
+        if is_request:
+            return request.promotion(status, before=before.version if before else "", is_moved=False)
         if not is_there and (refusal := request.missing_approvals(trail, status.digest)):
             request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
@@ -131,96 +162,24 @@ def promote(
     return request.promotion(status, before=before.version if before else "")
 
 
-def judge_for_approval(
-    model: str,
-    version: str,
-    to: str,
-    force: bool = False,
-    why: str = "",
-    actor: str | None = None,
-    *,
-    store: Store | None = None,
-    progress: ProgressCallback = lambda line: None,
-    allowed: Permissions = ALL_PERMISSIONS,
-    original: str = "",
-) -> None:
-    """Run the gate like `promote`, but do not move the version, because people must approve the promotion first.
-
-    Takes the same arguments and raises the same errors as `promote`, and InvalidConfig if no approvals are required.
-    """
-    with store_or_default(store) as trail:
-        request = _Request.of(trail, model, version, to, force, why, actor)
-        if request.chosen.policy.approvals_for(request.place) is None:
-            raise InvalidConfig(f"the policy of {model} requires no approvals for {request.place}")
-        request.rolled_back(trail, force)
-        request.accepted_status(force, trail, progress, allowed, original)
-
-
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `before` is the current version in `place`, and `tags` are the tags of the candidate."""
+    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`."""
 
     candidate: ResolvedModel
+    entry: "ModelVersion"
     place: StageOrAlias
     before: ResolvedModel | None
     chosen: PolicyChoice
-    tags: dict[str, str]
     why: str
     actor: str
     begun: datetime
 
-    @classmethod
-    def of(
-        cls,
-        trail: Store,
-        model: str,
-        version: str,
-        to: str,
-        force: bool,
-        why: str,
-        actor: str | None,
-        policy_file: Path | None = None,
-    ) -> "_Request":
-        if force and not why.strip():
-            raise InvalidConfig("a forced promotion requires a reason (--why)")
-        target = parse_stage_or_alias(to)
-        candidate = registered_version(model, version)
-        chosen = choose_policy(model, policy_file)
-        if not chosen.is_models_own:
-            raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
-        begun = trail.now()
-        before = version_at(model, target, exclude=candidate.version)
-        with registry_errors(f"model {candidate.name} version {candidate.version}"):
-            tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
-        return cls(candidate, target, before, chosen, tags, why, actor or current_actor(), begun)
-
     @cached_property
     def verdict(self) -> GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
-        known = gate_status_of(self.tags)
+        known = gate_status_of(self.entry.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
-
-    def rolled_back(self, store: Store, force: bool) -> str:
-        """Return why a version that was rolled back needs `force`; empty for others. Raises GateRefused without it."""
-        refusal = rolled_back_refusal(self.candidate.name, self.candidate.version, self.place, self.tags)
-        if refusal and not force:
-            self.record(store, "refused", GateStatus(False, gate_status_of(self.tags).state, refusal))
-            raise GateRefused(refusal)
-        return refusal
-
-    def accepted_status(
-        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
-    ) -> GateStatus:
-        """Return the gate status. Raises GateRefused if the version has not passed the gate, unless `force` is set."""
-        status = self.gate_status(force, store, progress, allowed, original)
-        if not status.passed and not force:
-            self.record(store, "refused", status)
-            report = f"; report: {status.report}" if status.report else ""
-            raise GateRefused(
-                f"{self.candidate.name} version {self.candidate.version} cannot be promoted to {self.place}, because "
-                f"it has not passed its gate: {status.reason}{report}"
-            )
-        return status
 
     def gate_status(
         self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
@@ -232,7 +191,7 @@ class _Request:
         counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
-                version, at = self.candidate.version, self.tags[GATE_AT_TAG]
+                version, at = self.candidate.version, self.entry.tags[GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
             gated = gate_version(
@@ -264,22 +223,18 @@ class _Request:
         """Return why the promotion of these files lacks approvals; empty if it needs none, or has all."""
         if (required := self.chosen.policy.approvals_for(self.place)) is None:
             return ""
-        model, version = self.candidate.name, self.candidate.version
-        with registry_errors(f"model {model} version {version}"):
-            client = registry_client()
-            registered, entry = client.get_registered_model(model), client.get_model_version(model, version)
-        subject = subject_of(registered, entry, self.place, files, self.chosen.policy)
+        subject = subject_of(self.entry, self.place, files, self.chosen.policy)
         approvals = read_approval_status(store, required, subject)
         return "" if approvals.is_complete else approvals.refusal(subject)
 
     def is_fresh(self) -> bool:
         try:
-            age = datetime.now(UTC) - datetime.fromisoformat(self.tags[GATE_AT_TAG])
+            age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
             return False
         return (
-            self.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
-            and self.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
+            self.entry.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
+            and self.entry.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 

@@ -107,12 +107,9 @@ def run_gate(
     Args:
         against: the model URI to compare with; default: the version in the first gated alias or stage that contains
             another version. A verdict against any other version is not stored in the tags of the version.
-        actor: the user in the audit trail; default: the user of this process.
-        store: the store of the audit trail; default: the store of this machine.
-        allowed / original: see `judge`.
+        actor / store / allowed / original: see `promote`.
 
-    Raises CodeRefused (see `judge`), InvalidConfig if an argument or the policy is not valid, NotFound if the version
-    does not exist, and RegistryUnavailable or StoreUnavailable.
+    Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable and StoreUnavailable like `promote`.
     """
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)

@@ -1,7 +1,7 @@
 """Create smaller or faster forms of a version, compare them with the version, and register a form with a small loss."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -92,7 +92,7 @@ class Recipe:
         return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
 
 
-ALL_RECIPES = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
+ALL_RECIPES: tuple[Recipe, ...] = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ def optimize(
     original: object = "",
     epochs: int = 10,
     register: str | None = None,
+    raises: bool = True,
+    progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
     """Create a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
 
@@ -169,6 +171,8 @@ def optimize(
             is set, the pruned module is trained.
         epochs: the number of training epochs.
         register: the name of the registered model; default: the name of the base.
+        raises: False to return a form that is refused, with its figures, instead of raising the first two errors.
+        progress: a function that receives one line per step.
 
     Raises:
         ParityError: the form loses more than `max_loss`.
@@ -179,40 +183,6 @@ def optimize(
     if auto and (int8 or fp16 or prune is not None):
         raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
     recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
-    done = try_forms(
-        model_uri,
-        recipes,
-        rows=rows,
-        data=data,
-        target=target,
-        metric=metric,
-        max_loss=max_loss,
-        original=original,
-        epochs=epochs,
-        register=register,
-    )
-    done.raise_if_refused()
-    return done
-
-
-def try_forms(
-    model_uri: str,
-    recipes: Sequence[Recipe],
-    *,
-    rows: int | None = None,
-    data: str = "",
-    target: str = "",
-    metric: MetricName | None = None,
-    max_loss: float = 0.01,
-    original: object = "",
-    epochs: int = 10,
-    register: str | None = None,
-    progress: ProgressCallback = lambda line: None,
-) -> Optimization:
-    """Create and measure the forms, and register the best form. A refusal is returned in the result.
-
-    With several recipes, the fastest form within the limit is chosen. Arguments and errors are as in `optimize`.
-    """
     if rows is not None and rows not in SIZES:
         raise InvalidConfig(f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}")
     if not max_loss >= 0:
@@ -237,18 +207,11 @@ def try_forms(
             named, original = original, torch_original(resolved, folder, original)
             if named and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
-        created: dict[str, _Draft] = {}
-        impossible = {}
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)
             ended.callback(trial.end)
             maker = _FormMaker(base, calibration, evaluation, metric, original, epochs, drafts, trial)
-            for recipe in recipes:
-                progress(f"creating {recipe}")
-                try:
-                    created[str(recipe)] = maker.make(recipe)
-                except ConversionError as error:
-                    impossible[str(recipe)] = error.message
+            created, impossible = maker.make_all(recipes, progress)
         progress(f"measuring {', '.join(created)} and the base" if created else "measuring the base")
         of_base, *costs = measure_forms([folder, *(draft.folder for draft in created.values())], evaluation.rows)
         measured = {
@@ -256,7 +219,9 @@ def try_forms(
             for (form, draft), cost in zip(created.items(), costs, strict=True)
         }
         all_forms = (MeasuredForm("base", of_base), *measured.values())
-        done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), len(recipes) > 1, rows)
+        done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), auto, rows)
+        if raises:
+            done.raise_if_refused()
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
@@ -327,6 +292,19 @@ class _FormMaker:
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds, count = self.base.feeds(rows), row_count(rows)
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+
+    def make_all(
+        self, recipes: Iterable[Recipe], progress: ProgressCallback
+    ) -> tuple[dict[str, _Draft], dict[str, str]]:
+        """Return the created forms, and the reasons why other forms cannot be created, both by name."""
+        created, impossible = {}, {}
+        for recipe in recipes:
+            progress(f"creating {recipe}")
+            try:
+                created[str(recipe)] = self.make(recipe)
+            except ConversionError as error:
+                impossible[str(recipe)] = error.message
+        return created, impossible
 
     def make(self, recipe: Recipe) -> _Draft:
         """Create a form, and compare it with the base. Raises ConversionError if a form cannot be created or loaded."""

@@ -260,7 +260,6 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate import promote, run_gate, verdict_of_served
     from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.promotion import judge_for_approval
 
     action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)
@@ -271,7 +270,7 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
         gated = run_gate(model, version, **options)
         return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
     if action == "request":
-        judge_for_approval(model, version, to, why=why, **options)
+        promote(model, version, to, why=why, is_request=True, **options)
         requested = send_decision("request", model, version, to, why)
         return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
     moved = promote(model, version, to, why=why, **options)

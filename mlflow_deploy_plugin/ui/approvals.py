@@ -9,6 +9,7 @@ from flask import request
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import (
+    Person,
     PromotionRequest,
     Subject,
     approval_status,
@@ -83,16 +84,14 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     try:
         registered = guard.registry().get_registered_model(subject.model)
         policy = policy_from_tags(subject.model, registered.tags) or GatePolicy()
-        if (required := policy.approvals_for(place)) is None:
-            raise InvalidConfig(f"the policy of {subject.model} requires no approvals for {place}")
-        who = access.caller().user, access.caller_groups(), access.may_act_on([subject.model])
-        known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, *who))
+        required, who = policy.required_approvals(subject.model, place), _person(subject.model)
+        known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
         version = guard.registry().get_model_version(subject.model, subject.version)
-        now = subject_of(registered, version, place, subject.files, policy)
+        now = subject_of(version, place, subject.files, policy)
         status = approval_status(required, entry, now, store.now())
         known |= {"approved_by": status.approved_by, "missing": status.missing}
         known["reason"] = "" if status.is_complete else status.reason
-        known["no_approval"] = refusal_of(partial(require_may_approve, required, entry, now, *who))
+        known["no_approval"] = refusal_of(partial(require_may_approve, required, entry, now, who))
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
@@ -123,20 +122,19 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
     action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
-    place, user, may_edit = parse_stage_or_alias(arguments["to"]), access.caller().user, access.may_act_on([model])
+    place, who = parse_stage_or_alias(arguments["to"]), _person(model)
     if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
         if action == "decline":  # The files do not matter, and may be missing.
             policy = policy_from_tags(model, guard.registry().get_registered_model(model).tags) or GatePolicy()
-            subject = Subject(model, str(int(version)), str(place), 0, 0, "", policy.digest)
+            subject = Subject(model, str(int(version)), str(place), 0, "", policy.digest)
         else:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    who: Json = {"user": user, "groups": access.caller_groups(), "may_edit": may_edit, "why": why}
     if action == "request":
-        entry, is_new = request_promotion(store, policy, subject, user=user, may_edit=may_edit, why=why)
+        entry, is_new = request_promotion(store, policy, subject, who, why)
         if is_new:
             _announce(store, entry)
     elif action == "approve":
@@ -144,10 +142,14 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         logged = known.report if known else None
         if logged is not None and guard.report_digest(logged.run_id) != logged.digest:
             raise GateRefused(f"the gate report {logged.url} was changed after the run of the gate; run the gate again")
-        entry, _ = approve(store, policy, subject, report=arguments["report"], **who)
+        entry, _ = approve(store, policy, subject, who, arguments["report"], why)
     else:
-        entry = decline(store, policy, subject, **who)
+        entry = decline(store, policy, subject, who, why)
     return _row(store, entry)
+
+
+def _person(model: str) -> Person:
+    return Person(access.caller().user, access.caller_groups(), access.may_act_on([model]))
 
 
 def _announce(store: Store, entry: PromotionRequest) -> None:

@@ -296,7 +296,7 @@ def _decide(
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(model, version, place, status.digest, policy))
+        refusal = _missing_approvals(trail, policy, subject_of(version, place, status.digest, policy))
         if not refusal:
             return replace(accepted, why=f"gate {status.state}: {status.reason}")
     if holder == number:
@@ -345,7 +345,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
         _log.exception("the files of %s version %s cannot be read", model, version)
         raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
-    return policy, subject_of(registered, entry, place, files, policy)
+    return policy, subject_of(entry, place, files, policy)
 
 
 def report_digest(run_id: str) -> str:
@@ -461,8 +461,7 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
         source = _read("CreateModelVersion").source
         if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
             original = registry().get_model_version(copied.name, copied.version)
-            of_copied = original.name, str(original.version), int(original.creation_timestamp)
-            authors += version_authors(trail.store(), *of_copied)
+            authors += version_authors(trail.store(), str(original.version), int(original.creation_timestamp))
     except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
         _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
     detail = {"created": int(version["creation_timestamp"]), "authors": authors}

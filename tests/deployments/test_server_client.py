@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events, post_with_retries
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
@@ -43,7 +43,7 @@ class Scripted(ServerSession):
 
 
 def send(session: ServerSession, tries: int = 1) -> dict[str, Any]:
-    return post_with_retries(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)[0]
+    return post(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)[0]
 
 
 def test_an_answer_is_the_json_object_that_the_server_sends() -> None:

@@ -239,11 +239,6 @@ def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> Non
     assert Model(exported.path).predict(np.ones((1, 2))).tolist() == [[0.5, 0.5]]
 
 
-def test_what_cannot_be_written_says_why(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"savedmodel.*TensorFlow.*--format tflite"):
-        onnxserve.export(str(mixed), "savedmodel", tmp_path / "m")
-
-
 def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -284,4 +279,4 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
 
 def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
     assert exporting.METADATA_KEY == METADATA_KEY
-    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
+    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "tflite")

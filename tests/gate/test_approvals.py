@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.gate.approvals import (
     ApprovalStatus,
+    Person,
     Subject,
     approve,
     decline,
@@ -36,7 +37,7 @@ from tests.support.refusals import mentions, refused
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2, groups=("risk",)))
-SUBJECT = Subject("flights", "3", "Production", 1000, 2000, "f" * 64, POLICY.digest)
+SUBJECT = Subject("flights", "3", "Production", 2000, "f" * 64, POLICY.digest)
 RISK = frozenset({"risk", "staff"})
 
 
@@ -54,12 +55,13 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 
 def ask(store: Store, user: str = "eva", subject: Subject = SUBJECT, policy: GatePolicy = POLICY, **more: Any) -> bool:
-    return request_promotion(store, policy, subject, user=user, may_edit=more.pop("may_edit", True), **more)[1]
+    person = Person(user, frozenset(), more.pop("may_edit", True))
+    return request_promotion(store, policy, subject, person, **more)[1]
 
 
 def vote(store: Store, user: str, subject: Subject = SUBJECT, policy: GatePolicy = POLICY, **more: Any) -> bool:
-    allowed: dict[str, Any] = {"groups": RISK, "may_edit": False, "report": REPORT} | more
-    return approve(store, policy, subject, user=user, **allowed)[1]
+    person = Person(user, more.pop("groups", RISK), more.pop("may_edit", False))
+    return approve(store, policy, subject, person, more.pop("report", REPORT), **more)[1]
 
 
 def status(store: Store, subject: Subject = SUBJECT, policy: GatePolicy = POLICY) -> ApprovalStatus:
@@ -74,12 +76,10 @@ def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> No
     assert (status(store).missing, status(store).is_complete) == (1, False)
     assert mentions(status(store).reason, "1 of 2", "risk", "ada")
     assert vote(store, "bob", why="the report is fine")
-    assert status(store) == ApprovalStatus(POLICY.approvals or ApprovalPolicy(), ("ada", "bob"), 0)
-    (request,) = promotion_requests(store)
-    assert [(entry.actor, entry.report, entry.verdict) for entry in request.approvals] == [
-        ("ada", REPORT, "passed"),
-        ("bob", REPORT, "passed"),
-    ]
+    assert status(store) == ApprovalStatus(POLICY.approvals or ApprovalPolicy(), ("ada", "bob"))
+    (request,) = promotion_requests(store, "flights")
+    seen = {"report": REPORT, "verdict": "passed"}
+    assert [(entry.actor, entry.detail) for entry in request.approvals] == [("ada", seen), ("bob", seen)]
     assert (request.requested_by, request.at, request.state) == ("eva", NOW, "open")
     assert request.report is not None
     assert request.report.url == "https://mlflow/report"
@@ -104,12 +104,7 @@ def test_a_second_request_keeps_the_approvals(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [
-        ({"model_created": 1001}, ["model"]),
-        ({"version_created": 2001}, ["version"]),
-        ({"files": "0" * 64}, ["files"]),
-        ({"policy": "0" * 16}, ["policy"]),
-    ],
+    [({"created": 2001}, ["version"]), ({"files": "0" * 64}, ["files"]), ({"policy": "0" * 16}, ["policy"])],
 )
 def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(
     change: dict[str, Any], names: list[str], store: Store
@@ -201,20 +196,22 @@ def test_a_request_without_right_or_reason_is_refused(
 ) -> None:
     with pytest.raises(error):
         ask(store, user, replace(SUBJECT, place=place), may_edit=may_edit)
-    assert promotion_requests(store) == []
+    assert promotion_requests(store, "flights") == []
 
 
 def test_a_declined_request_takes_no_approval(store: Store) -> None:
     ask(store)
     vote(store, "ada")
-    allowed: dict[str, Any] = {"groups": RISK, "may_edit": False}
+    bob = Person("bob", RISK, may_edit=False)
     with refused(InvalidConfig, "reason"):
-        decline(store, POLICY, SUBJECT, user="bob", why=" ", **allowed)
+        decline(store, POLICY, SUBJECT, bob, why=" ")
     with pytest.raises(ScopeMissing):
-        decline(store, POLICY, SUBJECT, user="joe", why="no", groups=frozenset(), may_edit=True)
-    request = decline(store, POLICY, SUBJECT, user="bob", why="too early", **allowed)
+        decline(store, POLICY, SUBJECT, Person("joe", frozenset(), may_edit=True), why="no")
+    with pytest.raises(Unauthenticated):
+        decline(store, POLICY, SUBJECT, Person("", frozenset(), may_edit=True), why="no")
+    request = decline(store, POLICY, SUBJECT, bob, why="too early")
     assert (request.state, request.ended_by, request.ended_why) == ("declined", "bob", "too early")
-    for late in (lambda: vote(store, "bob"), lambda: decline(store, POLICY, SUBJECT, user="bob", why="x", **allowed)):
+    for late in (lambda: vote(store, "bob"), lambda: decline(store, POLICY, SUBJECT, bob, why="x")):
         with pytest.raises(NotFound):
             late()
     assert status(store).missing == 2
@@ -224,8 +221,8 @@ def test_a_declined_request_takes_no_approval(store: Store) -> None:
 
 def test_the_requester_may_withdraw(store: Store) -> None:
     ask(store)
-    nobody: dict[str, Any] = {"groups": frozenset(), "may_edit": False}
-    assert decline(store, POLICY, SUBJECT, user="eva", why="a mistake", **nobody).state == "declined"
+    eva = Person("eva", frozenset(), may_edit=False)
+    assert decline(store, POLICY, SUBJECT, eva, why="a mistake").state == "declined"
 
 
 @pytest.mark.parametrize(("action", "place"), [("promote", "Production"), ("transition", "production")])
@@ -238,7 +235,7 @@ def test_a_promotion_uses_the_approvals_up(action: str, place: str, store: Store
     assert status(store).is_complete
     store.record(action, model="flights", version="3", detail=move_detail(place, ""))
     assert status(store).missing == 2
-    assert promotion_requests(store)[0].state == "promoted"
+    assert promotion_requests(store, "flights")[0].state == "promoted"
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
@@ -246,7 +243,7 @@ def test_requests_end_with_the_name_of_the_model(action: str, store: Store) -> N
     ask(store)
     vote(store, "ada")
     store.record(action, model="flights", before="flights", after="other")
-    assert promotion_requests(store)[0].state == "lapsed"
+    assert promotion_requests(store, "flights")[0].state == "lapsed"
     assert open_request(store, SUBJECT) is None
 
 
@@ -261,7 +258,10 @@ def test_after_a_failure_only_approvals_of_its_report_count(store: Store) -> Non
     assert vote(store, "ada", report="3" * 64)
     assert vote(store, "bob", report="3" * 64)
     assert status(store).is_complete
-    assert [entry.verdict for entry in promotion_requests(store)[0].approvals] == ["failed", "failed"]
+    assert [entry.detail["verdict"] for entry in promotion_requests(store, "flights")[0].approvals] == [
+        "failed",
+        "failed",
+    ]
 
 
 def test_a_version_without_a_report_on_its_files_cannot_be_approved(store: Store) -> None:
@@ -282,8 +282,7 @@ def test_racing_approvals_of_a_person_are_one_approval(store: Store) -> None:
 def test_the_author_of_a_version_is_known_under_every_name_of_the_model(store: Store) -> None:
     for created, author in ((2000, "max"), (1500, "old")):
         detail = {"created": created, "authors": [author]}
-        store.record("register", model="before", version="3", detail=detail)
-    store.record("rename", model="before", before="before", after="flights")
-    store.record("rename", model="flights", before="before", after="flights")
-    assert version_authors(store, "flights", "3", 2000) == ("max",)
-    assert version_authors(store, "flights", "3", 9999) == ()
+        store.record("register", model="a former name", version="3", detail=detail)
+    assert version_authors(store, "3", 2000) == ("max",)
+    assert version_authors(store, "4", 2000) == ()
+    assert version_authors(store, "3", 9999) == ()

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.approvals import approve, request_promotion, subject_of
+from mlflow_deploy_plugin.gate.approvals import Person, approve, request_promotion, subject_of
 from mlflow_deploy_plugin.gate.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
@@ -222,14 +222,14 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
     policy = choose_policy("toy").policy
     place, entry = StageOrAlias(stage="Production"), toy.get_model_version("toy", version)
     files = version_digest(f"models:/toy/{version}")
-    subject = subject_of(toy.get_registered_model("toy"), entry, place, files, policy)
+    subject = subject_of(entry, place, files, policy)
     with closing(open_store(load_settings().store_url)) as store:
-        request, _ = request_promotion(store, policy, subject, user="eva", may_edit=True)
+        request, _ = request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
         assert request.report is not None
         report = MlflowClient().download_artifacts(request.report.url.partition("/")[0], "gate_report.html")
         seen = hashlib.sha256(Path(report).read_bytes()).hexdigest()
         for user in users:
-            approve(store, policy, subject, user=user, groups=frozenset({"risk"}), may_edit=False, report=seen)
+            approve(store, policy, subject, Person(user, frozenset({"risk"}), may_edit=False), report=seen)
 
 
 @pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])

@@ -16,8 +16,9 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.agreement import Agreement
 from mlflow_deploy_plugin.gate import run_gate
+from mlflow_deploy_plugin.optimization import optimizer
 from mlflow_deploy_plugin.optimization.measure import FormCost
-from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose, try_forms
+from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network
@@ -74,7 +75,7 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry: MlflowCl
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})
     registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
-    done = try_forms("models:/net/1", [Recipe(fp16=True)])
+    done = onnxserve.optimize("models:/net/1", fp16=True)
     assert done.forms[1].agreement is not None
     assert done.forms[1].agreement.base_metric == 1.0
     gated = run_gate("net", done.version)
@@ -94,21 +95,22 @@ def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(registry
 
 
 def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_within_the_limit(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.create_registered_model("linear")
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
     registry.create_model_version("linear", write_classifier(tmp_path / "linear", reference=reference).as_uri())
-    recipes, said = [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)], list[str]()
-    done = try_forms("models:/linear/1", recipes, progress=said.append)
-    assert list(done.impossible) == ["int8 dynamic", "fp16"]
+    said = list[str]()
+    done = onnxserve.optimize("models:/linear/1", auto=True, progress=said.append)
+    assert list(done.impossible) == ["int8 dynamic", "int8 static", "fp16"]
     assert done.impossible["int8 dynamic"].startswith("no MatMul has 32-bit float weights")
     assert not done.chosen
     assert not done.is_refused
     assert "was faster than models:/linear/1" in done.reason
     assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
     assert mentions(said[-1], done.forms[1].name, "the base")
-    assert len(try_forms("models:/linear/1", recipes[:2], progress=said.append).forms) == 1
+    monkeypatch.setattr(optimizer, "ALL_RECIPES", (Recipe(int8="dynamic"), Recipe(fp16=True)))
+    assert len(onnxserve.optimize("models:/linear/1", auto=True, progress=said.append).forms) == 1
     assert said[-1] == "measuring the base"
 
 

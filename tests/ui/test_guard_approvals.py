@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.gate.approvals import approve, promotion_requests, request_promotion, version_authors
+from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, version_authors
 from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.ui import guard
@@ -61,10 +61,10 @@ def approve_all(mlflow_app: Any, model: str, version: str = "1", place: str = "P
         policy, subject = guard.promotion_now(model, version, parse_stage_or_alias(place))
     if not report:
         record_gate(mlflow_app.store, subject)
-    request_promotion(mlflow_app.store, policy, subject, user="eva", may_edit=True)
+    request_promotion(mlflow_app.store, policy, subject, Person("eva", frozenset(), may_edit=True))
     for user in ("ada", "bob"):
-        allowed: dict[str, Any] = {"groups": frozenset({"risk"}), "may_edit": False, "report": report or REPORT}
-        approve(mlflow_app.store, policy, subject, user=user, **allowed)
+        person = Person(user, frozenset({"risk"}), may_edit=False)
+        approve(mlflow_app.store, policy, subject, person, report or REPORT)
 
 
 def send(mlflow_app: Any, path: str, **body: Any) -> int:
@@ -186,7 +186,7 @@ def test_the_authors_of_a_version_are_authors_of_its_copies(
         assert send(mlflow_app, "model-versions/create", name=name, source=source) == 200
     for name, version, authors in ((model, "3", ("lea",)), (other, "1", ("max", "lea"))):
         created = mlflow_app.registry.get_model_version(name, version).creation_timestamp
-        assert version_authors(mlflow_app.store, name, version, created) == authors
+        assert version_authors(mlflow_app.store, version, created) == authors
 
 
 def test_approvals_do_not_survive_a_rename_there_and_back(mlflow_app: Any, model: str, caller: Caller) -> None:

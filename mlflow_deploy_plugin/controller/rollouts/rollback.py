@@ -219,12 +219,8 @@ class _Follower:
         """
         versions: list[str] = []
         name = self.observed.endpoint.name
-        conversions = (
-            (event.at, str(event.detail["stages"][self.main]))
-            for event in self.store.events(name, newest_first=True)
-            if event.action == "follow" and self.main in event.detail.get("stages", {})
-        )
-        converted_at, stage = next(conversions, (None, ""))
+        conversions = self.store.events(name, actions=("follow",), newest_first=True)
+        converted = next((event for event in conversions if self.main in event.detail["stages"]), None)
         for event in self.store.events(model=self.reference.name, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
@@ -233,7 +229,8 @@ class _Follower:
             if event.action in ("rollout.end", "rollback"):
                 is_here = event.endpoint == name
             else:
-                place = stage if converted_at is not None and event.at <= converted_at else self.reference.place
+                is_earlier = converted is not None and event.at <= converted.at
+                place = converted.detail["stages"][self.main] if converted and is_earlier else self.reference.place
                 is_here = moved["place"].lower() == place.lower()
             versions += [event.version, moved["before"]] if is_here else []
         return list(filter(None, versions))
