@@ -14,6 +14,7 @@ from pathlib import Path
 from flask import Flask, current_app, g, request
 from flask.sessions import SecureCookieSessionInterface
 
+from mlflow_deploy_plugin.errors import CallerRefused
 from mlflow_deploy_plugin.registry.transitions import models_served_by
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.store import AuditEvent, Store
@@ -44,6 +45,13 @@ class Caller:
     @property
     def actor(self) -> str:
         return self.user or f"anonymous@{self.address}"
+
+
+def static_prefix() -> str:
+    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
+    from mlflow.server.handlers import _add_static_prefix
+
+    return str(_add_static_prefix("/")).rstrip("/")
 
 
 def set_login(app: Flask, login: Login) -> None:
@@ -93,10 +101,7 @@ def is_administrator() -> bool:
 
 
 def seen_workspaces() -> list[str]:
-    """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
-
-    The list is empty if workspaces are disabled.
-    """
+    """Return the caller's workspaces and the workspace of the request; an empty list if workspaces are disabled."""
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.server.handlers import _get_workspace_store
     from mlflow.utils.workspace_context import get_request_workspace
@@ -161,22 +166,31 @@ def form_token(user: str) -> str:
     return str(generate_csrf(token_key=_session_key(user)))
 
 
-def is_from_another_site() -> bool:
+def is_host_allowed() -> bool:
+    """Return True if the operator allows the Host of the request. A caller can send any Host header."""
+    from mlflow.server.security_utils import get_allowed_hosts_from_env
+
+    return request.host in (get_allowed_hosts_from_env() or ())
+
+
+def require_own_site() -> None:
+    """Raise CallerRefused if a page of another site has sent the request."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies set, are also ours.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
     is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # The Origin `null` has an empty host.
-    return site != "same-origin" if site else not is_ours
+    if site != "same-origin" if site else not is_ours:
+        raise CallerRefused("the request was sent from another site")
 
 
-def form_refusal(user: str) -> str:
-    if is_from_another_site():
-        return "the form was sent from another site"
+def require_own_form(user: str) -> None:
+    """Raise CallerRefused if the form was not sent from a page that this user has loaded."""
+    require_own_site()
     try:
         validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
     except ValidationError:
-        return "no action was started, because the page was out of date: repeat the action"
-    return ""
+        message = "no action was started, because the page was out of date: repeat the action"
+        raise CallerRefused(message) from None
 
 
 class _Sessions(SecureCookieSessionInterface):

@@ -8,12 +8,11 @@ button, and the action is refused. Reasons that need an attempt, such as the gat
 """
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -29,7 +28,12 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.registry.transitions import PreviousVersion, StageOrAlias, rolled_back_refusal
+from mlflow_deploy_plugin.registry.transitions import (
+    PreviousVersion,
+    StageOrAlias,
+    parse_stage_or_alias,
+    rolled_back_refusal,
+)
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
@@ -44,7 +48,6 @@ _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
 """The timeout of a request to MLflow. Each request includes a password check, which is slow on a loaded server."""
 _MAX_WHY_CHARACTERS = 500
-_TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
 _MAX_WEIGHT = 100
 DECISIONS = ("approve", "decline")
@@ -88,10 +91,9 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str,
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
+        now = f"it would be rolled back to {version}"
     except (InvalidConfig, NotFound) as error:
         version, now = "", error.message
-    else:
-        now = f"it would be rolled back to {version}"
     if version != offered:
         name = observed.endpoint.name
         raise InvalidConfig(f"{name} has changed since the page showed a rollback to {offered}: now, {now}")
@@ -106,58 +108,51 @@ def promotion_blocker(
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    if has_account and "evaluation" not in policy.skip:
-        try:
-            require_mlflow_artifact(policy.evaluation.dataset)
-        except InvalidConfig as error:
-            return error.message
+    is_limited = has_account and "evaluation" not in policy.skip
+    return refusal_of(partial(require_mlflow_artifact, policy.evaluation.dataset)) if is_limited else ""
+
+
+def refusal_of(check: Callable[[], object]) -> str:
+    """Return the message of the error that `check` raises; empty without an error."""
+    try:
+        check()
+    except OnnxserveError as error:
+        return error.message
     return ""
 
 
-@dataclass(frozen=True)
-class FormAction:
-    """The action of a form. The caller must be allowed to edit its `models`."""
+def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[str]]:
+    """Return the validated arguments of a form's action, its description, and the models that the caller must edit.
 
-    description: str
-    models: tuple[str, ...]
-    arguments: Json
-
-
-def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
-    """Return the validated action of a form. Raises InvalidConfig or NotFound with a message for the page."""
+    Raises InvalidConfig or NotFound with a message for the page.
+    """
     action = form.get("action", "")
     if action in ("traffic", "rollback"):
         endpoint = store.endpoint(form.get("endpoint", ""))
         if endpoint is None:
             raise no_endpoint(form.get("endpoint", ""))
-        models = tuple(registered_model_names(endpoint.spec))
-        arguments: Json = {"endpoint": endpoint.name}
+        models = registered_model_names(endpoint.spec)
+        arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
         description = f"roll {endpoint.name} back"
         if action == "traffic":
             weights = arguments["weights"] = _weights(form, endpoint)
             weights_text = ", ".join(f"{name} {weight}" for name, weight in weights.items())
             description = f"change the traffic of {endpoint.name} to {weights_text}"
-        else:
-            arguments["to"] = form.get("to", "")
     elif action in ("promote", "gate", "request", *DECISIONS):
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
-        models, arguments = (model,), {"model": model, "version": version}
-        description = f"run the gate for version {version} of {model}"
-        if action != "gate":
-            to = arguments["to"] = form.get("to", "")
-            if not _TARGET.fullmatch(to):
-                raise InvalidConfig(f"{to!r} is not a stage or an @alias")
-            move = f"version {version} of {model} to {to}"
-            description = f"promote {move}" if action == "promote" else f"{action} the promotion of {move}"
-        arguments |= {"report": form.get("report", "")} if action == "approve" else {}
+        to = "" if action == "gate" else str(parse_stage_or_alias(form.get("to", "")))
+        models, arguments = [model], {"model": model, "version": version, "to": to, "report": form.get("report", "")}
+        move = f"version {version} of {model} to {to}"
+        descriptions = {"gate": f"run the gate for version {version} of {model}", "promote": f"promote {move}"}
+        description = descriptions.get(action, f"{action} the promotion of {move}")
     else:
         raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}")
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
         raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed")
-    return FormAction(description, models, {"action": action, "why": why, **arguments})
+    return {"action": action, "why": why, **arguments}, description, models
 
 
 def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
@@ -193,14 +188,11 @@ def main(path: Path) -> int:
         settings = load_settings()
         with closing(open_store(settings.store_url)) as store:
             message = _ACTIONS[job.arguments["action"]](job, store, settings)
-    except OnnxserveError as error:
-        write_state(path, job.ended("failed", error.message))
-        return 1
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
         # For an exception of another type, the traceback is logged, and the console shows the last line of the log.
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, OnnxserveError | MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
         return 1
@@ -266,17 +258,22 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate import promote, run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.policy import Permissions
 
-    model, version = job.arguments["model"], job.arguments["version"]
+    action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)
-    if job.arguments["action"] == "gate":
+    options: Json = {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
+    if action == "gate":
         if (known := verdict_of_served(model, version)) is not None:
             return f"{known}."
-        gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
+        gated = run_gate(model, version, **options)
         return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
-    to, why = job.arguments["to"], job.arguments["why"]
-    moved = promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
+    if action == "request":
+        promote(model, version, to, why=why, is_request=True, **options)
+        requested = send_decision("request", model, version, to, why)
+        return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
+    moved = promote(model, version, to, why=why, **options)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
@@ -284,24 +281,12 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
-def _request_approvals(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate import promote
-    from mlflow_deploy_plugin.gate.approval_client import send_decision
-    from mlflow_deploy_plugin.gate.policy import Permissions
-
-    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
-    allowed = Permissions(code=False, files=not job.has_account)
-    promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed, is_request=True)
-    requested = send_decision("request", model, version, to, why)
-    return f"Gate {requested.verdict or 'without a report'}; {requested.reason or 'all approvals are there'}."
-
-
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
     "traffic": _change_endpoint,
     "rollback": _change_endpoint,
     "promote": _change_version,
     "gate": _change_version,
-    "request": _request_approvals,
+    "request": _change_version,
 }
 
 

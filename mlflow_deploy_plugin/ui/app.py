@@ -22,7 +22,7 @@ from flask import (
 )
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.settings import (
     DEFAULT_WORKSPACE,
@@ -33,20 +33,7 @@ from mlflow_deploy_plugin.settings import (
 )
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.statedir import Span
-from mlflow_deploy_plugin.ui import guard
-from mlflow_deploy_plugin.ui.access import (
-    TOKEN_FIELD,
-    add_sessions,
-    caller,
-    form_refusal,
-    form_token,
-    hidden_endpoints,
-    login,
-    may_act_on,
-    seen_workspaces,
-    set_login,
-    visible_events,
-)
+from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.charts import shown
@@ -62,6 +49,7 @@ if TYPE_CHECKING:
 
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
+_REQUESTS = "/requests"
 _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -78,13 +66,6 @@ _HEADERS = {
 }
 
 
-def static_prefix() -> str:
-    """Return the path below which MLflow serves its pages (`--static-prefix`), without a slash at the end."""
-    from mlflow.server.handlers import _add_static_prefix
-
-    return str(_add_static_prefix("/")).rstrip("/")
-
-
 def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     """Add the gate, the audit trail and the console to MLflow's Flask app, once. For `served`, see `Login.install`."""
     if _EXTENSION in app.extensions:
@@ -92,19 +73,25 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = guard.AuditTrail()
     guard.install(app, trail)
-    add_sessions(app, load_settings().root_path / _FOLDER / "key")
-    set_login(app, adapter)
+    access.add_sessions(app, load_settings().root_path / _FOLDER / "key")
+    access.set_login(app, adapter)
     adapter.install(app, served)
-    prefix = static_prefix()
-    console = _Console(trail, prefix)
-    base = f"{prefix}{_PATH}"
+    console = _Console(trail, access.static_prefix())
+    base = f"{access.static_prefix()}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
-    read = {base: console.page, f"{base}/history.jsonl": console.export, f"{base}/pictures": console.pictures}
-    for path, view in read.items():
-        pages.add_url_rule(path, view.__name__, view, methods=["GET"])
-    pages.add_url_rule(base, "act", console.act, methods=["POST"])
-    requests = f"{base}/requests"
-    pages.add_url_rule(requests, "requests", console.requests, methods=["GET", "POST"])
+    views = {
+        ("", "GET"): console.page,
+        ("", "POST"): console.act,
+        ("/history.jsonl", "GET"): console.export,
+        ("/pictures", "GET"): console.pictures,
+        (_REQUESTS, "GET"): console.requests,
+        (_REQUESTS, "POST"): console.decide,
+    }
+    for (path, method), view in views.items():
+        pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
+        adapter.allow_page(f"{base}{path}", method)
+    for asset in _STATIC.iterdir():
+        adapter.allow_page(f"{base}/{asset.name}", "GET")
 
     @pages.before_request
     def enter_workspace() -> Response | None:
@@ -126,13 +113,15 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
                 return make_response(error.message, error.get_http_status_code(), _TEXT)
             set_server_request_workspace(workspace.name if workspace else None)
             if workspace:
-                login().enter_workspace(workspace.name)
+                access.login().enter_workspace(workspace.name)
         return None
 
     pages.add_app_template_filter(shown)
 
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
+        if request.path.endswith(_REQUESTS):
+            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
         return make_response(error.message, error.http_status, _TEXT)
 
     @pages.after_request
@@ -142,17 +131,12 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     app.register_blueprint(pages)
     _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
-    for path in (*read, *(f"{base}/{asset.name}" for asset in _STATIC.iterdir())):
-        adapter.allow_page(path, "GET")
-    for path, method in ((base, "POST"), (requests, "GET"), (requests, "POST")):
-        adapter.allow_page(path, method)
     app.extensions[_EXTENSION] = trail
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
     """Add a script to MLflow's pages. On the page of a registered model, the script adds a link to the console."""
-    if (serve := app.view_functions.get(_INDEX_VIEW)) is None:
-        return  # This MLflow has no pages to change.
+    serve = app.view_functions[_INDEX_VIEW]
 
     def serve_with_script() -> Response:
         """Return the page with the script, without an ETag, because a cached copy may lack the script."""
@@ -203,7 +187,7 @@ class _Console:
         """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's page, otherwise for the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
-        if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
+        if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
         deployments = Deployments(store, load_settings(), lambda line: None)
         observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
@@ -212,56 +196,51 @@ class _Console:
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""
-        from mlflow.server import handlers
-
-        who = caller()
-        if refusal := form_refusal(who.user):
-            return self._render(error=refusal, status=403)
+        who = access.caller()
         try:
+            access.require_own_form(who.user)
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
-            if endpoint and hidden_endpoints(store, [endpoint]):
+            if endpoint and access.hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
-            action = parse_form(request.form, store)
-            if action.arguments["action"] in DECISIONS:
-                decided = decide(self._trail, handlers._get_model_registry_store(), action.arguments)
-                flash(f"Done: {action.description}.{decided.reason and f' {decided.reason}.'}")
+            arguments, description, models = parse_form(request.form, store)
+            if arguments["action"] in DECISIONS:
+                reason = decide(store, arguments).reason
+                flash(f"Done: {description}.{reason and f' {reason}.'}")
                 return make_response(redirect(self._here(), 303))
-            if not may_act_on(action.models):
-                models = " and ".join(action.models) or "unregistered models"
-                error = f"you may not {action.description}: this needs the permission to edit {models}"
-                return self._render(error=error, status=403)
+            if not access.may_act_on(models):
+                names = " and ".join(models) or "unregistered models"
+                raise ScopeMissing(f"you may not {description}: this needs the permission to edit {names}")
             job = Job(
-                description=action.description,
+                description=description,
                 actor=who.actor,
-                arguments=action.arguments,
+                arguments=arguments,
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(job, login().credentials() | workspace_environment())
+            job = self._jobs.start(job, access.login().credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
 
     def requests(self) -> Response:
-        """Return the requests for promotions (of ?model=) as JSON, or decide about the request in the JSON body."""
-        from mlflow.server import handlers
+        """Return the requests for promotions (of ?model=) as JSON."""
+        model = request.args.get("model")
+        rows = request_rows(self._trail.store(), {model} if model else None)
+        return jsonify([row.model_dump(mode="json") for row in rows])
 
-        registry = handlers._get_model_registry_store()
-        try:
-            store, model = self._trail.store(), request.args.get("model")
-            if request.method == "POST":
-                return jsonify(decide(self._trail, registry, parse_decision(store)).model_dump(mode="json"))
-            rows = request_rows(store, registry, {model} if model else None)
-            return jsonify([row.listed.model_dump(mode="json") for row in rows])
-        except OnnxserveError as error:
-            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
+    def decide(self) -> Response:
+        """Decide about the request in the JSON body, and return it as JSON."""
+        store = self._trail.store()
+        return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""
         store = self._trail.store()
         events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
         pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
-        pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
+        pieces = (
+            "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page)) for page in pages
+        )
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
         def content() -> Iterator[str]:
@@ -279,15 +258,11 @@ class _Console:
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
-        from mlflow.server import handlers
-
-        who, only, model = caller(), request.args.get("endpoint", ""), request.args.get("model", "")
+        who, only, model = access.caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            registry = handlers._get_model_registry_store()
-            store, settings = self._trail.store(), load_settings()
-            beginning = request.args.get("beginning", "")
-            overview = build_overview(store, settings, registry, pages, only, model, _span(), beginning)
+            content = self._trail.store(), load_settings(), pages, only, model, _span()
+            overview = build_overview(*content, request.args.get("beginning", ""))
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
         html = render_template(
@@ -296,13 +271,13 @@ class _Console:
             job=job,
             error=error,
             who=who,
-            csrf_field=TOKEN_FIELD,
-            csrf_token=form_token(who.user),
+            csrf_field=access.TOKEN_FIELD,
+            csrf_token=access.form_token(who.user),
             base=self._base,
             link=self._link,
             act=self._here(),
             workspace=active_workspace() or DEFAULT_WORKSPACE,
-            workspaces=seen_workspaces(),
+            workspaces=access.seen_workspaces(),
             only=only,
             model=model,
             span=_span(),
@@ -324,19 +299,14 @@ class _Console:
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first.
-
-        A caller can send any Host header, so the header is used only if the operator allows the host.
-        """
-        from mlflow.server.security_utils import get_allowed_hosts_from_env
-
+        """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first."""
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
         if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
             addresses.append(reachable_url(host, port))
-        if request.host in (get_allowed_hosts_from_env() or ()):
+        if access.is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 

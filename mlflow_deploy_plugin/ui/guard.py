@@ -14,19 +14,18 @@ the notification of the agents never fails a request to MLflow.
 
 import hashlib
 import logging
-import re
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, make_response, request
 
@@ -48,8 +47,8 @@ from mlflow_deploy_plugin.registry.tags import (
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store import Json, Store, move_detail, open_store
-from mlflow_deploy_plugin.ui.access import caller, is_administrator
+from mlflow_deploy_plugin.store import AuditEvent, Json, Store, move_detail, open_store
+from mlflow_deploy_plugin.ui.access import caller, is_administrator, static_prefix
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -59,14 +58,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VIA, _ROLLBACK = "mlflow", "rollback"
+_ROLLBACK = "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
-_COPIED = re.compile(r"models:/([^/]+)/(\d+)")
-"""The source of a version that is a copy of another registered version."""
+_MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
 _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
 
@@ -125,10 +123,9 @@ class RegistryChange:
     """A change of a model, a stage, an alias or a tag in the registry, as the audit trail records the change.
 
     Attributes:
-        action: `transition`, `alias` or `tag`, or `rename` or `delete` of a registered model.
+        action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a registered model.
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
-        also_of: other models in whose history the change is also listed.
         is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
     """
 
@@ -139,145 +136,98 @@ class RegistryChange:
     after: str
     why: str = ""
     is_refused: bool = False
-    detail: Json | None = None
-    also_of: tuple[str, ...] = ()
+    detail: Json = field(default_factory=dict)
     is_served_again: bool = False
 
 
-_Reader = Callable[[AuditTrail], RegistryChange | None]
+_Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
 
 
-def _transition(trail: AuditTrail) -> RegistryChange:
+def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
 
-    fields = ("name", "version", "stage")
-    message, store = _read("TransitionModelVersionStage", fields, ("archive_existing_versions",)), _registry()
-    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
-    stage = get_canonical_stage(message.stage)
-    is_unserved = stage in _UNSERVED_STAGES
-    holders = [] if is_unserved else [str(entry.version) for entry in store.get_latest_versions(message.name, [stage])]
-    place = StageOrAlias(stage=stage)
-    why, is_refused, noted = _decide(trail, model, version, place, holders[0] if holders else "")
-    others = [other for other in holders if other != str(version.version)]
-    detail = noted | move_detail(stage, others[0] if others else "")
-    if others:
-        detail |= {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
-    return RegistryChange(
-        "transition",
-        message.name,
-        str(version.version),
-        version.current_stage,
-        stage,
-        why,
-        is_refused,
-        detail,
-        is_served_again=place.is_served_from and ROLLED_BACK_TAG in version.tags,
-    )
+    model = registry().get_registered_model(message.name)
+    version = registry().get_model_version(message.name, message.version)
+    stage, number = get_canonical_stage(message.stage), str(version.version)
+    served = [] if stage in _UNSERVED_STAGES else registry().get_latest_versions(message.name, [stage])
+    holder = str(served[0].version) if served else ""
+    detail = move_detail(stage, holder if holder != number else "")
+    if holder not in ("", number):
+        detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
+    change = RegistryChange("transition", message.name, number, version.current_stage, stage, detail=detail)
+    return _decide(trail, change, model, version, StageOrAlias(stage=stage), holder)
 
 
-def _alias(trail: AuditTrail) -> RegistryChange | None:
-    message, store = _read("SetRegisteredModelAlias", ("name", "alias", "version")), _registry()
-    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
+def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete an alias."""
+    model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
-    holder = model.aliases.get(message.alias)
-    why, is_refused, noted = _decide(trail, model, version, StageOrAlias(alias=message.alias), str(holder or ""))
-    return RegistryChange(
-        "alias",
-        message.name,
-        str(version.version),
-        _alias_text(message.alias, holder),
-        _alias_text(message.alias, version.version),
-        why,
-        is_refused,
-        noted | move_detail(f"@{message.alias}", str(holder or "")),
-        is_served_again=ROLLED_BACK_TAG in version.tags,
-    )
+    holder = str(model.aliases.get(message.alias, ""))
+    before = f"version {holder} in @{message.alias}" if holder else ""
+    if not hasattr(message, "version"):
+        return RegistryChange("alias", message.name, holder, before, "")
+    version = registry().get_model_version(message.name, message.version)
+    number, detail = str(version.version), move_detail(f"@{message.alias}", holder)
+    after = f"version {number} in @{message.alias}"
+    change = RegistryChange("alias", message.name, number, before, after, detail=detail)
+    return _decide(trail, change, model, version, StageOrAlias(alias=message.alias), holder)
 
 
-def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
-    message = _read("DeleteRegisteredModelAlias")
-    model = _registry().get_registered_model(message.name)
-    holder = model.aliases.get(message.alias)
-    if _is_only_a_prompt(model) or holder is None:
-        return None
-    return RegistryChange("alias", message.name, str(holder), _alias_text(message.alias, holder), "")
-
-
-def _version_deletion(_: AuditTrail) -> RegistryChange | None:
+def _version_deletion(_: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to delete a version. Endpoints that follow its stage then serve the previous version."""
-    message = _read("DeleteModelVersion")
-    version = _registry().get_model_version(message.name, message.version)
+    version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
     return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
 
 
-def _model_creation(_: AuditTrail) -> RegistryChange | None:
-    message = _read("CreateRegisteredModel")
+def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
     policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
     return RegistryChange("tag", message.name, "", "", policy, detail={"tag": GATE_POLICY_TAG})
 
 
-def _model(request: str, action: str) -> _Reader:
-    """Return a reader of requests that rename or delete a model. After a rename, the policy applies to the new name."""
-
-    def read(_: AuditTrail) -> RegistryChange | None:
-        message = _read(request)
-        model = _registry().get_registered_model(message.name)
-        if _is_only_a_prompt(model):
-            return None
-        new_name = getattr(message, "new_name", "")
-        why = _policy_refusal(model, f"{action} this model")
-        also_of = (new_name,) if action == "rename" and not why else ()
-        return RegistryChange(action, message.name, "", message.name, new_name, why, bool(why), also_of=also_of)
-
-    return read
+def _model(_: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to rename or delete a model. After a rename, the policy applies to the new name."""
+    model = registry().get_registered_model(message.name)
+    if _is_only_a_prompt(model):
+        return None
+    action, new_name = ("rename", message.new_name) if hasattr(message, "new_name") else ("delete", "")
+    why = _policy_refusal(model, f"{action} this model")
+    return RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
 
 
-def _tag(request: str, keys: Sequence[str]) -> _Reader:
-    """Return a reader of requests that set tags, so that the trail records manual changes of a verdict or a policy."""
-
-    def read(_: AuditTrail) -> RegistryChange | None:
-        message, store = _read(request), _registry()
-        if message.key not in keys:
-            return None
-        number = why = ""
-        if hasattr(message, "version"):
-            tagged = store.get_model_version(message.name, message.version)
-            number = str(tagged.version)
-        else:
-            tagged = store.get_registered_model(message.name)
-            why = _policy_refusal(tagged, f"change its tag {message.key}")
-        before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
-        return RegistryChange("tag", message.name, number, before, after, why, bool(why), {"tag": message.key})
-
-    return read
+def _tag(_: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete a tag, so that the trail records manual changes of a verdict or a policy."""
+    is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
+    deletable = (ROLLED_BACK_TAG,) if is_deleted else ()
+    if message.key not in ((*_VERDICT_TAGS, *deletable) if is_of_version else (GATE_POLICY_TAG,)):
+        return None
+    number = why = ""
+    if is_of_version:
+        tagged = registry().get_model_version(message.name, message.version)
+        number = str(tagged.version)
+    else:
+        tagged = registry().get_registered_model(message.name)
+        why = _policy_refusal(tagged, f"change its tag {message.key}")
+    before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
+    return RegistryChange("tag", message.name, number, before, after, why, bool(why), {"tag": message.key})
 
 
-_READERS: dict[str, _Reader] = {
-    "_transition_stage": _transition,
-    "_set_registered_model_alias": _alias,
-    "_delete_registered_model_alias": _alias_deletion,
-    "_delete_model_version": _version_deletion,
-    "_create_registered_model": _model_creation,
-    "_rename_registered_model": _model("RenameRegisteredModel", "rename"),
-    "_delete_registered_model": _model("DeleteRegisteredModel", "delete"),
-    "_set_model_version_tag": _tag("SetModelVersionTag", _VERDICT_TAGS),
-    "_delete_model_version_tag": _tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
-    "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),
-    "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
+_READERS: dict[str, tuple[str, _Reader]] = {
+    "_transition_stage": ("TransitionModelVersionStage", _transition),
+    "_set_registered_model_alias": ("SetRegisteredModelAlias", _alias),
+    "_delete_registered_model_alias": ("DeleteRegisteredModelAlias", _alias),
+    "_delete_model_version": ("DeleteModelVersion", _version_deletion),
+    "_create_registered_model": ("CreateRegisteredModel", _model_creation),
+    "_rename_registered_model": ("RenameRegisteredModel", _model),
+    "_delete_registered_model": ("DeleteRegisteredModel", _model),
+    "_set_model_version_tag": ("SetModelVersionTag", _tag),
+    "_delete_model_version_tag": ("DeleteModelVersionTag", _tag),
+    "_set_registered_model_tag": ("SetRegisteredModelTag", _tag),
+    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag),
 }
-"""The name of a view of MLflow → the reader of the view's requests."""
-_GATED = (
-    "_transition_stage",
-    "_set_registered_model_alias",
-    "_rename_registered_model",
-    "_delete_registered_model",
-    "_set_registered_model_tag",
-    "_delete_registered_model_tag",
-)
-"""The names of the views whose requests are refused if they are unreadable, because the gate or the approvals apply."""
+"""The name of a view of MLflow → the protobuf message of the view's requests, and the reader of the message."""
 
 
 def _policy_refusal(model: "RegisteredModel", change: str) -> str:
@@ -297,24 +247,17 @@ def _is_only_a_prompt(model: "RegisteredModel") -> bool:
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
-def _alias_text(alias: str, version: object) -> str:
-    return "" if version is None else f"version {version} in @{alias}"
-
-
-def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> "Message":
-    """Return the current request as MLflow reads it. Raise MlflowException if MLflow refuses it.
-
-    `request` is the name of the protobuf message, which has the required `texts` and the boolean `flags`.
-    """
+def _read(message: str) -> "Message":
+    """Return the current request as MLflow reads it. Raise MlflowException if MLflow refuses it."""
     from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers
 
-    schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
-    schema |= {field: [handlers._assert_bool] for field in flags}
-    return handlers._get_request_message(getattr(model_registry_pb2, request)(), schema=schema)
+    empty = getattr(model_registry_pb2, message)()
+    texts = [field.name for field in empty.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
+    return handlers._get_request_message(empty, schema={name: [handlers._assert_string] for name in texts})
 
 
-def _registry() -> "Registry":
+def registry() -> "Registry":
     """Return MLflow's registry store, which runs in this process and needs no HTTP request."""
     from mlflow.server import handlers
 
@@ -322,19 +265,23 @@ def _registry() -> "Registry":
 
 
 def _decide(
-    trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
-) -> tuple[str, bool, Json]:
-    """Return the gate's reason for accepting or refusing a version instead of `holder`, and True for a refusal.
-
-    The last value is added to the detail of the event.
-    """
-    number, subject = str(version.version), f"version {version.version} of {model.name}"
+    trail: AuditTrail,
+    change: RegistryChange,
+    model: "RegisteredModel",
+    version: "ModelVersion",
+    place: StageOrAlias,
+    holder: str,
+) -> RegistryChange:
+    """Return the change with the gate's reason for accepting or refusing the version instead of `holder`."""
+    number, subject = change.version, f"version {version.version} of {model.name}"
+    is_rolled_back = ROLLED_BACK_TAG in version.tags
+    accepted = replace(change, is_served_again=is_rolled_back and place.is_served_from)
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
-        return f"{subject} was not moved to {place}: {error.message}", True, {}
+        return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
     if policy is None or not policy.gates(place):
-        return "", False, {}
+        return accepted
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
@@ -351,13 +298,14 @@ def _decide(
     if status.passed:
         refusal = _missing_approvals(trail, policy, subject_of(version, place, status.digest, policy))
         if not refusal:
-            return f"gate {status.state}: {status.reason}", False, {}
+            return replace(accepted, why=f"gate {status.state}: {status.reason}")
     if holder == number:
-        return "already there", False, {}
-    is_rolled_back, once = ROLLED_BACK_TAG in version.tags, policy.approvals is not None
+        return replace(accepted, why="already there")
+    once = policy.approvals is not None
     if holder and not is_rolled_back and _is_rollback_target(trail, model.name, number, place, holder, once):
-        return f"rollback to the version before version {holder}; its gate: {status.reason}", False, {_ROLLBACK: True}
-    return refusal, True, {}
+        why = f"rollback to the version before version {holder}; its gate: {status.reason}"
+        return replace(accepted, why=why, detail=change.detail | {_ROLLBACK: True})
+    return replace(change, why=refusal, is_refused=True)
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
@@ -376,10 +324,8 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
 
 def model_page(model: str) -> str:
     """Return the URL of a model's page in the console, with the request's Host unless ONNXSERVE_MLFLOW_URL is set."""
-    from mlflow.server.handlers import _add_static_prefix
-
-    here = f"{request.host_url.rstrip('/')}{_add_static_prefix('/')}"
-    base = (load_settings().mlflow_url or here).rstrip("/")
+    here = f"{request.host_url.rstrip('/')}{static_prefix()}"
+    base = load_settings().mlflow_url.rstrip("/") or here
     parameters = {"model": model} | ({"workspace": name} if (name := active_workspace()) else {})
     return f"{base}/onnxserve?{urlencode(parameters)}"
 
@@ -390,7 +336,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     Raises InvalidConfig if the policy is missing or invalid, or if the files cannot be read, and MLflow's exception if
     the version does not exist.
     """
-    registered, entry = _registry().get_registered_model(model), _registry().get_model_version(model, version)
+    registered, entry = registry().get_registered_model(model), registry().get_model_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals")
@@ -418,7 +364,7 @@ def report_digest(run_id: str) -> str:
 
 
 def _digest_now(model: str, version: str) -> str:
-    uri = _registry().get_model_version_download_uri(model, version)
+    uri = registry().get_model_version_download_uri(model, version)
     store, root = _artifact_store(uri)
     files, folders = [], [root]
     while folders:
@@ -463,32 +409,32 @@ def _is_rollback_target(
 
     With `once`, return False if `holder` itself came by a rollback.
     """
-    is_replaced = False
+    moves: list[AuditEvent] = []
     with suppress(OnnxserveError):
-        for event in trail.store().events(model=model, newest_first=True):
+        for event in trail.store().events(model=model, actions=_MOVES_OR_ENDS, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break  # Earlier versions belong to a different model.
-            moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
+            moved = event.detail.get("moved")
             if not moved or moved["place"].lower() != str(place).lower():
                 continue
-            if is_replaced and event.version != holder:
-                break
             if event.version == holder:
-                is_replaced = is_replaced or moved["before"] == version
-                # A move may have several events, by MLflow and by a command.
-                if not is_replaced or not once or event.detail.get(_ROLLBACK):
-                    return is_replaced and not once
-        return is_replaced
+                moves.append(event)  # A move may have several events, by MLflow and by a command.
+            elif moves:
+                break
+        is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
+        return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
     return False
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
     """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one of the views."""
+    from mlflow.server.handlers import catch_mlflow_exception
+
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not support its version")
-    for view, read in _READERS.items():
-        app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in _GATED)
+    for view, (message, read) in _READERS.items():  # A request that cannot be read is refused.
+        app.view_functions[view] = catch_mlflow_exception(_guarded(app.view_functions[view], message, read, trail))
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
@@ -498,7 +444,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
             version = response.get_json()["model_version"]
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
-                    _registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
+                    registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
             _record_authors(trail, version)
         return response
 
@@ -508,61 +454,49 @@ def install(app: Flask, trail: AuditTrail) -> None:
 def _record_authors(trail: AuditTrail, version: Json) -> None:
     """Record who created a version. The authors of a copied version are also authors of the copy."""
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import _parse_model_uri
 
-    who, name, number = caller(), version["name"], version["version"]
-    authors = [who.user] if who.user else []
+    name, number, authors = version["name"], version["version"], [*filter(None, [caller().user])]
     try:
-        if copied := _COPIED.fullmatch(_read("CreateModelVersion").source):
-            original = _registry().get_model_version(*copied.groups())
+        source = _read("CreateModelVersion").source
+        if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
+            original = registry().get_model_version(copied.name, copied.version)
             authors += version_authors(trail.store(), str(original.version), int(original.creation_timestamp))
     except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
         _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
-    created = int(version["creation_timestamp"])
-    detail = {"via": _VIA, "address": who.address, "created": created, "authors": authors}
-    trail.record("register", who.actor, model=name, version=number, after=f"version {number}", detail=detail)
+    detail = {"created": int(version["creation_timestamp"]), "authors": authors}
+    _record(trail, RegistryChange("register", name, number, "", f"version {number}", detail=detail))
 
 
-def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be_known: bool) -> Callable[..., Any]:
-    from mlflow.exceptions import MlflowException
-
+def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: AuditTrail) -> Callable[..., Any]:
     def guarded(**arguments: Any) -> Response:
-        try:
-            change = read(trail)
-        except MlflowException as error:  # The change cannot be read from the request.
-            if must_be_known:
-                headers = {"Content-Type": "application/json"}
-                return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
-            change = None
+        change = read(trail, _read(message))
         if change is not None and change.is_refused:
-            _record(trail, change, "refused")
-            body = jsonify(error_code="PERMISSION_DENIED", message=change.why)
-            return make_response(body, 403)
+            _record(trail, change)
+            return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
-            if change.is_served_again:  # The version is no longer rolled back.
-                try:
-                    _registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-                except MlflowException as error:  # Do not fail the promotion.
-                    what = change.model, change.version, ROLLED_BACK_TAG
-                    _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:
-                _record(trail, change, change.action)
+                _record(trail, change)
                 trail.notify_agents(change.model)
+            if change.is_served_again:  # The version is no longer rolled back.
+                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
         return response
 
     return guarded
 
 
-def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
+def _record(trail: AuditTrail, change: RegistryChange) -> None:
     who = caller()
-    for model in (change.model, *change.also_of):
+    is_renamed = change.action == "rename" and not change.is_refused
+    for model in (change.model, change.after) if is_renamed else (change.model,):
         trail.record(
-            action,
+            "refused" if change.is_refused else change.action,
             who.actor,
             model=model,
             version=change.version,
             before=change.before,
             after=change.after,
             why=change.why,
-            detail={"via": _VIA, "address": who.address, **(change.detail or {})},
+            detail={"via": "mlflow", "address": who.address, **change.detail},
         )

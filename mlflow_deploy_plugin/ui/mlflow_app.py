@@ -18,7 +18,8 @@ from flask import Flask
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.ui.app import extend, static_prefix
+from mlflow_deploy_plugin.ui.access import static_prefix
+from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 
@@ -42,53 +43,44 @@ def create_basic_auth_app() -> object:
 
 def _create(name: str) -> "Flask | FastAPI":
     from mlflow.server import app
+    from mlflow.server.fastapi_app import create_fastapi_app
+    from starlette.routing import Mount
 
-    other = _load(name) if name else app
-    login = _login(name)
-    served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other
+    other, login = _app_and_login(name)
+    served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other or app
     inner = served if isinstance(served, Flask) else app
-    if isinstance(served, Flask) and os.environ.get(_SGI) == "uvicorn":
-        served = _fastapi_around(served, only_flask=bool(name))
+    if isinstance(served, Flask) and os.environ.get(_SGI) == "uvicorn":  # uvicorn cannot serve a Flask app.
+        served = fastapi = create_fastapi_app(served)
+        if name:  # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
+            fastapi.router.routes[:] = [route for route in fastapi.routes if isinstance(route, Mount)]
     extend(inner, login, served)
     return served
 
 
-def _fastapi_around(app: Flask, only_flask: bool) -> "FastAPI":
-    """Return MLflow's FastAPI app around a Flask app, because uvicorn cannot serve a Flask app.
+def _app_and_login(name: str) -> tuple[Any, Login]:
+    """Return the app that another distribution registers, or its factory, and the adapter of its login.
 
-    With `only_flask`, Flask answers all requests, because a login in Flask does not see FastAPI's own routes.
+    Without a name, return None and the adapter of the proxy, if there is one. Raises InvalidConfig if a setting is not
+    valid, or if the app or its adapter cannot be loaded.
     """
-    from mlflow.server.fastapi_app import create_fastapi_app
-    from starlette.routing import Mount
-
-    fastapi: FastAPI = create_fastapi_app(app)
-    if only_flask:
-        fastapi.router.routes[:] = [route for route in fastapi.routes if isinstance(route, Mount)]
-    return fastapi
-
-
-def _login(name: str) -> Login:
-    """Return the adapter of the app, otherwise of the proxy. Raises InvalidConfig for invalid settings."""
     settings = load_settings()
-    if name and settings.user_header:
+    if not name:
+        return None, ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
+    if settings.user_header:
         raise InvalidConfig(f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them")
-    if name:
-        return login_of(name)
-    return ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
-
-
-def _load(name: str) -> Any:
-    """Return the app that another distribution registers, or its factory. Raises InvalidConfig if this fails."""
     package = __name__.partition(".")[0]
     apps = {entry.name: entry for entry in entry_points(group=_APPS) if not entry.value.startswith(package)}
     if name not in apps:
         installed = ", ".join(sorted(apps)) or "none"
         raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}")
     try:
-        return apps[name].load()
-    except Exception as error:  # The app may raise any exception.
+        return apps[name].load(), login_of(name)
+    except InvalidConfig:
+        raise
+    except Exception as error:  # Other distributions may raise any exception.
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: the app {name} cannot be loaded: {reason}") from error
+        message = f"ONNXSERVE_MLFLOW_APP: the app {name} or its login adapter cannot be loaded: {reason}"
+        raise InvalidConfig(message) from error
 
 
 def _check_settings() -> None:
@@ -98,13 +90,11 @@ def _check_settings() -> None:
     """
     try:
         settings = load_settings()
-        if settings.mlflow_app:
-            _load(settings.mlflow_app)
-        elif settings.user_header:
-            os.environ[_FORWARDED] = ""
-        _login(settings.mlflow_app)
+        _app_and_login(settings.mlflow_app)
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")
+    if settings.user_header:
+        os.environ[_FORWARDED] = ""
 
 
 _check_settings()

@@ -61,11 +61,9 @@ class MlflowPages:
     tracking: "AbstractStore"
     prefix: str
 
-    def run(self, experiment_id: str, run_id: str) -> str:
-        return f"{self._run(experiment_id, run_id)}{workspace_query()}"
-
-    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
-        return f"{self._run(experiment_id, run_id)}/artifacts/{quote(path)}{workspace_query()}"
+    def run(self, experiment_id: str, run_id: str, artifact: str = "") -> str:
+        page = f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+        return f"{page}{artifact and f'/artifacts/{quote(artifact)}'}{workspace_query()}"
 
     def version(self, model: str, version: str) -> str:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
@@ -83,7 +81,7 @@ class MlflowPages:
             experiment = str(self.tracking.get_run(run_id).info.experiment_id)
         except MlflowException:
             return ""
-        return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
+        return self.run(experiment, run_id, path)
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
         from mlflow.exceptions import MlflowException
@@ -101,7 +99,7 @@ class MlflowPages:
                 if window.verdict
                 else ("failed" if window.attempts or window.state == "failed" else "waiting"),
                 reason=window.reason,
-                report=self.artifact(experiment.experiment_id, window.run_id, "report.html")
+                report=self.run(experiment.experiment_id, window.run_id, "report.html")
                 if experiment is not None and window.run_id
                 else "",
                 labelled_share=window.figures.get("labelled_share"),
@@ -109,6 +107,3 @@ class MlflowPages:
             )
             for window in windows
         ]
-
-    def _run(self, experiment_id: str, run_id: str) -> str:
-        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"

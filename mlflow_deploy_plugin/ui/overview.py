@@ -2,10 +2,11 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.deployments import (
@@ -33,32 +34,14 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Rollout, Store
-from mlflow_deploy_plugin.ui.access import (
-    caller,
-    hidden_endpoints,
-    is_administrator,
-    may_act_on,
-    may_list,
-    visible_events,
-)
-from mlflow_deploy_plugin.ui.actions import (
-    ALREADY_THERE,
-    gate_blocker,
-    no_endpoint,
-    promotion_blocker,
-    rollback_target_of,
-    traffic_blocker,
-)
+from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
-Link = Callable[[str], str]
-"""A function that converts the tag of a gate's report to the URL of the report."""
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
@@ -80,13 +63,6 @@ class PromotionTarget:
     refusal: str = ""
     needs_approvals: bool = False
 
-    @property
-    def shown(self) -> str:
-        """Return the entry of the selection list, with a short form of the reason."""
-        if not self.refusal:
-            return f"{self.place} – needs approvals" if self.needs_approvals else self.place
-        return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
-
 
 @dataclass(frozen=True)
 class VersionRow:
@@ -100,14 +76,8 @@ class VersionRow:
     stage: str
     aliases: tuple[str, ...]
     standing: GateStatus
-    report: str = ""
-    rolled_back: str = ""
-    targets: tuple[PromotionTarget, ...] = ()
-
-    @property
-    def needs_approvals(self) -> bool:
-        """True if the version may be promoted to a target that requires approvals."""
-        return any(target.needs_approvals and not target.refusal for target in self.targets)
+    rolled_back: str
+    targets: tuple[PromotionTarget, ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +91,7 @@ class ModelCard:
     """
 
     name: str
+    may_act: bool
     versions: tuple[VersionRow, ...] = ()
     gated: tuple[str, ...] = ()
     error: str = ""
@@ -184,7 +155,6 @@ class Overview:
     shown: int = 0
     alerts: tuple[Alert, ...] = ()
     models: tuple[ModelCard, ...] = ()
-    updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
     requests: tuple[RequestRow, ...] = ()
@@ -194,7 +164,6 @@ class Overview:
 def build_overview(
     store: Store,
     settings: Settings,
-    registry: "Registry",
     pages: MlflowPages,
     only: str = "",
     model: str = "",
@@ -209,20 +178,20 @@ def build_overview(
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """
     deployments = Deployments(store, settings, lambda line: None)
-    if only and (only not in store.names() or hidden_endpoints(store, [only])):
-        raise no_endpoint(only)
+    if only and (only not in store.names() or access.hidden_endpoints(store, [only])):
+        raise actions.no_endpoint(only)
     stored = [
         item
         for item in store.endpoints()
         if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
     unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
-    seen = [item.name for item in stored if all(map(may_list, registered_model_names(item.spec)))]
+    seen = [item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))]
     # The models of unreadable endpoints are unknown, so only administrators may see these endpoints.
-    names = sorted([*seen, *(item.name for item in unreadable if is_administrator())])
+    names = sorted([*seen, *(item.name for item in unreadable if access.is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[page_index * _SHOWN :][:_SHOWN]
-    unseen = hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
+    unseen = access.hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
     on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
@@ -232,30 +201,24 @@ def build_overview(
         metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))
         draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
-    has_account = bool(caller().user)
     specs = [observed.endpoint.spec for observed in readable]
-    models = model_cards(registry, specs, pages.report, has_account)
     cards = [
-        _endpoint_card(observed, counted, pages, store, registry, bool(only))
-        for observed, counted in zip(readable, metrics, strict=True)
+        _endpoint_card(observed, counted, pictures, pages, store, bool(only))
+        for observed, counted, pictures in zip_longest(readable, metrics, drawn)
     ]
-    for index, pictures in enumerate(drawn):
-        cards[index] = replace(cards[index], pictures=pictures)
     cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
-    shown_models = None if not only else {name for spec in specs for name in registered_model_names(spec)}
-    shown_models = {model} if model else shown_models
+    of_endpoint = {name for spec in specs for name in registered_model_names(spec)} if only else None
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
-    hidden = hidden_endpoints(store, named)
+    hidden = access.hidden_endpoints(store, named)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
         shown=page_index,
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
-        models=tuple(models),
-        updatable=frozenset(model.name for model in models if may_act_on([model.name])),
+        models=tuple(_model_cards(specs)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        requests=tuple(request_rows(store, registry, shown_models)),
+        events=tuple(access.visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
+        requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
@@ -264,13 +227,13 @@ def build_overview(
 def _endpoint_card(
     observed: ObservedEndpoint,
     metrics: MetricsByServer,
+    pictures: Pictures | None,
     pages: MlflowPages,
     store: Store,
-    registry: "Registry",
     is_alone: bool,
 ) -> EndpointCard:
     spec, observation = observed.endpoint.spec, observed.observation
-    may_act = may_act_on(registered_model_names(spec))
+    may_act = access.may_act_on(registered_model_names(spec))
     reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     health: str = observation.state
     total = total_metrics(metrics)
@@ -283,7 +246,7 @@ def _endpoint_card(
     no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
-            rollback_to = rollback_target_of(store, observed, registry, metrics).version
+            rollback_to = actions.rollback_target_of(store, observed, guard.registry(), metrics).version
         except RegistryUnavailable:
             pass  # Pressing the button reports the error.
         except NotFound:
@@ -297,9 +260,10 @@ def _endpoint_card(
         url=observation.url,
         variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
         monitors=() if is_alone else monitor_timelines(spec, store, pages, _LOOKED_AT),
+        pictures=pictures,
         may_act=may_act,
         spec=spec,
-        no_traffic=traffic_blocker(store, observed) if may_act else "",
+        no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
         has_rollback=has_rollback,
         no_rollback=no_rollback,
         rollback_to=rollback_to,
@@ -322,38 +286,30 @@ def _variant_row(observed: ObservedEndpoint, name: str, metrics: ServerMetrics, 
     )
 
 
-def model_cards(registry: "Registry", specs: Iterable[EndpointSpec], link: Link, has_account: bool) -> list[ModelCard]:
+def _model_cards(specs: Iterable[EndpointSpec]) -> list[ModelCard]:
     followed: defaultdict[str, set[str]] = defaultdict(set)
     for spec in specs:
         for reference in registered_model_uris(spec):
             places = {"stage": {reference.selector.title()}, "alias": {f"@{reference.selector}"}}
             followed[reference.name] |= places.get(reference.kind, set())
-    return [_model_card(registry, name, places, link, has_account) for name, places in sorted(followed.items())]
+    return [_model_card(name, places) for name, places in sorted(followed.items())]
 
 
-def _versions_by_place(
-    model: "RegisteredModel", versions: Sequence["ModelVersion"], followed: set[str]
-) -> dict[StageOrAlias, frozenset[str]]:
-    """Return the versions in each stage or alias that a version may be promoted to, followed targets first."""
-    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
-    places = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
-    versions_by_place = {}
-    for place in map(parse_stage_or_alias, places):
-        holders = [version.version for version in versions if version.current_stage == place.stage]
-        if place.alias:
-            holders = [model.aliases[place.alias]] if place.alias in model.aliases else []
-        versions_by_place[place] = frozenset(map(str, holders))
-    return versions_by_place
+def _holders(model: "RegisteredModel", versions: Iterable["ModelVersion"], place: StageOrAlias) -> frozenset[str]:
+    if place.alias:
+        return frozenset(str(number) for alias, number in model.aliases.items() if alias == place.alias)
+    return frozenset(str(version.version) for version in versions if version.current_stage == place.stage)
 
 
-def _model_card(registry: "Registry", name: str, followed: set[str], link: Link, has_account: bool) -> ModelCard:
+def _model_card(name: str, followed: set[str]) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
+    may_act = access.may_act_on([name])
     try:
-        model = registry.get_registered_model(name)
-        entries = all_versions(registry, name)
+        model = guard.registry().get_registered_model(name)
+        entries = all_versions(guard.registry(), name)
     except MlflowException as failure:
-        return ModelCard(name, error=one_line(failure, 300))
+        return ModelCard(name, may_act, error=one_line(failure, 300))
     entries.sort(key=lambda version: int(version.version), reverse=True)
     error, policy = "", None
     try:
@@ -361,7 +317,9 @@ def _model_card(registry: "Registry", name: str, followed: set[str], link: Link,
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
-    holders = _versions_by_place(model, entries, followed)
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
+    names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
+    holders = {place: _holders(model, entries, place) for place in map(parse_stage_or_alias, names)}
     versions = []
     for index, entry in enumerate(entries):
         number, standing = str(entry.version), gate_status_of(entry.tags)
@@ -371,14 +329,14 @@ def _model_card(registry: "Registry", name: str, followed: set[str], link: Link,
         targets = tuple(
             PromotionTarget(
                 str(place),
-                promotion_blocker(name, number, place, entry.tags, applied, held),
+                actions.promotion_blocker(name, number, place, entry.tags, applied, held),
                 applied.approvals_for(place) is not None,
             )
             for place, held in holders.items()
             if not error
         )
-        stage, report, taken_back = entry.current_stage, link(standing.report), entry.tags.get(ROLLED_BACK_TAG, "")
-        stage = "" if stage == "None" else stage
-        versions.append(VersionRow(number, stage, aliases, standing, report, taken_back, targets))
+        stage = "" if entry.current_stage == "None" else entry.current_stage
+        versions.append(VersionRow(number, stage, aliases, standing, entry.tags.get(ROLLED_BACK_TAG, ""), targets))
     gated = tuple(map(str, policy.gated_places)) if policy is not None else ()
-    return ModelCard(name, tuple(versions), gated, error, error or gate_blocker(applied, has_account))
+    no_gate = error or actions.gate_blocker(applied, bool(access.caller().user))
+    return ModelCard(name, may_act, tuple(versions), gated, error, no_gate)

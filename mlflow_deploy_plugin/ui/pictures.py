@@ -51,10 +51,6 @@ class Timeline:
         newest = self.windows[::-1]
         return next((window for window in newest if window.mark != "waiting"), newest[0] if newest else None)
 
-    @property
-    def alarms(self) -> int:
-        return sum(window.mark == "alarm" for window in self.windows)
-
 
 @dataclass(frozen=True)
 class RolloutPicture:

@@ -150,7 +150,7 @@ def ended(browser: Any, path: str) -> str:
         ({"weight:champion": "0"}, 400, ["at least one weight"]),
         ({"endpoint": "nobody"}, 404, ["no endpoint", "&#39;nobody&#39;"]),
         ({"action": "explode"}, 400, ["&#39;explode&#39;"]),
-        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, ["&#39;Mars&#39;", "@alias"]),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, ["&#39;Mars&#39;", "@champion"]),
         ({"action": "gate", "model": "m", "version": "one"}, 400, ["a registered model", "its version"]),
         ({"why": "x" * 501}, 400, ["501", "500"]),
     ],

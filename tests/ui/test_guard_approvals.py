@@ -176,9 +176,12 @@ def test_a_copy_of_an_approved_version_needs_its_own_approvals(target: str, mlfl
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_the_authors_of_a_version_are_authors_of_its_copies(mlflow_app: Any, model: str, caller: Caller) -> None:
+@pytest.mark.parametrize("slashes", ["/", "///"])
+def test_the_authors_of_a_version_are_authors_of_its_copies(
+    slashes: str, mlflow_app: Any, model: str, caller: Caller
+) -> None:
     other = mlflow_app.model(policy=POLICY, versions=0)
-    for user, name, source in (("lea", model, "s3://bucket/x"), ("max", other, f"models:/{model}/3")):
+    for user, name, source in (("lea", model, "s3://bucket/x"), ("max", other, f"models:{slashes}{model}/3")):
         caller.user = user
         assert send(mlflow_app, "model-versions/create", name=name, source=source) == 200
     for name, version, authors in ((model, "3", ("lea",)), (other, "1", ("max", "lea"))):

@@ -35,8 +35,6 @@ def create_app():
     return app
 
 class CompanyLogin(Login):
-    has_accounts = True
-
     def user(self):
         return g.account
 """
@@ -64,8 +62,6 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class CompanyLogin(Login):
-    has_accounts = True
-
     def user(self) -> str:
         return "dora"
 

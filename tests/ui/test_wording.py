@@ -19,7 +19,10 @@ from tests.support.console import PAGE, form, open_page
             {"action": "explode"},
             "there is no action 'explode'; the actions are traffic, rollback, promote, gate, request, approve, decline",
         ),
-        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, "'Mars' is not a stage or an @alias"),
+        (
+            {"action": "promote", "model": "m", "version": "1", "to": "Mars"},
+            "'Mars' is neither a stage (Production, Staging, Archived, None) nor an alias (@champion)",
+        ),
         (
             {"action": "gate", "model": "m", "version": "one"},
             "a registered model and the number of its version are expected",

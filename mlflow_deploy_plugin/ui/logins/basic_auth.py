@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 class BasicAuth(Login):
-    has_accounts = True
-
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         """Check the password once per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
         authenticate = auth.authenticate_request

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from flask import Flask, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.messages import one_line
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -34,11 +33,8 @@ class ModelPermission:
 class Login:
     """A login adapter. This class is the adapter of a server without accounts, and others replace its methods.
 
-    All methods except the first two are called within a Flask request, after the login's own checks. `has_accounts` is
-    False if all callers are anonymous. Every caller may then do everything.
+    All methods except the first two are called within a Flask request, after the login's own checks.
     """
-
-    has_accounts = False
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         """Prepare the app. `served` is the app for the WSGI or ASGI server, which contains `app`."""
@@ -89,7 +85,8 @@ class Login:
 def login_of(app: str) -> Login:
     """Return the adapter of an app of the group `mlflow.app`.
 
-    Raises InvalidConfig if the app has no adapter, because callers without a known name would have all permissions.
+    Raises InvalidConfig if the app has no adapter, because callers without a known name would have all permissions, and
+    any exception if the adapter does not fit the version of the app.
     """
     registered = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     if (address := registered.get(app) or _ADAPTERS.get(app)) is None:
@@ -98,9 +95,5 @@ def login_of(app: str) -> Login:
             f"are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. A distribution registers an adapter in "
             f"the entry point group {GROUP}"
         )
-    try:
-        adapter: Login = EntryPoint(app, address, GROUP).load()()
-    except Exception as error:  # The adapter may not fit the version of the app.
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: the login adapter of {app} cannot be loaded: {reason}") from error
+    adapter: Login = EntryPoint(app, address, GROUP).load()()
     return adapter

@@ -20,8 +20,6 @@ from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE, Login, ModelPe
 
 
 class OidcAuth(Login):
-    has_accounts = True
-
     def allow_page(self, path: str, method: str) -> None:
         before_request.BEFORE_REQUEST_VALIDATORS[path, method] = lambda user: True
 

@@ -26,13 +26,14 @@ _JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
 class ProxyHeader(Login):
     """Raises InvalidConfig if the settings list no addresses. A token of this server names the caller of a job."""
 
-    has_accounts = True
-
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
-        self._proxies = _networks(settings.trusted_proxies)
         self._open = tuple(f"{prefix}{path}" for path in _OPEN)
+        try:
+            self._proxies = [ip_network(entry) for entry in _entries(settings.trusted_proxies)]
+        except ValueError as error:
+            raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
         if not self._proxies:
             raise InvalidConfig(
                 "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
@@ -79,15 +80,12 @@ class ProxyHeader(Login):
         async def authenticate(
             request: "Request", call_next: "Callable[[Request], Awaitable[FastApiResponse]]"
         ) -> "FastApiResponse":
-            reason = ""
             identity = self._identify(request.headers.get, request.client.host if request.client else "")
             sent = [name for name in request.headers if name.replace("_", "-") in names]
-            if len(sent) != len(set(sent)) or any(name not in names for name in sent):
-                reason = "the request has several headers with the caller's name or groups"
-            elif isinstance(identity, Refused):
-                reason = identity.reason
-            if reason and request.url.path not in self._open:
-                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": reason}, 401)
+            if len(sent) != len(set(sent)) or not names.issuperset(sent):
+                identity = Refused("the request has several headers with the caller's name or groups")
+            if isinstance(identity, Refused) and request.url.path not in self._open:
+                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": identity.reason}, 401)
             return await call_next(request)
 
     def _identify(self, header: "Callable[[str, str], str]", address: str) -> tuple[str, frozenset[str]] | Refused:
@@ -107,19 +105,11 @@ class ProxyHeader(Login):
         user = header(self._header, "").strip()
         if not user or "," in user:
             return Refused(f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}")
-        groups_text = header(self._groups_header, "") if self._groups_header else ""
-        return user, frozenset(_entries(groups_text))
+        return user, frozenset(_entries(header(self._groups_header, "")))
 
 
 def _entries(text: str) -> list[str]:
     return [entry for part in text.split(",") if (entry := part.strip())]
-
-
-def _networks(addresses: str) -> list[IPv4Network | IPv6Network]:
-    try:
-        return [ip_network(entry) for entry in _entries(addresses)]
-    except ValueError as error:
-        raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
 
 
 def _is_listed(address: str, proxies: Iterable[IPv4Network | IPv6Network]) -> bool:
