@@ -80,26 +80,23 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     if entry.state != "open":
         return row
     place = parse_stage_or_alias(subject.place)
+    known: Json = {"approved_by": ()}
     try:
         registered = guard.registry().get_registered_model(subject.model)
-        version = guard.registry().get_model_version(subject.model, subject.version)
         policy = policy_from_tags(subject.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(subject.model, place)
+        who = Person(access.caller().user, access.caller_groups(), access.may_act_on([subject.model]))
+        known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
+        version = guard.registry().get_model_version(subject.model, subject.version)
+        now = subject_of(version, place, subject.files, policy)
+        status = approval_status(required, entry, now, store.now())
+        known |= {"approved_by": status.approved_by, "missing": status.missing}
+        known["reason"] = "" if status.is_complete else status.reason
+        known["no_approval"] = refusal_of(partial(require_may_approve, required, entry, now, who))
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
-        return row.model_copy(update={"approved_by": (), "reason": reason, "no_approval": reason, "no_decline": reason})
-    now = subject_of(version, place, subject.files, policy)
-    status = approval_status(required, entry, now, store.now())
-    who = Person(access.caller().user, access.caller_groups(), access.may_act_on([subject.model]))
-    return row.model_copy(
-        update={
-            "approved_by": status.approved_by,
-            "missing": status.missing,
-            "reason": "" if status.is_complete else status.reason,
-            "no_approval": refusal_of(partial(require_may_approve, required, entry, now, who)),
-            "no_decline": refusal_of(partial(require_may_decline, required, entry, who)),
-        }
-    )
+        known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
+    return row.model_copy(update=known)
 
 
 def parse_decision(store: Store) -> Json:

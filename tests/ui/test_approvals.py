@@ -206,6 +206,15 @@ def test_changed_files_are_refused_and_the_request_can_be_declined_without_files
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
 
 
+def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(mlflow_app: Any, requested: str) -> None:
+    mlflow_app.registry.delete_model_version(requested, "2")
+    shown = page(mlflow_app, "carol", model=requested)
+    assert mentions(shown, "Approve is not available", "not found")
+    _, answer = press(mlflow_app, "carol", requested, "decline", why="the version is gone")
+    assert answer.status_code == 303
+    assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
+
+
 def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     model = a_model(mlflow_app, "{groups: [risk], valid_for: 1s}")
     send(mlflow_app, "alice", "request", model)
