@@ -129,8 +129,8 @@ def follow(name: str, alias: str, deployment: str | None, dry_run: bool, why: st
         followers = deployments.follow_alias(name, alias.removeprefix("@"), deployment, why, is_trial=dry_run)
     verb = "would follow" if dry_run else "now follows"
     lines = [f"{item.deployment} {verb} {item.alias_uri} (version {item.version})" for item in followers]
-    document = [asdict(item) for item in followers]
-    show_result(output, document, lines or [f"{name} already follows @{alias.removeprefix('@')}"])
+    lines = lines or [f"{name} already follows @{alias.removeprefix('@')}"]
+    show_result(output, [asdict(item) for item in followers], lines)
 
 
 @endpoint.command()

@@ -70,11 +70,23 @@ def save_model(
 ) -> None:
     """Convert `model` to ONNX, check that the predictions are the same, and save the ONNX model to the folder `path`.
 
-    The other arguments are as in `log_model`.
-
     Args:
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
         path: a folder that does not exist or is empty.
+        signature: MLflow's signature; default: names, order and types are inferred from the example.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
+            proof and the reference; the first five are saved as MLflow's input example.
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
+        parity_data: additional real rows for the proof.
+        reference_data: rows with which drift monitors compare traffic; default: the example.
+        event_time: the time of each row of the reference: the name of a column, or one time per row.
         mlflow_model: the MLmodel to which the flavor is added; default: a new one.
+        metadata: entries for `metadata` in the MLmodel file.
+        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        pip_requirements: the requirements; default: those of a server of this model.
+        extra_pip_requirements: requirements in addition to the default ones.
+        code_paths: Python files or folders that the model imports; they are copied into the artifact.
 
     Raises:
         ConversionError: a part of the model cannot be converted; the message names this part.

@@ -164,7 +164,7 @@ def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
 
 def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     """Return the open request for this model, version and stage or alias. The request may have lapsed."""
-    return _open(_fold(store.events(model=subject.model, actions=_ACTIONS)), subject)
+    return _open(promotion_requests(store, subject.model), subject)
 
 
 def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:

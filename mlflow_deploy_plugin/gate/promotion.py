@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import read_approval_status, subject_of
@@ -41,6 +42,9 @@ from mlflow_deploy_plugin.registry.transitions import (
     version_at,
 )
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,11 @@ def promote(
         begun = trail.now()
         before = version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
-            tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
-        request = _Request(candidate, target, before, chosen, tags, why, actor or current_actor(), begun)
-        refusal = rolled_back_refusal(candidate.name, candidate.version, target, tags)
+            entry = registry_client().get_model_version(candidate.name, candidate.version)
+        request = _Request(candidate, entry, target, before, chosen, why, actor or current_actor(), begun)
+        refusal = rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
         if refusal and not force:
-            request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
+            request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
             raise GateRefused(refusal)
         is_there = not refusal and before is None and version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
@@ -160,13 +164,13 @@ def promote(
 
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `before` is the current version in `place`, and `tags` are the tags of the candidate."""
+    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`."""
 
     candidate: ResolvedModel
+    entry: "ModelVersion"
     place: StageOrAlias
     before: ResolvedModel | None
     chosen: PolicyChoice
-    tags: dict[str, str]
     why: str
     actor: str
     begun: datetime
@@ -174,7 +178,7 @@ class _Request:
     @cached_property
     def verdict(self) -> GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
-        known = gate_status_of(self.tags)
+        known = gate_status_of(self.entry.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
     def gate_status(
@@ -187,7 +191,7 @@ class _Request:
         counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
-                version, at = self.candidate.version, self.tags[GATE_AT_TAG]
+                version, at = self.candidate.version, self.entry.tags[GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
             gated = gate_version(
@@ -219,21 +223,18 @@ class _Request:
         """Return why the promotion of these files lacks approvals; empty if it needs none, or has all."""
         if (required := self.chosen.policy.approvals_for(self.place)) is None:
             return ""
-        model, version = self.candidate.name, self.candidate.version
-        with registry_errors(f"model {model} version {version}"):
-            entry = registry_client().get_model_version(model, version)
-        subject = subject_of(entry, self.place, files, self.chosen.policy)
+        subject = subject_of(self.entry, self.place, files, self.chosen.policy)
         approvals = read_approval_status(store, required, subject)
         return "" if approvals.is_complete else approvals.refusal(subject)
 
     def is_fresh(self) -> bool:
         try:
-            age = datetime.now(UTC) - datetime.fromisoformat(self.tags[GATE_AT_TAG])
+            age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
             return False
         return (
-            self.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
-            and self.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
+            self.entry.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
+            and self.entry.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 

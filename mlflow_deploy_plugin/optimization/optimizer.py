@@ -172,6 +172,7 @@ def optimize(
         epochs: the number of training epochs.
         register: the name of the registered model; default: the name of the base.
         raises: False to return a form that is refused, with its figures, instead of raising the first two errors.
+        progress: a function that receives one line per step.
 
     Raises:
         ParityError: the form loses more than `max_loss`.

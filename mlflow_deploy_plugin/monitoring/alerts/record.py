@@ -91,16 +91,12 @@ def announce_request(
 ) -> None:
     """Record a message, which is sent once, that a person requests the promotion of a version to a stage or @alias."""
     now, subject = store.now(), f"the promotion of version {version} to {place}"
-    content = AlertContent(
-        f"request/{model}/{version}/{place}/{now.isoformat()}",
-        endpoint="",
-        monitor="",
-        lines=(_short(f"{by} requests {subject}{f': {why}' if why else ''}"),),
-        link=link,
-        next=f"next: onnxserve approve {model} {version} --to {place}, or onnxserve decline with a reason",
-    )
+    fingerprint = f"request/{model}/{version}/{place}/{now.isoformat()}"
+    line = _short(f"{by} requests {subject}{why and f': {why}'}")
+    step = f"next: onnxserve approve {model} {version} --to {place}, or onnxserve decline with a reason"
+    content = AlertContent(fingerprint, endpoint="", monitor="", lines=(line,), link=link, next=step)
     detail = content.event_detail("said", now, None) | {"model": _short(model), "title": subject}
-    Alerts(store).add_once(Alert(content.fingerprint, "", "", "said", now, now, detail=detail))
+    Alerts(store).add_once(Alert(fingerprint, "", "", "said", now, now, detail=detail))
 
 
 def _failing(endpoint: str, monitor: str) -> str:
