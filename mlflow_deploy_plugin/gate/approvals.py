@@ -134,11 +134,6 @@ class ApprovalStatus:
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
         return "; ".join([text + approved, *self.discounted])
 
-    def refusal(self, subject: Subject, page: str = "") -> str:
-        """Return the message for a promotion without these approvals. `page` is the URL of the request's page."""
-        shown = page and f", and {page} shows them"
-        return f"{subject} is refused: {self.reason}. {subject.request_command} requests them{shown}"
-
 
 def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
     """Return all requests for the model: open requests first, each part newest first."""
@@ -150,8 +145,14 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     return _open(promotion_requests(store, subject.model), subject)
 
 
-def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:
-    return approval_status(policy, open_request(store, subject), subject, store.now())
+def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
+    """Return why a promotion lacks approvals; empty if it needs none, or has all. `page` is the URL of its requests."""
+    if (required := policy.approvals_for(subject.place)) is None:
+        return ""
+    status = approval_status(required, open_request(store, subject), subject, store.now())
+    shown = page and f", and {page} shows them"
+    refusal = f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
+    return "" if status.is_complete else refusal
 
 
 def approval_status(
@@ -208,15 +209,10 @@ def approve(
 ) -> tuple[PromotionRequest, bool]:
     """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
 
-    Args:
-        subject: the promotion as it is now. A request for another state of it has lapsed.
-        report: the SHA-256 of the gate report that the person saw.
-
-    Raises:
-        GateRefused: the request has lapsed, there is no gate report, or the person saw another report.
-        InvalidConfig: the promotion needs no approvals.
-        NotFound: there is no open request.
-        ScopeMissing / Unauthenticated: the person may not approve this promotion, or is anonymous.
+    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report that the person saw. Raises
+    GateRefused if the request has lapsed, there is no report, or the person saw another report, InvalidConfig if no
+    approvals are required, NotFound without an open request, and ScopeMissing or Unauthenticated if the person may not
+    approve.
     """
     required = policy.required_approvals(subject.model, subject.place)
 
@@ -328,8 +324,8 @@ def _record(
 
     The request is read and the event is written in one transaction, so that racing calls cannot both count.
     """
-    events, is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
-    return next(entry for entry in reversed(_fold(events)) if entry.subject.key == subject.key), is_new
+    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
+    return next(entry for entry in promotion_requests(store, subject.model) if entry.subject.key == subject.key), is_new
 
 
 def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:
