@@ -92,7 +92,7 @@ class Recipe:
         return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
 
 
-ALL_RECIPES = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
+ALL_RECIPES: tuple[Recipe, ...] = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
 
 
 @dataclass(frozen=True)
