@@ -6,11 +6,14 @@ it, so that each promotion needs new approvals.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pydantic import Field
+
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.tags import PASSED_STATES
@@ -81,40 +84,20 @@ class Person(NamedTuple):
     """True if the person may edit the model."""
 
 
-@dataclass(frozen=True)
-class GateReport:
-    """The report of the last gate run that tagged the version, from the audit trail. `digest` is its SHA-256."""
-
-    url: str
-    run_id: str
-    digest: str
-    state: str
-
-
-@dataclass(frozen=True)
-class PromotionRequest:
-    """A requested promotion with its approvals.
+class PromotionRequest(ListedRequest):
+    """A requested promotion with its approvals. `state` is `lapsed` if the model was renamed or deleted.
 
     Attributes:
         authors: the people who registered the version, as known at the time of the request.
-        report: the report on the files and by the policy of the request; None if there is no report yet.
+        report_run: the MLflow run of the gate report. The report is by the policy and on the files of the request.
         approvals: the last approval of each person, oldest first, including approvals that no longer count. The detail
             has the SHA-256 of the gate report that the person saw (`report`), and its state (`verdict`).
-        state: `open` until the request ends. `lapsed` means that the model was renamed or deleted.
-        ended_by / ended_at / ended_why: the person, the time and the reason of the end.
     """
 
-    subject: Subject
-    requested_by: str
-    at: datetime
-    why: str
-    authors: tuple[str, ...] = ()
-    report: GateReport | None = None
-    approvals: tuple[AuditEvent, ...] = ()
-    state: Literal["open", "declined", "promoted", "replaced", "lapsed"] = "open"
-    ended_by: str = ""
-    ended_at: datetime | None = None
-    ended_why: str = ""
+    subject: Subject = Field(exclude=True)
+    authors: tuple[str, ...] = Field(exclude=True)
+    report_run: str = Field(default="", exclude=True)
+    approvals: tuple[AuditEvent, ...] = Field(default=(), exclude=True)
 
     def is_by_author(self, user: str) -> bool:
         return any(_same(user, name) for name in (self.requested_by, *self.authors))
@@ -151,11 +134,6 @@ class ApprovalStatus:
         approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
         return "; ".join([text + approved, *self.discounted])
 
-    def refusal(self, subject: Subject, page: str = "") -> str:
-        """Return the message for a promotion without these approvals. `page` is the URL of the request's page."""
-        shown = page and f", and {page} shows them"
-        return f"{subject} is refused: {self.reason}. {subject.request_command} requests them{shown}"
-
 
 def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
     """Return all requests for the model: open requests first, each part newest first."""
@@ -167,8 +145,14 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     return _open(promotion_requests(store, subject.model), subject)
 
 
-def read_approval_status(store: Store, policy: ApprovalPolicy, subject: Subject) -> ApprovalStatus:
-    return approval_status(policy, open_request(store, subject), subject, store.now())
+def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
+    """Return why a promotion lacks approvals; empty if it needs none, or has all. `page` is the URL of its requests."""
+    if (required := policy.approvals_for(subject.place)) is None:
+        return ""
+    status = approval_status(required, open_request(store, subject), subject, store.now())
+    shown = page and f", and {page} shows them"
+    refusal = f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
+    return "" if status.is_complete else refusal
 
 
 def approval_status(
@@ -184,13 +168,13 @@ def approval_status(
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
     approved, discounted = [], []
-    failure = request.report if request.report and request.report.state not in PASSED_STATES else None
+    has_failed = request.verdict not in ("", *PASSED_STATES)
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
             discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
         elif policy.not_author and request.is_by_author(approval.actor):
             discounted.append(f"{approval.actor} is an author")
-        elif failure and approval.detail["report"] != failure.digest:
+        elif has_failed and approval.detail["report"] != request.report_digest:
             discounted.append(f"{approval.actor} approved before the gate failed")
         else:
             approved.append(approval.actor)
@@ -225,26 +209,21 @@ def approve(
 ) -> tuple[PromotionRequest, bool]:
     """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
 
-    Args:
-        subject: the promotion as it is now. A request for another state of it has lapsed.
-        report: the SHA-256 of the gate report that the person saw.
-
-    Raises:
-        GateRefused: the request has lapsed, there is no gate report, or the person saw another report.
-        InvalidConfig: the promotion needs no approvals.
-        NotFound: there is no open request.
-        ScopeMissing / Unauthenticated: the person may not approve this promotion, or is anonymous.
+    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report that the person saw. Raises
+    GateRefused if the request has lapsed, there is no report, or the person saw another report, InvalidConfig if no
+    approvals are required, NotFound without an open request, and ScopeMissing or Unauthenticated if the person may not
+    approve.
     """
     required = policy.required_approvals(subject.model, subject.place)
 
     def decide(request: PromotionRequest | None) -> AuditEvent | None:
         known = _require_open(request, subject)
-        seen = require_may_approve(required, known, subject, person)
-        if report != seen.digest:
-            raise GateRefused(f"the gate report has changed since {person.user} opened it; read {seen.url} again")
+        require_may_approve(required, known, subject, person)
+        if report != known.report_digest:
+            raise GateRefused(f"the gate report has changed since {person.user} opened it; read {known.report} again")
         if any(_same(person.user, name) for name in approval_status(required, known, subject, store.now()).approved_by):
             return None
-        return _event(store, "approve", subject, person, why, {"report": report, "verdict": seen.state})
+        return _event(store, "approve", subject, person, why, {"report": report, "verdict": known.verdict})
 
     return _record(store, subject, decide)
 
@@ -265,10 +244,8 @@ def decline(store: Store, policy: GatePolicy, subject: Subject, person: Person, 
     return _record(store, subject, decide)[0]
 
 
-def require_may_approve(
-    required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person
-) -> GateReport:
-    """Return the gate report that the person must have seen to approve the request now. Raises like `approve`."""
+def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person) -> None:
+    """Raise like `approve` if the person may not approve the request now."""
     _require_approver(required, subject, person)
     if change := subject.change_since(request.subject):
         raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
@@ -276,10 +253,9 @@ def require_may_approve(
     if required.not_author and request.is_by_author(user):
         part = "requested this promotion" if _same(user, request.requested_by) else "registered this version"
         raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
-    if request.report is None:
+    if not request.report_digest:
         command = f"onnxserve gate {subject.model} {subject.version}"
         raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
-    return request.report
 
 
 def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
@@ -298,25 +274,26 @@ def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     """Return the requests that result from the events (oldest first): ended requests, then open requests."""
     ended: list[PromotionRequest] = []
     live: dict[tuple[str, str, str], PromotionRequest] = {}
-    reports: dict[tuple[str, str, str], GateReport] = {}
+    reports: dict[tuple[str, str, str], Json] = {}
 
     def end(key: tuple[str, str, str], state: Literal["declined", "promoted", "replaced", "lapsed"]) -> None:
         if (request := live.pop(key, None)) is not None:
-            by, at, why = event.actor, event.at, event.why
-            ended.append(replace(request, state=state, ended_by=by, ended_at=at, ended_why=why))
+            changed = {"state": state, "ended_by": event.actor, "ended_at": event.at, "ended_why": event.why}
+            ended.append(request.model_copy(update=changed))
 
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
         if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
-            report = GateReport(detail["report"], detail["run_id"], digest, event.after)
-            reports[event.version, detail["files"], detail["policy_digest"]] = report
+            report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
+            reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
         elif event.action == "request":
             end(key, "replaced")
-            subject, authors = Subject(**detail["subject"]), tuple(detail["authors"])
-            live[key] = PromotionRequest(subject, event.actor, event.at, event.why, authors)
+            request = {"model": event.model, "version": event.version, "to": event.after, "state": "open", **detail}
+            request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
+            live[key] = PromotionRequest.model_validate(request)
         elif event.action == "approve" and key in live:
             others = [approval for approval in live[key].approvals if not _same(approval.actor, event.actor)]
-            live[key] = replace(live[key], approvals=(*others, event))
+            live[key] = live[key].model_copy(update={"approvals": (*others, event)})
         elif event.action == "decline":
             end(key, "declined")
         elif event.action in _MOVES and (moved := detail.get("moved")):
@@ -325,7 +302,7 @@ def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
             for other in [*live]:
                 end(other, "lapsed")
     return [
-        replace(entry, report=reports.get((entry.subject.version, entry.subject.files, entry.subject.policy)))
+        entry.model_copy(update=reports.get((entry.version, entry.subject.files, entry.subject.policy)))
         for entry in (*ended, *live.values())
     ]
 
@@ -347,8 +324,8 @@ def _record(
 
     The request is read and the event is written in one transaction, so that racing calls cannot both count.
     """
-    events, is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
-    return next(entry for entry in reversed(_fold(events)) if entry.subject.key == subject.key), is_new
+    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
+    return next(entry for entry in promotion_requests(store, subject.model) if entry.subject.key == subject.key), is_new
 
 
 def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:

@@ -184,14 +184,14 @@ class GatePolicy(_Part):
     def gates(self, place: StageOrAlias | str) -> bool:
         return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
 
-    def approvals_for(self, place: StageOrAlias) -> ApprovalPolicy | None:
+    def approvals_for(self, place: StageOrAlias | str) -> ApprovalPolicy | None:
         return self.approvals if self.gates(place) else None
 
     def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
         """Return the approvals that a promotion to `place` requires. Raises InvalidConfig if it requires none."""
-        if self.approvals is None or not self.gates(place):
+        if (approvals := self.approvals_for(place)) is None:
             raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
-        return self.approvals
+        return approvals
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":

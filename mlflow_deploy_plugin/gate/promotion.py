@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate.approvals import read_approval_status, subject_of
+from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -144,7 +144,8 @@ def promote(
             )
         if is_request:
             return request.promotion(status, before=before.version if before else "", is_moved=False)
-        if not is_there and (refusal := request.missing_approvals(trail, status.digest)):
+        subject = subject_of(entry, target, status.digest, chosen.policy)
+        if not is_there and (refusal := missing_approvals(trail, chosen.policy, subject)):
             request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
         if not status.passed:
@@ -218,14 +219,6 @@ class _Request:
         if self.chosen.policy.gates(self.place):
             return None
         return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
-
-    def missing_approvals(self, store: Store, files: str) -> str:
-        """Return why the promotion of these files lacks approvals; empty if it needs none, or has all."""
-        if (required := self.chosen.policy.approvals_for(self.place)) is None:
-            return ""
-        subject = subject_of(self.entry, self.place, files, self.chosen.policy)
-        approvals = read_approval_status(store, required, subject)
-        return "" if approvals.is_complete else approvals.refusal(subject)
 
     def is_fresh(self) -> bool:
         try:

@@ -171,7 +171,8 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
                 ) from None
             if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
-            reason = str(error).removeprefix(f"{error.error_code}: ")
+            text = str(error)
+            reason = text.removeprefix(f"{error.error_code}: ")
             raise InvalidConfig(f"MLflow refuses {uri.place} for {name} version {version}: {reason}") from None
 
 

@@ -229,17 +229,16 @@ class Store:
 
     def record_next(
         self, model: str, actions: Collection[str], decide: Callable[[list[AuditEvent]], AuditEvent | None]
-    ) -> tuple[list[AuditEvent], bool]:
-        """Write the event that `decide` derives from the model's events, in one transaction; None writes no event.
+    ) -> bool:
+        """Write the event that `decide` derives from the model's events with one of the `actions`, oldest first.
 
-        Return the events with one of the `actions`, oldest first, including the new event, and True if it was written.
+        Return False if there is no such event. The events are read and written in one transaction.
         """
         query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions)).order_by(AuditRow.id)
         with self.transaction(alone_with=f"events of {model}") as session:
-            events = read_rows(session, query, AuditEvent)
-            if (event := decide(events)) is not None:
+            if (event := decide(read_rows(session, query, AuditEvent))) is not None:
                 write_event(session, event)
-            return [*events, *filter(None, [event])], event is not None
+        return event is not None
 
     def events(
         self,

@@ -60,34 +60,20 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
 def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
-    report, subject = entry.report, entry.subject
-    row = RequestRow(
-        model=subject.model,
-        version=subject.version,
-        to=subject.place,
-        state=entry.state,
-        requested_by=entry.requested_by,
-        at=entry.at,
-        why=entry.why,
-        verdict=report.state if report else "",
-        report=report.url if report else "",
-        report_digest=report.digest if report else "",
-        approved_by=tuple(approval.actor for approval in entry.approvals),
-        ended_by=entry.ended_by,
-        ended_at=entry.ended_at,
-        ended_why=entry.ended_why,
-    )
+    approved_by = [approval.actor for approval in entry.approvals]
+    row = RequestRow.model_validate(entry.model_dump() | {"approved_by": approved_by})
     if entry.state != "open":
         return row
-    place = parse_stage_or_alias(subject.place)
+    place = parse_stage_or_alias(entry.to)
     known: Json = {"approved_by": ()}
     try:
-        registered = guard.registry().get_registered_model(subject.model)
-        policy = policy_from_tags(subject.model, registered.tags) or GatePolicy()
-        required, who = policy.required_approvals(subject.model, place), _person(subject.model)
+        registered = guard.registry().get_registered_model(entry.model)
+        policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
+        required = policy.required_approvals(entry.model, place)
+        who = Person(access.caller().user, access.caller_groups(), access.may_act_on([entry.model]))
         known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
-        version = guard.registry().get_model_version(subject.model, subject.version)
-        now = subject_of(version, place, subject.files, policy)
+        version = guard.registry().get_model_version(entry.model, entry.version)
+        now = subject_of(version, place, entry.subject.files, policy)
         status = approval_status(required, entry, now, store.now())
         known |= {"approved_by": status.approved_by, "missing": status.missing}
         known["reason"] = "" if status.is_complete else status.reason
@@ -122,7 +108,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
     action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
-    place, who = parse_stage_or_alias(arguments["to"]), _person(model)
+    place = parse_stage_or_alias(arguments["to"])
     if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
@@ -133,30 +119,27 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
+    who = Person(access.caller().user, access.caller_groups(), access.may_act_on([model]))
     if action == "request":
         entry, is_new = request_promotion(store, policy, subject, who, why)
         if is_new:
             _announce(store, entry)
     elif action == "approve":
         known = open_request(store, subject)
-        logged = known.report if known else None
-        if logged is not None and guard.report_digest(logged.run_id) != logged.digest:
-            raise GateRefused(f"the gate report {logged.url} was changed after the run of the gate; run the gate again")
+        if known and known.report_run and guard.report_digest(known.report_run) != known.report_digest:
+            raise GateRefused(
+                f"the gate report {known.report} was changed after the run of the gate; run the gate again"
+            )
         entry, _ = approve(store, policy, subject, who, arguments["report"], why)
     else:
         entry = decline(store, policy, subject, who, why)
     return _row(store, entry)
 
 
-def _person(model: str) -> Person:
-    return Person(access.caller().user, access.caller_groups(), access.may_act_on([model]))
-
-
 def _announce(store: Store, entry: PromotionRequest) -> None:
     """Send the request through the alert channels. A failure is logged, because the request is already recorded."""
-    subject = entry.subject
-    link = guard.model_page(subject.model) if load_settings().mlflow_url or access.is_host_allowed() else ""
+    link = guard.model_page(entry.model) if load_settings().mlflow_url or access.is_host_allowed() else ""
     try:
-        announce_request(store, subject.model, subject.version, subject.place, entry.requested_by, entry.why, link)
+        announce_request(store, entry.model, entry.version, entry.to, entry.requested_by, entry.why, link)
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.
-        _log.exception("not announced: the request for %s", subject)
+        _log.exception("not announced: the request for %s", entry)

@@ -31,7 +31,7 @@ from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.gate.approvals import Subject, read_approval_status, subject_of, version_authors
+from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
 from mlflow_deploy_plugin.registry.tags import (
@@ -313,13 +313,11 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
     if policy.approvals is None:
         return ""
     try:
-        approvals = read_approval_status(trail.store(), policy.approvals, subject)
+        missing = missing_approvals(trail.store(), policy, subject, model_page(subject.model))
     except OnnxserveError as error:
         return f"{subject} is refused, because its approvals cannot be read: {error.message}"
-    if approvals.is_complete:
-        return ""
     login = "" if caller().user else ". An approval requires a login, and this caller is anonymous"
-    return approvals.refusal(subject, model_page(subject.model)) + login
+    return missing and missing + login
 
 
 def model_page(model: str) -> str:

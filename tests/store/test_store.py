@@ -274,8 +274,7 @@ def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -
 
     with ThreadPoolExecutor(4) as pool:
         results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]
-    assert [is_new for _, is_new in results].count(True) == 1
-    assert {tuple(event.actor for event in events) for events, _ in results} == {("ada",)}
+    assert results.count(True) == 1
     assert sorted(seen) == [0, *[1] * 7]
     assert [event.action for event in store.events(model=model, actions=("approve", "decline"))] == ["approve"]
     assert [event.action for event in store.events(model=model)] == ["alias", "approve"]
