@@ -178,8 +178,7 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
 def requests(model: str, output: str) -> None:
     """List the promotions that people requested, and their approvals.
 
-    The MLflow server at MLFLOW_TRACKING_URI lists the requests for models that you may read, or only for MODEL: all
-    open requests, and the last requests that ended.
+    The MLflow server at MLFLOW_TRACKING_URI lists the open requests for models that you may read, or only for MODEL.
 
     \b
       onnxserve requests
@@ -188,11 +187,10 @@ def requests(model: str, output: str) -> None:
     from mlflow_deploy_plugin.gate.approval_client import listed_requests
 
     listed = listed_requests(model)
-    rows = [("MODEL", "VERSION", "TO", "STATE", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
+    rows = [("MODEL", "VERSION", "TO", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
         requested, approved = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", ", ".join(entry.approved_by)
-        row = entry.model, entry.version, entry.to, entry.state, requested, entry.verdict, approved
-        rows.append((*row, entry.reason or entry.ended_why))
+        rows.append((entry.model, entry.version, entry.to, requested, entry.verdict, approved, entry.reason))
     empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
     show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
@@ -216,7 +214,7 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 
     report = ""
     for entry in listed_requests(model):
-        if (entry.state, entry.version, entry.to.lower()) == ("open", version, to.lower()):
+        if (entry.version, entry.to.lower()) == (version, to.lower()):
             show_lines(_request_lines(entry))
             report = entry.report_digest
     approved = send_decision("approve", model, version, to, why, report)

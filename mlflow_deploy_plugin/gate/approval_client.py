@@ -23,7 +23,6 @@ class ListedRequest(BaseModel):
     Attributes:
         verdict / report / report_digest: the state, the URL and the SHA-256 of the gate report; empty without a report.
         missing: the number of missing approvals. `reason` describes them in one line, and is empty if none is missing.
-        ended_by / ended_at / ended_why: the person, the time and the reason of the end of a request that is not open.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +30,6 @@ class ListedRequest(BaseModel):
     model: str
     version: str
     to: str
-    state: str
     requested_by: str
     at: datetime
     why: str = ""
@@ -41,16 +39,13 @@ class ListedRequest(BaseModel):
     approved_by: tuple[str, ...] = ()
     missing: int = 0
     reason: str = ""
-    ended_by: str = ""
-    ended_at: datetime | None = None
-    ended_why: str = ""
 
     def __str__(self) -> str:
         return f"the promotion of {self.model} version {self.version} to {self.to}"
 
 
 def listed_requests(model: str = "") -> list[ListedRequest]:
-    """Return the requests that this user may read, open requests first, or only the requests for a model."""
+    """Return the open requests that this user may read, or only the requests for a model."""
     return [ListedRequest.model_validate(entry) for entry in _call("GET", {"model": model})]
 
 

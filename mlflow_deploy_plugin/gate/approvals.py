@@ -8,7 +8,7 @@ it, so that each promotion needs new approvals.
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -85,7 +85,7 @@ class Person(NamedTuple):
 
 
 class PromotionRequest(ListedRequest):
-    """A requested promotion with its approvals. `state` is `lapsed` if the model was renamed or deleted.
+    """An open request for a promotion with its approvals.
 
     Attributes:
         authors: the people who registered the version, as known at the time of the request.
@@ -136,8 +136,8 @@ class ApprovalStatus:
 
 
 def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
-    """Return all requests for the model: open requests first, each part newest first."""
-    return _fold(store.events(model=model, actions=_ACTIONS))[::-1]
+    """Return the open requests for the model, newest first. A request may have lapsed."""
+    return _open_requests(store.events(model=model, actions=_ACTIONS))[::-1]
 
 
 def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
@@ -229,19 +229,17 @@ def approve(
 
 
 def decline(store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str) -> PromotionRequest:
-    """End the open request without a promotion. Approvers and the requester may do this, and must give a reason.
+    """End the open request without a promotion, and return it. Approvers and the requester may do this, with a reason.
 
     Only the model, the version and the stage or alias of `subject` matter. Raises like `approve`.
     """
-    required = policy.required_approvals(subject.model, subject.place)
+    required, known = policy.required_approvals(subject.model, subject.place), open_request(store, subject)
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
-
-    def decide(request: PromotionRequest | None) -> AuditEvent:
-        require_may_decline(required, _require_open(request, subject), person)
-        return _event(store, "decline", subject, person, why, {})
-
-    return _record(store, subject, decide)[0]
+    require_may_decline(required, declined := _require_open(known, subject), person)
+    event = _event(store, "decline", subject, person, why, {})
+    store.record_next(subject.model, _ACTIONS, lambda events: event if _open(_open_requests(events), subject) else None)
+    return declined
 
 
 def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person) -> None:
@@ -270,45 +268,37 @@ def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]
     return tuple({name: None for detail in details if detail["created"] == created for name in detail["authors"]})
 
 
-def _fold(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
-    """Return the requests that result from the events (oldest first): ended requests, then open requests."""
-    ended: list[PromotionRequest] = []
+def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
+    """Return the open requests after these events of a model, both oldest first."""
     live: dict[tuple[str, str, str], PromotionRequest] = {}
     reports: dict[tuple[str, str, str], Json] = {}
-
-    def end(key: tuple[str, str, str], state: Literal["declined", "promoted", "replaced", "lapsed"]) -> None:
-        if (request := live.pop(key, None)) is not None:
-            changed = {"state": state, "ended_by": event.actor, "ended_at": event.at, "ended_why": event.why}
-            ended.append(request.model_copy(update=changed))
-
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
         if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
             report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
             reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
         elif event.action == "request":
-            end(key, "replaced")
-            request = {"model": event.model, "version": event.version, "to": event.after, "state": "open", **detail}
+            live.pop(key, None)
+            request = {"model": event.model, "version": event.version, "to": event.after, **detail}
             request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
             live[key] = PromotionRequest.model_validate(request)
         elif event.action == "approve" and key in live:
             others = [approval for approval in live[key].approvals if not _same(approval.actor, event.actor)]
             live[key] = live[key].model_copy(update={"approvals": (*others, event)})
         elif event.action == "decline":
-            end(key, "declined")
+            live.pop(key, None)
         elif event.action in _MOVES and (moved := detail.get("moved")):
-            end((event.model, event.version, moved["place"].lower()), "promoted")
+            live.pop((event.model, event.version, moved["place"].lower()), None)
         elif event.action in ("rename", "delete"):
-            for other in [*live]:
-                end(other, "lapsed")
+            live.clear()
     return [
         entry.model_copy(update=reports.get((entry.version, entry.subject.files, entry.subject.policy)))
-        for entry in (*ended, *live.values())
+        for entry in live.values()
     ]
 
 
 def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRequest | None:
-    return next((entry for entry in requests if entry.state == "open" and entry.subject.key == subject.key), None)
+    return next((entry for entry in requests if entry.subject.key == subject.key), None)
 
 
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
@@ -324,8 +314,8 @@ def _record(
 
     The request is read and the event is written in one transaction, so that racing calls cannot both count.
     """
-    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_fold(events), subject)))
-    return next(entry for entry in promotion_requests(store, subject.model) if entry.subject.key == subject.key), is_new
+    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_open_requests(events), subject)))
+    return _require_open(open_request(store, subject), subject), is_new
 
 
 def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:

@@ -68,10 +68,6 @@ def caller() -> Caller:
     return Caller(login().user(), request.remote_addr or "unknown")
 
 
-def caller_groups() -> frozenset[str]:
-    return login().groups()
-
-
 def may_read(model: str) -> bool:
     return is_administrator() or (may_list(model) and _permission(model).can_read)
 

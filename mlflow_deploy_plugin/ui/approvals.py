@@ -32,8 +32,6 @@ from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
 
 _log = logging.getLogger(__name__)
-_ENDED = 5
-"""The number of ended requests in the list."""
 
 
 class RequestRow(ListedRequest):
@@ -44,7 +42,7 @@ class RequestRow(ListedRequest):
 
 
 def request_rows(store: Store, models: Collection[str] | None = None) -> list[RequestRow]:
-    """Return the open requests that the caller may read, and the last ended requests, newest first.
+    """Return the open requests that the caller may read, newest first.
 
     `models` restricts the list. The files of the versions are not read here, because the artifact store may be slow or
     down. Decisions and promotions read the files.
@@ -52,25 +50,19 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     requested = {event.model for event in store.events(actions=("request",))}
     names = [name for name in sorted(requested) if (models is None or name in models) and access.may_read(name)]
     entries = [entry for name in names for entry in promotion_requests(store, name)]
-    entries.sort(key=lambda entry: entry.at, reverse=True)
-    ended = [entry for entry in entries if entry.state != "open"][:_ENDED]
-    return [_row(store, entry) for entry in [*(entry for entry in entries if entry.state == "open"), *ended]]
+    return [_row(store, entry) for entry in sorted(entries, key=lambda entry: entry.at, reverse=True)]
 
 
 def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     from mlflow.exceptions import MlflowException
 
-    approved_by = [approval.actor for approval in entry.approvals]
-    row = RequestRow.model_validate(entry.model_dump() | {"approved_by": approved_by})
-    if entry.state != "open":
-        return row
     place = parse_stage_or_alias(entry.to)
-    known: Json = {"approved_by": ()}
+    known: Json = {}
     try:
         registered = guard.registry().get_registered_model(entry.model)
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
-        who = Person(access.caller().user, access.caller_groups(), access.may_act_on([entry.model]))
+        who = Person(access.caller().user, access.login().groups(), access.may_act_on([entry.model]))
         known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
         version = guard.registry().get_model_version(entry.model, entry.version)
         now = subject_of(version, place, entry.subject.files, policy)
@@ -81,7 +73,7 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
-    return row.model_copy(update=known)
+    return RequestRow.model_validate(entry.model_dump() | known)
 
 
 def parse_decision(store: Store) -> Json:
@@ -119,7 +111,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    who = Person(access.caller().user, access.caller_groups(), access.may_act_on([model]))
+    who = Person(access.caller().user, access.login().groups(), access.may_act_on([model]))
     if action == "request":
         entry, is_new = request_promotion(store, policy, subject, who, why)
         if is_new:
@@ -132,14 +124,16 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             )
         entry, _ = approve(store, policy, subject, who, arguments["report"], why)
     else:
-        entry = decline(store, policy, subject, who, why)
+        return RequestRow.model_validate(decline(store, policy, subject, who, why).model_dump())
     return _row(store, entry)
 
 
 def _announce(store: Store, entry: PromotionRequest) -> None:
     """Send the request through the alert channels. A failure is logged, because the request is already recorded."""
     link = guard.model_page(entry.model) if load_settings().mlflow_url or access.is_host_allowed() else ""
+    text = f"{entry.requested_by} requests {entry}{entry.why and f': {entry.why}'}"
+    step = f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve decline with a reason"
     try:
-        announce_request(store, entry.model, entry.version, entry.to, entry.requested_by, entry.why, link)
+        announce_request(store, entry.model, text, link, step)
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.
         _log.exception("not announced: the request for %s", entry)

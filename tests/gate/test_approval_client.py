@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.gate.approval_client import ListedRequest, listed_requ
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
-REQUEST = {"model": "flights", "version": "3", "to": "@champion", "state": "open", "requested_by": "eva"}
+REQUEST = {"model": "flights", "version": "3", "to": "@champion", "requested_by": "eva"}
 REQUEST |= {"at": "2026-11-25T12:00:00Z"}
 
 

@@ -131,7 +131,9 @@ def test_a_declined_promotion_is_not_done(server: People, open_as: Callable[[str
     expect(approver.get_by_role("button", name=f"Approve {requested}")).to_be_disabled()  # The gate was not run.
     approver.get_by_label("Why").fill("version 2 is better")
     approver.get_by_role("button", name=f"Decline {requested}").click()
-    expect(approver.locator("table.requests tr", has_text=model)).to_contain_text("declined")
+    expect(approver.get_by_text("Done: decline")).to_be_visible()
+    expect(approver.locator("table.events")).to_contain_text("version 2 is better")
+    expect(approver.locator("table.requests tr", has_text=model)).to_have_count(0)
     with server.logged_in("carol"), refused(NotFound, model):
         send_decision("approve", model, "1", TO)
     assert mentions(refusal_of(server, "alice", model), model)

@@ -86,17 +86,12 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
 
 
-def announce_request(
-    store: Store, model: str, version: str, place: str, by: str, why: str = "", link: str = ""
-) -> None:
-    """Record a message, which is sent once, that a person requests the promotion of a version to a stage or @alias."""
-    now, subject = store.now(), f"the promotion of version {version} to {place}"
-    fingerprint = f"request/{model}/{version}/{place}/{now.isoformat()}"
-    line = _short(f"{by} requests {subject}{why and f': {why}'}")
-    step = f"next: onnxserve approve {model} {version} --to {place}, or onnxserve decline with a reason"
-    content = AlertContent(fingerprint, endpoint="", monitor="", lines=(line,), link=link, next=step)
-    detail = content.event_detail("said", now, None) | {"model": _short(model), "title": subject}
-    Alerts(store).add_once(Alert(fingerprint, "", "", "said", now, now, detail=detail))
+def announce_request(store: Store, model: str, text: str, link: str, step: str) -> None:
+    """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint."""
+    now = store.now()
+    content = AlertContent(f"request/{model}/{now.isoformat()}", model, "", lines=(_short(text),), link=link, next=step)
+    detail = content.event_detail("said", now, None)
+    Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
 
 
 def _failing(endpoint: str, monitor: str) -> str:

@@ -1,4 +1,4 @@
-"""Send due alerts: one message per endpoint (or model) and channel, retried until the channel accepts it.
+"""Send due alerts: one message per endpoint and channel, retried until the channel accepts it.
 
 The store records which channel has received which event, so any process can continue. A message that was sent but not
 recorded is sent again. Channels are configured for Apprise. A channel's URL contains secrets, so it is neither logged
@@ -157,7 +157,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
         for channel in channels:
             not_before = _channel_state(alert, channel).get("not_before", "")
             if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
-                deliveries.setdefault((_subject(alert), channel.id), (channel, []))[1].append(alert)
+                deliveries.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
         taken = list(pool.map(lambda delivery: delivery[0].send(*_build_message(delivery[1])), deliveries.values()))
     for alert in claimed:
@@ -186,11 +186,11 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
     newest: dict[str, datetime] = {}
     for alert in untold:
         since = datetime.fromisoformat(alert.detail["since"])
-        newest[_subject(alert)] = max(since, newest.get(_subject(alert), since))
+        newest[alert.endpoint] = max(since, newest.get(alert.endpoint, since))
     return [
         alert
         for alert in untold
-        if not now - wait < newest[_subject(alert)] <= now
+        if not now - wait < newest[alert.endpoint] <= now
         and not any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
     ]
 
@@ -219,7 +219,7 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
 
 def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: Sequence[tuple[Channel, bool]]) -> None:
     now = store.now()
-    subject = f"{_subject(alert)}, {_topic(alert)}"
+    subject = f"{alert.endpoint}, monitor {alert.monitor}"
 
     def settled(stored: Alert) -> Alert:
         known = dict(stored.detail.get("channels", {}))
@@ -259,20 +259,13 @@ def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
         parts.append("\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    return f"onnxserve: {_subject(first)}: {_head(first)}{more}", "\n\n".join(parts), _kind(first)
+    name = _MARKUP.sub("\u200b", first.endpoint)
+    return f"onnxserve: {name}: {_head(first)}{more}", "\n\n".join(parts), _kind(first)
 
 
 def _head(alert: Alert) -> str:
-    return f"{_EVENTS[alert.detail['news']][0]}: {_topic(alert)}"
-
-
-def _subject(alert: Alert) -> str:
-    """Return the name of the alert's endpoint, or of the model for an alert without an endpoint."""
-    return alert.endpoint or _MARKUP.sub("\u200b", alert.detail["model"])
-
-
-def _topic(alert: Alert) -> str:
-    return f"monitor {alert.monitor}" if alert.monitor else _MARKUP.sub("\u200b", alert.detail["title"])
+    event, _ = _EVENTS[alert.detail["news"]]
+    return f"{event}: monitor {alert.monitor}" if alert.monitor else event
 
 
 def _kind(alert: Alert) -> MessageKind:

@@ -115,15 +115,15 @@ def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, 
 
 
 def test_a_request_is_sent_once_to_every_channel(store: Store, settings: Settings, receiver: Receiver) -> None:
-    announce_request(store, "flight-delay", "7", "Production", "eva", "trained on more", RUN)
+    announce_request(store, "flight-delay", "eva requests it: trained on more", RUN, "next: onnxserve approve")
     announce(store, "flights", "daily", "version 7 waits", RUN)
     for _ in range(2):
         send_due(store, settings)
 
     (title,) = [title for title in receiver.titles("ops") if "flight-delay" in title]
-    assert mentions(title, "onnxserve: flight-delay: For you", "version 7", "Production")
+    assert title == "onnxserve: flight-delay: For you"
     (text,) = [message["message"] for message in receiver.got["/ops"] if "trained on more" in message["message"]]
-    assert mentions(text, "eva", "onnxserve approve flight-delay 7 --to Production")
+    assert mentions(text, "eva", RUN, "onnxserve approve")
     assert len(receiver.titles("ops")) == 2
 
 

@@ -10,7 +10,7 @@ from flask import Flask, jsonify
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.ui.access import caller, caller_groups, is_administrator, may_act_on, set_login
+from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_act_on, set_login
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 from tests.support.refusals import mentions, refused
 
@@ -38,7 +38,7 @@ def app() -> Flask:
         token = login.credentials()["MLFLOW_TRACKING_TOKEN"]
         return jsonify(
             actor=caller().actor,
-            groups=sorted(caller_groups()),
+            groups=sorted(login.groups()),
             is_administrator=is_administrator(),
             may_edit=may_act_on(["X"]),
             token=token,
