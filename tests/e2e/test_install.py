@@ -60,10 +60,12 @@ NEEDS_AN_EXTRA = {
     *(
         "docker",
         "duckdb",
+        "flask_cors",
         "flask_wtf",
         "grpc",
         "keras",
         "kubernetes",
+        "mlflow_oidc_auth",
         "onnxruntime",
         "scipy",
         "shap",
@@ -72,7 +74,7 @@ NEEDS_AN_EXTRA = {
     ),
     *("tensorflow", "torch"),
 }
-"""The imports that may be missing for a module of the package in an environment without extras."""
+"""The imports that may be missing for a module of the package in an environment without extras and other logins."""
 
 _IMPORT_ALL = f"""
 import importlib, pkgutil, {PACKAGE}
