@@ -148,7 +148,7 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
     process = new_process(answer_seconds=1.0, concurrency=2)
     first = process.start().fields["pid"]
     with ThreadPoolExecutor() as pool:
-        for told in ("within 1 s$", "started anew$"):
+        for told in ("within 1 s$", "restarted$"):
             hanging = pool.submit(process.request, SideMessage("hang"))
             with contextlib.suppress(NotReady, TooManyRequests):  # The process may already be killed.
                 while not hanging.done():

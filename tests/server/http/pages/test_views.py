@@ -232,7 +232,7 @@ def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
     file.write_text("no picture")
     page.goto("/endpoints/digits")
     page.locator("#field-0-picture").set_input_files(file)
-    page.get_by_text("none.png is not a picture").wait_for()
+    page.get_by_text("none.png is not an image").wait_for()
 
 
 @pytest.mark.long
