@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection
 from functools import partial
 
-from flask import request
+from flask import g, request
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
@@ -62,7 +62,7 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         registered = guard.registry().get_registered_model(entry.model)
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
-        who = Person(access.caller().user, access.login().groups(), access.may_act_on([entry.model]))
+        who = _person(entry.model)
         known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
         version = guard.registry().get_model_version(entry.model, entry.version)
         now = subject_of(version, place, entry.subject.files, policy)
@@ -74,6 +74,12 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         reason = one_line(error)
         known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
     return RequestRow.model_validate(entry.model_dump() | known)
+
+
+def _person(model: str) -> Person:
+    if "onnxserve_groups" not in g:  # A page has several requests, and a login queries its database for the groups.
+        g.onnxserve_groups = access.login().groups()
+    return Person(access.caller().user, g.onnxserve_groups, access.may_act_on([model]))
 
 
 def parse_decision(store: Store) -> Json:
@@ -111,7 +117,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             policy, subject = guard.promotion_now(model, version, place)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
-    who = Person(access.caller().user, access.login().groups(), access.may_act_on([model]))
+    who = _person(model)
     if action == "request":
         entry, is_new = request_promotion(store, policy, subject, who, why)
         if is_new:
