@@ -5,6 +5,7 @@ no permissions in this case, so every named caller may read and edit all models.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from starlette.responses import Response as FastApiResponse
 
-_OPEN = ("/health", "/version")
 _JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
 
 
@@ -29,7 +29,7 @@ class ProxyHeader(Login):
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
-        self._open = tuple(f"{prefix}{path}" for path in _OPEN)
+        self._open = (f"{prefix}/health", f"{prefix}/version")
         try:
             self._proxies = [ip_network(entry) for entry in _entries(settings.trusted_proxies)]
         except ValueError as error:
@@ -92,11 +92,8 @@ class ProxyHeader(Login):
         """Return the name and the groups of the caller, from the token of a job or from the headers of a proxy."""
         scheme, _, token = header("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            try:
+            with suppress(BadData):  # The proxy passes the token of its own login.
                 user, groups = self._tokens.loads(token, max_age=_JOB_SECONDS)
-            except BadData:
-                pass  # The proxy passes the token of its own login.
-            else:
                 return user, frozenset(groups)
         if not _is_listed(address, self._proxies):
             return Refused(
