@@ -26,10 +26,6 @@ from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_APPS = "mlflow.app"
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the name of its WSGI or ASGI server.
-_FORWARDED = "FORWARDED_ALLOW_IPS"
-
 
 def create_app() -> object:
     """Return the app on top of the app in ONNXSERVE_MLFLOW_APP."""
@@ -49,7 +45,8 @@ def _create(name: str) -> "Flask | FastAPI":
     other, login = _app_and_login(name)
     served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other or app
     inner = served if isinstance(served, Flask) else app
-    if isinstance(served, Flask) and os.environ.get(_SGI) == "uvicorn":  # uvicorn cannot serve a Flask app.
+    # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot serve a Flask app.
+    if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         served = fastapi = create_fastapi_app(served)
         if name:  # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
             fastapi.router.routes[:] = [route for route in fastapi.routes if isinstance(route, Mount)]
@@ -69,7 +66,7 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
     if settings.user_header:
         raise InvalidConfig(f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them")
     package = __name__.partition(".")[0]
-    apps = {entry.name: entry for entry in entry_points(group=_APPS) if not entry.value.startswith(package)}
+    apps = {entry.name: entry for entry in entry_points(group="mlflow.app") if not entry.value.startswith(package)}
     if name not in apps:
         installed = ", ".join(sorted(apps)) or "none"
         raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}")
@@ -94,7 +91,7 @@ def _check_settings() -> None:
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")
     if settings.user_header:
-        os.environ[_FORWARDED] = ""
+        os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 
 _check_settings()
