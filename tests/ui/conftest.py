@@ -1,7 +1,7 @@
 """MLflow's Flask app with a separate SQLite database, extended like by `mlflow server --app-name onnxserve`."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,9 @@ from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.app import extend
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
+from tests.support.browser import chromium
 
 _POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 _numbers = count()
@@ -89,6 +91,26 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
         store.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Yield a running Chromium."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Return a list that receives the jobs of the console. The jobs are not started."""
+    jobs: list[Job] = []
+
+    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
+        jobs.append(job)
+        return job
+
+    monkeypatch.setattr(Jobs, "start", start)
+    return jobs
 
 
 @pytest.fixture(scope="module")

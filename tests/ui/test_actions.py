@@ -4,7 +4,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.ui.actions import (
     server_blocker,
     traffic_blocker,
 )
-from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.jobs import Job
 from tests.support.console import PAGE, form, open_page
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
@@ -67,15 +67,14 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     ],
 )
 def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch, allowed: str, sent_from: str, servers: Any
+    mlflow_app: Any,
+    endpoint: str,
+    started: list[Job],
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: str,
+    sent_from: str,
+    servers: Any,
 ) -> None:
-    started: list[Job] = []
-
-    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
-        started.append(job)
-        return job
-
-    monkeypatch.setattr(Jobs, "start", start)
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
     browser, _, token = open_page(mlflow_app)
     browser.set_cookie(*session_of(browser), domain="10.6.6.6")

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Alerts
 from mlflow_deploy_plugin.ui import approvals, guard
-from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import PAGE, events, open_page, point
@@ -296,16 +296,7 @@ def test_the_page_offers_a_decision_to_people_who_may_decide(mlflow_app: Any, re
     assert "https://mlflow/report" in shown["carol"]
 
 
-def test_a_version_has_the_button_if_a_target_needs_approvals(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[Job] = []
-
-    def start(_: Jobs, job: Job, secret: Mapping[str, str]) -> Job:
-        started.append(job)
-        return job
-
-    monkeypatch.setattr(Jobs, "start", start)
+def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app: Any, model: str, started: list[Job]) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}@champion"))
     free = mlflow_app.model(policy="gated_aliases: [champion]")
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{free}", f"models:/{free}@champion"))

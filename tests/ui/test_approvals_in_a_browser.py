@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import NotFound, ScopeMissing
 from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
 from mlflow_deploy_plugin.spec import new_endpoint
 from tests.support.accounts import People, people
-from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
+from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import password
 from tests.support.waiting import wait_until
@@ -31,12 +31,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pat
     with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
         found.add_role("risk", "alice", "carol")
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

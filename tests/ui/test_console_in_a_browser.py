@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.ui.jobs import Jobs
-from tests.support.browser import NEEDS_CHROMIUM, chromium
+from tests.support.browser import NEEDS_CHROMIUM
 from tests.support.console import PAGE
 from tests.support.monitors import judged_window
 
@@ -28,12 +28,6 @@ def url(mlflow_app: Any) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}{PAGE}"
     server.shutdown()
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
