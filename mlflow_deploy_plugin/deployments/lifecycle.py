@@ -216,7 +216,7 @@ class Deployments:
         """Make the deployments that follow a stage (or only `deployment`) follow an alias. Return these deployments.
 
         The version in the stage gets the alias first, so the server keeps serving this version without a reload. If an
-        earlier call was interrupted, this call completes it. With `is_trial`, nothing is changed.
+        earlier call was interrupted, this call completes it. With `is_trial`, no change is made.
 
         Raises the errors of `update`, AlreadyExists during a rollout, NotFound if the stage has no version, and
         InvalidConfig if no deployment follows a stage, another version has the alias, or MLflow refuses the alias.
