@@ -96,8 +96,9 @@ class Settings(BaseModel):
     it replaces, and also listens at 127.0.0.1. The docker target sets this."""
     insecure: bool = False
     """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
-    poll_seconds: float = Field(default=2.0, ge=0.1, le=3600)
-    """Seconds between two polls of the registry for a followed reference."""
+    poll_seconds: float = Field(default=30.0, ge=0.1, le=3600)
+    """Seconds between two polls of the registry for a followed reference. While MLflow's server sends the changes
+    (`--app-name onnxserve`), the interval is ten times as long."""
     log_format: Literal["text", "ecs"] = "text"
     """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
     log_requests: bool = False

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import Recorder, audit_recorder, record_nothing
+from mlflow_deploy_plugin.agent.feed import FeedFollower
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.keys import KeyFetcher, api_key_fetcher, issuer_key_fetcher
@@ -38,6 +39,8 @@ from mlflow_deploy_plugin.statedir.history import HistoryWriter
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
 _SHIP_SECONDS = 2.0
+_MOST_KEY_SECONDS = 2.0
+"""The maximum time until a server knows a new or a revoked API key."""
 _POLL_THREADS, _FETCH_THREADS = 4, 32
 _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
@@ -137,14 +140,15 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         fetchers: list[KeyFetcher] = []
         if server.api_keys:
             source = settings.keys_file or settings.store_url
-            fetchers.append(api_key_fetcher(state_dir, source, settings.poll_seconds, stop))
+            fetchers.append(api_key_fetcher(state_dir, source, min(settings.poll_seconds, _MOST_KEY_SECONDS), stop))
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record)
+        feed = FeedFollower(stop) if follow else None
+        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record, feed)
         # Following has its own thread, because a slow registry must not delay shipping or the exit.
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
-        for fetcher in fetchers:
-            fetcher.start()
+        for thread in (*fetchers, *filter(None, [feed])):
+            thread.start()
         # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that
         # it starts later. A promotion waits for `_follow`, whose thread was started before and is not slowed down.
         os.nice(_NICE)

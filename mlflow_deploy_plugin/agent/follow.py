@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending, Recorder, record_nothing
+from mlflow_deploy_plugin.agent.feed import FeedFollower
 from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry import redact_addresses
+from mlflow_deploy_plugin.registry import parse_model_uri, redact_addresses
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
 from mlflow_deploy_plugin.statedir.files import (
@@ -56,6 +57,7 @@ class Follower:
     shipping: Callable[[], ShippingState] = ShippingState
     key_fetchers: Sequence[KeyFetcher] = ()
     record: Recorder = record_nothing
+    feed: FeedFollower | None = None
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
@@ -80,6 +82,8 @@ class Follower:
         if look_file.exists():
             look_file.unlink(missing_ok=True)  # Delete the file before the poll, so that a later request is not lost.
             self.resolver.poll_now()
+        if self.feed is not None:
+            self.resolver.take_feed(self.feed.covered, self.feed.take())
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         if is_first:  # Wait for versions in the first round, because workers cannot start without a version.
@@ -108,6 +112,8 @@ class Follower:
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
+        elif self.feed is not None:
+            self.feed.arrived.wait(seconds)
         else:
             stop.wait(seconds)
 
@@ -135,6 +141,8 @@ class Follower:
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
                 models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+            if self.feed is not None:
+                self.feed.uris = frozenset(ref.uri for ref in models if parse_model_uri(ref.uri).followed)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
@@ -252,7 +260,7 @@ class Follower:
         """Write agent.json. Log an error when it appears, changes or ends. A fatal error is left to the supervisor."""
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
-        before, polls = self._written, self.resolver.finished_polls
+        before, polls = self._written, self.resolver.finished_polls + (self.feed.messages if self.feed else 0)
         state = AgentState(
             pid=os.getpid(),
             checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),

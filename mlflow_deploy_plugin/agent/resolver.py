@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.change_feed import Selected
 from mlflow_deploy_plugin.registry.resolution import Resolution, lookup_key
 from mlflow_deploy_plugin.registry.tags import GateStatus
 from mlflow_deploy_plugin.spec import EndpointSpec
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
+_COVERED_FACTOR = 10
+"""The factor of the interval for references whose changes are sent by the change feed."""
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
 """The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
@@ -58,11 +61,12 @@ class PollPolicy:
     clock: Callable[[], float]
     uniform: Callable[[float, float], float] = random.uniform
 
-    def pause(self, failures: int) -> float:
-        """Return the seconds until the next poll after `failures` consecutive failed polls."""
+    def pause(self, failures: int, is_covered: bool = False) -> float:
+        """Return the seconds until the next poll after `failures` failed polls. The change feed may cover the URI."""
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
         seconds = backoff_seconds(failures + 1, longest, first=self.poll_seconds)
-        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
+        factor = _COVERED_FACTOR if is_covered else 1
+        return seconds * factor * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class PyfuncPolicy:
@@ -104,7 +108,8 @@ class _Fetch:
 @dataclass
 class VersionResolver:
     """Updates each followed model to the version that the registry names. `poll_pool` polls the registry, and
-    `fetch_pool` fetches files; a slow fetch occupies its thread. `finished_polls` includes failed polls."""
+    `fetch_pool` fetches files; a slow fetch occupies its thread. `finished_polls` includes failed polls. `covered` has
+    the URIs whose changes the change feed sends."""
 
     registry: Registry
     poll_pool: Executor
@@ -113,6 +118,7 @@ class VersionResolver:
     pyfunc_policy: PyfuncPolicy = field(default_factory=PyfuncPolicy)
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
+    covered: frozenset[str] = frozenset()
     _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
@@ -133,6 +139,21 @@ class VersionResolver:
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
+
+    def take_feed(self, covered: frozenset[str], selected: Selected) -> None:
+        """Process versions from the change feed like results of polls. Poll the URIs that are no longer covered."""
+        lost, self.covered = self.covered - covered, covered
+        for ref, model in self.models.items():
+            if ref.uri in lost and model.next_poll < NEVER:
+                model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            if ref.uri not in selected:
+                continue
+            resolution = selected[ref.uri]
+            if resolution is None or model.poll is not None:
+                model.next_poll = 0.0
+            else:
+                model.poll, model.next_poll = Future(), NEVER
+                model.poll.set_result({ref.uri: resolution})
 
     def advance(self) -> None:
         """Start due polls and fetches, and process results. References to the same registered model share a poll."""
@@ -177,7 +198,7 @@ class VersionResolver:
             poll, now = model.poll, self.polling.clock()
             if poll is None or not poll.done():
                 continue
-            pause = pauses.setdefault(id(poll), self.polling.pause(0))
+            pause = pauses.setdefault(id(poll), self.polling.pause(0, ref.uri in self.covered))
             is_wanted_again = model.next_poll < NEVER
             resolution = poll.result()[ref.uri]
             model.poll, model.next_poll = None, now + pause

@@ -328,7 +328,7 @@ class Store:
                     if monotonic - since < row.seconds:
                         return None
                 row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
-                row.expires_at = self._shared_now() + timedelta(seconds=seconds)
+                row.expires_at = self.shared_now() + timedelta(seconds=seconds)
                 session.flush()
                 self._leases_seen.pop(name, None)
                 return Lease(name, holder, row.token, seconds, monotonic + seconds)
@@ -343,7 +343,7 @@ class Store:
             if row is None:
                 return None
             row.renewals += 1
-            row.expires_at = self._shared_now() + timedelta(seconds=lease.seconds)
+            row.expires_at = self.shared_now() + timedelta(seconds=lease.seconds)
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
@@ -355,7 +355,7 @@ class Store:
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease from the view of other processes; None if the lease is free."""
         with self.transaction(is_read_only=True) as session:
-            columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self._shared_now()
+            columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self.shared_now()
             row = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
             return None if row is None else LeaseView(*row)
 
@@ -365,7 +365,7 @@ class Store:
     def now(self) -> datetime:
         return self._clock()
 
-    def _shared_now(self) -> ColumnElement[datetime] | datetime:
+    def shared_now(self) -> ColumnElement[datetime] | datetime:
         """Return the time of a shared clock: PostgreSQL's clock (an SQL function), otherwise this machine's clock."""
         return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 

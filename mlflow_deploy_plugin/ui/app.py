@@ -23,6 +23,7 @@ from flask import (
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
+from mlflow_deploy_plugin.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.settings import (
     DEFAULT_WORKSPACE,
@@ -36,6 +37,7 @@ from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
+from mlflow_deploy_plugin.ui.change_feed import ChangeFeed, FeedMiddleware
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -87,6 +89,9 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         (_REQUESTS, "GET"): console.requests,
         (_REQUESTS, "POST"): console.decide,
     }
+    if not isinstance(served, Flask):  # A WSGI server would need a thread for each open stream.
+        views[CHANGES.removeprefix(_PATH), "GET"] = console.changes
+        served.add_middleware(FeedMiddleware, feed=console.feed, path=f"{access.static_prefix()}{CHANGES}")
     for (path, method), view in views.items():
         pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
         adapter.allow_page(f"{base}{path}", method)
@@ -175,6 +180,7 @@ class _Console:
         self._trail = trail
         self._prefix = prefix
         self._base = f"{prefix}{_PATH}"
+        self.feed = ChangeFeed()
 
     @property
     def _jobs(self) -> Jobs:
@@ -232,6 +238,9 @@ class _Console:
         """Decide about the request in the JSON body, and return it as JSON."""
         store = self._trail.store()
         return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
+
+    def changes(self) -> Response:
+        return self.feed.subscribe(self._trail.store())
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""

@@ -29,7 +29,6 @@ from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, make_response, request
 
-from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
@@ -47,7 +46,7 @@ from mlflow_deploy_plugin.registry.tags import (
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store, move_detail, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Json, RegistryChanges, Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, static_prefix
 
 if TYPE_CHECKING:
@@ -89,12 +88,9 @@ class AuditTrail:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """Ask the agents of servers that follow the model to poll the registry immediately."""
-
-        def poll() -> None:
-            Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
-
-        self._submit(poll, logging.WARNING, f"the agents are not notified of {model}")
+        """Send the change of a model to the agents that follow it, from all workers (`change_feed.py`)."""
+        what = f"the agents are not notified of {model}"
+        self._submit(lambda: RegistryChanges(self.store()).count(model), logging.WARNING, what)
 
     def store(self) -> Store:
         """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if no store is set."""
@@ -468,15 +464,18 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
 
 def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: AuditTrail) -> Callable[..., Any]:
     def guarded(**arguments: Any) -> Response:
-        change = read(trail, _read(message))
+        asked = _read(message)
+        change = read(trail, asked)
         if change is not None and change.is_refused:
             _record(trail, change)
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
         response = make_response(view(**arguments))
+        if response.status_code == 200:
+            for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
+                trail.notify_agents(model)
         if change is not None and response.status_code == 200:
             if change.before != change.after:
                 _record(trail, change)
-                trail.notify_agents(change.model)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
         return response

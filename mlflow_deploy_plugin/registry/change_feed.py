@@ -1,0 +1,75 @@
+"""The change feed of an MLflow server with onnxserve: server-sent events with the versions that model URIs select.
+
+    GET /onnxserve/changes?uri=models:/X@champion&uri=…      the URIs are stages, aliases and tags
+    data: {"models:/X@champion": {"name": "X", "version": "7", …}}
+
+The first event has all URIs, and a later event the URIs that select another version or whose version has other tags.
+The value null means that the client must resolve the URI itself. A comment is sent every few seconds.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import TypeAdapter, ValidationError
+
+from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.settings import active_workspace
+
+CHANGES = "/onnxserve/changes"
+MAX_URIS = 1000
+HEARTBEAT_SECONDS = 5.0
+_SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+_MAX_EVENT_BYTES = 4 * 1024 * MAX_URIS
+_CHUNK_BYTES = 65_536
+_EVENTS = TypeAdapter(dict[str, ResolvedModel | None])
+_NAME = b"data: "
+
+Selected = Mapping[str, ResolvedModel | None]
+"""A model URI → the version that it selects, or None if the URI must be resolved by the client."""
+
+
+def event_bytes(selected: Selected) -> bytes:
+    """Return the server-sent event of URIs; without URIs, the comment that keeps the connection open."""
+    return _NAME + _EVENTS.dump_json(dict(selected)) + b"\n\n" if selected else b":\n\n"
+
+
+def read_changes(uris: list[str]) -> Iterator[Selected]:
+    """Follow the feed of the configured registry until the server ends it. A comment yields an empty mapping.
+
+    Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses the URIs or stops sending bytes.
+    """
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+    from mlflow.utils.uri import is_http_uri
+
+    address = str(mlflow.get_registry_uri())
+    if not is_http_uri(address):
+        raise NotFound("only an MLflow server has a change feed")
+    registry_client()  # Check the settings.
+    query = {"uri": uris} | ({"workspace": name} if (name := active_workspace()) else {})
+    options = {"max_retries": 0, "raise_on_status": False, "timeout": _SILENCE_SECONDS, "stream": True}
+    with registry_errors("the change feed"):
+        answer = http_request(get_default_host_creds(address), CHANGES, "GET", params=query, **options)
+        with answer:
+            if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+                if answer.status_code in (200, 404, 405):
+                    raise NotFound("this MLflow server has no change feed")
+                raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")
+            buffer = b""
+            while piece := answer.raw.read1(_CHUNK_BYTES):
+                *events, buffer = (buffer + piece).split(b"\n\n")
+                if len(buffer) > _MAX_EVENT_BYTES:
+                    raise RegistryUnavailable(f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes")
+                for event in events:
+                    yield _selected(event, uris)
+
+
+def _selected(event: bytes, uris: list[str]) -> Selected:
+    if not event.startswith(_NAME):
+        return {}
+    try:
+        return _EVENTS.validate_json(event.removeprefix(_NAME))
+    except ValidationError:  # The server has another version of onnxserve.
+        return dict.fromkeys(uris)
