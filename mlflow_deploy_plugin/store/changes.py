@@ -27,4 +27,4 @@ class RegistryChanges:
         query = select(RegistryChangeRow.model, RegistryChangeRow.count)
         with self._store.transaction(is_read_only=True) as session:
             rows = session.execute(query.where(RegistryChangeRow.changed_at > self._store.shared_now() - _RECENT))
-            return dict(rows.tuples())
+            return dict(rows.tuples().all())
