@@ -75,6 +75,7 @@ class _Subscription:
     unsent: dict[str, ResolvedModel | None] = field(default_factory=dict)
     wake: Callable[[], object] = lambda: None
     is_new: bool = True
+    created_at: float = field(default_factory=time.monotonic)
     resolved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -126,7 +127,7 @@ class ChangeFeed:
         subscription, token = _Subscription(uris, store, active_workspace(), copy_context()), secrets.token_hex()
         with self._lock:
             oldest = time.monotonic() - _UNOPENED_SECONDS
-            self._unopened = {key: entry for key, entry in self._unopened.items() if entry.resolved_at > oldest}
+            self._unopened = {key: entry for key, entry in self._unopened.items() if entry.created_at > oldest}
             if len(self._unopened) + len(self._open) >= _MAX_STREAMS:
                 raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
             self._unopened[token] = subscription
