@@ -135,14 +135,8 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="YAML file of the gate policy for a model without a policy.",
 )
 @option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
-@option(
-    "--to-registry",
-    default="",
-    metavar="URI",
-    help="MLflow server to copy VERSION to. Its gate is run there. TARGET_MLFLOW_TRACKING_TOKEN, TARGET_… set its "
-    "credentials and its store.",
-)
-@option("--to-model", default="", metavar="NAME", help="Registered model of the copy.", show_default="MODEL")
+@option("--to-registry", default="", metavar="URI", help="MLflow server to which VERSION is copied before the gate.")
+@option("--to-model", default="", metavar="NAME", help="Registered model to which VERSION is copied.")
 @_original_option
 @option(
     "--wait",
@@ -152,16 +146,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="Maximum seconds to wait until the deployments that follow the stage or alias serve VERSION.",
 )
 @output_option
-def promote(
-    model: str,
-    version: str,
-    wait: float,
-    output: str,
-    is_request: bool,
-    to_registry: str,
-    to_model: str,
-    **options: Any,
-) -> None:
+def promote(model: str, version: str, wait: float, output: str, is_request: bool, **options: Any) -> None:
     """Move a version to a stage or alias if it passes its gate.
 
     The gate of VERSION of the registered MODEL is run, unless a recent verdict is `passed`. Other versions in
@@ -180,12 +165,12 @@ def promote(
         raise click.UsageError("--force requires --why REASON")
     if is_request and options["policy_file"] is not None:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
-    copied = None
+    copied, destination = None, (options.pop("to_registry"), options.pop("to_model"))
     with ExitStack() as target:
-        if to_registry or to_model:
+        if any(destination):
             from mlflow_deploy_plugin.evidence.transfer import copied_version
 
-            copied = target.enter_context(copied_version(model, version, to_registry, to_model, show_progress))
+            copied = target.enter_context(copied_version(model, version, *destination, show_progress))
             model, version = copied.model, copied.version
         if is_request:
             _request_approvals(model, version, output, **options)
@@ -195,12 +180,12 @@ def promote(
 
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
-    lines = [*_promotion_lines(promotion, served)]
+    document, lines = {**asdict(promotion), "served": served}, [*_promotion_lines(promotion, served)]
     if copied is not None:
-        copied.record_promotion(promotion)
-        lines.append(f"  {copied.text} ({copied.copied_from})")
-    copy = {"copy": copied} if copied else {}
-    show_result(output, {**asdict(promotion), "served": served, **copy}, lines)
+        copied.record(promotion)
+        document["copy"] = copied
+        lines.append(f"  {copied}")
+    show_result(output, document, lines)
     if any(outcome.state in ("refused", "waiting") for outcome in served):
         sys.exit(1)
 
