@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.gate.run import JSON, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     all_versions,
+    check_new_name,
     parse_model_uri,
     redact_credentials,
     registered_version,
@@ -112,6 +113,7 @@ def copied_version(
     """
     if to_registry and "://" not in to_registry:
         raise InvalidConfig(f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow")
+    check_new_name(to_model)
     source, name = _read_source(model, version), to_model or model
     address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
     workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get(f"{_TARGET}MLFLOW_WORKSPACE", here[1])})
@@ -208,7 +210,7 @@ def _copy(source: _Source, name: str, folder: Path, is_same: bool, progress: Pro
         with registry_errors(f"model {name}"):
             with suppress(MlflowException):  # If the model does not exist afterwards, the next call reports it.
                 client.create_registered_model(name)
-            location = source.uri if is_same else f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/model"
+            location = source.uri if is_same else _files_of(run_id)
             client.create_model_version(name, location, run_id, kept, description=description, await_creation_for=0)
     number = source.copies(name, digest)[0]  # MLflow's client may repeat a call, and register two versions.
     model, version = str(entry.name), str(entry.version)
@@ -228,13 +230,17 @@ def _log_run(source: _Source, name: str, folder: Path, origin: dict[str, str], p
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
         client.log_artifacts(run_id, str(folder))
         progress("comparing the uploaded files with the source")
-        if version_digest(f"runs:/{run_id}/model") != origin[_FILES_TAG]:
+        if version_digest(_files_of(run_id)) != origin[_FILES_TAG]:
             raise RegistryUnavailable(f"the files in run {run_id} differ from {source}: delete this run")
 
     kept = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
     identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
     copy = IdempotentRun(f"the copy of {source}", f"onnxserve/{name}", identity, ("onnxserve.copied", "complete"))
     return copy.log(str(run.info.run_name if run is not None else source), kept | origin, log_content).run_id
+
+
+def _files_of(run_id: str) -> str:
+    return f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
 from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_deploy_plugin.cli import main
@@ -22,12 +23,14 @@ from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
 from tests.support.refusals import mentions
+from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 pytestmark = pytest.mark.long
 
+STATE = "passed without an evaluation"
 POLICY = "skip: [evaluation, robustness, budget]\n"
 _numbers = itertools.count(1)
 
@@ -110,6 +113,7 @@ def model(source: Registry, target: Registry, here: None) -> str:
     run_id = run.info.run_id
     client.log_param(run_id, "depth", 3)
     client.log_metric(run_id, "auc", 0.9)
+    client.log_inputs(run_id, [DatasetInput(Dataset("rows", "d1", "local", "{}"))])
     reference = {column: labelled(50)[column] for column in COLUMNS}
     folder = write_classifier(source.server.folder / name, reference=reference)
     (folder / "input_example.json").write_text('{"columns": ["a", "b"], "data": [[1.0, 2.0]]}')
@@ -120,6 +124,20 @@ def model(source: Registry, target: Registry, here: None) -> str:
     return name
 
 
+@pytest.fixture
+def guarded(
+    tmp_path: Path, here: None, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    """A target with accounts. Commands use the account of alice there."""
+    new_database(tmp_path)
+    with basic_auth_server(tmp_path, "alice") as server:
+        registry = Registry(server)
+        monkeypatch.setenv("TARGET_ONNXSERVE_STORE_URI", registry.store_uri)
+        monkeypatch.setenv("TARGET_MLFLOW_TRACKING_USERNAME", "alice")
+        monkeypatch.setenv("TARGET_MLFLOW_TRACKING_PASSWORD", password("alice"))
+        yield registry
+
+
 def run_command(line: str) -> Result:
     return CliRunner().invoke(main, line.split())
 
@@ -128,18 +146,248 @@ def promote(model: str, target: Registry, *options: str) -> Result:
     return run_command(" ".join([f"promote {model} 1 --to @champion --to-registry {target.server.url}", *options]))
 
 
+def check_copied_once(source: Registry, target: Registry, model: str, folder: Path) -> ModelVersion:
+    (version,) = target.versions(model)
+    assert target.runs(model) == [version.run_id]
+    assert target.files(model, version.version, folder / "target") == source.files(model, "1", folder / "source")
+    assert [event.action for event in target.events(model, "copy", "promote")] == ["copy", "promote"]
+    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+    return version
+
+
 def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_target(
     source: Registry, target: Registry, model: str, tmp_path: Path
 ) -> None:
     result = promote(model, target, "-o json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["version"] == "1" and document["is_moved"]
-    (version,) = target.versions(model)
-    print(version, result.stderr, document)
-    assert target.files(model, "1", tmp_path / "t") == source.files(model, "1", tmp_path / "s")
-    assert version.aliases == ["champion"]
-    print(target.client.get_run(version.run_id))
-    print(target.events(model))
-    print(source.events(model))
-    assert 0
+    assert (document["version"], document["to"], document["is_moved"]) == ("1", "@champion", True)
+    assert mentions(result.stderr, model, source.server.url, target.server.url, "bytes")
+
+    version = check_copied_once(source, target, model, tmp_path)
+    (original,) = source.versions(model)
+    assert (version.aliases, version.description, original.aliases) == (["champion"], "the first", [])
+    for key in ("onnxserve.parent", "onnxserve.training.data", "owner"):
+        assert version.tags[key] == original.tags[key]
+    page = f"{source.server.url}/#/models/{model}/versions/1"
+    assert version.tags["onnxserve.copied_from"] == document["copy"]["copied_from"] == page
+    assert version.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    assert version.tags["onnxserve.gate.report"].startswith(target.server.url)
+
+    run = target.client.get_run(version.run_id)
+    assert (run.data.params, run.data.metrics) == ({"depth": "3"}, {"auc": 0.9})
+    assert (run.data.tags["team"], run.info.run_name, run.info.status) == ("blue", "training", "FINISHED")
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d1"
+    assert run.data.tags["onnxserve.copied_run"].endswith(f"/runs/{original.run_id}")
+    reports = [file.path for file in target.client.list_artifacts(version.run_id, "source_gate")]
+    assert reports == ["source_gate/gate.json", "source_gate/gate_report.html"]
+
+
+def test_both_audit_trails_name_the_other_registry(source: Registry, target: Registry, model: str) -> None:
+    assert promote(model, target).exit_code == 0
+    copied, promoted = source.events(model, "copy", "promote")
+    assert (copied.version, copied.after) == ("1", f"{model} version 1 in {target.server.url}")
+    assert (promoted.after, promoted.detail["to"]) == (
+        f"{model} version 1 in @champion of {target.server.url}",
+        "@champion",
+    )
+    (came,) = target.events(model, "copy")
+    assert came.before == f"{source.server.url}/#/models/{model}/versions/1"
+    assert came.detail["files"] == target.versions(model)[0].tags["onnxserve.gate.digest"]
+    assert came.detail["source_run"].endswith(source.versions(model)[0].run_id)
+    assert (came.detail["source_model"], came.detail["source_version"]) == (model, "1")
+
+
+def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machine(
+    source: Registry, target: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TARGET_ONNXSERVE_STORE_URI")
+    assert promote(model, target).exit_code == 0
+    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+    assert target.events(model, "copy", "promote") == []
+    assert {event.action for event in target.events(model)} >= {"register", "alias"}
+    (file,) = source.server.folder.glob(f"home/registries/*{target.server.port}/onnxserve.db")
+    with closing(open_store(f"sqlite:///{str(file).replace('%', '%25')}")) as store:
+        assert [event.action for event in store.events(model=model)] == ["copy", "gate", "promote"]
+
+
+def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
+    source: Registry, target: Registry, model: str, tmp_path: Path
+) -> None:
+    with proxy_to(target.server.host, target.server.port) as proxy:
+        proxy.most = 0
+        command = f"promote {model} 1 --to @champion --to-registry {proxy.url}"
+        while (result := run_command(command)).exit_code != 0:
+            error = result.stderr.splitlines()[-1]
+            assert mentions(error, "Error"), result.output
+            assert "Traceback" not in result.output
+            names = ("nothing",) if not target.runs(model) else ("command",)
+            assert mentions(error, *names) or proxy.most < 6, error
+            print(proxy.most, error)
+            for version in target.versions(model):
+                assert target.client.get_run(version.run_id).info.status == "FINISHED"
+            proxy.asked.clear()
+            proxy.most += 1
+            assert proxy.most < 200
+    check_copied_once(source, target, model, tmp_path)
+
+
+def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
+    source: Registry, target: Registry, model: str, tmp_path: Path
+) -> None:
+    code = "from mlflow_deploy_plugin.cli import main; main()"
+    command = [sys.executable, "-c", code, *f"promote {model} 1 --to @champion".split()]
+    command += ["--to-registry", target.server.url]
+    for step in itertools.count(1):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+            assert process.stderr is not None
+            lines = list(itertools.islice(process.stderr, step))
+            print(step, lines)
+            if len(lines) < step:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+    check_copied_once(source, target, model, tmp_path)
+
+
+def test_the_target_never_receives_the_credentials_of_the_source(
+    source: Registry, target: Registry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow/credentials").write_text(
+        "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (
+        proxy_to(source.server.host, source.server.port) as first,
+        proxy_to(target.server.host, target.server.port) as second,
+        tracking_at(first.url),
+    ):
+        command = f"promote {model} 1 --to @champion --to-registry {second.url}"
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-source")
+        assert run_command(command).exit_code == 0
+        assert (first.credentials != [], second.credentials) == (True, [])
+        monkeypatch.setenv("TARGET_MLFLOW_TRACKING_TOKEN", "of-target")
+        first.credentials.clear()
+        assert run_command(command).exit_code == 0
+        assert {*second.credentials} == {"Bearer of-target"}
+        assert "Bearer of-target" not in first.credentials
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "of-source"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("1 --to-registry http://127.0.0.1:9", ["127.0.0.1:9", "nothing"]),
+        ("1 --to-registry prod", ["prod", "--to-registry"]),
+        ("1 --to-registry ftp://prod", ["nothing"]),
+        ("9 --to-registry http://127.0.0.1:9", ["9"]),
+        ("1 --to-model {model}", ["{model}", "--to-model"]),
+        ("1 --to-model a/b", ["a/b"]),
+    ],
+)
+def test_a_transfer_that_cannot_start_is_one_line(source: Registry, model: str, options: str, names: list[str]) -> None:
+    result = run_command(f"promote {model} {options} --to @champion".format(model=model))
+    assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
+    assert len(source.versions(model)) == 1
+    assert source.events(model, "copy", "promote") == []
+
+
+@pytest.mark.parametrize(("status", "answer"), [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")])
+def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
+    target: Registry, model: str, status: int, answer: str
+) -> None:
+    with proxy_to(target.server.host, target.server.port) as proxy:
+        proxy.turn(answer, status=status)
+        result = run_command(f"promote {model} 1 --to @champion --to-registry {proxy.url}")
+        print(result.stderr)
+        assert mentions(said(result), proxy.url, "nothing")
+    assert ("TARGET_MLFLOW_TRACKING_TOKEN" in result.stderr) == (status == 401)
+    assert target.versions(model) == []
+
+
+def test_a_version_without_a_report_is_copied_and_tagged(source: Registry, target: Registry, model: str) -> None:
+    source.client.delete_model_version_tag(model, "1", "onnxserve.gate.report")
+    result = promote(model, target)
+    assert result.exit_code == 0, result.output
+    assert target.versions(model)[0].tags["onnxserve.copied_gate"] == "no report"
+    assert mentions(result.stderr, "no report")
+
+
+def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source: Registry, model: str) -> None:
+    source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
+    for _ in range(2):
+        result = run_command(f"promote {model} 1 --to @champion --to-model {model}-prod")
+        assert result.exit_code == 0, result.output
+    (copy,), (original,) = source.versions(f"{model}-prod"), source.versions(model)
+    assert (copy.source, copy.run_id, copy.aliases) == (f"models:/{model}/1", original.run_id, ["champion"])
+    assert copy.tags["onnxserve.gate.report"] != original.tags["onnxserve.gate.report"]
+    assert source.runs(f"{model}-prod") == []
+
+
+def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_original(
+    source: Registry, target: Registry, model: str
+) -> None:
+    other = f"{model}-copy"
+    source.client.copy_model_version(f"models:/{model}/1", other)
+    source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
+    result = run_command(f"promote {other} 1 --to @champion --to-registry {target.server.url}")
+    assert result.exit_code == 0, result.output
+    ((copy,), (original,)) = target.versions(other), source.versions(model)
+    assert copy.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    assert target.client.get_run(copy.run_id).data.params == {"depth": "3"}
+    again = run_command(f"promote {model} 1 --to @champion --to-model {other} --to-registry {source.server.url}/")
+    assert again.exit_code == 0, again.output
+    assert len(source.versions(other)) == 1
+
+
+def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(target: Registry, model: str) -> None:
+    target.client.set_registered_model_tag(model, "onnxserve.gate.policy", f"{POLICY}max_size_bytes: 1")
+    result = promote(model, target)
+    assert result.exit_code == 1
+    assert mentions(result.stderr.splitlines()[-1], "Error", model, target.server.url, "same command")
+    assert [version.aliases for version in target.versions(model)] == [[]]
+
+
+def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continues_after_them(
+    source: Registry, guarded: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_admin(line: str) -> Result:
+        with monkeypatch.context() as patch, tracking_at(guarded.server.url):
+            patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", password("admin"))
+            if line:
+                return run_command(line)
+            policy = f"{POLICY}approvals: {{count: 1}}"
+            MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
+        return Result(CliRunner(), b"", b"", b"", None, 0, None)
+
+    assert promote(model, guarded, "--request").exit_code == 1
+    as_admin("")
+    refused = promote(model, guarded)
+    assert refused.exit_code == 1
+    assert mentions(refused.stderr.splitlines()[-1], "--request", guarded.server.url, "same command")
+    requested = promote(model, guarded, "--request", "-o json")
+    print(requested.output)
+    assert json.loads(requested.stdout)["requested_by"] == "alice"
+    approved = as_admin(f"approve {model} 1 --to @champion")
+    assert approved.exit_code == 0, approved.output
+    assert promote(model, guarded).exit_code == 0
+    assert [event.action for event in guarded.events(model, "copy", "request", "approve", "promote")] == [
+        "copy",
+        "request",
+        "approve",
+        "promote",
+    ]
+    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+
+
+def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
+    guarded: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("alice"))
+    for variable in ("TARGET_MLFLOW_TRACKING_USERNAME", "TARGET_MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(variable)
+    result = promote(model, guarded)
+    assert mentions(said(result), "TARGET_MLFLOW_TRACKING_PASSWORD", guarded.server.url, "nothing")
