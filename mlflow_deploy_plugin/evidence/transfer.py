@@ -46,11 +46,9 @@ from mlflow_deploy_plugin.settings import active_workspace, load_settings, works
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (
-    *(tags.CAUSE_TAG, tags.DATA_DIGEST_TAG, tags.PARENT_TAG, tags.TRAINING_TAG, tags.WRAPPED_FROM_TAG),
-    *(tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, PARITY_TAG, GIT_COMMIT_TAG),
+    *(tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, PARITY_TAG, GIT_COMMIT_TAG),
     *("mlflow.user", "mlflow.note.content", "mlflow.source.name", "mlflow.source.type"),
 )
-"""The tags of onnxserve and MLflow that a copy keeps: they describe the training and the origin of the files."""
 _FILES_TAG, _RUN_TAG, _GATE_TAG = "onnxserve.copied_files", "onnxserve.copied_run", "onnxserve.copied_gate"
 """The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
 _REPORT_RUN = re.compile(rf"(?:^|/runs/)(\w+)/(?:artifacts/)?{re.escape(tags.GATE_REPORT_FILE)}")
@@ -122,7 +120,7 @@ def copied_version(
         raise InvalidConfig(f"{source} is in {source.registry} already; --to-model NAME copies it to another model")
 
     target: Callable[[], AbstractContextManager[None]] = nullcontext if is_same else partial(_registry_at, address)
-    with _remedy("nothing was copied"), target():
+    with _remedy(f"{source} was not copied"), target():
         source.copies(name)  # This call checks that the target answers and accepts the account.
     with temporary_folder("onnxserve-transfer-") as folder, _remedy("repeat the command to continue the copy"):
         _download(source, folder, progress)
@@ -130,7 +128,7 @@ def copied_version(
             copied = _copy(source, name, folder, is_same, progress)
             copied.record(at_target=True)
         copied.record()
-    with _remedy(f"{copied}, and the same command continues from there"), target():
+    with _remedy(f"{copied}, and the same command, with --to-registry or --to-model, continues from there"), target():
         yield copied
 
 

@@ -53,7 +53,7 @@ OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
 """The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
 
 COPIED_FROM_TAG = "onnxserve.copied_from"
-"""The page of the version, in another registry or model, that this version was copied from."""
+"""The page of the version, in this or another registry, that this version is a copy of."""
 
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
@@ -66,11 +66,9 @@ _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?
 
 
 def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
-    """Return the tags that a derived version or run keeps: the tags of users, and the tags `kept` of MLflow and
-    onnxserve."""
-    return {
-        name: value for name, value in tags.items() if name in kept or not name.startswith(("onnxserve.", "mlflow."))
-    }
+    """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of the training and `kept`."""
+    kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
+    return {key: value for key, value in tags.items() if key in kept or not key.startswith(("onnxserve.", "mlflow."))}
 
 
 @dataclass(frozen=True)

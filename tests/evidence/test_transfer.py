@@ -221,9 +221,8 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
             error = result.stderr.splitlines()[-1]
             assert mentions(error, "Error"), result.output
             assert "Traceback" not in result.output
-            names = ("nothing",) if not target.runs(model) else ("command",)
+            names = ("not copied",) if not target.runs(model) else ("command",)
             assert mentions(error, *names) or proxy.most < 6, error
-            print(proxy.most, error)
             for version in target.versions(model):
                 assert target.client.get_run(version.run_id).info.status == "FINISHED"
             proxy.asked.clear()
@@ -242,7 +241,6 @@ def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
             assert process.stderr is not None
             lines = list(itertools.islice(process.stderr, step))
-            print(step, lines)
             if len(lines) < step:
                 break
             os.kill(process.pid, signal.SIGKILL)
@@ -278,9 +276,9 @@ def test_the_target_never_receives_the_credentials_of_the_source(
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ("1 --to-registry http://127.0.0.1:9", ["127.0.0.1:9", "nothing"]),
+        ("1 --to-registry http://127.0.0.1:9", ["127.0.0.1:9", "not copied"]),
         ("1 --to-registry prod", ["prod", "--to-registry"]),
-        ("1 --to-registry ftp://prod", ["nothing"]),
+        ("1 --to-registry ftp://prod", ["not copied"]),
         ("9 --to-registry http://127.0.0.1:9", ["9"]),
         ("1 --to-model {model}", ["{model}", "--to-model"]),
         ("1 --to-model a/b", ["a/b"]),
@@ -300,8 +298,7 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
         result = run_command(f"promote {model} 1 --to @champion --to-registry {proxy.url}")
-        print(result.stderr)
-        assert mentions(said(result), proxy.url, "nothing")
+        assert mentions(said(result), proxy.url, "not copied")
     assert ("TARGET_MLFLOW_TRACKING_TOKEN" in result.stderr) == (status == 401)
     assert target.versions(model) == []
 
@@ -368,7 +365,6 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     assert refused.exit_code == 1
     assert mentions(refused.stderr.splitlines()[-1], "--request", guarded.server.url, "same command")
     requested = promote(model, guarded, "--request", "-o json")
-    print(requested.output)
     assert json.loads(requested.stdout)["requested_by"] == "alice"
     approved = as_admin(f"approve {model} 1 --to @champion")
     assert approved.exit_code == 0, approved.output
@@ -390,4 +386,4 @@ def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
     for variable in ("TARGET_MLFLOW_TRACKING_USERNAME", "TARGET_MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(variable)
     result = promote(model, guarded)
-    assert mentions(said(result), "TARGET_MLFLOW_TRACKING_PASSWORD", guarded.server.url, "nothing")
+    assert mentions(said(result), "TARGET_MLFLOW_TRACKING_PASSWORD", guarded.server.url, "not copied")
