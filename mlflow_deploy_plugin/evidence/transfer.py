@@ -52,7 +52,7 @@ _KEPT_TAGS = (
 _FILES_TAG, _RUN_TAG, _GATE_TAG = "onnxserve.copied_files", "onnxserve.copied_run", "onnxserve.copied_gate"
 """The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
 _REPORT_RUN = re.compile(rf"(?:^|/runs/)(\w+)/(?:artifacts/)?{re.escape(tags.GATE_REPORT_FILE)}")
-_TARGET = "TARGET_"
+_OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
 _OF_SOURCE = re.compile(r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)")
 """The environment variables of the source, such as its credentials, which do not apply to the target."""
 
@@ -114,7 +114,7 @@ def copied_version(
     check_new_name(to_model)
     source, name = _read_source(model, version), to_model or model
     address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
-    workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get(f"{_TARGET}MLFLOW_WORKSPACE", here[1])})
+    workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])})
     is_same = not to_registry or (redact_credentials(address), workspace) == here
     if is_same and name == model:
         raise InvalidConfig(f"{source} is in {source.registry} already; --to-model NAME copies it to another model")
@@ -160,7 +160,8 @@ class _Source:
         """Return the copies of this version (with these files) in the model `name` of the current registry."""
         with registry_errors(f"model {name}"):
             versions = all_versions(registry_client(), name)
-        uri = self.uri if registry_address() == self.registry else None  # MLflow's copy_model_version sets this source.
+        # In the registry of the source, MLflow's copy_model_version sets this address.
+        uri = self.uri if _page_of(self.entry) == self.page else None
         copies = [item for item in versions if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri]
         return sorted((str(v.version) for v in copies if digest in (None, v.tags.get(_FILES_TAG, digest))), key=int)
 
@@ -177,10 +178,13 @@ def _read_source(model: str, version: str) -> _Source:
     with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
         if run_id:
             run, run_page = client.get_run(run_id), redact_credentials(logged_run(client, run_id).url) or run_id
-    registry = registry_address()
-    page = f"{registry.rstrip('/')}/#/models/{quote(model)}/versions/{resolved.version}{workspace_query()}"
-    page = page.replace("'", "%27")  # MLflow's filters have no escape for a quote.
-    return _Source(entry, resolved.source, registry, page, run, run_page, gate)
+    return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
+
+
+def _page_of(entry: ModelVersion) -> str:
+    """Return the page of a version in the current registry, without quotes, because MLflow's filters cannot escape."""
+    page = f"{registry_address().rstrip('/')}/#/models/{quote(entry.name)}/versions/{entry.version}{workspace_query()}"
+    return page.replace("'", "%27")
 
 
 def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None:
@@ -251,7 +255,7 @@ def _registry_at(address: str) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
     home = load_settings().root_path / "registries" / quote(redact_credentials(address), safe="")
     kept = {name: value for name, value in os.environ.items() if not _OF_SOURCE.match(name)}
-    own = {name.removeprefix(_TARGET): value for name, value in kept.items() if name.startswith(_TARGET)}
+    own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
     no_file = patch.object(credentials, "_read_mlflow_creds_from_file", lambda: (None, None))  # It is for the source.
     with no_file, patch.dict(os.environ, kept | {"ONNXSERVE_HOME": str(home)} | own, clear=True):
         _cached_get_s3_client.cache_clear()  # The clients have the credentials of the source.
@@ -259,7 +263,7 @@ def _registry_at(address: str) -> Iterator[None]:
         try:
             yield
         except RegistryRefused as error:  # The message names the variables of the credentials.
-            raise RegistryRefused(error.message.replace(" MLFLOW_", f" {_TARGET}MLFLOW_")) from None
+            raise RegistryRefused(error.message.replace(" MLFLOW_", " TARGET_MLFLOW_")) from None
         finally:
             mlflow.set_tracking_uri(before)
             _cached_get_s3_client.cache_clear()
