@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.utils import credentials
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
 from mlflow_deploy_plugin.gate.promotion import Promotion
 from mlflow_deploy_plugin.gate.run import JSON, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -80,10 +80,7 @@ class CopiedVersion:
         return f"{source} is copied to {self.model} version {self.version} in MLflow at {self.registry}"
 
     def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
-        """Record the copy or its promotion in the store of the current registry (the source, unless `at_target`).
-
-        An event that an interrupted command has written is not written again.
-        """
+        """Record the copy or its promotion once in the store of the current registry: the source, or the target."""
         action, place, detail, is_new = "copy", self.registry, asdict(self), False
         if promotion is not None:
             action, place, is_new = "promote", f"{promotion.to} of {self.registry}", promotion.is_moved
@@ -106,8 +103,8 @@ def copied_version(
     An empty `to_registry` is the current registry, and an empty `to_model` is the name of the model. Environment
     variables with the prefix TARGET_ apply to the target. An error within the block reports that the copy exists.
 
-    Raises InvalidConfig if the address is not valid or the target is the source, NotFound if the version does not
-    exist, and RegistryUnavailable or StoreUnavailable if a registry or a store does not answer or refuses the account.
+    Raises InvalidArtifact if the files of a copy differ, InvalidConfig if the address is not valid or the target is the
+    source, NotFound, and RegistryUnavailable or StoreUnavailable if a registry or a store fails or refuses the account.
     """
     if to_registry and "://" not in to_registry:
         raise InvalidConfig(f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow")
@@ -198,29 +195,38 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
 
 
 def _copy(source: _Source, name: str, folder: Path, is_same: bool, progress: ProgressCallback) -> CopiedVersion:
-    """Return the copy in the model `name` of the target, which is the current registry. It is created if necessary."""
+    """Return the copy in the model `name` of the target, which is the current registry. It is created if necessary.
+    Raises InvalidArtifact if the files of the copy, or of the run for the copy, differ from the source."""
     client, entry, digest = registry_client(), source.entry, combine_hashes(hash_files(folder / "model"))
     has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
     gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
     progress(f"gate of {source}: {gate}")
     origin = {tags.COPIED_FROM_TAG: source.page, _FILES_TAG: digest, _GATE_TAG: gate, _RUN_TAG: source.run_page}
-    if not source.copies(name, digest):
-        run_id = entry.run_id if is_same else _log_run(source, name, folder, origin, progress)
+    run_id, location, known = entry.run_id, source.uri, source.copies(name, digest)
+    if known:
+        location = f"models:/{name}/{known[0]}"
+    elif not is_same:
+        run_id, location = _log_run(source, name, folder, origin, progress)
+    progress(f"comparing {location} in {registry_address()} with the source")
+    if version_digest(location) != digest:
+        raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
+    if not known:
         progress(f"registering {source} as a version of {name} in {registry_address()}")
         kept = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
         description = tags.with_description_section(entry.description or "", [])
         with registry_errors(f"model {name}"):
             with suppress(MlflowException):  # If the model does not exist afterwards, the next call reports it.
                 client.create_registered_model(name)
-            location = source.uri if is_same else _files_of(run_id)
             client.create_model_version(name, location, run_id, kept, description=description, await_creation_for=0)
     number = source.copies(name, digest)[0]  # MLflow's client may repeat a call, and register two versions.
     model, version = str(entry.name), str(entry.version)
     return CopiedVersion(name, number, registry_address(), model, version, source.page, source.run_page, digest)
 
 
-def _log_run(source: _Source, name: str, folder: Path, origin: dict[str, str], progress: ProgressCallback) -> str:
-    """Log the training run and the files of the folder to a run of the target, and return its id."""
+def _log_run(
+    source: _Source, name: str, folder: Path, origin: dict[str, str], progress: ProgressCallback
+) -> tuple[str, str]:
+    """Log the training run and the folder to a run of the target. Return its id and the address of the folder model."""
     run = source.run
 
     def log_content(client: MlflowClient, run_id: str, _: int) -> None:
@@ -231,18 +237,13 @@ def _log_run(source: _Source, name: str, folder: Path, origin: dict[str, str], p
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
         client.log_artifacts(run_id, str(folder))
-        progress("comparing the uploaded files with the source")
-        if version_digest(_files_of(run_id)) != origin[_FILES_TAG]:
-            raise RegistryUnavailable(f"the files in run {run_id} differ from {source}: delete this run")
 
     kept = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
     identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
     copy = IdempotentRun(f"the copy of {source}", f"onnxserve/{name}", identity, ("onnxserve.copied", "complete"))
-    return copy.log(str(run.info.run_name if run is not None else source), kept | origin, log_content).run_id
-
-
-def _files_of(run_id: str) -> str:
-    return f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
+    run_id = copy.log(str(run.info.run_name if run is not None else source), kept | origin, log_content).run_id
+    with registry_errors(f"run {run_id}"):
+        return run_id, f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
 
 
 @contextmanager

@@ -311,6 +311,22 @@ def test_a_version_without_a_report_is_copied_and_tagged(source: Registry, targe
     assert mentions(result.stderr, "no report")
 
 
+def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
+    source: Registry, target: Registry, model: str, tmp_path: Path
+) -> None:
+    forged = target.client.create_run(target.client.create_experiment(model))
+    folder = write_classifier(tmp_path / "other", (1.0, 2.0))
+    target.client.log_artifacts(forged.info.run_id, str(folder), "model")
+    digest = source.versions(model)[0].tags["onnxserve.gate.digest"]
+    page = f"{source.server.url}/#/models/{model}/versions/1"
+    tags = {"onnxserve.copied_from": page, "onnxserve.copied_files": digest}
+    target.client.create_model_version(model, f"{forged.info.artifact_uri}/model", forged.info.run_id, tags)
+    result = promote(model, target)
+    assert result.exit_code == 1
+    assert mentions(result.stderr.splitlines()[-1], "Error", f"models:/{model}/1", "delete")
+    assert [version.aliases for version in target.versions(model)] == [[]]
+
+
 def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source: Registry, model: str) -> None:
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
