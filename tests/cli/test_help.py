@@ -18,7 +18,20 @@ from mlflow_deploy_plugin.tabular import FileFormat
 from tests.support.refusals import mentions
 
 _IMPERATIVES = {
-    *("Add", "Approve", "Build", "Change", "Check", "Compact", "Convert", "Count", "Create", "Decline", "Delete"),
+    *(
+        "Add",
+        "Approve",
+        "Build",
+        "Change",
+        "Check",
+        "Compact",
+        "Compare",
+        "Convert",
+        "Count",
+        "Create",
+        "Decline",
+        "Delete",
+    ),
     *("Export", "Go", "Import"),
     *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
     *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop"),
