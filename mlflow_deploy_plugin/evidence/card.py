@@ -1,0 +1,284 @@
+"""The model card of a registered version: sentences about the facts that MLflow and the audit trail have recorded.
+
+Each sentence has a source: a run, a tag, an audit event or a page of the registry. The groups are those of Google's
+Model Card Toolkit (https://github.com/tensorflow/model-card-toolkit).
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.gate.verdict import report_templates
+from mlflow_deploy_plugin.messages import join_names, one_line
+from mlflow_deploy_plugin.monitoring.alerts.record import console_page
+from mlflow_deploy_plugin.monitoring.reports import log
+from mlflow_deploy_plugin.monitoring.result import format_time
+from mlflow_deploy_plugin.registry import PARITY_TAG, registry_client, registry_errors, resolve, tags
+from mlflow_deploy_plugin.registry.connection import redact_credentials
+from mlflow_deploy_plugin.registry.model_files import fetch
+from mlflow_deploy_plugin.registry.runs import SUPERSEDED, LoggedRun, logged_run, run_of_model
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, without_step_events
+from mlflow_deploy_plugin.runtime.artifact import MALFORMED
+from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
+from mlflow_deploy_plugin.store import AuditEvent, Store
+
+_SECTIONS = {
+    "model_details.purpose": "a description in MLflow's UI",
+    "model_details.origin": "",
+    "model_details.data": "`log_model` with `reference_data`",
+    "quantitative_analysis.parity": "`onnxserve wrap {0}`",
+    "quantitative_analysis.gate": "`onnxserve gate {1}`",
+    "quantitative_analysis.robustness": "`onnxserve robustness {0} --data FILE --target COLUMN --log`",
+    "quantitative_analysis.segments": "a monitor with the field `segments`",
+    "quantitative_analysis.explanations": "`onnxserve explain {0} --data reference --log`",
+    "considerations.approvals": "`onnxserve promote {1} --to @champion --request`",
+    "considerations.deployments": "`onnxserve promote {1} --to @champion`",
+    "considerations.monitors": "`onnxserve monitor add`",
+}
+"""Each group and section, with the command that records its facts: {0} is the URI, {1} the name and the version."""
+_LINEAGE = (tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, tags.PARENT_TAG, tags.CAUSE_TAG)
+Kind = Literal["registry", "run", "tag", "event"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The place of a fact. `url` is empty if MLflow has no pages, or for an event if MLflow's server has no console."""
+
+    kind: Kind
+    name: str
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    text: str
+    source: Source
+
+
+Statements = Iterator[Statement]
+Sections = Mapping[str, Sequence[Statement]]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The statements about a version by group and section. A section without facts has a statement about this."""
+
+    name: str
+    version: str
+    created_at: datetime
+    model_details: Sections
+    quantitative_analysis: Sections
+    considerations: Sections
+
+    def write(self, folder: Path) -> None:
+        """Write model_card.html and model_card.json. Raises InvalidConfig if the folder cannot be written."""
+        page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
+        document = json.dumps(asdict(self), indent=2, default=datetime.isoformat)
+        try:
+            write_atomically(folder / "model_card.html", page.encode())
+            write_atomically(folder / "model_card.json", f"{document}\n".encode())
+        except OSError as error:
+            raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None
+
+
+def make_card(model_uri: str, store: Store) -> ModelCard:
+    """Return the card of a version with the audit trail of `store`. Raises StoreUnavailable, and like `read_record`."""
+    record, run = read_record(model_uri), None
+    with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
+        measured = run_of_model(resolve(record.uri), "", str(record.mlmodel.get("model_id") or ""))
+        run = logged_run(registry_client(), measured.run_id) if measured.run_id else None
+    # A deleted version may have had the same number.
+    own = (event for event in store.events(model=record.name) if event.at >= record.created_at)
+    events = without_step_events([event for event in own if event.version == record.version])
+    facts = _Facts(record, run, events)
+    groups: dict[str, dict[str, list[Statement]]] = {}
+    for key, remedy in _SECTIONS.items():
+        group, _, section = key.partition(".")
+        statements = groups.setdefault(group, {}).setdefault(section, [])
+        try:
+            statements.extend(getattr(facts, section)())
+        except MALFORMED as error:  # A user may have written the tags and the files of a run.
+            text = f"A record about {section} cannot be understood: {type(error).__name__}: {one_line(error, 200)}"
+            statements.append(facts.in_registry(text))
+        if not statements:
+            command = remedy.format(quote(record.uri), f"{quote(record.name)} {record.version}")
+            statements.append(facts.in_registry(f"No record about {section} exists; {command} creates a record"))
+    return ModelCard(record.name, record.version, datetime.now(UTC), **groups)
+
+
+def _windows(record: VersionRecord) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
+    """Yield each monitor of the version, the run of its newest window, and the tags of its windows, newest first."""
+    import mlflow  # The import takes a second.
+
+    begin, order = record.created_at.timestamp() * 1000, [f"tags.`{log.START_TAG}` DESC", "attributes.start_time DESC"]
+    query = f"tags.`onnxserve.version` = '{record.version}' and attributes.start_time >= {begin:.0f}"
+    for tag in (tag for tag in record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
+        endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
+        own = f"{query} and tags.`{log.MONITOR_TAG}` = '{monitor}' and tags.`{log.VERDICT_TAG}` != ''"
+        windows: dict[str, Any] = {}
+        with registry_errors(f"the experiment of endpoint {endpoint}"):
+            for run in mlflow.search_runs([], own, 1, 1000, order, "list", False, [f"onnxserve/{endpoint}"]):
+                if run.data.tags["onnxserve.model"] == record.name and SUPERSEDED not in run.data.tags:
+                    windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
+            newest = [logged_run(registry_client(), run.info.run_id) for run in [*windows.values()][:1]]
+        if newest:
+            yield f"{monitor} of the endpoint {endpoint}", newest[0], [run.data.tags for run in windows.values()]
+
+
+def _statement(text: str, kind: Kind, name: str, url: str) -> Statement:
+    shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
+    return Statement(redact_credentials(one_line(text)).rstrip(".") + ".", Source(kind, name, shown))
+
+
+def _of_run(text: str, run: LoggedRun, file: str = "") -> Statement:
+    return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), run.page_of(file) if file else run.url)
+
+
+def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
+    with temporary_folder("onnxserve-card-") as folder, suppress(NotFound):
+        return dict(json.loads(fetch(f"runs:/{run_id}/{file}", folder, f"{file} of run {run_id}").read_text()))
+    return {}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The facts about a version, with a method per section. `run` has the evaluations of the version."""
+
+    record: VersionRecord
+    run: LoggedRun | None
+    events: Sequence[AuditEvent]
+
+    def in_registry(self, text: str) -> Statement:
+        return _statement(text, "registry", self.record.uri, self.record.url)
+
+    def in_run(self, text: str, file: str = "") -> Statement:
+        return _of_run(text, self.run, file) if self.run else self.in_registry(text)
+
+    def in_tags(self, *names: str) -> Statements:
+        for name, value in ((name, self.record.tags.get(name)) for name in names):
+            if value:
+                yield _statement(f"The tag {name} of the version is: {value}", "tag", name, self.record.url)
+
+    def in_trail(self, *actions: str) -> Statements:
+        events = [event for event in self.events if event.action in actions]
+        page = console_page(model=self.record.name) if events else ""
+        for event in events:
+            change = " → ".join(filter(None, (event.before, event.after or event.detail.get("to"))))
+            text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} ({change})"
+            text += event.endpoint and f", on the endpoint {event.endpoint}"
+            name = f"{event.action} {event.at.isoformat()}"
+            yield _statement(f"{text}{event.why and f': {event.why}'}", "event", name, page)
+
+    def in_gate(self, *names: str) -> Statements:
+        if gate := self.record.gate:
+            for check in (check for check in gate.checks if check.name in (names or check.name)):
+                text = f"The gate's check {check.name} is {check.state}: {check.reason}"
+                yield _statement(text, "run", f"{gate.run_id}/{tags.GATE_REPORT_FILE}", gate.report)
+
+    def measured(self, file: str) -> Mapping[str, Any]:
+        """Return a JSON file of the run; empty if the file does not exist or is about another version."""
+        document = _read_json(self.run.run_id, file) if self.run else {}
+        own, model = f"models:/{self.record.mlmodel.get('model_id')}", str(document.get("model"))
+        is_other = re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in (own, self.record.uri)
+        return {} if is_other else document
+
+    def purpose(self) -> Statements:
+        name = self.record.name
+        with registry_errors(f"model {name}"):
+            purpose = registry_client().get_registered_model(name).description
+        if purpose:
+            yield self.in_registry(f"The description of the model {name} is: {purpose}")
+        if own := tags.with_description_section(self.record.description, []):
+            yield self.in_registry(f"The description of the version is: {own}")
+
+    def origin(self) -> Statements:
+        record, run = self.record, self.record.run
+        yield self.in_registry(f"The version was registered on {record.created_at:%Y-%m-%d %H:%M} UTC")
+        if record.original:
+            yield self.in_registry(f"The version is a copy of {record.original}")
+        yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
+        if run:
+            params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
+            text = f"The run {run.tags.get('mlflow.runName')} of {run.started_at:%Y-%m-%d} logged the model"
+            yield self.in_run(f"{text} with the parameters: {params}")
+        if record.git_commit:
+            dirty = " with changes" if record.section.get("provenance", {}).get("git_dirty") else ""
+            yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
+
+    def data(self) -> Statements:
+        run, rows = self.record.run, dict[str, str]()
+        with registry_errors("the datasets of the run"):
+            inputs = registry_client().get_run(run.run_id).inputs.dataset_inputs if run else []
+        for data in (entry.dataset for entry in inputs):
+            rows[data.name] = f" and {json.loads(data.profile or '{}').get('num_rows', 'unknown')} rows"
+        for name, digest in self.record.datasets.items():
+            state = self.in_run if name in rows else self.in_registry
+            yield state(f"The dataset {name} has the digest {digest}{rows.get(name, '')}")
+
+    def parity(self) -> Statements:
+        parity = self.record.section.get("parity", {})
+        yield from self.in_tags(PARITY_TAG, "onnxserve.fallback")
+        if parity:
+            reasons = "".join(f"; {key}: {parity[key]}" for key in ("problem", "unproven", "repair") if key in parity)
+            yield self.in_registry(f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}")
+        for output in parity.get("outputs", ()):
+            error = f"{float(output['max_absolute_error']):.3g} (tolerance: {output['tolerance']})"
+            text = f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows"
+            yield self.in_registry(f"{text}, with an absolute error of at most {error}")
+
+    def gate(self) -> Statements:
+        if gate := self.record.gate:
+            text = f"The verdict of the gate on {gate.judged} is {gate.status.state or 'not valid'}"
+            yield _statement(f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url)
+        yield from self.in_gate()
+        if reason := self.record.missing.get("gate report"):
+            yield self.in_registry(f"The report of the gate cannot be read: {reason}")
+
+    def robustness(self) -> Statements:
+        yield from self.in_gate("robustness", "disturbances")
+        if report := self.measured(file := "robustness/robustness.json"):
+            text = f"The {report['metric']} of {report['model']} without a disturbance is {report['clean']:.4f}"
+            yield self.in_run(f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}", file)
+            losses: dict[str, list[str]] = {}
+            for point in report["points"]:
+                loss = point["refusal"] or f"{point['loss']:.4f}"
+                losses.setdefault(point["disturbance"], []).append(f"{point['strength']}: {loss}")
+            for name, values in losses.items():
+                yield self.in_run(f"The losses under {name} by its strength are {join_names(values)}", file)
+
+    def explanations(self) -> Statements:
+        if report := self.measured(file := "explain/explain.json"):
+            columns = join_names(f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"])
+            text = f"The mean absolute contributions to {report['rows']} predictions of {report['model']} are"
+            yield self.in_run(f"{text}: {columns}", file)
+
+    def segments(self) -> Statements:
+        for monitor, newest, _ in _windows(self.record):
+            for finding in _read_json(newest.run_id, log.DOCUMENT).get("findings", ()):
+                if finding["segment"]:
+                    text = f"The state of {finding['subject']} for {finding['segment']} is {finding['state']}"
+                    yield _of_run(f"{text}, judged by {monitor}: {finding['reason']}", newest, log.PAGE)
+
+    def approvals(self) -> Statements:
+        return self.in_trail("request", "approve", "decline", "refused")
+
+    def deployments(self) -> Statements:
+        yield from self.in_trail("promote", "transition", "alias", "rollout.start", "rollout.end", "rollback")
+        yield from self.in_tags(ROLLED_BACK_TAG)
+
+    def monitors(self) -> Statements:
+        for monitor, newest, (own, *others) in _windows(self.record):
+            counts = Counter(window[log.VERDICT_TAG] for window in (own, *others))
+            verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
+            yield _of_run(f"The verdicts of {monitor} on the last {1 + len(others)} windows are: {verdicts}", newest)
+            text = f"The newest window of {monitor} is {format_time(own[log.START_TAG])}, with the verdict"
+            yield _of_run(f"{text} {own[log.VERDICT_TAG]}: {own['onnxserve.reason']}", newest, log.PAGE)
