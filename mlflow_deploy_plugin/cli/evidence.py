@@ -61,14 +61,12 @@ def _text(value: str | float | None) -> str:
 
 @click.command()
 @click.argument("model_uri", metavar="URI")
-@option(
-    "-o", "--output-path", type=_FOLDER, metavar="FOLDER", show_default="NAME-VERSION-card", help="Folder to write."
-)
+@option("-o", "--output-path", type=_FOLDER, metavar="FOLDER", show_default="NAME-VERSION-card", help="Folder.")
 def card(model_uri: str, output_path: Path | None) -> None:
-    """Write the model card of a registered version, as model_card.html and model_card.json.
+    """Write the model card of a version, as model_card.html and model_card.json.
 
-    The card contains the facts that are recorded about the version: its purpose, data, parity, gate, robustness,
-    explanations, approvals and monitors. Each sentence links to its run, tag or audit event.
+    The card has the recorded facts about the version, from its purpose to its monitors. Each sentence has a link to its
+    run, tag or audit event.
 
     \b
       onnxserve card models:/flight-delay/4
@@ -79,4 +77,4 @@ def card(model_uri: str, output_path: Path | None) -> None:
         made = make_card(model_uri, store)
     folder = output_path or Path(f"{made.name}-{made.version}-card")
     made.write(folder)
-    click.echo(f"{made.name} version {made.version}: {folder / 'model_card.html'} and model_card.json")
+    click.echo(f"{made.name} version {made.version}: {folder}/model_card.html, {folder}/model_card.json")

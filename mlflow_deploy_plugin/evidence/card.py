@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -21,11 +22,10 @@ from mlflow_deploy_plugin.gate.verdict import report_templates
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import console_page
 from mlflow_deploy_plugin.monitoring.reports import log
-from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.registry import PARITY_TAG, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.connection import redact_credentials
 from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.registry.runs import SUPERSEDED, LoggedRun, logged_run, run_of_model
+from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, run_of_model
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, without_step_events
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
@@ -82,30 +82,30 @@ class ModelCard:
     def write(self, folder: Path) -> None:
         """Write model_card.html and model_card.json. Raises InvalidConfig if the folder cannot be written."""
         page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
-        document = json.dumps(asdict(self), indent=2, default=datetime.isoformat)
+        files = {"html": page, "json": json.dumps(asdict(self), indent=2, default=datetime.isoformat) + "\n"}
         try:
-            write_atomically(folder / "model_card.html", page.encode())
-            write_atomically(folder / "model_card.json", f"{document}\n".encode())
+            for suffix, text in files.items():
+                write_atomically(folder / f"model_card.{suffix}", text.encode())
         except OSError as error:
             raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None
 
 
 def make_card(model_uri: str, store: Store) -> ModelCard:
     """Return the card of a version with the audit trail of `store`. Raises StoreUnavailable, and like `read_record`."""
-    record, run = read_record(model_uri), None
+    record, run, groups = read_record(model_uri), None, dict[str, dict[str, list[Statement]]]()
+    model_id = str(record.mlmodel.get("model_id") or "")
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
-        measured = run_of_model(resolve(record.uri), "", str(record.mlmodel.get("model_id") or ""))
+        measured = run_of_model(resolve(record.uri), record.run.run_id if record.run else "", model_id)
         run = logged_run(registry_client(), measured.run_id) if measured.run_id else None
     # A deleted version may have had the same number.
     own = (event for event in store.events(model=record.name) if event.at >= record.created_at)
-    events = without_step_events([event for event in own if event.version == record.version])
-    facts = _Facts(record, run, events)
-    groups: dict[str, dict[str, list[Statement]]] = {}
+    facts = _Facts(record, run, without_step_events([event for event in own if event.version == record.version]))
     for key, remedy in _SECTIONS.items():
         group, _, section = key.partition(".")
         statements = groups.setdefault(group, {}).setdefault(section, [])
         try:
-            statements.extend(getattr(facts, section)())
+            with registry_errors(f"the {section} of {record.uri}"):
+                statements.extend(getattr(facts, section)())
         except MALFORMED as error:  # A user may have written the tags and the files of a run.
             text = f"A record about {section} cannot be understood: {type(error).__name__}: {one_line(error, 200)}"
             statements.append(facts.in_registry(text))
@@ -117,21 +117,17 @@ def make_card(model_uri: str, store: Store) -> ModelCard:
 
 def _windows(record: VersionRecord) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
     """Yield each monitor of the version, the run of its newest window, and the tags of its windows, newest first."""
-    import mlflow  # The import takes a second.
-
-    begin, order = record.created_at.timestamp() * 1000, [f"tags.`{log.START_TAG}` DESC", "attributes.start_time DESC"]
-    query = f"tags.`onnxserve.version` = '{record.version}' and attributes.start_time >= {begin:.0f}"
+    expected = {"onnxserve.model": record.name, "onnxserve.version": record.version}
     for tag in (tag for tag in record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
         endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
-        own = f"{query} and tags.`{log.MONITOR_TAG}` = '{monitor}' and tags.`{log.VERDICT_TAG}` != ''"
         windows: dict[str, Any] = {}
-        with registry_errors(f"the experiment of endpoint {endpoint}"):
-            for run in mlflow.search_runs([], own, 1, 1000, order, "list", False, [f"onnxserve/{endpoint}"]):
-                if run.data.tags["onnxserve.model"] == record.name and SUPERSEDED not in run.data.tags:
-                    windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
-            newest = [logged_run(registry_client(), run.info.run_id) for run in [*windows.values()][:1]]
-        if newest:
-            yield f"{monitor} of the endpoint {endpoint}", newest[0], [run.data.tags for run in windows.values()]
+        for run in log.runs_of_windows(endpoint, monitor):
+            is_old = run.info.start_time < record.created_at.timestamp() * 1000
+            if expected.items() <= run.data.tags.items() and not is_old:
+                windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
+        if windows:
+            newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
+            yield f"{monitor} of the endpoint {endpoint}", newest, [run.data.tags for run in windows.values()]
 
 
 def _statement(text: str, kind: Kind, name: str, url: str) -> Statement:
@@ -187,15 +183,13 @@ class _Facts:
     def measured(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about another version."""
         document = _read_json(self.run.run_id, file) if self.run else {}
-        own, model = f"models:/{self.record.mlmodel.get('model_id')}", str(document.get("model"))
-        is_other = re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in (own, self.record.uri)
-        return {} if is_other else document
+        model, logged = str(document.get("model")), f"models:/{self.record.mlmodel.get('model_id')}"
+        own = (self.record.uri, self.record.original, logged)
+        return {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
 
     def purpose(self) -> Statements:
         name = self.record.name
-        with registry_errors(f"model {name}"):
-            purpose = registry_client().get_registered_model(name).description
-        if purpose:
+        if purpose := registry_client().get_registered_model(name).description:
             yield self.in_registry(f"The description of the model {name} is: {purpose}")
         if own := tags.with_description_section(self.record.description, []):
             yield self.in_registry(f"The description of the version is: {own}")
@@ -216,8 +210,7 @@ class _Facts:
 
     def data(self) -> Statements:
         run, rows = self.record.run, dict[str, str]()
-        with registry_errors("the datasets of the run"):
-            inputs = registry_client().get_run(run.run_id).inputs.dataset_inputs if run else []
+        inputs = registry_client().get_run(run.run_id).inputs.dataset_inputs if run else []
         for data in (entry.dataset for entry in inputs):
             rows[data.name] = f" and {json.loads(data.profile or '{}').get('num_rows', 'unknown')} rows"
         for name, digest in self.record.datasets.items():
@@ -225,15 +218,15 @@ class _Facts:
             yield state(f"The dataset {name} has the digest {digest}{rows.get(name, '')}")
 
     def parity(self) -> Statements:
-        parity = self.record.section.get("parity", {})
-        yield from self.in_tags(PARITY_TAG, "onnxserve.fallback")
-        if parity:
+        yield from self.in_tags(PARITY_TAG, tags.FALLBACK_TAG)
+        if parity := self.record.section.get("parity"):
             reasons = "".join(f"; {key}: {parity[key]}" for key in ("problem", "unproven", "repair") if key in parity)
             yield self.in_registry(f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}")
-        for output in parity.get("outputs", ()):
-            error = f"{float(output['max_absolute_error']):.3g} (tolerance: {output['tolerance']})"
-            text = f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows"
-            yield self.in_registry(f"{text}, with an absolute error of at most {error}")
+            for output in parity.get("outputs", ()):
+                text = (
+                    f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows, with an error of at"
+                )
+                yield self.in_registry(f"{text} most {output['max_absolute_error']} ({output['tolerance']})")
 
     def gate(self) -> Statements:
         if gate := self.record.gate:
@@ -248,12 +241,10 @@ class _Facts:
         if report := self.measured(file := "robustness/robustness.json"):
             text = f"The {report['metric']} of {report['model']} without a disturbance is {report['clean']:.4f}"
             yield self.in_run(f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}", file)
-            losses: dict[str, list[str]] = {}
-            for point in report["points"]:
+            points = sorted(report["points"], key=lambda point: inf if point["loss"] is None else point["loss"])
+            for name, point in {point["disturbance"]: point for point in points}.items():
                 loss = point["refusal"] or f"{point['loss']:.4f}"
-                losses.setdefault(point["disturbance"], []).append(f"{point['strength']}: {loss}")
-            for name, values in losses.items():
-                yield self.in_run(f"The losses under {name} by its strength are {join_names(values)}", file)
+                yield self.in_run(f"The largest loss under {name} is {loss}, at the strength {point['strength']}", file)
 
     def explanations(self) -> Statements:
         if report := self.measured(file := "explain/explain.json"):
@@ -280,5 +271,5 @@ class _Facts:
             counts = Counter(window[log.VERDICT_TAG] for window in (own, *others))
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
             yield _of_run(f"The verdicts of {monitor} on the last {1 + len(others)} windows are: {verdicts}", newest)
-            text = f"The newest window of {monitor} is {format_time(own[log.START_TAG])}, with the verdict"
-            yield _of_run(f"{text} {own[log.VERDICT_TAG]}: {own['onnxserve.reason']}", newest, log.PAGE)
+            text = f"The verdict of {monitor} on the window from {own[log.START_TAG]} is {own[log.VERDICT_TAG]}"
+            yield _of_run(f"{text}: {own['onnxserve.reason']}", newest, log.PAGE)

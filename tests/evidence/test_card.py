@@ -183,7 +183,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "data"), dataset.dataset.digest, "400 rows")
     assert mentions(texts(card, "parity"), "proven", "probabilities")
     assert mentions(texts(card, "gate"), "passed", "evaluation", "budget")
-    assert mentions(texts(card, "robustness"), "noise", "0.1", "1.0", "600 rows")
+    assert mentions(texts(card, "robustness"), "noise", "1.0", "600 rows")
     assert mentions(texts(card, "segments"), "carrier=AA", "no drift", "toys")
     assert mentions(texts(card, "explanations"), "10 predictions", *COLUMNS)
     assert mentions(texts(card, "approvals"), "eva", "ada", "request", "approve", "well done")
@@ -264,7 +264,7 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     before = datetime.now(UTC)
     done = CliRunner().invoke(main, ["card", "models:/toy/1"])
     assert done.exit_code == 0, done.output
-    assert mentions(done.stdout, "toy version 1", "toy-1-card/model_card.html")
+    assert mentions(done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json")
     document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
     assert {group: [*document[group]] for group in SECTIONS} == SECTIONS
     assert datetime.fromisoformat(document["created_at"]) >= before
