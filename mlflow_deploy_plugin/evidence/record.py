@@ -208,7 +208,7 @@ def record_of(name: str, version: str, source: RecordSource) -> VersionRecord:
                 return read()
         except (NotFound, RegistryRefused, InvalidArtifact, InvalidConfig) as error:
             missing[part] = error.message
-        except (*MALFORMED, DecodeError) as error:
+        except MALFORMED as error:
             missing[part] = f"the {part} of {uri} cannot be understood: {one_line(error, 200)}"
         return otherwise
 
@@ -275,7 +275,9 @@ def _mlmodel(file: Path) -> dict[str, Any]:
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
     from mlflow.models import ModelSignature  # The import takes a second, and few commands need it.
 
-    signature = ModelSignature.from_dict(mlmodel.get("signature") or {"inputs": None})
+    if not mlmodel.get("signature"):
+        raise NotFound("the version has no signature")
+    signature = ModelSignature.from_dict(mlmodel["signature"])
     sides = {"input": signature.inputs, "output": signature.outputs, "parameter": signature.params}
     return {
         f"{side} {position if spec.name is None else spec.name}": repr(spec)
@@ -299,7 +301,10 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> GraphFact
     if (section := flavors.get(FLAVOR) or flavors.get("onnx")) is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     graphs, weights = [model.graph], []
     nodes = [node for function in model.functions for node in function.node]
     while graphs:
