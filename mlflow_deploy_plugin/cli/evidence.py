@@ -63,10 +63,10 @@ def _text(value: str | float | None) -> str:
 @click.argument("model_uri", metavar="URI")
 @option("-o", "--output-path", type=_FOLDER, metavar="FOLDER", show_default="NAME-VERSION-card", help="Folder.")
 def card(model_uri: str, output_path: Path | None) -> None:
-    """Write the model card of a version, as model_card.html and model_card.json.
+    """Write the model card of a version.
 
-    The card has the recorded facts about the version, from its purpose to its monitors. Each sentence has a link to its
-    run, tag or audit event.
+    The files model_card.html and model_card.json have the recorded facts about the version, from its purpose to its
+    monitors. Each sentence has a link to its run, tag or audit event.
 
     \b
       onnxserve card models:/flight-delay/4

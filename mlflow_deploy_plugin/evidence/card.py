@@ -69,7 +69,7 @@ Sections = Mapping[str, Sequence[Statement]]
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class VersionCard:
     """The statements about a version by group and section. A section without facts has a statement about this."""
 
     name: str
@@ -90,7 +90,7 @@ class ModelCard:
             raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None
 
 
-def make_card(model_uri: str, store: Store) -> ModelCard:
+def make_card(model_uri: str, store: Store) -> VersionCard:
     """Return the card of a version with the audit trail of `store`. Raises StoreUnavailable, and like `read_record`."""
     record, run, groups = read_record(model_uri), None, dict[str, dict[str, list[Statement]]]()
     model_id = str(record.mlmodel.get("model_id") or "")
@@ -112,7 +112,7 @@ def make_card(model_uri: str, store: Store) -> ModelCard:
         if not statements:
             command = remedy.format(quote(record.uri), f"{quote(record.name)} {record.version}")
             statements.append(facts.in_registry(f"No record about {section} exists; {command} creates a record"))
-    return ModelCard(record.name, record.version, datetime.now(UTC), **groups)
+    return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
 def _windows(record: VersionRecord) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evidence.card import ModelCard, Statement, make_card
+from mlflow_deploy_plugin.evidence.card import VersionCard, Statement, make_card
 from mlflow_deploy_plugin.gate import promote
 from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, subject_of
 from mlflow_deploy_plugin.gate.policy import choose_policy
@@ -46,7 +46,7 @@ SECTIONS = {
 class Recorded:
     """The card of a version with all records, its URL of MLflow, and the run that logged the version."""
 
-    card: ModelCard
+    card: VersionCard
     url: str
     run_id: str
 
@@ -81,13 +81,13 @@ class Page(HTMLParser):
         self.texts += data
 
 
-def statements(card: ModelCard) -> Iterator[tuple[str, Statement]]:
+def statements(card: VersionCard) -> Iterator[tuple[str, Statement]]:
     for group in SECTIONS:
         for section, entries in getattr(card, group).items():
             yield from ((section, statement) for statement in entries)
 
 
-def texts(card: ModelCard, section: str) -> str:
+def texts(card: VersionCard, section: str) -> str:
     return "\n".join(statement.text for name, statement in statements(card) if name == section)
 
 
