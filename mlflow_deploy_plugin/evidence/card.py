@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.gate.verdict import report_templates
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import console_page
 from mlflow_deploy_plugin.monitoring.reports import log
+from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.registry import PARITY_TAG, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.connection import redact_credentials
 from mlflow_deploy_plugin.registry.model_files import fetch
@@ -115,28 +116,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
-def _windows(record: VersionRecord) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
-    """Yield each monitor of the version, the run of its newest window, and the tags of its windows, newest first."""
-    expected = {"onnxserve.model": record.name, "onnxserve.version": record.version}
-    for tag in (tag for tag in record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
-        endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
-        windows: dict[str, Any] = {}
-        for run in log.runs_of_windows(endpoint, monitor):
-            is_old = run.info.start_time < record.created_at.timestamp() * 1000
-            if expected.items() <= run.data.tags.items() and not is_old:
-                windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
-        if windows:
-            newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
-            yield f"{monitor} of the endpoint {endpoint}", newest, [run.data.tags for run in windows.values()]
-
-
 def _statement(text: str, kind: Kind, name: str, url: str) -> Statement:
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
     return Statement(redact_credentials(one_line(text)).rstrip(".") + ".", Source(kind, name, shown))
-
-
-def _of_run(text: str, run: LoggedRun, file: str = "") -> Statement:
-    return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), run.page_of(file) if file else run.url)
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
@@ -156,12 +138,14 @@ class _Facts:
     def in_registry(self, text: str) -> Statement:
         return _statement(text, "registry", self.record.uri, self.record.url)
 
-    def in_run(self, text: str, file: str = "") -> Statement:
-        return _of_run(text, self.run, file) if self.run else self.in_registry(text)
+    def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
+        if (run := run or self.run) is None:
+            return self.in_registry(text)
+        return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), run.page_of(file) if file else run.url)
 
     def in_tags(self, *names: str) -> Statements:
-        for name, value in ((name, self.record.tags.get(name)) for name in names):
-            if value:
+        for name in names:
+            if value := self.record.tags.get(name):
                 yield _statement(f"The tag {name} of the version is: {value}", "tag", name, self.record.url)
 
     def in_trail(self, *actions: str) -> Statements:
@@ -187,6 +171,21 @@ class _Facts:
         own = (self.record.uri, self.record.original, logged)
         return {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
 
+    def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
+        """Yield each monitor, the run of its newest window, and the tags of its windows, the newest window first."""
+        record = self.record
+        expected = {"onnxserve.model": record.name, "onnxserve.version": record.version}
+        for tag in (tag for tag in record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
+            endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
+            windows: dict[str, Any] = {}
+            for run in log.runs_of_windows(endpoint, monitor):
+                is_old = run.info.start_time < record.created_at.timestamp() * 1000
+                if expected.items() <= run.data.tags.items() and not is_old:
+                    windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
+            if windows:
+                newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
+                yield f"{monitor} of the endpoint {endpoint}", newest, [run.data.tags for run in windows.values()]
+
     def purpose(self) -> Statements:
         name = self.record.name
         if purpose := registry_client().get_registered_model(name).description:
@@ -209,13 +208,12 @@ class _Facts:
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
     def data(self) -> Statements:
-        run, rows = self.record.run, dict[str, str]()
+        run = self.record.run
         inputs = registry_client().get_run(run.run_id).inputs.dataset_inputs if run else []
-        for data in (entry.dataset for entry in inputs):
-            rows[data.name] = f" and {json.loads(data.profile or '{}').get('num_rows', 'unknown')} rows"
+        profiles = {entry.dataset.name: json.loads(entry.dataset.profile or "{}") for entry in inputs}
         for name, digest in self.record.datasets.items():
-            state = self.in_run if name in rows else self.in_registry
-            yield state(f"The dataset {name} has the digest {digest}{rows.get(name, '')}")
+            rows, state = profiles.get(name, {}).get("num_rows"), self.in_run if name in profiles else self.in_registry
+            yield state(f"The dataset {name} has the digest {digest}{f' and {rows} rows' if rows else ''}")
 
     def parity(self) -> Statements:
         yield from self.in_tags(PARITY_TAG, tags.FALLBACK_TAG)
@@ -253,11 +251,11 @@ class _Facts:
             yield self.in_run(f"{text}: {columns}", file)
 
     def segments(self) -> Statements:
-        for monitor, newest, _ in _windows(self.record):
+        for monitor, newest, _ in self.windows():
             for finding in _read_json(newest.run_id, log.DOCUMENT).get("findings", ()):
                 if finding["segment"]:
                     text = f"The state of {finding['subject']} for {finding['segment']} is {finding['state']}"
-                    yield _of_run(f"{text}, judged by {monitor}: {finding['reason']}", newest, log.PAGE)
+                    yield self.in_run(f"{text}, judged by {monitor}: {finding['reason']}", log.PAGE, newest)
 
     def approvals(self) -> Statements:
         return self.in_trail("request", "approve", "decline", "refused")
@@ -267,9 +265,10 @@ class _Facts:
         yield from self.in_tags(ROLLED_BACK_TAG)
 
     def monitors(self) -> Statements:
-        for monitor, newest, (own, *others) in _windows(self.record):
+        for monitor, newest, (own, *others) in self.windows():
             counts = Counter(window[log.VERDICT_TAG] for window in (own, *others))
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
-            yield _of_run(f"The verdicts of {monitor} on the last {1 + len(others)} windows are: {verdicts}", newest)
-            text = f"The verdict of {monitor} on the window from {own[log.START_TAG]} is {own[log.VERDICT_TAG]}"
-            yield _of_run(f"{text}: {own['onnxserve.reason']}", newest, log.PAGE)
+            text = f"The verdicts of {monitor} on the last {1 + len(others)} windows are: {verdicts}"
+            yield self.in_run(text, "", newest)
+            text = f"The verdict of {monitor} on the window of {format_time(own[log.START_TAG])} is"
+            yield self.in_run(f"{text} {own[log.VERDICT_TAG]}: {own['onnxserve.reason']}", log.PAGE, newest)

@@ -18,12 +18,12 @@ from sklearn.linear_model import LogisticRegression
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evidence.card import VersionCard, Statement, make_card
+from mlflow_deploy_plugin.evidence.card import Statement, VersionCard, make_card
 from mlflow_deploy_plugin.gate import promote
 from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, subject_of
 from mlflow_deploy_plugin.gate.policy import choose_policy
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.settings import Settings
@@ -125,7 +125,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             (request,) = promotion_requests(store, "toy")
             approve(store, chosen, subject, Person("ada", frozenset(), True), request.report_digest, "well done")
             promote("toy", "1", "@champion", store=store, actor="eva")
-            for day, state in enumerate(("drift", "no drift", "no drift")):
+            states: list[State] = ["drift", "no drift", "no drift"]
+            for day, state in enumerate(states):
                 finding = Finding("a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA")
                 window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
                 log_result(window, build_report(window))
