@@ -26,9 +26,8 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.
 
-    The command compares the data, code, parameters, metrics, signature, graph, environment, parity and gate report that
-    are recorded about the versions, and the predictions of their ONNX forms for the example rows. By default, only the
-    differences are shown.
+    The command shows which recorded data, code, parameters, metrics, signatures, graphs, environments, parity and gate
+    reports differ, and compares the predictions of the ONNX forms for the example rows.
 
     \b
       onnxserve diff models:/flight-delay/3 models:/flight-delay/4

@@ -118,7 +118,7 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
 
 def _statement(text: str, kind: Kind, name: str, url: str) -> Statement:
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
-    return Statement(redact_credentials(one_line(text)).rstrip(".") + ".", Source(kind, name, shown))
+    return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", Source(kind, name, shown))
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
@@ -204,7 +204,7 @@ class _Facts:
             text = f"The run {run.tags.get('mlflow.runName')} of {run.started_at:%Y-%m-%d} logged the model"
             yield self.in_run(f"{text} with the parameters: {params}")
         if record.git_commit:
-            dirty = " with changes" if record.section.get("provenance", {}).get("git_dirty") else ""
+            dirty = " with uncommitted changes" if record.section.get("provenance", {}).get("git_dirty") else ""
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
     def data(self) -> Statements:
@@ -221,10 +221,9 @@ class _Facts:
             reasons = "".join(f"; {key}: {parity[key]}" for key in ("problem", "unproven", "repair") if key in parity)
             yield self.in_registry(f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}")
             for output in parity.get("outputs", ()):
-                text = (
-                    f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows, with an error of at"
-                )
-                yield self.in_registry(f"{text} most {output['max_absolute_error']} ({output['tolerance']})")
+                error = f"{float(output['max_absolute_error']):.3g} (tolerance: {output['tolerance']})"
+                text = f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows"
+                yield self.in_registry(f"{text}, with an absolute error of at most {error}")
 
     def gate(self) -> Statements:
         if gate := self.record.gate:
@@ -241,8 +240,9 @@ class _Facts:
             yield self.in_run(f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}", file)
             points = sorted(report["points"], key=lambda point: inf if point["loss"] is None else point["loss"])
             for name, point in {point["disturbance"]: point for point in points}.items():
-                loss = point["refusal"] or f"{point['loss']:.4f}"
-                yield self.in_run(f"The largest loss under {name} is {loss}, at the strength {point['strength']}", file)
+                outcome = point["refusal"] or f"a loss of {point['loss']:.4f}"
+                text = f"The worst outcome under {name} is at the strength {point['strength']}"
+                yield self.in_run(f"{text}: {outcome}", file)
 
     def explanations(self) -> Statements:
         if report := self.measured(file := "explain/explain.json"):

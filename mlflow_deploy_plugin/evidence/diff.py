@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.model_files import download
@@ -132,8 +132,6 @@ def _compare_predictions(before: VersionRecord, after: VersionRecord) -> tuple[O
             old, new = (OnnxModel.load(folder) for folder in folders)
             had, has = (model.run(protocols.mlflow.decode(protocols.JSON, body, model.schema)) for model in (old, new))
             compared = {name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has) for name in had}
-        except RegistryUnavailable:
-            raise
         except OnnxserveError as error:
             return Refused(f"the predictions for the example rows cannot be compared: {error.message}")
     changes = []

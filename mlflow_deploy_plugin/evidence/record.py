@@ -21,18 +21,10 @@ from google.protobuf.message import DecodeError
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, RegistryRefused
 from mlflow_deploy_plugin.gate.verdict import CheckResult
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, resolve
+from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
 from mlflow_deploy_plugin.registry.runs import mlflow_page
-from mlflow_deploy_plugin.registry.tags import (
-    DATA_DIGEST_TAG,
-    GATE_AGAINST_TAG,
-    GATE_AT_TAG,
-    GATE_TAG,
-    GateStatus,
-    gate_status_of,
-)
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED, PYFUNC_PARITY
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -50,11 +42,8 @@ _T = TypeVar("_T")
 class RecordSource:
     """Access to MLflow: its client or, in MLflow's own server, its stores, which have the same methods.
 
-    Attributes:
-        registry / tracking: the client or the stores; without `tracking`, runs are not read.
-        fetch: copies from the folder at an address to a local folder the file with a name. Raises NotFound.
-        page: the URL of a page of MLflow's UI by its route, or an empty text.
-        may_read: False for a registered model that the caller may not read.
+    Runs are read only with `tracking`. `fetch` copies a file (address of its folder, local folder, name) or raises
+    NotFound. `page` returns the URL of a page of MLflow's UI by its route. `may_read` is False for hidden models.
     """
 
     registry: Any
@@ -72,7 +61,7 @@ class RecordSource:
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class RecordedRun:
     """The run that logged the version. `datasets` has the digest of each dataset by its name."""
 
     run_id: str
@@ -88,8 +77,8 @@ class TrainingRun:
 class GraphFacts:
     """The content of an ONNX file with its subgraphs.
 
-    `operators` has the number of nodes by operator, `opsets` the version of each operator set by its domain.
-    `size_bytes` includes external weights, and `parameters` is the number of values in all initializers.
+    `operators` has the number of nodes by operator, and `opsets` the version of each operator set by its domain.
+    `size_bytes` includes external weights. `parameters` is the number of values in all initializers.
     """
 
     operators: Mapping[str, int]
@@ -107,7 +96,7 @@ class GateEvidence:
     """
 
     judged: str
-    status: GateStatus
+    status: tags.GateStatus
     at: str
     against: str
     report: str
@@ -120,13 +109,11 @@ class VersionRecord:
     """The facts about one registered version.
 
     Attributes:
-        uri / url: the address models:/NAME/VERSION, and the URL of the version's page (empty without a page).
+        uri / url: the address models:/NAME/VERSION, and the URL of the version's page or an empty text.
         original: the version that this version is a copy of, such as models:/X/7; empty for any other version.
-        mlmodel: the content of the MLmodel file.
-        signature: the type of each input, output and parameter by its name.
-        requirements / environment: the packages for serving and of the training, each with its version.
-        graph: None for a version without an ONNX form.
-        missing: the reason for each missing part.
+        mlmodel / signature: the content of the MLmodel file, and the type of each input, output and parameter.
+        requirements / environment: the versions of the packages for serving, and of all packages of the training.
+        missing: the reason for each missing part, by the name of the part.
     """
 
     name: str
@@ -139,7 +126,7 @@ class VersionRecord:
     stage: str
     created_at: datetime
     original: str
-    run: TrainingRun | None
+    run: RecordedRun | None
     mlmodel: Mapping[str, Any]
     signature: Mapping[str, str]
     requirements: Mapping[str, str]
@@ -166,15 +153,15 @@ class VersionRecord:
 
     @property
     def git_commit(self) -> str:
-        tags = dict(self.run.tags if self.run else {}) | dict(self.tags)
-        return str(self.section.get("provenance", {}).get("git_commit") or tags.get(GIT_COMMIT_TAG, ""))
+        of_version = dict(self.run.tags if self.run else {}) | dict(self.tags)
+        return str(self.section.get("provenance", {}).get("git_commit") or of_version.get(GIT_COMMIT_TAG, ""))
 
     @property
     def datasets(self) -> Mapping[str, str]:
         """The digest of each dataset by name: the saved dataset, the rows of a retraining, the datasets of the run."""
         saved = self.section.get("provenance", {})
         named = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
-        named |= {"retraining": self.tags.get(DATA_DIGEST_TAG, ""), **(self.run.datasets if self.run else {})}
+        named |= {"retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""), **(self.run.datasets if self.run else {})}
         return {name: digest for name, digest in named.items() if digest}
 
 
@@ -219,7 +206,7 @@ def record_of(name: str, version: str, source: RecordSource) -> VersionRecord:
         original = attempt("original", partial(_original, entry, source), entry)
         mlmodel = attempt("model", lambda: _mlmodel(file(MLMODEL)), dict[str, Any]())
         run_id = entry.run_id or original.run_id or str(mlmodel.get("run_id") or "")
-        gate = attempt("gate", partial(_gate, entry if GATE_TAG in entry.tags else original), None)
+        gate = attempt("gate", partial(_gate, entry if tags.GATE_TAG in entry.tags else original), None)
         if gate is not None:
             gate = attempt("gate report", partial(_with_checks, gate, original, source, folder), gate)
         return VersionRecord(
@@ -322,22 +309,23 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> GraphFact
     )
 
 
-def _training_run(run_id: str, source: RecordSource) -> TrainingRun:
+def _training_run(run_id: str, source: RecordSource) -> RecordedRun:
     run = source.run(run_id)
     if run.info.lifecycle_stage == "deleted":
         raise NotFound(f"the run {run_id} was deleted")
     url = source.page(f"experiments/{quote(run.info.experiment_id)}/runs/{quote(run_id)}")
     datasets = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
-    return TrainingRun(
+    return RecordedRun(
         run_id, url, _time(run.info.start_time), run.data.params, run.data.metrics, run.data.tags, datasets
     )
 
 
 def _gate(entry: "ModelVersion") -> GateEvidence:
-    tags, status = entry.tags, gate_status_of(entry.tags)
-    if GATE_TAG not in tags:
+    status = tags.gate_status_of(entry.tags)
+    if tags.GATE_TAG not in entry.tags:
         raise NotFound(f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`")
-    at, against, run = tags.get(GATE_AT_TAG, ""), tags.get(GATE_AGAINST_TAG, ""), _RUN.search(status.report)
+    at, against = (entry.tags.get(tag, "") for tag in (tags.GATE_AT_TAG, tags.GATE_AGAINST_TAG))
+    run = _RUN.search(status.report)
     return GateEvidence(_uri(entry), status, at, against, status.report, run[1] if run else "")
 
 
@@ -348,6 +336,7 @@ def _with_checks(gate: GateEvidence, original: "ModelVersion", source: RecordSou
     judged = f"models:/{verdict['model']}/{verdict['version']}"
     if judged not in (gate.judged, _uri(original)):
         raise NotFound(f"the report in the run {gate.run_id} is about {judged}")
-    fields = ("name", "state", "reason", "figures")
-    checks = tuple(CheckResult(*(check[name] for name in fields)) for check in verdict["checks"])
-    return replace(gate, judged=judged, checks=checks)
+    checks = [
+        (str(check["name"]), check["state"], check["reason"], dict(check["figures"])) for check in verdict["checks"]
+    ]
+    return replace(gate, judged=judged, checks=tuple(CheckResult(*check) for check in checks))

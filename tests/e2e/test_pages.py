@@ -16,6 +16,8 @@ PAGES = {
     "promote.md": [
         r"^flight-delay version 2 has the alias @champion",
         r"^  flights/flights serves it after",
+        r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2$",
+        r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
         r"^flight-delay version 2: flight-delay-2-card/model_card.html",
     ],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
