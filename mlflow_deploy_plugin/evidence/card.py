@@ -23,8 +23,7 @@ from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import console_page
 from mlflow_deploy_plugin.monitoring.reports import log
 from mlflow_deploy_plugin.monitoring.result import format_time
-from mlflow_deploy_plugin.registry import PARITY_TAG, registry_client, registry_errors, resolve, tags
-from mlflow_deploy_plugin.registry.connection import redact_credentials
+from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, run_of_model
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, without_step_events
@@ -47,14 +46,13 @@ _SECTIONS = {
 }
 """Each group and section, with the command that records its facts: {0} is the URI, {1} the name and the version."""
 _LINEAGE = (tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, tags.PARENT_TAG, tags.CAUSE_TAG)
-Kind = Literal["registry", "run", "tag", "event"]
 
 
 @dataclass(frozen=True)
 class Source:
     """The place of a fact. `url` is empty if MLflow has no pages, or for an event if MLflow's server has no console."""
 
-    kind: Kind
+    kind: Literal["registry", "run", "tag", "event"]
     name: str
     url: str = ""
 
@@ -116,7 +114,7 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
-def _statement(text: str, kind: Kind, name: str, url: str) -> Statement:
+def _statement(text: str, kind: Literal["registry", "run", "tag", "event"], name: str, url: str) -> Statement:
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
     return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", Source(kind, name, shown))
 
@@ -154,9 +152,8 @@ class _Facts:
         for event in events:
             change = " → ".join(filter(None, (event.before, event.after or event.detail.get("to"))))
             text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} ({change})"
-            text += event.endpoint and f", on the endpoint {event.endpoint}"
-            name = f"{event.action} {event.at.isoformat()}"
-            yield _statement(f"{text}{event.why and f': {event.why}'}", "event", name, page)
+            where, why = event.endpoint and f", on the endpoint {event.endpoint}", event.why and f": {event.why}"
+            yield _statement(text + where + why, "event", f"{event.action} {event.at.isoformat()}", page)
 
     def in_gate(self, *names: str) -> Statements:
         if gate := self.record.gate:
@@ -167,20 +164,19 @@ class _Facts:
     def measured(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about another version."""
         document = _read_json(self.run.run_id, file) if self.run else {}
-        model, logged = str(document.get("model")), f"models:/{self.record.mlmodel.get('model_id')}"
-        own = (self.record.uri, self.record.original, logged)
+        own = (self.record.uri, self.record.original, f"models:/{self.record.mlmodel.get('model_id')}")
+        model = str(document.get("model"))
         return {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
 
     def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
         """Yield each monitor, the run of its newest window, and the tags of its windows, the newest window first."""
-        record = self.record
-        expected = {"onnxserve.model": record.name, "onnxserve.version": record.version}
-        for tag in (tag for tag in record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
+        own = {"onnxserve.model": self.record.name, "onnxserve.version": self.record.version}
+        begin = self.record.created_at.timestamp() * 1000
+        for tag in (tag for tag in self.record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
             endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
             windows: dict[str, Any] = {}
             for run in log.runs_of_windows(endpoint, monitor):
-                is_old = run.info.start_time < record.created_at.timestamp() * 1000
-                if expected.items() <= run.data.tags.items() and not is_old:
+                if own.items() <= run.data.tags.items() and run.info.start_time >= begin:
                     windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
             if windows:
                 newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
@@ -195,9 +191,8 @@ class _Facts:
 
     def origin(self) -> Statements:
         record, run = self.record, self.record.run
-        yield self.in_registry(f"The version was registered on {record.created_at:%Y-%m-%d %H:%M} UTC")
-        if record.original:
-            yield self.in_registry(f"The version is a copy of {record.original}")
+        copied = record.original and f", as a copy of {record.original}"
+        yield self.in_registry(f"The version was registered on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}")
         yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
         if run:
             params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
@@ -216,14 +211,13 @@ class _Facts:
             yield state(f"The dataset {name} has the digest {digest}{f' and {rows} rows' if rows else ''}")
 
     def parity(self) -> Statements:
-        yield from self.in_tags(PARITY_TAG, tags.FALLBACK_TAG)
+        yield from self.in_tags(tags.FALLBACK_TAG)
         if parity := self.record.section.get("parity"):
             reasons = "".join(f"; {key}: {parity[key]}" for key in ("problem", "unproven", "repair") if key in parity)
             yield self.in_registry(f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}")
             for output in parity.get("outputs", ()):
-                error = f"{float(output['max_absolute_error']):.3g} (tolerance: {output['tolerance']})"
-                text = f"The output {output['name']} agrees for {output['agreement']:.2%} of the rows"
-                yield self.in_registry(f"{text}, with an absolute error of at most {error}")
+                text = f"The largest absolute error of the output {output['name']} in the proof is"
+                yield self.in_registry(f"{text} {float(output['max_absolute_error']):.3g} ({output['tolerance']})")
 
     def gate(self) -> Statements:
         if gate := self.record.gate:
@@ -265,10 +259,9 @@ class _Facts:
         yield from self.in_tags(ROLLED_BACK_TAG)
 
     def monitors(self) -> Statements:
-        for monitor, newest, (own, *others) in self.windows():
-            counts = Counter(window[log.VERDICT_TAG] for window in (own, *others))
+        for monitor, newest, windows in self.windows():
+            own, counts = windows[0], Counter(window[log.VERDICT_TAG] for window in windows)
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
-            text = f"The verdicts of {monitor} on the last {1 + len(others)} windows are: {verdicts}"
-            yield self.in_run(text, "", newest)
+            yield self.in_run(f"The verdicts of {monitor} on its last windows are: {verdicts}", "", newest)
             text = f"The verdict of {monitor} on the window of {format_time(own[log.START_TAG])} is"
             yield self.in_run(f"{text} {own[log.VERDICT_TAG]}: {own['onnxserve.reason']}", log.PAGE, newest)

@@ -189,7 +189,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "explanations"), "10 predictions", *COLUMNS)
     assert mentions(texts(card, "approvals"), "eva", "ada", "request", "approve", "well done")
     assert mentions(texts(card, "deployments"), "promote", "version 1 in @champion")
-    assert mentions(texts(card, "monitors"), "last 3 windows", "2 no drift", "1 drift", "2013-07-03")
+    assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
     assert "No record" not in json.dumps([statement.text for _, statement in statements(card)])
 
 
@@ -233,6 +233,10 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: 
     assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "No record")
     registry.client.log_dict(run_id, {**report, "model": "models:/shared/1"}, "explain/explain.json")
     assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "7 predictions", "a 1")
+    registry.client.copy_model_version("models:/shared/1", "copied")
+    copied = make_card("models:/copied/1", registry.store)
+    assert mentions(texts(copied, "origin"), "copy of models:/shared/1")
+    assert mentions(texts(copied, "explanations"), "7 predictions")
 
 
 def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -> None:
@@ -272,6 +276,15 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     page = Page((registry.folder / "toy-1-card" / "model_card.html").read_text())
     written = [entry["text"] for group in SECTIONS for entries in document[group].values() for entry in entries]
     assert all(text in page.texts for text in written)
+
+
+def test_without_an_answer_of_mlflow_no_file_is_written(
+    registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking_at(f"http://127.0.0.1:{free_port}"):
+        assert mentions(said(CliRunner().invoke(main, ["card", "models:/toy/1"])), str(free_port))
+    assert not [*registry.folder.rglob("model_card.*")]
 
 
 @pytest.mark.parametrize(
