@@ -1,12 +1,13 @@
-"""`onnxserve diff`: the evidence about registered versions."""
+"""`onnxserve diff` and `card`: the evidence about registered versions."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_result
+from mlflow_deploy_plugin.cli.options import align_columns, opened_store, option, output_option, show_result
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.messages import one_line
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.evidence.diff import VersionDiff
 
 _MOST_CHARACTERS = 60
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
@@ -54,3 +56,24 @@ def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
 def _text(value: str | float | None) -> str:
     text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else one_line(value)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+
+
+@click.command()
+@click.argument("model_uri", metavar="URI")
+@option("-o", "--output-path", type=_FOLDER, metavar="FOLDER", show_default="NAME-VERSION-card", help="Folder.")
+def card(model_uri: str, output_path: Path | None) -> None:
+    """Write the model card of a version.
+
+    The files model_card.html and model_card.json have the recorded facts about the version, from its purpose to its
+    monitors. Each sentence has a link to its run, tag or audit event.
+
+    \b
+      onnxserve card models:/flight-delay/4
+    """
+    from mlflow_deploy_plugin.evidence.card import make_card
+
+    with opened_store() as store:
+        made = make_card(model_uri, store)
+    folder = output_path or Path(f"{made.name}-{made.version}-card")
+    made.write(folder)
+    click.echo(f"{made.name} version {made.version}: {folder}/model_card.html, {folder}/model_card.json")

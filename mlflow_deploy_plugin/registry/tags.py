@@ -47,6 +47,9 @@ CANDIDATE_TAG = "onnxserve.candidate"
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
 """The version (models:/old/3) or path that a version was made from. The version and its logged model have this tag."""
 
+FALLBACK_TAG = "onnxserve.fallback"
+"""The reason why a version has no ONNX form. The run and the logged model of the version have this tag."""
+
 OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
 """The version that this optimized (smaller or faster) version was made from, as models:/X/3."""
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"

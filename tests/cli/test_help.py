@@ -34,7 +34,7 @@ _IMPERATIVES = {
     ),
     *("Export", "Go", "Import"),
     *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
-    *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop"),
+    *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop", "Write"),
 }
 _RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
 _WIDTH = 80

@@ -18,6 +18,7 @@ PAGES = {
         r"^  flights/flights serves it after",
         r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2$",
         r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
+        r"^flight-delay version 2: flight-delay-2-card/model_card.html",
     ],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
     "log.md": [
