@@ -1,15 +1,15 @@
 """The comparison of two versions of a registered model: their records, and their predictions for the example rows."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, compare_outputs
+from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 Value = str | float | None
@@ -62,7 +62,10 @@ def diff_versions(before: str, after: str) -> VersionDiff:
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
-    """Compare two records without running a model. Raises InvalidConfig for versions of different models."""
+    """Compare two records without running a model.
+
+    Raises InvalidConfig for versions of different models, and InvalidArtifact for a damaged MLmodel file.
+    """
     if before.name != after.name:
         names = f"{before.name} and {after.name}"
         raise InvalidConfig(f"{names} are different models; compare two versions of the same registered model")
@@ -73,47 +76,46 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
                 rows.append(DiffRow(section, name, *values, is_changed=repr(values[0]) != repr(values[1])))
-    notes = [f"{side.uri} is a copy of {side.original}" for side in (before, after) if side.original]
-    notes += [f"{side.uri}, {part}: {reason}" for side in (before, after) for part, reason in side.missing.items()]
+    notes = []
+    for side in (before, after):
+        if side.original:
+            notes.append(f"{side.uri} is a copy of {side.original}")
+        if side.gate and side.gate.judged != side.uri:
+            notes.append(f"the gate report of {side.uri} is about {side.gate.judged}")
+        notes += [f"{side.uri}, {part}: {reason}" for part, reason in side.missing.items()]
     hint = f"`onnxserve diff {before.uri} {after.uri}` compares the predictions for the example rows"
     return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes), Refused(hint))
 
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    run, graph, gate, parity = record.run, record.graph, record.gate, record.parity
-    provenance, checks = record.section.get("provenance", {}), gate.checks if gate else ()
-    facts: dict[str, Mapping[str, Value]] = {
-        "data": record.datasets,
-        "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
-        "parameters": run.params if run else {},
-        "metrics": run.metrics if run else {},
-        "signature": record.signature,
-        "graph": {},
-        "environment": {
-            "flavor": record.flavor or None,
-            "python": provenance.get("python_version"),
-            **{f"{name} (serving)": version for name, version in record.requirements.items()},
-            **{f"{name} (training)": version for name, version in record.environment.items()},
-        },
-        "parity": {name: parity.get(name) for name in ("state", "rows", "problem", "unproven")}
-        | {f"{output.get('name')} {key}": output.get(key) for output in parity.get("outputs", ()) for key in _FIGURES},
-        "gate": {
-            "state": gate.status.state if gate else None,
-            "compared with": (gate.against if gate else "") or None,
-            **{check.name: check.state for check in checks},
-            **{f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
-        },
-    }
-    if graph is not None:
-        facts["graph"] = {
-            "bytes": graph.size_bytes,
-            "values in initializers": graph.parameters,
-            "IR version": graph.ir_version,
-            **{f"opset {domain}": version for domain, version in graph.opsets.items()},
-            **{f"operator {name}": count for name, count in graph.operators.items()},
+    run, gate = record.run, record.gate
+    try:
+        provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
+        return {
+            "data": record.datasets,
+            "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
+            "parameters": run.params if run else {},
+            "metrics": run.metrics if run else {},
+            "signature": record.signature,
+            "graph": record.graph,
+            "environment": {
+                "flavor": record.flavor or None,
+                "python": provenance.get("python_version"),
+                **{f"{name} (serving)": version for name, version in record.requirements.items()},
+                **{f"{name} (training)": version for name, version in record.environment.items()},
+            },
+            "parity": {name: parity.get(name) for name in ("state", "rows", "problem", "unproven")}
+            | {f"{output['name']} {key}": output.get(key) for output in parity.get("outputs", ()) for key in _FIGURES},
+            "gate": {"state": gate.status.state, "compared with": gate.against or None}
+            | {check.name: check.state for check in gate.checks}
+            | {f"{check.name} {name}": value for check in gate.checks for name, value in check.figures.items()}
+            if gate
+            else {},
         }
-    return facts
+    except MALFORMED as error:
+        reason = f"the MLmodel file of {record.uri} cannot be understood: {one_line(error, 200)}"
+        raise InvalidArtifact(f"{reason}; register the model again") from None
 
 
 def _compare_predictions(before: VersionRecord, after: VersionRecord) -> tuple[OutputChange, ...] | Refused:
@@ -121,9 +123,8 @@ def _compare_predictions(before: VersionRecord, after: VersionRecord) -> tuple[O
     records = before, after
     if codes := [record.uri for record in records if record.flavor == PYTHON_FUNCTION]:
         return Refused(f"{codes[0]} has no ONNX form, and its own code is not run")
-    with ExitStack() as stack:
-        temporary = [stack.enter_context(temporary_folder("onnxserve-diff-")) for _ in records]
-        folders = [download(record.uri, folder) for record, folder in zip(records, temporary, strict=True)]
+    with temporary_folder("onnxserve-diff-") as temporary:
+        folders = [download(record.uri, temporary / str(side)) for side, record in enumerate(records)]
         examples = [file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()]
         if not examples:
             return Refused("the versions have no example rows; log a model with input_example")
