@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, OnnxserveError, Refused
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, compare_outputs
-from mlflow_deploy_plugin.runtime.artifact import MALFORMED
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel, compare_outputs
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 Value = str | float | None
-_FIGURES = ("agreement", "beyond_tolerance", "max_absolute_error", "max_relative_error")
-"""The compared figures of the parity of an output."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +38,25 @@ class OutputChange:
 class VersionDiff:
     """The comparison of two versions, with their addresses models:/NAME/VERSION.
 
-    `notes` are lines about copies and missing parts. `predictions` may be the reason why they are not compared.
+    `notes` are lines about copies and missing parts. `predictions` may be the reason why no predictions are compared.
     """
 
     before: str
     after: str
     rows: tuple[DiffRow, ...]
     notes: tuple[str, ...]
-    predictions: tuple[OutputChange, ...] | Refused
+    predictions: tuple[OutputChange, ...] | Refused = ()
 
 
 def diff_versions(before: str, after: str) -> VersionDiff:
     """Compare the versions that two URIs select, with MLflow's client. Raises like `compare` and `read_record`."""
     records = read_record(before), read_record(after)
     diff = compare(*records)
-    if changed := [row.name for row in diff.rows if row.section == "signature" and row.is_changed]:
-        return replace(diff, predictions=Refused(f"the signatures differ: {join_names(changed)}"))
-    return replace(diff, predictions=_compare_predictions(*records))
+    return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
-    """Compare two records without running a model.
-
-    Raises InvalidConfig for versions of different models, and InvalidArtifact for a damaged MLmodel file.
-    """
+    """Compare two records without running a model. Raises InvalidConfig for versions of different models."""
     if before.name != after.name:
         names = f"{before.name} and {after.name}"
         raise InvalidConfig(f"{names} are different models; compare two versions of the same registered model")
@@ -83,48 +74,37 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         if side.gate and side.gate.judged != side.uri:
             notes.append(f"the gate report of {side.uri} is about {side.gate.judged}")
         notes += [f"{side.uri}, {part}: {reason}" for part, reason in side.missing.items()]
-    hint = f"`onnxserve diff {before.uri} {after.uri}` compares the predictions for the example rows"
-    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes), Refused(hint))
+    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
 
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    run, gate = record.run, record.gate
-    try:
-        provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
-        return {
-            "data": record.datasets,
-            "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
-            "parameters": run.params if run else {},
-            "metrics": run.metrics if run else {},
-            "signature": record.signature,
-            "graph": record.graph,
-            "environment": {
-                "flavor": record.flavor or None,
-                "python": provenance.get("python_version"),
-                **{f"{name} (serving)": version for name, version in record.requirements.items()},
-                **{f"{name} (training)": version for name, version in record.environment.items()},
-            },
-            "parity": {name: parity.get(name) for name in ("state", "rows", "problem", "unproven")}
-            | {f"{output['name']} {key}": output.get(key) for output in parity.get("outputs", ()) for key in _FIGURES},
-            "gate": {"state": gate.status.state, "compared with": gate.against or None}
-            | {check.name: check.state for check in gate.checks}
-            | {f"{check.name} {name}": value for check in gate.checks for name, value in check.figures.items()}
-            if gate
-            else {},
-        }
-    except MALFORMED as error:
-        reason = f"the MLmodel file of {record.uri} cannot be understood: {one_line(error, 200)}"
-        raise InvalidArtifact(f"{reason}; register the model again") from None
+    run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
+    provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
+    return {
+        "data": record.datasets,
+        "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
+        "parameters": run.params if run else {},
+        "metrics": run.metrics if run else {},
+        "signature": record.signature,
+        "graph": record.graph,
+        "environment": {
+            "python": provenance.get("python_version"),
+            **{f"{name} (serving)": version for name, version in record.requirements.items()},
+            **{f"{name} (training)": version for name, version in record.environment.items()},
+        },
+        "parity": {name: value for name, value in parity.items() if name != "outputs"}
+        | {f"{item['name']} {name}": value for item in parity.get("outputs", ()) for name, value in item.items()},
+        "gate": {"state": gate.status.state if gate else None}
+        | {check.name: check.state for check in checks}
+        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+    }
 
 
-def _compare_predictions(before: VersionRecord, after: VersionRecord) -> tuple[OutputChange, ...] | Refused:
-    """Compare the predictions for the example rows of the later version or, without an example, of the earlier."""
-    records = before, after
-    if codes := [record.uri for record in records if record.flavor == PYTHON_FUNCTION]:
-        return Refused(f"{codes[0]} has no ONNX form, and its own code is not run")
+def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
+    """Compare the predictions for the example rows of the last version or, without an example, of the first."""
     with temporary_folder("onnxserve-diff-") as temporary:
-        folders = [download(record.uri, temporary / str(side)) for side, record in enumerate(records)]
+        folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
         examples = [file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()]
         if not examples:
             return Refused("the versions have no example rows; log a model with input_example")

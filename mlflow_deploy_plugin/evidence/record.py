@@ -4,6 +4,7 @@ A version that MLflow's `copy_model_version` created has the source models:/X/7.
 version, unless the copy itself was judged. A fact that cannot be read is empty, and `missing` has the reason.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, regi
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
 from mlflow_deploy_plugin.registry.runs import mlflow_page
-from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
@@ -38,7 +39,7 @@ _RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
 _T = TypeVar("_T")
 FetchFile = Callable[[str, Path, str], Path]
-"""A function that copies a file (address of its folder, local folder, name). Raises NotFound."""
+"""A function that copies a file (URI of its folder, local folder, name). Raises NotFound."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class GateEvidence:
 
     judged: str
     status: tags.GateStatus
-    against: str
     report: str
     run_id: str
     checks: tuple[CheckResult, ...] = ()
@@ -99,14 +99,9 @@ class VersionRecord:
     missing: Mapping[str, str]
 
     @property
-    def flavor(self) -> str:
-        """The flavor that serves the version; empty if the MLmodel file cannot be read."""
-        return next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in self.mlmodel.get("flavors", ())), "")
-
-    @property
     def section(self) -> Mapping[str, Any]:
         """The section of the flavor `onnxserve` in the MLmodel file; empty for any other flavor."""
-        return dict(self.mlmodel["flavors"][FLAVOR]) if self.flavor == FLAVOR else {}
+        return dict(self.mlmodel.get("flavors", {}).get(FLAVOR, {}))
 
     @property
     def git_commit(self) -> str:
@@ -130,11 +125,8 @@ def read_record(model_uri: str) -> VersionRecord:
     resolved = resolve(model_uri)
     if parse_model_uri(resolved.source).kind != "version":
         raise InvalidConfig(f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS")
-
-    def fetch_file(address: str, folder: Path, name: str) -> Path:
-        return fetch(f"{address}/{name}", folder, f"the file {name}")
-
-    return record_of(resolved.name, resolved.version, registry_client(), fetch_file)
+    client = registry_client()
+    return record_of(resolved.name, resolved.version, client, lambda uri, to, name: fetch(f"{uri}/{name}", to, name))
 
 
 def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> VersionRecord:
@@ -200,29 +192,20 @@ def _original(entry: "ModelVersion", client: Any) -> "ModelVersion":
 
 
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
-    from mlflow.models import ModelSignature  # The import takes a second, and few commands need it.
-
-    if not mlmodel.get("signature"):
-        raise NotFound("the version has no signature")
-    signature = ModelSignature.from_dict(mlmodel["signature"])
-    sides = {"input": signature.inputs, "output": signature.outputs, "parameter": signature.params}
-    return {
-        f"{side} {position if spec.name is None else spec.name}": repr(spec)
-        for side, schema in sides.items()
-        for position, spec in enumerate(schema or ())
-    }
+    sides = {side: json.loads(text or "[]") for side, text in (mlmodel.get("signature") or {}).items()}
+    entries = [(side, number, entry) for side, schema in sides.items() for number, entry in enumerate(schema)]
+    return {f"{side} {entry.get('name', number)}": json.dumps(entry) for side, number, entry in entries}
 
 
 def _packages(file: Path) -> dict[str, str]:
-    """Return the version or address of each package in a file for `pip install -r`, by its normalized name."""
+    """Return the version or address of each package in a file for `pip install -r`."""
     from packaging.requirements import InvalidRequirement, Requirement  # A dependency of mlflow.
-    from packaging.utils import canonicalize_name
 
     packages = {}
     for line in file.read_text().splitlines():
         with suppress(InvalidRequirement):  # The line is empty, a comment or a pip option.
             requirement = Requirement(line.partition("#")[0])
-            packages[str(canonicalize_name(requirement.name))] = requirement.url or str(requirement.specifier)
+            packages[requirement.name] = requirement.url or str(requirement.specifier)
     return packages
 
 
@@ -258,8 +241,6 @@ def _training_run(run_id: str, client: Any) -> RecordedRun:
     if not run_id:
         raise NotFound("the version does not name a run")
     run = client.get_run(run_id)
-    if run.info.lifecycle_stage == "deleted":
-        raise NotFound(f"the run {run_id} was deleted")
     data, datasets = run.data, {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     return RecordedRun(run_id, _time(run.info.start_time), data.params, data.metrics, data.tags, datasets)
 
@@ -268,14 +249,11 @@ def _gate(entry: "ModelVersion") -> GateEvidence:
     if tags.GATE_TAG not in entry.tags:
         raise NotFound(f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`")
     status, run = tags.gate_status_of(entry.tags), _RUN.search(entry.tags.get(tags.GATE_REPORT_TAG, ""))
-    against = entry.tags.get(tags.GATE_AGAINST_TAG, "")
-    return GateEvidence(_uri(entry), status, against, status.report, run[1] if run else "")
+    return GateEvidence(_uri(entry), status, status.report, run[1] if run else "")
 
 
 def _with_checks(gate: GateEvidence, client: Any, fetch_file: FetchFile, folder: Path) -> GateEvidence:
     """Return the verdict with the checks of its report. A copy has the tags of its original, which was judged."""
-    if not gate.run_id:
-        raise NotFound(f"{gate.report or 'the tag'} is not the address of a gate report")
     file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, JSON)
     verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
     return replace(gate, judged=f"models:/{verdict.model}/{verdict.version}", checks=verdict.checks)

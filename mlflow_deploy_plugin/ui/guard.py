@@ -365,10 +365,9 @@ def report_digest(run_id: str) -> str:
 
 
 class OwnStores:
-    """The stores of this process, with the methods of MLflow's client that `record_of` calls.
+    """The stores of this process with the caller's permissions, and with methods of MLflow's client for `record_of`.
 
-    The caller's permissions apply. Only administrators may read runs, because a login does not report who may read an
-    experiment.
+    Only administrators may read runs, because a login does not report permissions for experiments.
     """
 
     def get_model_version(self, name: str, version: str) -> "ModelVersion":
