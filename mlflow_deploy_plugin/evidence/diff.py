@@ -94,7 +94,12 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
             **{f"{name} (training)": version for name, version in record.environment.items()},
         },
         "parity": {name: value for name, value in parity.items() if name != "outputs"}
-        | {f"{item['name']} {name}": value for item in parity.get("outputs", ()) for name, value in item.items()},
+        | {
+            f"{item['name']} {name}": item[name]
+            for item in parity.get("outputs", ())
+            for name in item
+            if name != "name"
+        },
         "gate": {"state": gate.status.state if gate else None}
         | {check.name: check.state for check in checks}
         | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},

@@ -8,7 +8,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -198,15 +197,9 @@ def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _packages(file: Path) -> dict[str, str]:
-    """Return the version or address of each package in a file for `pip install -r`."""
-    from packaging.requirements import InvalidRequirement, Requirement  # A dependency of mlflow.
-
-    packages = {}
-    for line in file.read_text().splitlines():
-        with suppress(InvalidRequirement):  # The line is empty, a comment or a pip option.
-            requirement = Requirement(line.partition("#")[0])
-            packages[requirement.name] = requirement.url or str(requirement.specifier)
-    return packages
+    """Return the version of each package in a file for `pip install -r`. A line without == has an empty version."""
+    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
+    return {name: version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
 def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
@@ -238,8 +231,6 @@ def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
 
 
 def _training_run(run_id: str, client: Any) -> RecordedRun:
-    if not run_id:
-        raise NotFound("the version does not name a run")
     run = client.get_run(run_id)
     data, datasets = run.data, {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     return RecordedRun(run_id, _time(run.info.start_time), data.params, data.metrics, data.tags, datasets)

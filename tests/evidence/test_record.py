@@ -35,8 +35,8 @@ def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate
     assert (record.datasets, record.git_commit) == ({"flights": "digest1"}, "c0ffee1")
     assert record.section["parity"]["state"] == "proven"
     assert record.signature.keys() == {"inputs a", "inputs b"}
-    assert record.requirements == {"mlflow-onnxserve": "==0.1.0", "onnxruntime": "==1.31.1"}
-    assert record.environment == {"scikit_learn": "==1.1", "numpy": "==2.0"}
+    assert record.requirements == {"mlflow-onnxserve[cpu]": "0.1.0", "onnxruntime": "1.31.1"}
+    assert record.environment == {"scikit_learn": "1.1", "numpy": "2.0"}
     assert record.graph["bytes"] == Path("1/model.onnx").stat().st_size
     assert (record.graph["operator MatMul"], record.graph["opset ai.onnx"], record.graph["opset ai.onnx.ml"]) == (
         1,
