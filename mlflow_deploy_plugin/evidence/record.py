@@ -231,6 +231,8 @@ def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
 
 
 def _training_run(run_id: str, client: Any) -> RecordedRun:
+    if not run_id:
+        raise NotFound("the version does not name a run")
     run = client.get_run(run_id)
     data, datasets = run.data, {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     return RecordedRun(run_id, _time(run.info.start_time), data.params, data.metrics, data.tags, datasets)
