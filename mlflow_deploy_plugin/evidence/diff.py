@@ -1,20 +1,16 @@
 """The comparison of two versions of a registered model: their records, and their predictions for the example rows."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, compare_outputs
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel, compare_outputs
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 Value = str | float | None
-_FIGURES = ("agreement", "beyond_tolerance", "max_absolute_error", "max_relative_error")
-"""The compared figures of the parity of an output."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +38,21 @@ class OutputChange:
 class VersionDiff:
     """The comparison of two versions, with their addresses models:/NAME/VERSION.
 
-    `notes` are lines about copies and missing parts. `predictions` may be the reason why they are not compared.
+    `notes` are lines about copies and missing parts. `predictions` may be the reason why no predictions are compared.
     """
 
     before: str
     after: str
     rows: tuple[DiffRow, ...]
     notes: tuple[str, ...]
-    predictions: tuple[OutputChange, ...] | Refused
+    predictions: tuple[OutputChange, ...] | Refused = ()
 
 
 def diff_versions(before: str, after: str) -> VersionDiff:
     """Compare the versions that two URIs select, with MLflow's client. Raises like `compare` and `read_record`."""
     records = read_record(before), read_record(after)
     diff = compare(*records)
-    if changed := [row.name for row in diff.rows if row.section == "signature" and row.is_changed]:
-        return replace(diff, predictions=Refused(f"the signatures differ: {join_names(changed)}"))
-    return replace(diff, predictions=_compare_predictions(*records))
+    return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
@@ -73,57 +67,49 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
                 rows.append(DiffRow(section, name, *values, is_changed=repr(values[0]) != repr(values[1])))
-    notes = [f"{side.uri} is a copy of {side.original}" for side in (before, after) if side.original]
-    notes += [f"{side.uri}, {part}: {reason}" for side in (before, after) for part, reason in side.missing.items()]
-    hint = f"`onnxserve diff {before.uri} {after.uri}` compares the predictions for the example rows"
-    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes), Refused(hint))
+    notes = []
+    for side in (before, after):
+        if side.original:
+            notes.append(f"{side.uri} is a copy of {side.original}")
+        if side.gate and side.gate.judged != side.uri:
+            notes.append(f"the gate report of {side.uri} is about {side.gate.judged}")
+        notes += [f"{side.uri}, {part}: {reason}" for part, reason in side.missing.items()]
+    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
 
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    run, graph, gate, parity = record.run, record.graph, record.gate, record.parity
-    provenance, checks = record.section.get("provenance", {}), gate.checks if gate else ()
-    facts: dict[str, Mapping[str, Value]] = {
+    run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
+    provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
+    return {
         "data": record.datasets,
         "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
         "parameters": run.params if run else {},
         "metrics": run.metrics if run else {},
         "signature": record.signature,
-        "graph": {},
+        "graph": record.graph,
         "environment": {
-            "flavor": record.flavor or None,
             "python": provenance.get("python_version"),
             **{f"{name} (serving)": version for name, version in record.requirements.items()},
             **{f"{name} (training)": version for name, version in record.environment.items()},
         },
-        "parity": {name: parity.get(name) for name in ("state", "rows", "problem", "unproven")}
-        | {f"{output.get('name')} {key}": output.get(key) for output in parity.get("outputs", ()) for key in _FIGURES},
-        "gate": {
-            "state": gate.status.state if gate else None,
-            "compared with": (gate.against if gate else "") or None,
-            **{check.name: check.state for check in checks},
-            **{f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+        "parity": {name: value for name, value in parity.items() if name != "outputs"}
+        | {
+            f"{item['name']} {name}": item[name]
+            for item in parity.get("outputs", ())
+            for name in item
+            if name != "name"
         },
+        "gate": {"state": gate.status.state if gate else None}
+        | {check.name: check.state for check in checks}
+        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
     }
-    if graph is not None:
-        facts["graph"] = {
-            "bytes": graph.size_bytes,
-            "values in initializers": graph.parameters,
-            "IR version": graph.ir_version,
-            **{f"opset {domain}": version for domain, version in graph.opsets.items()},
-            **{f"operator {name}": count for name, count in graph.operators.items()},
-        }
-    return facts
 
 
-def _compare_predictions(before: VersionRecord, after: VersionRecord) -> tuple[OutputChange, ...] | Refused:
-    """Compare the predictions for the example rows of the later version or, without an example, of the earlier."""
-    records = before, after
-    if codes := [record.uri for record in records if record.flavor == PYTHON_FUNCTION]:
-        return Refused(f"{codes[0]} has no ONNX form, and its own code is not run")
-    with ExitStack() as stack:
-        temporary = [stack.enter_context(temporary_folder("onnxserve-diff-")) for _ in records]
-        folders = [download(record.uri, folder) for record, folder in zip(records, temporary, strict=True)]
+def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
+    """Compare the predictions for the example rows of the last version or, without an example, of the first."""
+    with temporary_folder("onnxserve-diff-") as temporary:
+        folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
         examples = [file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()]
         if not examples:
             return Refused("the versions have no example rows; log a model with input_example")

@@ -108,10 +108,8 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
         return GateStatus(False, "", "it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
     if state in PASSED_STATES and not digest:
-        reason = (
-            f"its verdict ({state}) is from an earlier release and has no digest of the judged files; judge the "
-            f"version again with `onnxserve {'promote --force --why' if state == 'forced' else 'gate'}`"
-        )
+        command = "promote --force --why" if state == "forced" else "gate"
+        reason = f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` again"
         return GateStatus(False, "", reason, report)
     return GateStatus(state in PASSED_STATES, state, reason or f"the verdict of the gate is {state}", report, digest)
 

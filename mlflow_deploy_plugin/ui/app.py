@@ -22,7 +22,7 @@ from flask import (
 )
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import NotFound, OnnxserveError, ScopeMissing
+from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
@@ -204,13 +204,12 @@ class _Console:
 
     def diff(self) -> Response:
         """Compare the records of the versions ?before= and ?after= of ?model=, without running a model."""
-        model, pages = request.args.get("model", ""), self._mlflow_pages()
-        if not access.may_read(model):
-            raise NotFound(f"there is no registered model {model} that you may read")
-        source = guard.record_source(pages)
-        records = [record_of(model, request.args.get(side, ""), source) for side in ("before", "after")]
-        content = {"diff": compare(*records), "records": records, "base": self._base, "link": self._link}
-        return make_response(render_template("onnxserve_diff.html", **content), 200)
+        model, stores = request.args.get("model", ""), guard.OwnStores()
+        versions = [request.args.get(side, "") for side in ("before", "after")]
+        diff = compare(*(record_of(model, version, stores, guard.fetch_file) for version in versions))
+        content = {"diff": diff, "model": model, "versions": versions, "pages": self._mlflow_pages()}
+        html = render_template("onnxserve_diff.html", **content, base=self._base, link=self._link)
+        return make_response(html, 200)
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""

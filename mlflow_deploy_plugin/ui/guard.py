@@ -30,7 +30,6 @@ from urllib.parse import urlencode, urlsplit
 from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.evidence.record import RecordSource
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
@@ -49,10 +48,10 @@ from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Json, RegistryChanges, Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
-from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
@@ -361,15 +360,30 @@ def report_digest(run_id: str) -> str:
         raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
 
 
-def record_source(pages: MlflowPages) -> RecordSource:
-    """Return the stores of this process, with the caller's permissions, for the record of a version.
+class OwnStores:
+    """The stores of this process with the caller's permissions, and with methods of MLflow's client for `record_of`.
 
-    Only administrators may read runs, because a login adapter does not report permissions for experiments.
+    Only administrators may read runs, because a login does not report permissions for experiments.
     """
-    return RecordSource(registry(), pages.tracking if is_administrator() else None, _fetch, pages.page, may_read)
+
+    def get_model_version(self, name: str, version: str) -> "ModelVersion":
+        if not may_read(name):
+            raise NotFound(f"there is no registered model {name} that you may read")
+        return registry().get_model_version(name, version)
+
+    def get_model_version_download_uri(self, name: str, version: str) -> str:
+        return str(registry().get_model_version_download_uri(name, version))
+
+    def get_run(self, run_id: str) -> "Run":
+        from mlflow.server import handlers
+
+        if not is_administrator():
+            raise NotFound(f"only an administrator may read the run {run_id} here")
+        return handlers._get_tracking_store().get_run(run_id)
 
 
-def _fetch(address: str, folder: Path, name: str) -> Path:
+def fetch_file(address: str, folder: Path, name: str) -> Path:
+    """Copy the file `name` of the folder at `address` to `folder`. Raises NotFound, also for a large file."""
     try:
         store, root = _artifact_store(address)
         path = f"{root}/{name}".lstrip("/")

@@ -22,7 +22,7 @@ def test_each_section_has_its_differences(registry: MlflowClient) -> None:
     assert changed(diff, "code") == {"git commit": ("c0ffee1", "c0ffee2")}
     assert changed(diff, "parameters") == {"C": ("1", "2")}
     assert changed(diff, "metrics") == {"accuracy": (0.91, 0.92)}
-    assert changed(diff, "environment") == {"scikit-learn (training)": ("==1.1", "==1.2")}
+    assert changed(diff, "environment") == {"scikit_learn (training)": ("1.1", "1.2")}
     assert changed(diff, "gate")["state"] == ("passed without an evaluation", None)
     assert changed(diff, "gate")["parity rows"] == (1000.0, None)
     assert changed(diff, "signature") == changed(diff, "parity") == {}
@@ -56,18 +56,12 @@ def test_a_version_is_equal_to_itself(registry: MlflowClient) -> None:
     assert [(output.changed_rows, output.largest) for output in diff.predictions] == [(0, None), (0, 0.0)]
 
 
-def test_the_predictions_need_equal_signatures_an_onnx_form_and_example_rows(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(registry: MlflowClient, tmp_path: Path) -> None:
     renamed = write_classifier(tmp_path / "renamed", columns=("a", "c"))
     registry.create_model_version("toy", renamed.as_uri())
     bare = write_classifier(tmp_path / "bare")
     registry.create_model_version("toy", bare.as_uri())
-    for before, after, names in (
-        ("2", "4", ("signatures", "input b", "input c")),
-        ("2", "3", ("models:/toy/3", "ONNX")),
-        ("5", "5", ("input_example",)),
-    ):
+    for before, after, names in (("2", "4", ("c",)), ("2", "3", ("python_function",)), ("5", "5", ("input_example",))):
         predictions = diff_versions(f"models:/toy/{before}", f"models:/toy/{after}").predictions
         assert isinstance(predictions, Refused)
         assert mentions(predictions.reason, *names)
@@ -87,10 +81,8 @@ def test_a_copy_is_noted(registry: MlflowClient) -> None:
     registry.copy_model_version("models:/toy/2", "copies")
     diff = diff_versions("models:/copies/1", "models:/copies/2")
     assert changed(diff, "parameters") == {"C": ("1", "2")}
-    assert [
-        mentions(note, f"models:/copies/{number}", f"models:/toy/{number}")
-        for number, note in enumerate(diff.notes[:2], 1)
-    ] == [True, True]
+    for number in (1, 2):
+        assert any(mentions(note, f"models:/copies/{number}", f"models:/toy/{number}") for note in diff.notes)
 
 
 def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:

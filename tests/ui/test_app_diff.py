@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersionTag
 
+from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, verdict_as_json
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
@@ -29,10 +31,11 @@ def model(mlflow_app: Any, tmp_path: Path) -> str:
         folder = write_classifier(tmp_path / str(number), weights, parity="proven" if number == 1 else "warned")
         mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
         if number == 1:
-            figures = {"name": "parity", "state": "passed", "reason": "<b>proven</b>", "figures": {"rows": 1000.0}}
+            checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
+            verdict = GateVerdict(name, "1", "", "", datetime.now(UTC), checks, {}, "", "")
             report = Path(run.info.artifact_uri, "gate.json")
             report.parent.mkdir(parents=True)
-            report.write_text(json.dumps({"model": name, "version": "1", "checks": [figures]}))
+            report.write_text(json.dumps(verdict_as_json(verdict)))
             mlflow_app.stands(name, "1", "passed", "checked: parity")
             tag = ModelVersionTag("onnxserve.gate.report", f"{run.info.run_id}/gate_report.html")
             mlflow_app.registry.set_model_version_tag(name, "1", tag)
