@@ -97,8 +97,8 @@ class Settings(BaseModel):
     insecure: bool = False
     """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
     poll_seconds: float = Field(default=30.0, ge=0.1, le=3600)
-    """Seconds between two polls of the registry for a followed reference. While MLflow's server sends the changes
-    (`--app-name onnxserve`), the interval is ten times as long."""
+    """Seconds between two polls of the registry for a followed reference. An MLflow server with `--app-name onnxserve`
+    sends changes immediately, and is polled once per hour."""
     log_format: Literal["text", "ecs"] = "text"
     """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
     log_requests: bool = False

@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
-_COVERED_FACTOR = 10
-"""The factor of the interval for references whose changes are sent by the change feed."""
+_COVERED_SECONDS = 3600.0
+"""The interval for references that the change feed covers. The feed sends all versions again when it is reopened."""
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
 """The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
@@ -63,10 +63,9 @@ class PollPolicy:
 
     def pause(self, failures: int, is_covered: bool = False) -> float:
         """Return the seconds until the next poll after `failures` failed polls. The change feed may cover the URI."""
-        longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
-        seconds = backoff_seconds(failures + 1, longest, first=self.poll_seconds)
-        factor = _COVERED_FACTOR if is_covered else 1
-        return seconds * factor * self.uniform(1 - _JITTER, 1 + _JITTER)
+        first = _COVERED_SECONDS if is_covered else self.poll_seconds
+        seconds = backoff_seconds(failures + 1, max(first, _LONGEST_BACKOFF_SECONDS), first)
+        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class PyfuncPolicy:

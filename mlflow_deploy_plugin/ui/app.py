@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
-from mlflow_deploy_plugin.ui.change_feed import ChangeFeed, FeedMiddleware
+from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -79,6 +79,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     access.set_login(app, adapter)
     adapter.install(app, served)
     console = _Console(trail, access.static_prefix())
+    console.feed.install(served, f"{access.static_prefix()}{CHANGES}")
     base = f"{access.static_prefix()}{_PATH}"
     pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
     views = {
@@ -88,10 +89,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         ("/pictures", "GET"): console.pictures,
         (_REQUESTS, "GET"): console.requests,
         (_REQUESTS, "POST"): console.decide,
+        (CHANGES.removeprefix(_PATH), "GET"): console.changes,
     }
-    if not isinstance(served, Flask):  # A WSGI server would need a thread for each open stream.
-        views[CHANGES.removeprefix(_PATH), "GET"] = console.changes
-        served.add_middleware(FeedMiddleware, feed=console.feed, path=f"{access.static_prefix()}{CHANGES}")
     for (path, method), view in views.items():
         pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
         adapter.allow_page(f"{base}{path}", method)

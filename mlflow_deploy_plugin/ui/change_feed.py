@@ -20,9 +20,9 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Response, jsonify, request
+from flask import Flask, Response, jsonify, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri
@@ -34,11 +34,14 @@ from mlflow_deploy_plugin.store import RegistryChanges, Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import registry
 
-_WATCH_SECONDS, _RESOLVE_SECONDS = 0.1, 10.0
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_WATCH_SECONDS, _RESOLVE_SECONDS, _STALE_SECONDS = 0.1, 10.0, 30.0
 _STREAM_SECONDS = 600.0
 """The time after which a stream ends, so that the client's permissions are checked again."""
 _WAKE_SECONDS = 0.5
-_MAX_STREAMS, _UNOPENED_SECONDS = 2000, 30.0
+_MAX_STREAMS, _UNOPENED_SECONDS = 2000, 60.0
 _TOKEN = "x-onnxserve-subscription"
 _START = {
     "type": "http.response.start",
@@ -59,7 +62,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Subscription:
-    """A stream of a client. `context` has the workspace of its request, and `known` the last result of each URI."""
+    """A stream of a client. `context` has the workspace of its request, and `known` the last result of each URI.
+
+    `resolved_at` is the last time at which all URIs were resolved; initially the time of the request.
+    """
 
     uris: Sequence[str]
     store: Store
@@ -70,6 +76,12 @@ class _Subscription:
     wake: Callable[[], object] = lambda: None
     is_new: bool = True
     created_at: float = field(default_factory=time.monotonic)
+    resolved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_stale(self) -> bool:
+        """Return True if the registry has not answered for some time, so that the client must find changes itself."""
+        return time.monotonic() - self.resolved_at > _STALE_SECONDS
 
 
 @dataclass
@@ -88,13 +100,22 @@ class ChangeFeed:
         self._unopened: dict[str, _Subscription] = {}
         self._open: set[_Subscription] = set()
         self._thread: threading.Thread | None = None
+        self._has_middleware = False
+
+    def install(self, served: "Flask | FastAPI", path: str) -> None:
+        """Prepare the app that contains the view of `path`. A WSGI server would need a thread for each open stream."""
+        if not isinstance(served, Flask):
+            served.add_middleware(FeedMiddleware, feed=self, path=path)
+            self._has_middleware = True
 
     def subscribe(self, store: Store) -> Response:
         """Register the URIs of the current request, and answer with the token for `FeedMiddleware`.
 
-        Raises InvalidConfig for URIs that no agent can follow, ScopeMissing for a model that the caller may not read,
-        and TooManyRequests.
+        Raises NotFound on a WSGI server, InvalidConfig for URIs that no agent can follow, ScopeMissing for a model that
+        the caller may not read, and TooManyRequests.
         """
+        if not self._has_middleware:
+            raise NotFound("the change feed needs uvicorn, the default server of MLflow")
         uris = tuple(dict.fromkeys(request.args.getlist("uri")))
         if not 0 < len(uris) <= MAX_URIS:
             raise InvalidConfig(f"the change feed needs 1 to {MAX_URIS:,} parameters `uri`")
@@ -131,7 +152,7 @@ class ChangeFeed:
         try:
             async with asyncio.timeout(_STREAM_SECONDS * random.uniform(0.8, 1.2)):
                 await send(_START)
-                while not gone.done() and not _is_stopping():
+                while not (gone.done() or _is_stopping() or subscription.is_stale):
                     arrived.clear()
                     with self._lock:
                         unsent, subscription.unsent = subscription.unsent, {}
@@ -183,6 +204,8 @@ class ChangeFeed:
         results = _resolve(uris)
         for subscription in subscriptions:
             subscription.is_new = False
+            if is_due and results.keys() >= set(subscription.uris):
+                subscription.resolved_at = watched.resolved_at
             news = {uri: results[uri] for uri in subscription.uris if uri in results}
             news = {uri: result for uri, result in news.items() if subscription.known.get(uri, "") != result}
             if news:
