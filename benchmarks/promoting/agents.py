@@ -7,6 +7,7 @@ version when its wanted.json names the version. A real server is asked for predi
 
 import http.client
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -82,7 +83,9 @@ def running_agents(
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[Arrival | None] = context.SimpleQueue()
     followers = list(enumerate(models))[servers:]
-    arguments = [(folder, followers[start::PROCESSES], queue, cache, poll_seconds, has_feed) for start in range(PROCESSES)]
+    arguments = [
+        (folder, followers[start::PROCESSES], queue, cache, poll_seconds, has_feed) for start in range(PROCESSES)
+    ]
     processes = [context.Process(target=follow_all, args=some, daemon=True) for some in arguments]
 
     def receive() -> None:
@@ -147,6 +150,7 @@ def follow_all(
     from mlflow_deploy_plugin.registry.connection import ignore_warnings
 
     die_with_parent(signal.SIGKILL)
+    logging.disable(logging.WARNING)  # Each follower reports each disturbance.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with hidden_pandas():
         set_service_timeouts()
@@ -164,7 +168,7 @@ def follow_all(
 def follow(
     state_dir: Path, agent: int, model: str, queue: "SimpleQueue[Any]", poll_seconds: float, has_feed: bool
 ) -> None:
-    """Run an agent like `agent/__main__.py`, without the spool. Report each version after its wanted.json is written."""
+    """Run an agent like `agent/__main__.py`, without the spool. Report a version after its wanted.json is written."""
     from mlflow_deploy_plugin.agent.feed import FeedFollower
     from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
     from mlflow_deploy_plugin.agent.follow import Follower

@@ -68,8 +68,7 @@ class Proxy:
                 answers, server = await asyncio.open_connection("127.0.0.1", self._target_port)
                 connection.writers.append(server)
                 await asyncio.gather(
-                    self._forward(connection, reader, server, self.requests),
-                    self._forward(connection, answers, client),
+                    self._forward(connection, reader, server, self.requests), self._forward(connection, answers, client)
                 )
         finally:
             self._connections.discard(connection)
