@@ -7,7 +7,7 @@ The first event has all URIs, and a later event the URIs that select another ver
 The value null means that the client must resolve the URI itself. A comment is sent every few seconds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,7 +34,7 @@ def event_bytes(selected: Selected) -> bytes:
     return _NAME + _EVENTS.dump_json(dict(selected)) + b"\n\n" if selected else b":\n\n"
 
 
-def read_changes(uris: list[str]) -> Iterator[Selected]:
+def read_changes(uris: list[str]) -> Generator[Selected]:
     """Follow the feed of the configured registry until the server ends it. A comment yields an empty mapping.
 
     Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses the URIs or stops sending bytes.

@@ -9,7 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.spec import load_specs
 from tests.support.fake_registry import STAGE, AtOnce, Case, Later
 
@@ -175,3 +176,64 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
 def test_others_may_not(uri: str, is_followed: bool, said: str) -> None:
     with pytest.raises(InvalidArtifact, match=said):
         PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
+
+
+def resolved(version: str) -> ResolvedModel:
+    return ResolvedModel(STAGE, "tiny", version, f"models:/tiny/{version}", followed=True)
+
+
+def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> None:
+    follower = case.serving("1")
+    polls = case.world.calls
+
+    follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
+    follower.round()
+
+    assert (case.versions, case.world.calls) == ({"v1": "2"}, polls)
+
+
+def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) -> None:
+    follower = case.serving("1")
+    follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("1")})
+    follower.round()
+    polls = case.world.calls
+
+    case.move("2")
+    case.now += 3000
+    follower.round()
+    assert case.world.calls == polls
+
+    follower.resolver.take_feed(frozenset(), {})
+    case.now += 2
+    follower.round()
+    assert (case.versions, case.world.calls) == ({"v1": "2"}, polls + 1)
+
+
+def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(case: Case) -> None:
+    follower = case.serving("1")
+    case.world.versions[STAGE] = NotFound("there is no version in Production")
+
+    follower.resolver.take_feed(frozenset({STAGE}), {STAGE: None})
+
+    assert "Production" in follower.round().error
+    assert case.versions == {"v1": "1"}
+
+
+def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) -> None:
+    polls, ref = Later(), ModelRef(STAGE)
+    resolver = case.follower(looks=polls).resolver
+    resolver.models = {ref: FollowedModel()}
+    case.world.versions[STAGE] = "1"
+    resolver.advance()
+    polls.go_on()
+
+    case.world.versions[STAGE] = "2"
+    resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
+    for _ in range(3):
+        resolver.advance()
+        polls.go_on()
+
+    assert case.world.calls == 2
+    version = resolver.models[ref].version
+    assert version is not None
+    assert version.version == "2"

@@ -1,15 +1,13 @@
 """Tests of the gate in MLflow's API: refused requests, the audit trail, and unchanged requests."""
 
 import shutil
-from pathlib import Path
+from itertools import count
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.statedir.files import LOOK
+from mlflow_deploy_plugin.store import RegistryChanges
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -308,19 +306,32 @@ def test_what_stood_in_another_model_of_the_same_name_may_not_come_back(mlflow_a
     assert move(mlflow_app, first, "1", "Production").status_code == 403
 
 
-def test_the_servers_here_that_follow_the_model_are_told_at_once(
-    mlflow_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = mlflow_app.model(policy=None)
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production"))
-    monkeypatch.setenv("ONNXSERVE_STORE_URI", load_settings().store_url)
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
-    folder = load_settings().deployments_path / f"of-{model}"
-    folder.mkdir(parents=True)
+def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    changes = RegistryChanges(mlflow_app.store)
+    counts = count(1)
 
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    def is_counted() -> None:
+        expected = next(counts)
+        wait_until(lambda: changes.recent().get(model) == expected, what=f"change {expected} is counted")
 
-    wait_until((folder / LOOK).exists, what="the agent is told to look")
+    version = {"name": model, "version": "1"}
+    for path, body in (
+        ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
+        ("model-versions/delete-tag", {**version, "key": "region"}),
+        ("registered-models/set-tag", {"name": model, "key": "onnxserve.gate.policy", "value": "{}"}),
+        ("registered-models/alias", {**version, "alias": "shadow"}),
+    ):
+        method = "delete" if "delete" in path else "post"
+        assert mlflow_app.client.open(f"{API}/{path}", method=method, json=body).status_code == 200
+        is_counted()
+    assert move(mlflow_app, model, "1", "Staging").status_code == 200
+    is_counted()
+    new_name = f"{model}-new"
+    rename = {"name": model, "new_name": new_name}
+    assert mlflow_app.client.post(f"{API}/registered-models/rename", json=rename).status_code == 200
+    is_counted()
+    wait_until(lambda: changes.recent().get(new_name) == 1, what="the new name has changed")
 
 
 def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(

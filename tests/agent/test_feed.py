@@ -1,0 +1,130 @@
+"""The thread of the agent that follows the change feed, with a real server that is killed, frozen and replaced."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.agent import feed as feeds
+from mlflow_deploy_plugin.agent.feed import FeedFollower
+from mlflow_deploy_plugin.registry import change_feed
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
+
+CHAMPION = "models:/X@champion"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("feed")
+    server = MlflowServer(folder, app="onnxserve")
+    server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
+    try:
+        server.start()
+        client = MlflowClient(server.url)
+        client.create_registered_model("X")
+        run = client.create_run("0").info.run_id
+        for _ in range(2):
+            client.create_model_version("X", f"runs:/{run}/model", run)
+        client.set_registered_model_alias("X", "champion", "1")
+        with tracking_at(server.url):
+            yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def feed() -> Iterator[FeedFollower]:
+    stop = threading.Event()
+    feed = FeedFollower(stop)
+    feed.uris = frozenset({CHAMPION})
+    feed.start()
+    yield feed
+    stop.set()
+
+
+def move(server: MlflowServer, version: str) -> None:
+    MlflowClient(server.url).set_registered_model_alias("X", "champion", version)
+
+
+def wait_for(feed: FeedFollower, version: str, seconds: float = 30) -> None:
+    arrived: list[str] = []
+
+    def has_arrived() -> bool:
+        arrived.extend(resolved.version for resolved in feed.take().values() if resolved is not None)
+        return arrived[-1:] == [version]
+
+    wait_until(has_arrived, seconds, f"version {version} arrives")
+
+
+@pytest.mark.long
+def test_changes_arrive_while_the_server_is_killed_and_restarted(server: MlflowServer, feed: FeedFollower) -> None:
+    move(server, "1")
+    wait_for(feed, "1")
+    assert feed.covered == {CHAMPION}
+
+    server.kill()
+    wait_until(lambda: not feed.covered, 10, "the cut is noticed")
+    database = f"sqlite:///{server.folder}/mlflow.db"
+    MlflowClient(tracking_uri=database, registry_uri=database).set_registered_model_alias("X", "champion", "2")
+    server.start()
+
+    wait_for(feed, "2", 60)
+    assert feed.covered == {CHAMPION}
+
+
+@pytest.mark.long
+def test_a_server_that_hangs_is_noticed(
+    server: MlflowServer, feed: FeedFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen process keeps its connections open, like a proxy that hangs."""
+    monkeypatch.setattr(change_feed, "_SILENCE_SECONDS", 6.0)
+    move(server, "1")
+    wait_for(feed, "1")
+    feed.uris = frozenset({CHAMPION, "models:/X/Production"})  # The stream is opened again, with the short timeout.
+    wait_until(lambda: len(feed.covered) == 2, 20, "the new URIs are covered")
+
+    assert server.process is not None
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    wait_until(lambda: not feed.covered, 20, "the silence is noticed")
+    os.killpg(server.process.pid, signal.SIGCONT)
+    move(server, "2")
+    wait_for(feed, "2")
+
+
+@pytest.mark.long
+def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(feeds, "_WITHOUT_FEED_SECONDS", 1.0)
+    with proxy_to(server.host, server.port) as proxy, tracking_at(proxy.url):
+        stop = threading.Event()
+        feed = FeedFollower(stop)
+        feed.uris = frozenset({CHAMPION})
+        for status, body in ((404, "no page"), (200, "<html>login</html>"), (502, "bad gateway")):
+            proxy.turn(body, where="/onnxserve/changes", status=status)
+            if not feed.is_alive():
+                feed.start()
+            before = len(proxy.asked)
+            wait_until(lambda count=before: len(proxy.asked) >= count + 2, 20, f"the status {status} is tolerated")
+            assert not feed.covered
+        stop.set()
+    assert "502" in caplog.text
+
+
+def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        feed = FeedFollower(stop)
+        feed.uris = frozenset({CHAMPION})
+        feed.start()
+        feed.join(0.5)
+        assert (feed.is_alive(), feed.covered) == (True, frozenset())
+        stop.set()
+        feed.join(10)

@@ -1,0 +1,159 @@
+"""The change feed of MLflow's server: who may follow what, and that every change arrives through any worker."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.registry.change_feed import CHANGES, Selected, read_changes
+from tests.support.services.basic_auth import basic_auth_server, password
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+CHAMPION, PRODUCTION, TAGGED = "models:/X@champion", "models:/X/Production", "models:/X/tag:region=eu"
+URIS = [CHAMPION, PRODUCTION, TAGGED]
+SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("feed")
+    server = MlflowServer(folder, app="onnxserve", options=("--workers", "2"))
+    server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
+    try:
+        server.start()
+        with tracking_at(server.url):
+            register(server.url, "X", folder)
+            register(server.url, "other", folder)
+            yield server
+    finally:
+        server.kill()
+
+
+def register(url: str, name: str, folder: Path, **options: Any) -> None:
+    client = MlflowClient(url)
+    client.create_registered_model(name)
+    run = client.create_run("0")
+    for _ in range(2):
+        client.create_model_version(name, f"runs:/{run.info.run_id}/model", run.info.run_id)
+    client.set_registered_model_alias(name, "champion", "1")
+
+
+def versions(selected: Selected) -> dict[str, str]:
+    return {uri: "" if resolved is None else resolved.version for uri, resolved in selected.items()}
+
+
+def next_event(events: Iterator[Selected]) -> dict[str, str]:
+    """Return the next event that is not a comment."""
+    until = time.monotonic() + SECONDS
+    for selected in events:
+        if selected:
+            return versions(selected)
+        assert time.monotonic() < until, "no event"
+    raise AssertionError("the feed has ended")
+
+
+@pytest.mark.long
+def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
+    client = MlflowClient(server.url)
+    streams = [read_changes(URIS) for _ in range(6)]  # With six connections, each of the two workers has some.
+    for events in streams:
+        assert next_event(events) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
+
+    client.set_registered_model_alias("other", "champion", "2")
+    client.set_registered_model_alias("X", "champion", "2")
+    assert [next_event(events) for events in streams] == [{CHAMPION: "2"}] * 6
+
+    client.transition_model_version_stage("X", "1", "Production")
+    assert [next_event(events) for events in streams] == [{PRODUCTION: "1"}] * 6
+
+    client.set_model_version_tag("X", "2", "region", "eu")
+    assert [next_event(events) for events in streams] == [{TAGGED: "2"}] * 6
+
+    client.set_registered_model_alias("X", "champion", "1")
+    client.delete_model_version_tag("X", "2", "region")
+    client.transition_model_version_stage("X", "1", "None")
+    for events in streams:
+        arrived: dict[str, str] = {}
+        while arrived != {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}:
+            arrived |= next_event(events)
+        events.close()
+
+
+@pytest.mark.long
+def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
+    """Endpoints with `require: gate=passed` wait for it."""
+    with closing(read_changes([CHAMPION])) as events:
+        next_event(events)
+        MlflowClient(server.url).set_model_version_tag("X", "1", "onnxserve.gate", "failed")
+        (resolved,) = next(selected for selected in events if selected).values()
+    assert resolved is not None
+    assert (resolved.version, resolved.gate_status.state) == ("1", "failed")
+
+
+@pytest.mark.long
+def test_a_change_without_the_app_arrives_after_some_seconds(server: MlflowServer) -> None:
+    with closing(read_changes([CHAMPION])) as events:
+        next_event(events)
+        database = f"sqlite:///{server.folder}/mlflow.db"
+        MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias("X", "champion", "2")
+        assert next_event(events) == {CHAMPION: "2"}
+
+
+@pytest.mark.parametrize(
+    "uris",
+    [[], ["models:/X/1"], ["/etc"], ["runs:/1/model"], [f"models:/X{number}@champion" for number in range(1001)]],
+)
+@pytest.mark.long
+def test_what_cannot_be_followed_is_refused(server: MlflowServer, uris: list[str]) -> None:
+    answer = requests.get(f"{server.url}{CHANGES}", {"uri": uris}, timeout=60)
+    assert answer.status_code == 400
+    assert "change feed" in answer.text or "URI" in answer.text
+
+
+def test_a_wsgi_server_has_no_feed(mlflow_app: Any) -> None:
+    answer = mlflow_app.client.get(f"{CHANGES}?uri={CHAMPION}")
+    assert (answer.status_code, "uvicorn" in answer.text) == (404, True)
+
+
+@pytest.mark.long
+def test_a_caller_follows_only_models_that_it_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with basic_auth_server(tmp_path, "ann", "bob") as server, tracking_at(server.url):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("ann"))
+        register(server.url, "X", tmp_path)
+        with closing(read_changes([CHAMPION])) as events:
+            assert next_event(events) == {CHAMPION: "1"}
+
+        def status(*account: str) -> int:
+            url = f"{server.url}{CHANGES}"
+            return requests.get(url, {"uri": CHAMPION}, auth=account or None, timeout=60).status_code  # type: ignore[arg-type]
+
+        assert status("bob", password("bob")) == 403
+        assert status("ann", "wrong") == 401
+        assert status() == 401
+
+
+@pytest.mark.long
+def test_open_streams_do_not_delay_the_end_of_the_server(tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path, app="onnxserve")
+    server.variables = {"ONNXSERVE_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": ""}
+    server.start()
+    try:
+        with tracking_at(server.url):
+            register(server.url, "X", tmp_path)
+            events = read_changes([CHAMPION])
+            next_event(events)
+            assert server.process is not None
+            os.killpg(server.process.pid, signal.SIGTERM)
+            assert [selected for selected in events if selected] == []
+            server.process.wait(timeout=30)
+    finally:
+        server.kill()
