@@ -39,6 +39,8 @@ if IS_CONTROLLER:
 # Four runs of pytest share two cores; OpenMP threads that wait for each other would waste half of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+os.environ["ONNXSERVE_POLL_SECONDS"] = "2"  # Most MLflow servers of the tests have no change feed.
+
 # A call that waits for a core is not slow code.
 hypothesis.settings.register_profile("shared cores", deadline=None)
 hypothesis.settings.load_profile("shared cores")

@@ -26,5 +26,5 @@ class RegistryChanges:
         """Return the counters of all models that have changed within the last minute."""
         query = select(RegistryChangeRow.model, RegistryChangeRow.count)
         with self._store.transaction(is_read_only=True) as session:
-            rows = session.execute(query.where(RegistryChangeRow.changed_at > self._store.shared_now() - _RECENT))
-            return dict(rows.tuples().all())
+            recent = query.where(RegistryChangeRow.changed_at > self._store.shared_now() - _RECENT)
+            return dict(session.execute(recent).all())

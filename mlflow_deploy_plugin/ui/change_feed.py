@@ -1,10 +1,9 @@
 """The change feed in MLflow's server, which agents follow instead of polling (`registry/change_feed.py`).
 
-A Flask view checks the caller's permissions and registers a subscription. `FeedMiddleware`, which encloses all other
-apps, replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker
-reads the counters of `store/changes.py`, resolves the URIs of changed models in MLflow's own store, and passes new
-results to the subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this
-app.
+A Flask view checks the caller's permissions and registers a subscription. An ASGI middleware around all other apps
+replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker reads
+the counters of `store/changes.py`, resolves the URIs of changed models in MLflow's own store, and passes new results to
+the subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -62,12 +61,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Subscription:
-    """A stream of a client. `context` has the workspace of its request, and `known` the last result of each URI.
+    """A stream of a client.
 
-    `resolved_at` is the last time at which all URIs were resolved; initially the time of the request.
+    Attributes:
+        models: each URI → the registered model.
+        context: the context of the request, with its workspace.
+        known: the last result of each URI.
+        resolved_at: the last time at which all URIs were resolved; initially the time of the request.
     """
 
-    uris: Sequence[str]
+    models: Mapping[str, str]
     store: Store
     workspace: str
     context: Context
@@ -105,7 +108,7 @@ class ChangeFeed:
     def install(self, served: "Flask | FastAPI", path: str) -> None:
         """Prepare the app that contains the view of `path`. A WSGI server would need a thread for each open stream."""
         if not isinstance(served, Flask):
-            served.add_middleware(FeedMiddleware, feed=self, path=path)
+            served.add_middleware(self._enclose, path=path)
             self._has_middleware = True
 
     def subscribe(self, store: Store) -> Response:
@@ -116,15 +119,13 @@ class ChangeFeed:
         """
         if not self._has_middleware:
             raise NotFound("the change feed needs uvicorn, the default server of MLflow")
-        uris = tuple(dict.fromkeys(request.args.getlist("uri")))
-        if not 0 < len(uris) <= MAX_URIS:
-            raise InvalidConfig(f"the change feed needs 1 to {MAX_URIS:,} parameters `uri`")
-        for uri in map(parse_model_uri, uris):
-            if not uri.followed:
-                raise InvalidConfig("the change feed is only for URIs of stages, aliases and tags")
-            if not access.may_read(uri.name):
-                raise ScopeMissing(f"you may not read the model {uri.name}")
-        subscription, token = _Subscription(uris, store, active_workspace(), copy_context()), secrets.token_hex()
+        uris = {text: parse_model_uri(text) for text in request.args.getlist("uri")}
+        if not 0 < len(uris) <= MAX_URIS or not all(uri.followed for uri in uris.values()):
+            raise InvalidConfig(f"the change feed needs 1 to {MAX_URIS:,} URIs of stages, aliases or tags")
+        models = {text: uri.name for text, uri in uris.items()}
+        if hidden := [model for model in models.values() if not access.may_read(model)]:
+            raise ScopeMissing(f"you may not read the model {hidden[0]}")
+        subscription, token = _Subscription(models, store, active_workspace(), copy_context()), secrets.token_hex()
         with self._lock:
             oldest = time.monotonic() - _UNOPENED_SECONDS
             self._unopened = {key: entry for key, entry in self._unopened.items() if entry.created_at > oldest}
@@ -138,13 +139,29 @@ class ChangeFeed:
         response.headers[_TOKEN] = token
         return response
 
-    def open(self, token: str) -> _Subscription:
-        with self._lock:
-            subscription = self._unopened.pop(token)
-            self._open.add(subscription)
-            return subscription
+    def _enclose(self, app: _AsgiApp, path: str) -> _AsgiApp:
+        """Return `app`, except that the answers of `subscribe` at `path` are replaced with streams."""
 
-    async def stream(self, subscription: _Subscription, receive: _Receive, send: _Send) -> None:
+        async def enclosing(scope: _Message, receive: _Receive, send: _Send) -> None:
+            subscription: _Subscription | None = None
+
+            async def send_unless_subscribed(message: _Message) -> None:
+                nonlocal subscription
+                if token := dict(message.get("headers", ())).get(_TOKEN.encode()):
+                    with self._lock:
+                        subscription = self._unopened.pop(token.decode())
+                        self._open.add(subscription)
+                if subscription is None:
+                    await send(message)
+
+            is_feed = scope["type"] == "http" and scope["path"] == path
+            await app(scope, receive, send_unless_subscribed if is_feed else send)
+            if subscription is not None:
+                await self._stream(subscription, receive, send)
+
+        return enclosing
+
+    async def _stream(self, subscription: _Subscription, receive: _Receive, send: _Send) -> None:
         """Send the events of a subscription until the client disconnects, the server stops, or the time is over."""
         arrived, gone = asyncio.Event(), asyncio.ensure_future(_disconnect(receive))
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
@@ -193,23 +210,25 @@ class ChangeFeed:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)
         changed = {model for model, count in counts.items() if watched.counts.get(model) != count}
         watched.counts |= counts
+        if not (is_due or changed or any(subscription.is_new for subscription in subscriptions)):
+            return
         if is_due:
             watched.resolved_at = time.monotonic()
         uris = {
             uri
             for subscription in subscriptions
-            for uri in subscription.uris
-            if is_due or subscription.is_new or parse_model_uri(uri).name in changed
+            for uri, model in subscription.models.items()
+            if is_due or subscription.is_new or model in changed
         }
         results = _resolve(uris)
         for subscription in subscriptions:
             subscription.is_new = False
-            if is_due and results.keys() >= set(subscription.uris):
+            if is_due and results.keys() >= subscription.models.keys():
                 subscription.resolved_at = watched.resolved_at
-            news = {uri: results[uri] for uri in subscription.uris if uri in results}
-            news = {uri: result for uri, result in news.items() if subscription.known.get(uri, "") != result}
+            shared, known = subscription.models.keys() & results.keys(), subscription.known
+            news = {uri: results[uri] for uri in shared if uri not in known or known[uri] != results[uri]}
             if news:
-                subscription.known |= news
+                known |= news
                 with self._lock:
                     subscription.unsent |= news
                 subscription.wake()
@@ -236,27 +255,3 @@ def _is_stopping() -> bool:
     """Return True if uvicorn stops, which waits for open streams. Its `Server` handles SIGTERM in each worker."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return bool(getattr(server, "should_exit", False))
-
-
-class FeedMiddleware:
-    """An ASGI app that streams the subscriptions of `ChangeFeed.subscribe`, which `app` answers at `path`."""
-
-    def __init__(self, app: _AsgiApp, feed: ChangeFeed, path: str) -> None:
-        self._app, self._feed, self._path = app, feed, path
-
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._path:
-            await self._app(scope, receive, send)
-            return
-        subscription: _Subscription | None = None
-
-        async def send_unless_subscribed(message: _Message) -> None:
-            nonlocal subscription
-            if token := dict(message.get("headers", ())).get(_TOKEN.encode()):
-                subscription = self._feed.open(token.decode())
-            if subscription is None:
-                await send(message)
-
-        await self._app(scope, receive, send_unless_subscribed)
-        if subscription is not None:
-            await self._feed.stream(subscription, receive, send)

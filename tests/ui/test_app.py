@@ -103,3 +103,8 @@ def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert mentions(answer.get_data(as_text=True), "the store", "sqlite:////proc/nobody")
+
+
+def test_a_wsgi_server_has_no_change_feed(mlflow_app: Any) -> None:
+    answer = mlflow_app.client.get("/onnxserve/changes?uri=models:/X@champion")
+    assert (answer.status_code, "uvicorn" in answer.text) == (404, True)
