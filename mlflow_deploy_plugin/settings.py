@@ -117,6 +117,8 @@ class Settings(BaseModel):
     monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
     """Days after which the controller deletes judged windows of monitors and resolved alerts from the store. Default:
     never."""
+    webhook_secret: str = Field(default="", repr=False)
+    """Secret with which MLflow signs the webhooks for `onnxserve controller --webhook-port`."""
     mlflow_url: str = ""
     """Address of an MLflow server with `--app-name onnxserve` for the processes that its page starts. Default: its own
     port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without a *."""

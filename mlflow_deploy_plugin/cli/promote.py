@@ -6,6 +6,7 @@ MLflow's server records requests and approvals of promotions. `promote` waits un
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,6 +135,8 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="YAML file of the gate policy for a model without a policy.",
 )
 @option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
+@option("--to-registry", default="", metavar="URI", help="MLflow server to which VERSION is copied before the gate.")
+@option("--to-model", default="", metavar="NAME", help="Registered model to which VERSION is copied.")
 @_original_option
 @option(
     "--wait",
@@ -156,18 +159,33 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
       onnxserve promote flight-delay 7 --to @champion
       onnxserve promote flight-delay 7 --to Production
       onnxserve promote flight-delay 7 --to @champion --force --why 'version 6 answers nonsense'
+      onnxserve promote flight-delay 7 --to @champion --to-registry https://mlflow.example.com
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
-    if is_request:
-        _request_approvals(model, version, output, **options)
-        return
-    with opened_deployments() as deployments:
+    if is_request and options["policy_file"] is not None:
+        raise click.UsageError("--request uses the policy of the model: omit --policy")
+    copied, destination = None, (options.pop("to_registry"), options.pop("to_model"))
+    with ExitStack() as target:
+        if any(destination):
+            from mlflow_deploy_plugin.evidence.transfer import copied_version
+
+            copied = target.enter_context(copied_version(model, version, *destination, show_progress))
+            model, version = copied.model, copied.version
+        if is_request:
+            _request_approvals(model, version, output, **options)
+            return
+        deployments = target.enter_context(opened_deployments())
         from mlflow_deploy_plugin.gate import promote as move
 
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
-    show_result(output, {**asdict(promotion), "served": served}, _promotion_lines(promotion, served))
+    document, lines = {**asdict(promotion), "served": served}, [*_promotion_lines(promotion, served)]
+    if copied is not None:
+        copied.record(promotion)
+        document["copy"] = copied
+        lines.append(f"  {copied}")
+    show_result(output, document, lines)
     if any(outcome.state in ("refused", "waiting") for outcome in served):
         sys.exit(1)
 
@@ -245,8 +263,6 @@ def _request_approvals(model: str, version: str, output: str, **options: Any) ->
     from mlflow_deploy_plugin.gate import promote as judge
     from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
 
-    if options["policy_file"] is not None:
-        raise click.UsageError("--request uses the policy of the model: omit --policy")
     listed_requests(model)
     judge(model, version, **options, is_request=True, progress=show_progress)
     requested = send_decision("request", model, version, options["to"], options["why"])

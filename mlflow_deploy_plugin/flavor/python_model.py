@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, convert
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry.runs import log_flavor
+from mlflow_deploy_plugin.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
 from mlflow_deploy_plugin.runtime import Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array
 
@@ -43,9 +44,6 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 LogOptions: TypeAlias = dict[str, Any]
 """Keyword arguments for the `log_model` or `save_model` of an MLflow flavor."""
-FALLBACK_TAG = "onnxserve.fallback"
-"""The tag that contains the reason why a model was logged as pyfunc instead of ONNX."""
-_LONGEST_TAG = 5000
 _SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
 """The module that saves and loads a network, by class name. Other networks, such as `torch.nn.Module`, are pickled."""
@@ -87,7 +85,7 @@ def log_as_pyfunc(
     )
     module = import_module(f"mlflow.{flavor}")
     accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
-    tag = error.message[:_LONGEST_TAG]
+    tag = error.message[:MAX_TAG_LENGTH]
     options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
     arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
     if own is None:

@@ -50,22 +50,11 @@ from mlflow_deploy_plugin.registry import (
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
 from mlflow_deploy_plugin.registry.runs import has_logged_models
-from mlflow_deploy_plugin.registry.tags import (
-    CAUSE_TAG,
-    DATA_DIGEST_TAG,
-    PARENT_TAG,
-    TRAINING_TAG,
-    WRAPPED_FROM_TAG,
-    with_description_section,
-)
+from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
-_KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-"""The onnxserve tags that are copied: they describe the training. All other onnxserve tags describe the old version."""
-
-_OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
@@ -250,7 +239,7 @@ def _log_next_version(
         model_id=model_id,
         run_id=run_id,
         metadata=mlmodel.metadata if mlmodel is not None else None,
-        tags=_kept_tags(old_version.tags if old_version else {}) | origin_tags,
+        tags=kept_tags(old_version.tags if old_version else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
         copied = client.get_logged_model(model_id).metrics or ()  # MLflow has already copied these metrics.
@@ -281,15 +270,11 @@ def _create_logged_model(
         experiment_id=experiment_id,
         name=logged.name if logged else "model",
         source_run_id=run.info.run_id if run else None,
-        tags=_kept_tags(logged.tags if logged else {}) | origin_tags,
+        tags=kept_tags(logged.tags if logged else {}) | origin_tags,
         params=params,
         model_type=logged.model_type if logged else None,
     )
     return str(created.model_id)
-
-
-def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in tags.items() if name in _KEPT_TAGS or not name.startswith(_OTHERS_TAGS)}
 
 
 def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:

@@ -81,11 +81,14 @@ def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
 
 def verdict_as_html(verdict: GateVerdict) -> str:
     """Return the verdict as a page without external resources, because MLflow shows it in a sandboxed frame."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     policy = yaml.safe_dump(dict(verdict.policy), sort_keys=False)
-    return pages.get_template("report.html").render(verdict=verdict, policy=policy, interval=_interval)
+    page = report_templates(Path(__file__).parent).get_template("report.html")
+    return page.render(verdict=verdict, policy=policy, interval=_interval)
+
+
+def report_templates(folder: Path) -> Environment:
+    """Return the templates of reports in a folder. The texts of a report are escaped, because they may be hostile."""
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:

@@ -171,13 +171,17 @@ def log_flavor(
 
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
+    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+    url = mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}")
+    return LoggedRun(run_id, experiment.name, url)
+
+
+def mlflow_page(route: str) -> str:
+    """Return the URL of a page of MLflow's UI, such as `models/X/versions/3`; empty if the server has no pages."""
     from mlflow.tracking import get_tracking_uri
 
-    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
     uri = str(get_tracking_uri()).rstrip("/")
-    has_pages = uri.startswith(("http://", "https://"))
-    url = f"{uri}/#/experiments/{experiment.experiment_id}/runs/{run_id}{workspace_query()}" if has_pages else ""
-    return LoggedRun(run_id, experiment.name, url)
+    return f"{uri}/#/{route}{workspace_query()}" if uri.startswith(("http://", "https://")) else ""
 
 
 def get_or_create_experiment(client: "MlflowClient", name: str) -> str:

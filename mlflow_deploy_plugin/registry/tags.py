@@ -47,10 +47,16 @@ CANDIDATE_TAG = "onnxserve.candidate"
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
 """The version (models:/old/3) or path that a version was made from. The version and its logged model have this tag."""
 
+FALLBACK_TAG = "onnxserve.fallback"
+"""The reason why a version has no ONNX form. The run and the logged model of the version have this tag."""
+
 OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
 """The version that this optimized (smaller or faster) version was made from, as models:/X/3."""
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
 """The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
+
+COPIED_FROM_TAG = "onnxserve.copied_from"
+"""The page of the version, in this or another registry, that this version is a copy of."""
 
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
@@ -60,6 +66,12 @@ _BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: 
 # If the end mark is missing, the section ends after its table lines and empty lines.
 _TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
+
+
+def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
+    """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of the training and `kept`."""
+    kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
+    return {key: value for key, value in tags.items() if key in kept or not key.startswith(("onnxserve.", "mlflow."))}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from flask import (
 )
 
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
+from mlflow_deploy_plugin.errors import NotFound, OnnxserveError, ScopeMissing
+from mlflow_deploy_plugin.evidence.diff import compare
+from mlflow_deploy_plugin.evidence.record import record_of
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.settings import (
@@ -87,6 +89,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         ("", "POST"): console.act,
         ("/history.jsonl", "GET"): console.export,
         ("/pictures", "GET"): console.pictures,
+        ("/diff", "GET"): console.diff,
         (_REQUESTS, "GET"): console.requests,
         (_REQUESTS, "POST"): console.decide,
         (CHANGES.removeprefix(_PATH), "GET"): console.changes,
@@ -198,6 +201,16 @@ class _Console:
         observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
         drawings = endpoint_pictures(observed, deployments, pages, _span(), only_traffic=only_traffic)
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
+
+    def diff(self) -> Response:
+        """Compare the records of the versions ?before= and ?after= of ?model=, without running a model."""
+        model, pages = request.args.get("model", ""), self._mlflow_pages()
+        if not access.may_read(model):
+            raise NotFound(f"there is no registered model {model} that you may read")
+        source = guard.record_source(pages)
+        records = [record_of(model, request.args.get(side, ""), source) for side in ("before", "after")]
+        content = {"diff": compare(*records), "records": records, "base": self._base, "link": self._link}
+        return make_response(render_template("onnxserve_diff.html", **content), 200)
 
     def act(self) -> Response:
         """Start the job of a form's action, and redirect to the form's page, which shows the progress of the job."""

@@ -30,6 +30,7 @@ from urllib.parse import urlencode, urlsplit
 from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.evidence.record import RecordSource
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
@@ -47,7 +48,8 @@ from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAl
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Json, RegistryChanges, Store, move_detail, open_store
-from mlflow_deploy_plugin.ui.access import caller, is_administrator, static_prefix
+from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -61,6 +63,8 @@ _ROLLBACK = "rollback"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
 """The maximum time that a response waits until its event is stored. A slow database may store the event later."""
+_RECORD_BYTES = 50_000_000
+"""The maximum size of a file that this process reads for a record."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
@@ -355,6 +359,27 @@ def report_digest(run_id: str) -> str:
     except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
         _log.exception("the gate report of run %s cannot be read", run_id)
         raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
+
+
+def record_source(pages: MlflowPages) -> RecordSource:
+    """Return the stores of this process, with the caller's permissions, for the record of a version.
+
+    Only administrators may read runs, because a login adapter does not report permissions for experiments.
+    """
+    return RecordSource(registry(), pages.tracking if is_administrator() else None, _fetch, pages.page, may_read)
+
+
+def _fetch(address: str, folder: Path, name: str) -> Path:
+    try:
+        store, root = _artifact_store(address)
+        path = f"{root}/{name}".lstrip("/")
+        sizes = {entry.path: entry.file_size for entry in store.list_artifacts(root or None)}
+        if (size := sizes.get(path)) is not None and size <= _RECORD_BYTES:
+            return Path(store.download_artifacts(path, str(folder)))
+    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+        _log.exception("the file %s in %s cannot be read", name, address)
+        raise NotFound(f"the file {name} cannot be read (see the log of MLflow's server)") from None
+    raise NotFound(f"the file {name} does not exist, or is larger than {_RECORD_BYTES:,} bytes")
 
 
 def _digest_now(model: str, version: str) -> str:

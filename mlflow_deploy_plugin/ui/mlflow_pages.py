@@ -61,12 +61,15 @@ class MlflowPages:
     tracking: "AbstractStore"
     prefix: str
 
+    def page(self, route: str) -> str:
+        return f"{self.prefix}/#/{route}{workspace_query()}"
+
     def run(self, experiment_id: str, run_id: str, artifact: str = "") -> str:
-        page = f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
-        return f"{page}{artifact and f'/artifacts/{quote(artifact)}'}{workspace_query()}"
+        page = f"experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+        return self.page(f"{page}{artifact and f'/artifacts/{quote(artifact)}'}")
 
     def version(self, model: str, version: str) -> str:
-        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
+        return self.page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
 
     def report(self, tag: str) -> str:
         """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an empty text for any other tag."""

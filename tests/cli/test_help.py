@@ -18,10 +18,23 @@ from mlflow_deploy_plugin.tabular import FileFormat
 from tests.support.refusals import mentions
 
 _IMPERATIVES = {
-    *("Add", "Approve", "Build", "Change", "Check", "Compact", "Convert", "Count", "Create", "Decline", "Delete"),
+    *(
+        "Add",
+        "Approve",
+        "Build",
+        "Change",
+        "Check",
+        "Compact",
+        "Compare",
+        "Convert",
+        "Count",
+        "Create",
+        "Decline",
+        "Delete",
+    ),
     *("Export", "Go", "Import"),
     *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
-    *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop"),
+    *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop", "Write"),
 }
 _RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
 _WIDTH = 80

@@ -13,7 +13,13 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PAGES = {
     "traffic.md": [r"flights +95 +models:/flight-delay@champion", r"challenger +5 +models:/flight-delay/2"],
-    "promote.md": [r"^flight-delay version 2 has the alias @champion", r"^  flights/flights serves it after"],
+    "promote.md": [
+        r"^flight-delay version 2 has the alias @champion",
+        r"^  flights/flights serves it after",
+        r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2$",
+        r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
+        r"^flight-delay version 2: flight-delay-2-card/model_card.html",
+    ],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
     "log.md": [
         r"^\d+ flights, [\d.]+% predicted correctly",

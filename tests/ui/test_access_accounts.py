@@ -105,6 +105,13 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
     assert ">x" in accounts.page("bob")
 
 
+def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(accounts: Accounts) -> None:
+    url, asked = f"{accounts.server.url}/onnxserve/diff", {"model": "X", "before": "1", "after": "1"}
+    answers = {user: accounts.browser(user).get(url, params=asked, timeout=60) for user in ("alice", "bob", "carol")}
+    assert {user: answer.status_code for user, answer in answers.items()} == {"alice": 200, "bob": 200, "carol": 404}
+    assert requests.get(url, params=asked, timeout=60).status_code == 401
+
+
 def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
     browser, url = accounts.browser("alice"), f"{accounts.server.url}/onnxserve"
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]

@@ -137,6 +137,13 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     assert accessibility_findings(page) == []
 
 
+def test_the_comparison_of_two_versions_breaks_no_rule(page: Any) -> None:
+    page.goto("")
+    page.get_by_role("link", name="changes of version 3").click()
+    page.get_by_role("region", name="Changes of the gate").wait_for()
+    assert accessibility_findings(page) == []
+
+
 def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto("")

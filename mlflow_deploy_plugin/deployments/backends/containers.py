@@ -32,7 +32,7 @@ DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
-_NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
+_NOT_PASSED_ON = {f"ONNXSERVE_{name}" for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")}
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
 _IS_HEALTHY = ("CMD", "python", "-m", "mlflow_deploy_plugin.server.cloud")

@@ -206,12 +206,12 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
 
 
 def _next(endpoint: str, commands: str) -> str:
-    page = _console_page(endpoint)
+    page = console_page(endpoint=endpoint)
     return f"next ({page}): {commands}" if page else f"next: {commands}"
 
 
-def _console_page(endpoint: str) -> str:
-    """Return the URL of the endpoint's page in the console; empty if MLflow's server does not have the console."""
+def console_page(**query: str) -> str:
+    """Return the URL of the console's page with this query; empty if MLflow's server does not have the console."""
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
@@ -223,8 +223,8 @@ def _console_page(endpoint: str) -> str:
     with suppress(MlflowException):
         credentials = get_default_host_creds(address)
         if http_request(credentials, _CONSOLE_FILE, "GET", max_retries=0, timeout=_CONSOLE_SECONDS).ok:
-            query = urlencode({"endpoint": endpoint, **({"workspace": name} if (name := active_workspace()) else {})})
-            return f"{redact_credentials(address)}/onnxserve?{query}"
+            query |= {"workspace": name} if (name := active_workspace()) else {}
+            return f"{redact_credentials(address)}/onnxserve?{urlencode(query)}"
     return ""
 
 

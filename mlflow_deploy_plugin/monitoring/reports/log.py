@@ -156,12 +156,12 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
     """Return the newest windows before this window with the same monitor and length, in their last revision, without
     windows of an earlier endpoint of the same name. Raises RegistryUnavailable."""
     last: dict[datetime, tuple[int, PastWindow]] = {}
-    for run in _runs_of_windows(result):
+    for run in runs_of_windows(result.endpoint, result.monitor):
         tags = run.data.tags
         start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
         if start is None or end is None or end - start != result.window.length:
             continue
-        if start >= result.window.start or SUPERSEDED in tags:
+        if start >= result.window.start:
             continue
         if result.endpoint_created not in ("", tags.get(CREATED_TAG)):
             continue
@@ -174,23 +174,23 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
     return [window for _, window in last.values()]
 
 
-def _runs_of_windows(result: MonitorResult) -> "Iterator[Run]":
+def runs_of_windows(endpoint: str, monitor: str) -> "Iterator[Run]":
     """Yield the runs of the monitor's windows, the newest first, page by page: a late window has many newer runs."""
     token = None
     for _ in range(_MOST_PAGES):
-        with registry_errors(f"the experiment of endpoint {result.endpoint}"):
+        with registry_errors(f"the experiment of endpoint {endpoint}"):
             client = registry_client()
-            experiment = client.get_experiment_by_name(f"onnxserve/{result.endpoint}")
+            experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
             if experiment is None:
                 return
             runs = client.search_runs(
                 [experiment.experiment_id],
-                f"tags.`{MONITOR_TAG}` = '{result.monitor}' and tags.`{VERDICT_TAG}` != ''",
+                f"tags.`{MONITOR_TAG}` = '{monitor}' and tags.`{VERDICT_TAG}` != ''",
                 max_results=_PAGE_RUNS,
                 order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
                 page_token=token,
             )
-        yield from runs
+        yield from (run for run in runs if SUPERSEDED not in run.data.tags)
         if not (token := runs.token):
             return
 

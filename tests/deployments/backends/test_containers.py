@@ -38,6 +38,7 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
     monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")  # The secrets are in a folder of this machine.
+    monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", "only of the controller")
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b")
@@ -45,7 +46,8 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     assert (made["image"], made["mem_limit"], made["nano_cpus"]) == ("onnxserve:cpu", 536870912, 1_500_000_000)
     assert {"A": "b", "AWS_ENDPOINT_URL": "http://172.17.0.1:8080"}.items() <= made["environment"].items()
     assert made["environment"]["ONNXSERVE_PORT"] == "8123"
-    assert not {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS"} & made["environment"].keys()
+    not_passed_on = {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS", "ONNXSERVE_WEBHOOK_SECRET"}
+    assert not not_passed_on & made["environment"].keys()
     mounts = {mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"}
     assert mounts == {
         "/models/flights": True,

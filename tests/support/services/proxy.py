@@ -2,6 +2,7 @@
 the answers."""
 
 import http.client
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ class Proxy:
         mood: "honest" forwards requests; "slow" forwards them after `seconds`; "hang" reads and never responds;
             "refuse" closes the connection; any other text is the response, with `status`.
         asked: the method and path of each request, in order of arrival.
+        credentials: the header Authorization of each request that has it.
+        most: the number of requests that are answered; the connections of later requests are closed.
         rewrite: changes the body of each forwarded answer.
     """
 
@@ -31,6 +34,8 @@ class Proxy:
     seconds: float = 0.0
     url: str = ""
     asked: list[str] = field(default_factory=list)
+    credentials: list[str] = field(default_factory=list)
+    most: float = math.inf
     ended: threading.Event = field(default_factory=threading.Event)
     rewrite: Callable[[bytes], bytes] = bytes
 
@@ -49,7 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy.asked.append(f"{self.command} {self.path}")
+        proxy.credentials += self.headers.get_all("Authorization") or []
         mood = proxy.mood if proxy.where in self.path else "honest"
+        mood = mood if len(proxy.asked) <= proxy.most else "refuse"
         if mood == "slow":
             proxy.ended.wait(proxy.seconds)
         elif mood == "hang":

@@ -1,0 +1,99 @@
+"""Tests of the comparison of two versions."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.evidence.diff import Value, VersionDiff, diff_versions
+from tests.support.classifiers import write_classifier
+from tests.support.refusals import mentions, refused
+
+
+def changed(diff: VersionDiff, section: str) -> dict[str, tuple[Value, Value]]:
+    return {row.name: (row.before, row.after) for row in diff.rows if row.section == section and row.is_changed}
+
+
+def test_each_section_has_its_differences(registry: MlflowClient) -> None:
+    diff = diff_versions("models:/toy/1", "models:/toy/2")
+    assert (diff.before, diff.after) == ("models:/toy/1", "models:/toy/2")
+    assert changed(diff, "data") == {"flights": ("digest1", "digest2")}
+    assert changed(diff, "code") == {"git commit": ("c0ffee1", "c0ffee2")}
+    assert changed(diff, "parameters") == {"C": ("1", "2")}
+    assert changed(diff, "metrics") == {"accuracy": (0.91, 0.92)}
+    assert changed(diff, "environment") == {"scikit-learn (training)": ("==1.1", "==1.2")}
+    assert changed(diff, "gate")["state"] == ("passed without an evaluation", None)
+    assert changed(diff, "gate")["parity rows"] == (1000.0, None)
+    assert changed(diff, "signature") == changed(diff, "parity") == {}
+    assert mentions(diff.notes[0], "models:/toy/2", "gate")
+
+
+def test_the_graph_is_compared_by_its_operators_and_sizes(registry: MlflowClient, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "other", extra="y = Abs(x)  z = Identity(y)")
+    registry.create_model_version("toy", folder.as_uri())
+    graph = changed(diff_versions("models:/toy/2", "models:/toy/4"), "graph")
+    assert graph.pop("bytes") == (Path("2/model.onnx").stat().st_size, (folder / "model.onnx").stat().st_size)
+    assert graph == {"operator Abs": (None, 1)}
+
+
+def test_the_predictions_for_the_example_rows_are_compared_per_output(registry: MlflowClient) -> None:
+    diff = diff_versions("models:/toy/1", "models:/toy/2")
+    assert not isinstance(diff.predictions, Refused)
+    label, probabilities = diff.predictions
+    # The labels of the rows (1, 0), (0, 1) and (0.5, 0.75) are 1, 0, 1 and 1, 1, 1.
+    assert (label.output, label.rows, label.changed_rows, label.largest) == ("label", 3, 1, None)
+    assert (probabilities.output, probabilities.rows, probabilities.changed_rows) == ("probabilities", 3, 3)
+    assert probabilities.largest == pytest.approx(0.8808 - 0.2689, abs=1e-4)
+
+
+def test_a_version_is_equal_to_itself(registry: MlflowClient) -> None:
+    registry.log_metric(registry.get_model_version("toy", "1").run_id, "loss", float("nan"))
+    diff = diff_versions("models:/toy@champion", "models:/toy/1")
+    assert diff.rows
+    assert [row for row in diff.rows if row.is_changed] == []
+    assert not isinstance(diff.predictions, Refused)
+    assert [(output.changed_rows, output.largest) for output in diff.predictions] == [(0, None), (0, 0.0)]
+
+
+def test_the_predictions_need_equal_signatures_an_onnx_form_and_example_rows(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
+    renamed = write_classifier(tmp_path / "renamed", columns=("a", "c"))
+    registry.create_model_version("toy", renamed.as_uri())
+    bare = write_classifier(tmp_path / "bare")
+    registry.create_model_version("toy", bare.as_uri())
+    for before, after, names in (
+        ("2", "4", ("signatures", "input b", "input c")),
+        ("2", "3", ("models:/toy/3", "ONNX")),
+        ("5", "5", ("input_example",)),
+    ):
+        predictions = diff_versions(f"models:/toy/{before}", f"models:/toy/{after}").predictions
+        assert isinstance(predictions, Refused)
+        assert mentions(predictions.reason, *names)
+    # The example of the other version is used.
+    assert not isinstance(diff_versions("models:/toy/2", "models:/toy/5").predictions, Refused)
+
+
+@pytest.mark.parametrize("example", ['{"dataframe_split": {"columns": ["a"], "data": [[1]]}}', "{"])
+def test_an_example_that_cannot_be_sent_is_a_reason(registry: MlflowClient, example: str) -> None:
+    Path("2/serving_input_example.json").write_text(example)
+    assert isinstance(diff_versions("models:/toy/1", "models:/toy/2").predictions, Refused)
+
+
+def test_a_copy_is_noted(registry: MlflowClient) -> None:
+    registry.create_registered_model("copies")
+    registry.copy_model_version("models:/toy/1", "copies")
+    registry.copy_model_version("models:/toy/2", "copies")
+    diff = diff_versions("models:/copies/1", "models:/copies/2")
+    assert changed(diff, "parameters") == {"C": ("1", "2")}
+    assert [
+        mentions(note, f"models:/copies/{number}", f"models:/toy/{number}")
+        for number, note in enumerate(diff.notes[:2], 1)
+    ] == [True, True]
+
+
+def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:
+    registry.copy_model_version("models:/toy/1", "copies")
+    with refused(InvalidConfig, "toy", "copies"):
+        diff_versions("models:/toy/1", "models:/copies/1")

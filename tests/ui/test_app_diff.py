@@ -1,0 +1,135 @@
+"""Tests of the page that compares two versions."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersionTag
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
+from tests.support.classifiers import write_classifier
+from tests.support.console import PAGE
+from tests.support.refusals import mentions
+
+
+@pytest.fixture
+def model(mlflow_app: Any, tmp_path: Path) -> str:
+    """Register two versions, the first of which has a run and a gate report."""
+    from mlflow.server import handlers
+
+    tracking, name = handlers._get_tracking_store(), mlflow_app.model(versions=0)
+    for number, weights in enumerate([(2.0, -1.0), (1.0, 2.0)], 1):
+        run = tracking.create_run("0", "eva", 0, [], f"run {number}")
+        tracking.log_batch(run.info.run_id, [Metric("accuracy", number / 10, 0, 0)], [Param("C", str(number))], [])
+        folder = write_classifier(tmp_path / str(number), weights, parity="proven" if number == 1 else "warned")
+        mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
+        if number == 1:
+            figures = {"name": "parity", "state": "passed", "reason": "<b>proven</b>", "figures": {"rows": 1000.0}}
+            report = Path(run.info.artifact_uri, "gate.json")
+            report.parent.mkdir(parents=True)
+            report.write_text(json.dumps({"model": name, "version": "1", "checks": [figures]}))
+            mlflow_app.stands(name, "1", "passed", "checked: parity")
+            tag = ModelVersionTag("onnxserve.gate.report", f"{run.info.run_id}/gate_report.html")
+            mlflow_app.registry.set_model_version_tag(name, "1", tag)
+    return str(name)
+
+
+class Reader(Login):
+    """A login whose caller is not an administrator and may read one model."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def is_administrator(self) -> bool:
+        return False
+
+    def permission(self, model: str) -> ModelPermission:
+        return ModelPermission(can_read=model == self._model)
+
+
+def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") -> tuple[int, str]:
+    answer = mlflow_app.client.get(f"{PAGE}/diff", query_string={"model": model, "before": before, "after": after})
+    return answer.status_code, answer.get_data(as_text=True)
+
+
+def rows(html: str) -> dict[str, tuple[str, str]]:
+    found = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', html)
+    return {name: (before, after) for name, before, after in found}
+
+
+def test_the_page_shows_what_differs_and_names_the_command_for_predictions(mlflow_app: Any, model: str) -> None:
+    status, html = open_diff(mlflow_app, model)
+    assert status == 200
+    changed = rows(html)
+    assert (changed["accuracy"], changed["C"]) == (("0.1", "0.2"), ("1", "2"))
+    assert (changed["parity rows"], changed["parity"]) == (("1000", "–"), ("passed", "–"))
+    assert changed["state"] == ("proven", "warned")
+    assert "operator MatMul" not in changed
+    assert f'<a href="/#/models/{model}/versions/2">2</a>' in html
+    assert mentions(html, f"onnxserve diff models:/{model}/1 models:/{model}/2")
+    assert mentions(html, f"models:/{model}/2, gate")
+
+
+def test_a_caller_who_is_not_an_administrator_sees_no_run(
+    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(model))
+    status, html = open_diff(mlflow_app, model)
+    assert status == 200
+    assert not {"accuracy", "C", "parity rows"} & rows(html).keys()
+    assert mentions(html, "administrator")
+
+
+def test_the_original_of_a_copy_is_read_only_with_a_permission(
+    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = mlflow_app.model(versions=0)
+    for number in ("1", "2"):
+        mlflow_app.registry.copy_model_version(mlflow_app.registry.get_model_version(model, number), copies)
+    assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1", f"models:/{model}/1")
+    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(copies))
+    assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1, original")
+
+
+def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_found(
+    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for before in ("9", "", "x"):
+        status, text = open_diff(mlflow_app, model, before)
+        assert (status, text.count("\n")) == (404, 0)
+    assert open_diff(mlflow_app, "")[0] == 404
+    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader("another"))
+    status, text = open_diff(mlflow_app, model)
+    assert (status, mentions(text, model)) == (404, True)
+
+
+def test_a_file_outside_of_the_version_or_too_large_is_not_read(
+    mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlmodel = tmp_path / "2" / "MLmodel"
+    mlmodel.write_text(mlmodel.read_text().replace("data: model.onnx", "data: ../1/model.onnx"))
+    html = open_diff(mlflow_app, model)[1]
+    assert mentions(html, f"models:/{model}/2, graph", "../1/model.onnx")
+    monkeypatch.setattr(guard, "_RECORD_BYTES", 100)
+    assert mentions(open_diff(mlflow_app, model)[1], f"models:/{model}/1, graph", f"models:/{model}/1, model")
+
+
+def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
+    name = mlflow_app.model(versions=0)
+    for _ in range(2):
+        mlflow_app.registry.create_model_version(name, "gopher://host/folder")
+    status, html = open_diff(mlflow_app, name)
+    assert (status, mentions(html, f"models:/{name}/1, model", "log")) == (200, True)
+
+
+def test_the_list_of_versions_links_to_the_page(mlflow_app: Any, model: str) -> None:
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production"))
+    html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").get_data(as_text=True)
+    links = re.findall(rf'href="({PAGE}/diff[^"]+)"', html)
+    assert links == [f"{PAGE}/diff?model={model}&amp;before=1&amp;after=2"]
+    assert mlflow_app.client.get(links[0].replace("&amp;", "&")).status_code == 200
