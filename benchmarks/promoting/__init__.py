@@ -1,0 +1,1 @@
+"""The agents and the network of `benchmarks/promotion.py`."""
