@@ -461,6 +461,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
+            trail.notify_agents(version["name"])
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
                     registry().delete_model_version_tag(version["name"], version["version"], tag["key"])

@@ -237,3 +237,15 @@ def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) 
     version = resolver.models[ref].version
     assert version is not None
     assert version.version == "2"
+
+
+def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case: Case) -> None:
+    """The references to a model share a poll, but the feed covers the new reference only after its first event."""
+    resolver, new = case.follower().resolver, "models:/tiny/Staging"
+    resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}
+    case.world.versions |= {STAGE: "1", new: "1"}
+    resolver.covered = frozenset({STAGE})
+    resolver.advance()
+    resolver.advance()
+    assert resolver.models[ModelRef(new)].next_poll - case.now < 60
+    assert resolver.models[ModelRef(STAGE)].next_poll - case.now > 600

@@ -317,6 +317,7 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
 
     version = {"name": model, "version": "1"}
     for path, body in (
+        ("model-versions/create", {"name": model, "source": "s3://bucket/x"}),
         ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
         ("model-versions/delete-tag", {**version, "key": "region"}),
         ("registered-models/set-tag", {"name": model, "key": "onnxserve.gate.policy", "value": "{}"}),
