@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+from collections import deque
 
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.processes import backoff_seconds
@@ -29,16 +30,16 @@ class FeedFollower(threading.Thread):
         self.covered: frozenset[str] = frozenset()
         self.messages = 0
         self.arrived = threading.Event()
-        self._lock = threading.Lock()
-        self._selected: Selected = {}
+        self._events: deque[Selected] = deque()
         self._ended = stop
 
     def take(self) -> Selected:
         """Return the versions that have arrived since the last call."""
         self.arrived.clear()
-        with self._lock:
-            selected, self._selected = self._selected, {}
-            return selected
+        selected: Selected = {}
+        while self._events:
+            selected = {**selected, **self._events.popleft()}
+        return selected
 
     def run(self) -> None:
         failures, logged = 0, ""
@@ -64,8 +65,7 @@ class FeedFollower(threading.Thread):
         """Follow the feed until it ends or `uris` are replaced."""
         for selected in read_changes(sorted(uris)[:MAX_URIS]):
             self.covered, self.messages = self.covered.union(selected), self.messages + 1
-            with self._lock:
-                self._selected = {**self._selected, **selected}
+            self._events.append(selected)
             self.arrived.set()
             if self.uris != uris or self._ended.is_set():
                 return

@@ -61,15 +61,16 @@ def send_decision(
 
 
 def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
-    with registry_errors("the requests for promotions"):
-        from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
+    from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
 
+    with registry_errors("the requests for promotions"):
         try:
             answer = app_answer(PATH, _JSON, method, query, json=document, timeout=_SECONDS)
         except NotFound as missing:
             remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
             raise InvalidConfig(f"{missing.message}, which keeps requests for promotions: {remedy}") from None
         is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
-        if is_json and not answer.ok and "error_code" in (error := answer.json()):
-            raise error_of_status(answer.status_code)(error["message"])
-        return verify_rest_response(answer, PATH).json()
+        error = answer.json() if is_json and not answer.ok else {}
+        if "error_code" not in error:
+            return verify_rest_response(answer, PATH).json()
+    raise error_of_status(answer.status_code)(error["message"])

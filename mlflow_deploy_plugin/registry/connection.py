@@ -345,7 +345,8 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
         query = {**query, "workspace": name} if (name := active_workspace()) else query
         options |= {"max_retries": 0, "raise_on_status": False}
         answer: Response = http_request(get_default_host_creds(address), path, method, params=query, **options)
-        if answer.status_code not in (200, 404, 405) or answer.headers.get("Content-Type", "").startswith(content_type):
+        is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
+        if answer.status_code not in (200, 404, 405) or (is_of_app and (answer.ok or "error_code" in answer.text)):
             return answer
         answer.close()
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")

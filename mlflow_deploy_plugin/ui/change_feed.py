@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError,
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri
 from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
 from mlflow_deploy_plugin.registry.connection import registry_client_is
-from mlflow_deploy_plugin.registry.resolution import BatchResolver
+from mlflow_deploy_plugin.registry.resolution import resolve_all
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.store import RegistryChanges, Store
 from mlflow_deploy_plugin.ui import access
@@ -75,14 +75,6 @@ class _Subscription:
 
 _subscribed: ContextVar[list[_Subscription] | None] = ContextVar("subscribed", default=None)
 """The subscriptions that the view registers in the current request. A WSGI server does not have this list."""
-
-
-@dataclass
-class _Watched:
-    """The state of a workspace: the counters of its models, and the last time at which all URIs were resolved."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    resolved_at: float = 0.0
 
 
 class ChangeFeed:
@@ -155,60 +147,56 @@ class ChangeFeed:
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         last_sent = time.monotonic()
         end = last_sent + _STREAM_SECONDS * random.uniform(0.8, 1.2)
-        while (
-            (now := time.monotonic()) < end and now - subscription.resolved_at < _STALE_SECONDS and not _is_stopping()
-        ):
+        while time.monotonic() < min(end, subscription.resolved_at + _STALE_SECONDS) and not _is_stopping():
             arrived.clear()
             with self._lock:
                 unsent, subscription.unsent = subscription.unsent, {}
-            if unsent or now - last_sent > HEARTBEAT_SECONDS:
+            if unsent or time.monotonic() - last_sent > HEARTBEAT_SECONDS:
                 yield event_bytes(unsent)
-                last_sent = now
+                last_sent = time.monotonic()
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrived.wait(), _WAKE_SECONDS)
 
     def _watch(self) -> None:
-        watched: defaultdict[str, _Watched] = defaultdict(_Watched)
+        counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        due_at: defaultdict[str, float] = defaultdict(float)
         while True:
             time.sleep(_WATCH_SECONDS)
             with self._lock:
                 subscriptions = [*self._open]
             for workspace in {subscription.workspace for subscription in subscriptions}:
                 members = [subscription for subscription in subscriptions if subscription.workspace == workspace]
+                if is_due := time.monotonic() > due_at[workspace]:
+                    due_at[workspace] = time.monotonic() + _RESOLVE_SECONDS
                 try:
-                    members[0].context.run(self._update, watched[workspace], members)
+                    members[0].context.run(self._update, members, counts[workspace], is_due)
                 except Exception:  # noqa: BLE001 - The thread must survive every error of the two databases.
                     _log.exception("the change feed cannot read the changes of the registry")
 
-    def _update(self, watched: _Watched, subscriptions: Sequence[_Subscription]) -> None:
-        """Resolve the URIs that may have changed, and pass new results to the subscriptions."""
-        is_due = time.monotonic() - watched.resolved_at > _RESOLVE_SECONDS
-        counts: dict[str, int] = {}
+    def _update(self, subscriptions: Sequence[_Subscription], counts: dict[str, int], is_due: bool) -> None:
+        """Resolve the URIs that may have changed, or all URIs, and pass new results to the subscriptions."""
+        begun_at, before = time.monotonic(), dict(counts)
         try:
-            counts = RegistryChanges(subscriptions[0].store).recent()
+            counts |= RegistryChanges(subscriptions[0].store).recent()
         except OnnxserveError as error:
             if is_due:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)
-        changed = {model for model, count in counts.items() if watched.counts.get(model) != count}
-        watched.counts |= counts
+        changed = {model for model, count in counts.items() if before.get(model) != count}
         uris = {
             uri
             for subscription in subscriptions
             for uri, model in subscription.models.items()
             if is_due or subscription.is_new or model in changed
         }
-        if is_due:
-            watched.resolved_at = time.monotonic()
         if not uris:
             return
         results = _resolve(uris)
         for subscription in subscriptions:
             subscription.is_new = False
             if is_due and results.keys() >= subscription.models.keys():
-                subscription.resolved_at = watched.resolved_at
-            shared, known = subscription.models.keys() & results.keys(), subscription.known
-            news = {uri: results[uri] for uri in shared if uri not in known or known[uri] != results[uri]}
-            if news:
+                subscription.resolved_at = begun_at
+            known, shared = subscription.known, subscription.models.keys() & results.keys()
+            if news := {uri: results[uri] for uri in shared if (uri, results[uri]) not in known.items()}:
                 known |= news
                 with self._lock:
                     subscription.unsent |= news
@@ -219,7 +207,7 @@ def _resolve(uris: Iterable[str]) -> dict[str, ResolvedModel | None]:
     """Resolve URIs in this process. An agent finds the reason for None itself. URIs without an answer are omitted."""
     results: dict[str, ResolvedModel | None] = {}
     with registry_client_is(registry()):
-        for uri, result in BatchResolver().resolve(uris).items():
+        for uri, result in resolve_all(uris).items():
             if isinstance(result, ResolvedModel):
                 results[uri] = result
             elif isinstance(result, NotFound | InvalidConfig):

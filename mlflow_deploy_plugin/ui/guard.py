@@ -496,10 +496,11 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
             _record(trail, change)
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
         response = make_response(view(**arguments))
-        if response.status_code == 200:
-            for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
-                trail.notify_agents(model)
-        if change is not None and response.status_code == 200:
+        if response.status_code != 200:
+            return response
+        for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
+            trail.notify_agents(model)
+        if change is not None:
             if change.before != change.after:
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
