@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URI
 from mlflow_deploy_plugin.registry.connection import registry_client_is
 from mlflow_deploy_plugin.registry.resolution import resolve_all
 from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.store import RegistryChanges, Store
+from mlflow_deploy_plugin.store import Store, recent_changes
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import registry
 
@@ -177,7 +177,7 @@ class ChangeFeed:
         """Resolve the URIs that may have changed, or all URIs, and pass new results to the subscriptions."""
         begun_at, before = time.monotonic(), dict(counts)
         try:
-            counts |= RegistryChanges(subscriptions[0].store).recent()
+            counts |= recent_changes(subscriptions[0].store)
         except OnnxserveError as error:
             if is_due:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)

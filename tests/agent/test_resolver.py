@@ -194,7 +194,8 @@ def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> N
 
 def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) -> None:
     follower = case.serving("1")
-    follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("1")})
+    follower.feed.covered = frozenset({STAGE})
+    follower.resolver.take_feed(follower.feed.covered, {STAGE: resolved("1")})
     follower.round()
     polls = case.world.calls
 
@@ -203,7 +204,8 @@ def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) 
     follower.round()
     assert case.world.calls == polls
 
-    follower.resolver.take_feed(frozenset(), {})
+    follower.feed.covered = frozenset()
+    follower.round()
     case.now += 2
     follower.round()
     assert (case.versions, case.world.calls) == ({"v1": "2"}, polls + 1)
