@@ -143,11 +143,11 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             fetchers.append(api_key_fetcher(state_dir, source, min(settings.poll_seconds, _MOST_KEY_SECONDS), stop))
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-        feed = FeedFollower(stop) if follow else None
+        feed = FeedFollower(stop)
         follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record, feed)
         # Following has its own thread, because a slow registry must not delay shipping or the exit.
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
-        for thread in (*fetchers, *filter(None, [feed])):
+        for thread in (*fetchers, feed) if follow else fetchers:
             thread.start()
         # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that
         # it starts later. A promotion waits for `_follow`, whose thread was started before and is not slowed down.

@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+from collections import deque
 
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.processes import backoff_seconds
@@ -18,7 +19,7 @@ class FeedFollower(threading.Thread):
     """A thread that follows the feed for `uris`, which another thread may replace at any time.
 
     Attributes:
-        covered: the URIs for which the feed is connected; empty without a connection.
+        covered: the URIs that the feed has sent in the current connection.
         messages: the number of received events and comments.
         arrived: set when a message arrives, or when the connection ends.
     """
@@ -29,48 +30,42 @@ class FeedFollower(threading.Thread):
         self.covered: frozenset[str] = frozenset()
         self.messages = 0
         self.arrived = threading.Event()
-        self._lock = threading.Lock()
-        self._selected: Selected = {}
+        self._events: deque[Selected] = deque()
         self._ended = stop
 
     def take(self) -> Selected:
         """Return the versions that have arrived since the last call."""
         self.arrived.clear()
-        with self._lock:
-            selected, self._selected = self._selected, {}
-            return selected
+        selected: Selected = {}
+        while self._events:
+            selected = {**selected, **self._events.popleft()}
+        return selected
 
     def run(self) -> None:
         failures, logged = 0, ""
         while not self._ended.is_set():
-            before = self.messages
+            before, pause = self.messages, _PAUSE_SECONDS
             try:
                 if uris := self.uris:
                     self._follow(uris)
-                pause = 0.0 if self.messages > before else _PAUSE_SECONDS
             except NotFound:
                 pause = _WITHOUT_FEED_SECONDS
             except Exception as error:  # noqa: BLE001 - A proxy may send anything, and the connection may end anywhere.
-                self.covered = frozenset()
-                self.arrived.set()
                 failures = 1 if self.messages > before else failures + 1
-                pause = backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
+                pause = backoff_seconds(failures, _LONGEST_PAUSE_SECONDS)
                 reason = error.message if isinstance(error, OnnxserveError) else f"it ends with {type(error).__name__}"
                 if reason != logged:
                     _log.warning("the change feed cannot be followed, and MLflow is polled: %s", reason)
                 logged = reason
-            self._ended.wait(pause)
+            self.covered = frozenset()
+            self.arrived.set()
+            self._ended.wait(pause * random.uniform(0.2, 1))  # Many agents lose their connections at the same time.
 
     def _follow(self, uris: frozenset[str]) -> None:
-        """Follow the feed until it ends or `uris` are replaced. The URIs are covered after the first event."""
-        has_versions = False
+        """Follow the feed until it ends or `uris` are replaced."""
         for selected in read_changes(sorted(uris)[:MAX_URIS]):
-            has_versions = has_versions or bool(selected)
-            with self._lock:
-                self._selected = {**self._selected, **selected}
-            self.covered, self.messages = uris if has_versions else self.covered, self.messages + 1
+            self.covered, self.messages = self.covered.union(selected), self.messages + 1
+            self._events.append(selected)
             self.arrived.set()
             if self.uris != uris or self._ended.is_set():
                 return
-        if not has_versions:
-            self.covered = frozenset()

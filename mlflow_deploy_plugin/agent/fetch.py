@@ -17,13 +17,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address
 from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution
+from mlflow_deploy_plugin.registry.resolution import Resolution, resolve_all
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime import (
     FLAVOR,
@@ -154,10 +154,9 @@ class MlflowRegistry:
     """The `Registry` of the resolver, which uses MLflow and the cache."""
 
     cache: ModelCache
-    resolver: BatchResolver = field(default_factory=BatchResolver)
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
-        return self.resolver.resolve(model_uris)
+        return resolve_all(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         """Fetch and verify a version. A folder on this disk is not copied. Raises as `ModelCache.fetch`."""
@@ -171,10 +170,7 @@ class MlflowRegistry:
             # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
-            judged = resolved.gate_status.digest
-            folder = self.cache.fetch(resolved.source, identity, judged)
-            if judged not in ("", folder.name):
-                self.resolver.look_again(resolved)
+            folder = self.cache.fetch(resolved.source, identity, resolved.gate_status.digest)
             self.cache.prune()
             artifact = read_served_artifact(folder)
         from_files = {

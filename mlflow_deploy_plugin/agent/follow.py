@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending, Recorder, record_nothing
@@ -21,7 +21,8 @@ from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, check
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry import parse_model_uri, redact_addresses
+from mlflow_deploy_plugin.registry import redact_addresses
+from mlflow_deploy_plugin.registry.resolution import lookup_key
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
 from mlflow_deploy_plugin.statedir.files import (
@@ -57,7 +58,7 @@ class Follower:
     shipping: Callable[[], ShippingState] = ShippingState
     key_fetchers: Sequence[KeyFetcher] = ()
     record: Recorder = record_nothing
-    feed: FeedFollower | None = None
+    feed: FeedFollower = field(default_factory=lambda: FeedFollower(threading.Event()))
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
@@ -82,8 +83,7 @@ class Follower:
         if look_file.exists():
             look_file.unlink(missing_ok=True)  # Delete the file before the poll, so that a later request is not lost.
             self.resolver.poll_now()
-        if self.feed is not None:
-            self.resolver.take_feed(self.feed.covered, self.feed.take())
+        self.resolver.take_feed(self.feed.covered, self.feed.take())
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         if is_first:  # Wait for versions in the first round, because workers cannot start without a version.
@@ -112,10 +112,8 @@ class Follower:
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
-        elif self.feed is not None:
+        elif not stop.is_set():
             self.feed.arrived.wait(seconds)
-        else:
-            stop.wait(seconds)
 
     def _update_specs(self) -> None:
         """Read the spec if it has changed, and start the waiting commands. Poll the models to load immediately."""
@@ -141,8 +139,8 @@ class Follower:
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
                 models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-            if self.feed is not None:
-                self.feed.uris = frozenset(ref.uri for ref in models if parse_model_uri(ref.uri).followed)
+            # The key of a fixed version or of an invalid URI is the URI itself.
+            self.feed.uris = frozenset(ref.uri for ref in models if lookup_key(ref.uri) != ref.uri)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
@@ -260,7 +258,7 @@ class Follower:
         """Write agent.json. Log an error when it appears, changes or ends. A fatal error is left to the supervisor."""
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
-        before, polls = self._written, self.resolver.finished_polls + (self.feed.messages if self.feed else 0)
+        before, polls = self._written, self.resolver.finished_polls + self.feed.messages
         state = AgentState(
             pid=os.getpid(),
             checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),

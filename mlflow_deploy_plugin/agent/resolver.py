@@ -192,12 +192,13 @@ class VersionResolver:
             return dict.fromkeys(uris, RegistryUnavailable(f"the poll of {uris[0]} failed: {type(error).__name__}"))
 
     def _finish_polls(self) -> None:
-        pauses: dict[int, float] = {}
+        pauses: dict[tuple[int, bool], float] = {}
         for ref, model in self.models.items():
             poll, now = model.poll, self.polling.clock()
             if poll is None or not poll.done():
                 continue
-            pause = pauses.setdefault(id(poll), self.polling.pause(0, ref.uri in self.covered))
+            is_covered = ref.uri in self.covered
+            pause = pauses.setdefault((id(poll), is_covered), self.polling.pause(0, is_covered))
             is_wanted_again = model.next_poll < NEVER
             resolution = poll.result()[ref.uri]
             model.poll, model.next_poll = None, now + pause

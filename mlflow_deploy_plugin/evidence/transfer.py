@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 from urllib.parse import quote
 
 import mlflow
@@ -253,18 +252,26 @@ def _registry_at(address: str) -> Iterator[None]:
     Without its own home or store, the audit trail of the target is in a folder of this machine's home, because the
     events of two models with the same name must not be mixed.
     """
-    before = mlflow.get_tracking_uri()
+    tracking_uri, environment, find_file = mlflow.get_tracking_uri(), {**os.environ}, credentials._get_credentials_path
     home = load_settings().root_path / "registries" / quote(redact_credentials(address), safe="")
-    kept = {name: value for name, value in os.environ.items() if not _OF_SOURCE.match(name)}
+    kept = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
     own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
-    no_file = patch.object(credentials, "_read_mlflow_creds_from_file", lambda: (None, None))  # It is for the source.
-    with no_file, patch.dict(os.environ, kept | {"ONNXSERVE_HOME": str(home)} | own, clear=True):
-        _cached_get_s3_client.cache_clear()  # The clients have the credentials of the source.
+    try:
+        _set_environment(kept | {"ONNXSERVE_HOME": str(home)} | own)
+        credentials._get_credentials_path = lambda: os.devnull  # The file ~/.mlflow/credentials is for the source.
         mlflow.set_tracking_uri(address)
-        try:
-            yield
-        except RegistryRefused as error:  # The message names the variables of the credentials.
-            raise RegistryRefused(error.message.replace(" MLFLOW_", " TARGET_MLFLOW_")) from None
-        finally:
-            mlflow.set_tracking_uri(before)
-            _cached_get_s3_client.cache_clear()
+        yield
+    except RegistryRefused as error:  # The message names the variables of the credentials.
+        raise RegistryRefused(error.message.replace(" MLFLOW_", " TARGET_MLFLOW_")) from None
+    finally:
+        mlflow.set_tracking_uri(tracking_uri)
+        credentials._get_credentials_path = find_file
+        _set_environment(environment)
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    """Replace the environment variables, and forget the clients that have the credentials of the variables before."""
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+    _cached_get_s3_client.cache_clear()

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_deploy_plugin.errors import InvalidConfig, error_of_status
-from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors
-from mlflow_deploy_plugin.settings import active_workspace
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, error_of_status
+from mlflow_deploy_plugin.registry import registry_errors
+from mlflow_deploy_plugin.registry.connection import app_answer
 
-PATH = "/onnxserve/requests"
+PATH, _JSON = "/onnxserve/requests", "application/json"
 _SECONDS = 120
 """The timeout of a request. The server may have to read all files of a version."""
 
@@ -61,26 +61,16 @@ def send_decision(
 
 
 def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
-    import mlflow
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
-    from mlflow.utils.uri import is_http_uri
+    from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
 
-    address = str(mlflow.get_tracking_uri())
-    remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
-    if not is_http_uri(address):
-        raise InvalidConfig(f"only an MLflow server keeps requests for promotions: {remedy}")
-    registry_client()  # Check the settings, and limit the size of answers.
-    if workspace := active_workspace():
-        query = {**query, "workspace": workspace}
-    options = {"max_retries": 0, "raise_on_status": False, "timeout": _SECONDS}
     with registry_errors("the requests for promotions"):
-        answer = http_request(get_default_host_creds(address), PATH, method, params=query, json=document, **options)
-    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-    if is_json and not answer.ok and "error_code" in (error := answer.json()):
-        raise error_of_status(answer.status_code)(error["message"])
-    if answer.status_code in (404, 405) or (answer.ok and not is_json):
-        where = redact_credentials(address)
-        raise InvalidConfig(f"MLflow at {where} does not keep requests for promotions: {remedy}")
-    with registry_errors("the requests for promotions"):
-        return verify_rest_response(answer, PATH).json()
+        try:
+            answer = app_answer(PATH, _JSON, method, query, json=document, timeout=_SECONDS)
+        except NotFound as missing:
+            remedy = "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
+            raise InvalidConfig(f"{missing.message}, which keeps requests for promotions: {remedy}") from None
+        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
+        error = answer.json() if is_json and not answer.ok else {}
+        if "error_code" not in error:
+            return verify_rest_response(answer, PATH).json()
+    raise error_of_status(answer.status_code)(error["message"])

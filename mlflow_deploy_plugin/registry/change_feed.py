@@ -11,10 +11,9 @@ from collections.abc import Generator, Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
-from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import app_answer, registry_errors
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.settings import active_workspace
 
 CHANGES = "/onnxserve/changes"
 MAX_URIS = 1000
@@ -39,31 +38,20 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
 
     Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses the URIs or stops sending bytes.
     """
-    import mlflow
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-    from mlflow.utils.uri import is_http_uri
-
-    address = str(mlflow.get_registry_uri())
-    if not is_http_uri(address):
-        raise NotFound("only an MLflow server has a change feed")
-    registry_client()  # Check the settings.
-    query = {"uri": uris} | ({"workspace": name} if (name := active_workspace()) else {})
-    options = {"max_retries": 0, "raise_on_status": False, "timeout": _SILENCE_SECONDS, "stream": True}
-    with registry_errors("the change feed"):
-        answer = http_request(get_default_host_creds(address), CHANGES, "GET", params=query, **options)
-        with answer:
-            if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
-                if answer.status_code in (200, 404, 405):
-                    raise NotFound("this MLflow server has no change feed")
-                raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")
-            buffer = b""
-            while piece := answer.raw.read1(_CHUNK_BYTES):
-                *events, buffer = (buffer + piece).split(b"\n\n")
-                if len(buffer) > _MAX_EVENT_BYTES:
-                    raise RegistryUnavailable(f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes")
-                for event in events:
-                    yield _selected(event, uris)
+    query = {"uri": uris}
+    with (
+        registry_errors("the change feed"),
+        app_answer(CHANGES, "text/event-stream", "GET", query, timeout=_SILENCE_SECONDS, stream=True) as answer,
+    ):
+        if not answer.ok:
+            raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")
+        buffer = b""
+        while piece := answer.raw.read1(_CHUNK_BYTES, True):  # A proxy may compress the events.
+            *events, buffer = (buffer + piece).split(b"\n\n")
+            if len(buffer) > _MAX_EVENT_BYTES:
+                raise RegistryUnavailable(f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes")
+            for event in events:
+                yield _selected(event, uris)
 
 
 def _selected(event: bytes, uris: list[str]) -> Selected:

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.settings import active_workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from requests import Response
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SERVICE_SETTINGS = {
@@ -326,6 +328,28 @@ def harden_mlflow_client() -> None:
             return send(*arguments, **options)
 
     rest_utils._get_http_response_with_retries = send_bounded
+
+
+def app_answer(path: str, content_type: str, method: str, query: Mapping[str, object], **options: Any) -> "Response":
+    """Return the answer of onnxserve's app in MLflow's server, with any status. The query contains the workspace.
+
+    Raises NotFound if MLflow is not a server with the app. `registry_errors` converts the other errors.
+    """
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    address = str(mlflow.get_registry_uri())
+    if address.startswith(("http://", "https://")):
+        registry_client()  # Check the settings, and limit the size of answers.
+        query = {**query, "workspace": name} if (name := active_workspace()) else query
+        options |= {"max_retries": 0, "raise_on_status": False}
+        answer: Response = http_request(get_default_host_creds(address), path, method, params=query, **options)
+        is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
+        if answer.status_code not in (200, 404, 405) or (is_of_app and (answer.ok or "error_code" in answer.text)):
+            return answer
+        answer.close()
+    raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
 
 
 def is_mlflow(uri: str) -> bool:

@@ -1,22 +1,16 @@
-"""Resolution of a model URI to one version, before any download. `BatchResolver` needs few calls for several URIs:
+"""Resolution of a model URI to one version, before any download.
 
-| URIs of one model               | call                                                                     |
-|---------------------------------|--------------------------------------------------------------------------|
-| stages, with or without aliases | `get_registered_model`: the newest version of each stage, and the aliases |
-| one alias                       | `get_model_version_by_alias`                                             |
-| each tag                        | `search_model_versions` for the newest version with the tag              |
-
-No lookup reads every version, because a model may have thousands of versions. MLflow's `get_latest_versions` would make
-a second call. If a version passed its gate without an evaluation, another call reads the policy of the model.
+A stage, an alias or a tag needs one call: `get_registered_model` has the newest version of each stage, and a search
+returns only the newest version with a tag, because a model may have thousands of versions. If a version passed its gate
+without an evaluation, another call reads the policy of the model.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -37,7 +31,7 @@ from mlflow_deploy_plugin.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
@@ -290,80 +284,19 @@ def lookup_key(model_uri: str) -> str:
     return f"models:/{uri.name}" if uri.followed else model_uri
 
 
-class BatchResolver:
-    """A resolver that looks up several URIs at once. Results that cannot change are cached for the next call."""
+def resolve_all(model_uris: Iterable[str]) -> dict[str, Resolution]:
+    """Return the version of each URI, or the error that `resolve` raises.
 
-    def __init__(self) -> None:
-        self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}
-        """(model, number) → the time of the model's last update, and the version."""
-        self._looked_at_again: set[tuple[str, str]] = set()
-
-    def look_again(self, resolved: ResolvedModel) -> None:
-        """Fetch this version in each later call: its verdict, which is for other files, may be replaced."""
-        self._looked_at_again.add((resolved.name, resolved.version))
-
-    def resolve(self, model_uris: Iterable[str]) -> dict[str, Resolution]:
-        """Return the version of each URI, or the error that `resolve` raises."""
-        groups: dict[str, list[str]] = defaultdict(list)
-        for uri in dict.fromkeys(model_uris):
-            groups[lookup_key(uri)].append(uri)
-        resolutions: dict[str, Resolution] = {}
-        for uris in groups.values():
-            if len(uris) == 1:
-                resolutions[uris[0]] = _try_resolve(uris[0])
-                continue
-            parsed = {uri: parse_model_uri(uri) for uri in uris}
-            name = parsed[uris[0]].name
-            try:
-                with registry_errors(f"model {name}"):
-                    versions = self._find_versions(name, list(parsed.values()))
-            except (NotFound, InvalidConfig):
-                versions = {}  # Look up each URI separately, for an error message with the existing versions.
-            except OnnxserveError as error:
-                resolutions |= dict.fromkeys(uris, error)
-                continue
-            for uri, parsed_uri in parsed.items():
-                resolutions[uri] = _try_resolve(uri, versions.get(parsed_uri))
-        return resolutions
-
-    def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
-        client = registry_client()
-        needs_model = any(uri.kind != "tag" for uri in uris)
-        model: RegisteredModel = client.get_registered_model(name) if needs_model else None
-        versions = {}
-        for uri in uris:
-            version: ModelVersion | None
-            if uri.kind == "alias":
-                number = model.aliases.get(uri.selector)
-                version = None if number is None else self._version(client, model, str(number))
-            elif uri.kind == "tag":
-                version = newest(_newest_versions(client, name, 1, uri.tag))
-            else:
-                version = newest([version for version in model.latest_versions if selects(uri, version)])
-            if version is not None:
-                versions[uri] = version
-        return versions
-
-    def _version(self, client: "MlflowClient", model: "RegisteredModel", number: str) -> "ModelVersion":
-        """Return the version with this number.
-
-        A version that has not passed an evaluation is always fetched, because tags do not change the model's timestamp.
-        """
-        for version in model.latest_versions:
-            if str(version.version) == number:
-                return version
-        key = model.name, number
-        updated, known = self._versions.get(key, (None, None))
-        status = gate_status_of({} if known is None else known.tags)
-        is_settled = status.passed and status.state != PASSED_WITHOUT_EVALUATION and key not in self._looked_at_again
-        if not is_settled or updated != model.last_updated_timestamp:
-            known = client.get_model_version(model.name, number)
-            self._versions[key] = model.last_updated_timestamp, known
-        return known
-
-
-def _try_resolve(model_uri: str, info: "ModelVersion | None" = None) -> Resolution:
-    try:
-        return resolve(model_uri) if info is None else _resolved_version(model_uri, parse_model_uri(model_uri), info)
-    except OnnxserveError as error:
-        return error
+    If MLflow does not answer, the later URIs of the model get the same error, because each call takes several seconds.
+    """
+    resolutions: dict[str, Resolution] = {}
+    failed: dict[str, RegistryUnavailable] = {}
+    for uri in dict.fromkeys(model_uris):
+        key = lookup_key(uri)
+        try:
+            resolutions[uri] = failed.get(key) or resolve(uri)
+        except OnnxserveError as error:
+            resolutions[uri] = error
+            if isinstance(error, RegistryUnavailable):
+                failed[key] = error
+    return resolutions

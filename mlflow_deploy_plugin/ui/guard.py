@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.registry.tags import (
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store import AuditEvent, Json, RegistryChanges, Store, move_detail, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Json, Store, count_change, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class AuditTrail:
     def notify_agents(self, model: str) -> None:
         """Send the change of a model to the agents that follow it, from all workers (`change_feed.py`)."""
         what = f"the agents are not notified of {model}"
-        self._submit(lambda: RegistryChanges(self.store()).count(model), logging.WARNING, what)
+        self._submit(lambda: count_change(self.store(), model), logging.WARNING, what)
 
     def store(self) -> Store:
         """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if no store is set."""
@@ -475,6 +475,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
+            trail.notify_agents(version["name"])
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
                     registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
@@ -509,10 +510,11 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
             _record(trail, change)
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
         response = make_response(view(**arguments))
-        if response.status_code == 200:
-            for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
-                trail.notify_agents(model)
-        if change is not None and response.status_code == 200:
+        if response.status_code != 200:
+            return response
+        for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
+            trail.notify_agents(model)
+        if change is not None:
             if change.before != change.after:
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.

@@ -3,7 +3,10 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,49 @@ def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
         assert (feed.is_alive(), feed.covered) == (True, frozenset())
         stop.set()
         feed.join(10)
+
+
+@contextmanager
+def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
+    """A server that ends each stream after an event, or answers with the last of `statuses` after them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses[0] if len(statuses) == 1 else statuses.pop(0))
+            self.send_header("Content-Type", "text/event-stream" if len(statuses) > 1 else "text/html")
+            self.end_headers()
+            self.wfile.write(b'data: {"models:/X@champion": null}\n\n')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, args=(0.05,)).start()
+    try:
+        with tracking_at(f"http://127.0.0.1:{served.server_port}"):
+            yield served
+    finally:
+        served.shutdown()
+        served.server_close()
+
+
+@pytest.mark.long
+def test_a_server_that_ends_each_stream_early_is_not_flooded(request: pytest.FixtureRequest) -> None:
+    statuses = [200] * 1000
+    with short_streams(statuses):
+        feed = request.getfixturevalue("feed")
+        wait_until(lambda: feed.messages, 10, "the first event arrives")
+        before = time.monotonic()
+        wait_until(lambda: feed.messages > 3, 10, "the stream is opened again")
+        assert time.monotonic() - before > 0.3
+        assert len(statuses) > 980
+
+
+@pytest.mark.long
+def test_the_references_are_polled_if_the_feed_disappears(request: pytest.FixtureRequest) -> None:
+    """An ingress answers with 404 while the server behind it is replaced."""
+    statuses = [200, 200, 404]
+    with short_streams(statuses):
+        feed = request.getfixturevalue("feed")
+        wait_until(lambda: len(statuses) == 1, 10, "the feed has disappeared")
+        wait_until(lambda: not feed.covered, 5, "the references are polled")

@@ -194,7 +194,8 @@ def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> N
 
 def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) -> None:
     follower = case.serving("1")
-    follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("1")})
+    follower.feed.covered = frozenset({STAGE})
+    follower.resolver.take_feed(follower.feed.covered, {STAGE: resolved("1")})
     follower.round()
     polls = case.world.calls
 
@@ -203,7 +204,8 @@ def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) 
     follower.round()
     assert case.world.calls == polls
 
-    follower.resolver.take_feed(frozenset(), {})
+    follower.feed.covered = frozenset()
+    follower.round()
     case.now += 2
     follower.round()
     assert (case.versions, case.world.calls) == ({"v1": "2"}, polls + 1)
@@ -237,3 +239,15 @@ def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) 
     version = resolver.models[ref].version
     assert version is not None
     assert version.version == "2"
+
+
+def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case: Case) -> None:
+    """The references to a model share a poll, but the feed covers the new reference only after its first event."""
+    resolver, new = case.follower().resolver, "models:/tiny/Staging"
+    resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}
+    case.world.versions |= {STAGE: "1", new: "1"}
+    resolver.covered = frozenset({STAGE})
+    resolver.advance()
+    resolver.advance()
+    assert resolver.models[ModelRef(new)].next_poll - case.now < 60
+    assert resolver.models[ModelRef(STAGE)].next_poll - case.now > 600

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel, resolve, resolve_all
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at
@@ -42,57 +42,33 @@ def versions(answers: dict[str, Resolution]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("selectors", "found", "calls"),
+    ("selectors", "found"),
     [
-        (["/Production"], ["2"], 1),
-        (["@old"], ["1"], 1),
-        (["/tag:team=a"], ["3"], 1),
-        (["/Production", "/Staging"], ["2", "3"], 1),
-        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"], 3),
-        (["/Production", "/Staging", "@new"], ["2", "3", "3"], 1),
-        (["/Production", "@old", "@new"], ["2", "1", "3"], 2),
-        (["@new", "/tag:team=b"], ["3", "2"], 2),
+        (["/Production"], ["2"]),
+        (["@old"], ["1"]),
+        (["/tag:team=a"], ["3"]),
+        (["/Production", "/Staging"], ["2", "3"]),
+        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"]),
+        (["/Production", "/Staging", "@new"], ["2", "3", "3"]),
+        (["/Production", "@old", "@new"], ["2", "1", "3"]),
+        (["@new", "/tag:team=b"], ["3", "2"]),
     ],
 )
-def test_references_of_one_model_cost_one_call_where_mlflow_has_one(
-    proxy: Proxy, model: str, selectors: list[str], found: list[str], calls: int
-) -> None:
+def test_each_reference_costs_one_call(proxy: Proxy, model: str, selectors: list[str], found: list[str]) -> None:
     uris = [f"models:/{model}{selector}" for selector in selectors]
-    answers = BatchResolver().resolve(uris)
+    answers = resolve_all(uris)
     assert versions(answers) == found
-    assert len(proxy.asked) == calls, proxy.asked
+    assert len(proxy.asked) == len(uris), proxy.asked
     for uri, answer in answers.items():
-        assert answer == BatchResolver().resolve([uri])[uri]
+        assert answer == resolve_all([uri])[uri]
 
 
 def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None:
     selectors = ("/latest", "/tag:team=a", "/tag:team=none", "/Production", "@dead")
-    BatchResolver().resolve([f"models:/{model}{selector}" for selector in selectors])
+    resolve_all([f"models:/{model}{selector}" for selector in selectors])
     searches = [asked for asked in proxy.asked if "model-versions/search" in asked]
     assert searches
     assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), searches
-
-
-def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waited_for(proxy: Proxy, model: str) -> None:
-    uris = [f"models:/{model}/Production", f"models:/{model}@old"]
-    lookup = BatchResolver()
-    lookup.resolve(uris)
-    asked = len(proxy.asked)
-    lookup.resolve(uris)
-    assert len(proxy.asked) == asked + 2  # Version 1 has not passed the gate, so its tags are read again.
-    for key, value in (("onnxserve.gate", "passed"), ("onnxserve.gate.digest", "ab12")):
-        MlflowClient(proxy.url).set_model_version_tag(model, "1", key, value)
-    proxy.asked.clear()
-    for _ in range(3):
-        answers = lookup.resolve(uris)
-        assert versions(answers) == ["2", "1"]
-    assert len(proxy.asked) == 2 + 1 + 1, proxy.asked
-    old = answers[uris[1]]
-    assert isinstance(old, ResolvedModel)
-    lookup.look_again(old)  # The verdict is for other files.
-    proxy.asked.clear()
-    lookup.resolve(uris)
-    assert len(proxy.asked) == 2, proxy.asked
 
 
 def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
@@ -106,27 +82,27 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
         ("evaluation: {dataset: rows.csv, target: y}", False),
     ):
         client.set_registered_model_tag(model, "onnxserve.gate.policy", policy)
-        for found in (resolve(uris[0]), BatchResolver().resolve(uris)[uris[0]]):
+        for found in (resolve(uris[0]), resolve_all(uris)[uris[0]]):
             assert isinstance(found, ResolvedModel)
             assert found.gate_status.passed is is_passed
             assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
 
 
 def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy: Proxy, model: str) -> None:
-    client, lookup = MlflowClient(proxy.url), BatchResolver()
+    client = MlflowClient(proxy.url)
     uris = [f"models:/{model}/Production", f"models:/{model}@old"]
     client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
     client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
     for state in ("passed without an evaluation", "passed"):
         client.set_model_version_tag(model, "1", "onnxserve.gate", state)
-        found = lookup.resolve(uris)[uris[1]]
+        found = resolve_all(uris)[uris[1]]
         assert isinstance(found, ResolvedModel)
         assert found.gate_status.state == state
 
 
 def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:
     good, absent, wrong = f"models:/{model}/Production", f"models:/{model}@dead", f"models:/{model}/champion"
-    answers = BatchResolver().resolve([good, absent, wrong, "models:/"])
+    answers = resolve_all([good, absent, wrong, "models:/"])
     assert isinstance(answers[good], ResolvedModel)
     assert isinstance(answers[absent], NotFound)
     assert isinstance(answers[wrong], InvalidConfig)
@@ -142,5 +118,7 @@ def test_a_registry_that_talks_nonsense_is_said_to(proxy: Proxy, model: str, moo
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         uris = [f"models:/{model}{selector}" for selector in ("/Production", "@new", "/tag:team=a")]
         for asked in (uris, uris[:1], uris[1:2], uris[2:]):
-            answers = BatchResolver().resolve(asked)
+            proxy.asked.clear()
+            answers = resolve_all(asked)
+            assert len(proxy.asked) == 1
             assert {type(answer) for answer in answers.values()} == {RegistryUnavailable}, answers

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.store import RegistryChanges, Store, open_store
+from mlflow_deploy_plugin.store import Store, count_change, open_store, recent_changes
 from mlflow_deploy_plugin.store.tables import RegistryChangeRow
 
 
@@ -22,19 +22,18 @@ def store(store_url: str) -> Iterator[Store]:
 def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, store_url: str) -> None:
     others = [open_store(store_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(RegistryChanges(other).count, model) for other in others for model in "XY" * 10]
+        futures = [pool.submit(count_change, other, model) for other in others for model in "XY" * 10]
     assert [future.exception() for future in futures] == [None] * 80
-    assert RegistryChanges(store).recent() == {"X": 40, "Y": 40}
+    assert recent_changes(store) == {"X": 40, "Y": 40}
     for other in others:
         other.close()
 
 
 def test_only_recent_changes_are_read(store: Store) -> None:
-    changes = RegistryChanges(store)
-    changes.count("old")
-    changes.count("new")
+    count_change(store, "old")
+    count_change(store, "new")
     with store.transaction() as session:
         row = session.get(RegistryChangeRow, "old")
         assert row is not None
         row.changed_at = row.changed_at.replace(year=2020)
-    assert changes.recent() == {"new": 1}
+    assert recent_changes(store) == {"new": 1}

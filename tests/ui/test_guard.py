@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
-from mlflow_deploy_plugin.store import RegistryChanges
+from mlflow_deploy_plugin.store import recent_changes
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -308,15 +308,17 @@ def test_what_stood_in_another_model_of_the_same_name_may_not_come_back(mlflow_a
 
 def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     model = mlflow_app.model()
-    changes = RegistryChanges(mlflow_app.store)
     counts = count(1)
 
     def is_counted() -> None:
         expected = next(counts)
-        wait_until(lambda: changes.recent().get(model) == expected, what=f"change {expected} is counted")
+        wait_until(
+            lambda: recent_changes(mlflow_app.store).get(model) == expected, what=f"change {expected} is counted"
+        )
 
     version = {"name": model, "version": "1"}
     for path, body in (
+        ("model-versions/create", {"name": model, "source": "s3://bucket/x"}),
         ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
         ("model-versions/delete-tag", {**version, "key": "region"}),
         ("registered-models/set-tag", {"name": model, "key": "onnxserve.gate.policy", "value": "{}"}),
@@ -331,7 +333,7 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     rename = {"name": model, "new_name": new_name}
     assert mlflow_app.client.post(f"{API}/registered-models/rename", json=rename).status_code == 200
     is_counted()
-    wait_until(lambda: changes.recent().get(new_name) == 1, what="the new name has changed")
+    wait_until(lambda: recent_changes(mlflow_app.store).get(new_name) == 1, what="the new name has changed")
 
 
 def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(

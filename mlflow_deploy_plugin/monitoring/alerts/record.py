@@ -11,10 +11,11 @@ from functools import partial
 from typing import Literal
 from urllib.parse import urlencode
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
-from mlflow_deploy_plugin.registry import redact_credentials
+from mlflow_deploy_plugin.registry import registry_address, registry_errors
+from mlflow_deploy_plugin.registry.connection import app_answer
 from mlflow_deploy_plugin.settings import Settings, active_workspace
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Alert, Alerts, Store
@@ -212,19 +213,10 @@ def _next(endpoint: str, commands: str) -> str:
 
 def console_page(**query: str) -> str:
     """Return the URL of the console's page with this query; empty if MLflow's server does not have the console."""
-    from mlflow import get_tracking_uri
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    address = str(get_tracking_uri()).rstrip("/")
-    if not address.startswith(("http://", "https://")):
-        return ""
-    with suppress(MlflowException):
-        credentials = get_default_host_creds(address)
-        if http_request(credentials, _CONSOLE_FILE, "GET", max_retries=0, timeout=_CONSOLE_SECONDS).ok:
+    with suppress(OnnxserveError), registry_errors("the console"):
+        if app_answer(_CONSOLE_FILE, "", "GET", {}, timeout=_CONSOLE_SECONDS).ok:
             query |= {"workspace": name} if (name := active_workspace()) else {}
-            return f"{redact_credentials(address)}/onnxserve?{urlencode(query)}"
+            return f"{registry_address().rstrip('/')}/onnxserve?{urlencode(query)}"
     return ""
 
 
