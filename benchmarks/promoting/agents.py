@@ -181,9 +181,9 @@ def follow(
         ThreadPoolExecutor(2, "fetch"),
         PollPolicy(poll_seconds, True, time.monotonic),
     )
-    feed = FeedFollower(stop) if has_feed else None
+    feed = FeedFollower(stop)
     follower = Follower(state_dir, resolver, time.time, feed=feed)
-    if feed is not None:
+    if has_feed:
         feed.start()
     version = ""
     while True:

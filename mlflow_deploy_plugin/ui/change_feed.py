@@ -42,6 +42,8 @@ has not answered for `_STALE_SECONDS`, so that the client finds changes itself."
 _STREAM_SECONDS = 600.0
 """The time after which a stream ends, so that the client's permissions are checked again."""
 _WAKE_SECONDS = 0.5
+_DUE_AT_ONCE = 20
+"""The number of URIs that are resolved regularly between two reads of the counters. A resolution takes about 2 ms."""
 _MAX_STREAMS = 2000
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -59,7 +61,7 @@ class _Subscription:
         models: each URI → the registered model.
         context: the context of the request, with its workspace.
         known: the last result of each URI.
-        resolved_at: the last time at which all URIs were resolved; initially the time of the request.
+        answered_at: the last time at which the registry answered; initially the time of the request.
     """
 
     models: Mapping[str, str]
@@ -70,7 +72,16 @@ class _Subscription:
     unsent: dict[str, ResolvedModel | None] = field(default_factory=dict)
     wake: Callable[[], object] = lambda: None
     is_new: bool = True
-    resolved_at: float = field(default_factory=time.monotonic)
+    answered_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Watched:
+    """The counters of the models of a workspace, and the URIs that wait for their regular resolution."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    due_at: float = 0.0
 
 
 _subscribed: ContextVar[list[_Subscription] | None] = ContextVar("subscribed", default=None)
@@ -147,7 +158,7 @@ class ChangeFeed:
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         last_sent = time.monotonic()
         end = last_sent + _STREAM_SECONDS * random.uniform(0.8, 1.2)
-        while time.monotonic() < min(end, subscription.resolved_at + _STALE_SECONDS) and not _is_stopping():
+        while time.monotonic() < min(end, subscription.answered_at + _STALE_SECONDS) and not _is_stopping():
             arrived.clear()
             with self._lock:
                 unsent, subscription.unsent = subscription.unsent, {}
@@ -158,43 +169,44 @@ class ChangeFeed:
                 await asyncio.wait_for(arrived.wait(), _WAKE_SECONDS)
 
     def _watch(self) -> None:
-        counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        due_at: defaultdict[str, float] = defaultdict(float)
+        watched: defaultdict[str, _Watched] = defaultdict(_Watched)
         while True:
             time.sleep(_WATCH_SECONDS)
             with self._lock:
                 subscriptions = [*self._open]
             for workspace in {subscription.workspace for subscription in subscriptions}:
                 members = [subscription for subscription in subscriptions if subscription.workspace == workspace]
-                if is_due := time.monotonic() > due_at[workspace]:
-                    due_at[workspace] = time.monotonic() + _RESOLVE_SECONDS
                 try:
-                    members[0].context.run(self._update, members, counts[workspace], is_due)
+                    members[0].context.run(self._update, members, watched[workspace])
                 except Exception:  # noqa: BLE001 - The thread must survive every error of the two databases.
                     _log.exception("the change feed cannot read the changes of the registry")
 
-    def _update(self, subscriptions: Sequence[_Subscription], counts: dict[str, int], is_due: bool) -> None:
-        """Resolve the URIs that may have changed, or all URIs, and pass new results to the subscriptions."""
-        begun_at, before = time.monotonic(), dict(counts)
+    def _update(self, subscriptions: Sequence[_Subscription], watched: _Watched) -> None:
+        """Resolve the URIs that may have changed, and some of the others. Pass new results to the subscriptions."""
+        begun_at, before = time.monotonic(), dict(watched.counts)
+        if not watched.waiting and begun_at > watched.due_at:
+            watched.waiting = sorted({uri for subscription in subscriptions for uri in subscription.models})
+            watched.due_at = begun_at + _RESOLVE_SECONDS
+        due, watched.waiting = watched.waiting[:_DUE_AT_ONCE], watched.waiting[_DUE_AT_ONCE:]
         try:
-            counts |= recent_changes(subscriptions[0].store)
+            watched.counts |= recent_changes(subscriptions[0].store)
         except OnnxserveError as error:
-            if is_due:
+            if due:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)
-        changed = {model for model, count in counts.items() if before.get(model) != count}
+        changed = {model for model, count in watched.counts.items() if before.get(model) != count}
         uris = {
             uri
             for subscription in subscriptions
             for uri, model in subscription.models.items()
-            if is_due or subscription.is_new or model in changed
+            if subscription.is_new or model in changed
         }
-        if not uris:
+        if not uris and not due:
             return
-        results = _resolve(uris)
+        results = _resolve(uris.union(due))
         for subscription in subscriptions:
             subscription.is_new = False
-            if is_due and results.keys() >= subscription.models.keys():
-                subscription.resolved_at = begun_at
+            if due and results.keys() >= set(due):
+                subscription.answered_at = begun_at
             known, shared = subscription.known, subscription.models.keys() & results.keys()
             if news := {uri: results[uri] for uri in shared if (uri, results[uri]) not in known.items()}:
                 known |= news
