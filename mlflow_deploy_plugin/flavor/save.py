@@ -71,27 +71,10 @@ def save_model(
     """Convert `model` to ONNX, check that the predictions are the same, and save the ONNX model to the folder `path`.
 
     Args:
-        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
         path: a folder that does not exist or is empty.
-        signature: MLflow's signature; default: names, order and types are inferred from the example.
-        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
-            proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
-        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
-        parity_data: additional real rows for the proof.
-        reference_data: rows with which drift monitors compare traffic; default: the example.
-        event_time: the time of each row of the reference: the name of a column, or one time per row.
         mlflow_model: the MLmodel to which the flavor is added; default: a new one.
-        metadata: entries for `metadata` in the MLmodel file.
-        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
-        pip_requirements: the requirements; default: those of a server of this model.
-        extra_pip_requirements: requirements in addition to the default ones.
-        code_paths: Python files or folders that the model imports; they are copied into the artifact.
 
-    Raises:
-        ConversionError: a part of the model cannot be converted; the message names this part.
-        ParityError: the ONNX form gives other answers; the message contains the worst rows.
-        InvalidConfig: an argument is invalid; the message names the argument.
+    The other arguments are as in `log_model`. Raises ConversionError, ParityError and InvalidConfig like `log_model`.
     """
     model = load_file(model)
     try:
@@ -147,8 +130,7 @@ def log_model(
 ) -> ModelInfo:
     """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name` is set.
 
-    The model is converted and compared as in `save_model`, with the same arguments and errors; it is logged only if
-    both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
+    The model is converted and compared; it is logged only if both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
     the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
     or the example if there are none, is logged as a dataset input of the run.
 
@@ -182,6 +164,9 @@ def log_model(
         model_id: the logged model that receives the files; default: a new logged model.
 
     Raises:
+        ConversionError: a part of the model cannot be converted; the message names this part.
+        ParityError: the ONNX form gives other answers; the message contains the worst rows.
+        InvalidConfig: an argument is invalid; the message names the argument.
         NotInstalled: `explain` is set, and shap or matplotlib is not installed.
     """
     check_choice("fallback", fallback, Fallback)
