@@ -356,5 +356,4 @@ def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
 
 
 def _time(moment: datetime) -> str:
-    form = "%Y-%m-%d %H:%M:%S.%f" if moment.microsecond else "%Y-%m-%d %H:%M:%S"
-    return moment.strftime(form).rstrip("0") if moment.microsecond else moment.strftime(form)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
