@@ -130,9 +130,10 @@ def log_model(
 ) -> ModelInfo:
     """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name` is set.
 
-    The model is converted and compared; it is logged only if both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
-    the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
-    or the example if there are none, is logged as a dataset input of the run.
+    The model is converted and compared; it is logged only if both steps succeed. The parity state is set as the tag
+    `onnxserve.parity` of the active run, the logged model and the registered version. The metrics of the proof are
+    logged to the run (`onnxserve.parity.…`). The reference data, or the example if there are none, is logged as a
+    dataset input of the run.
 
     Args:
         model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
