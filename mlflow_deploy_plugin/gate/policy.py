@@ -236,10 +236,8 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
     if file is not None:
         try:
             policy = parse_policy(file.read_text(), f"the policy {file}")
-        except FileNotFoundError:
-            raise InvalidConfig(f"the policy {file} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidConfig(f"the policy {file} cannot be read: {error}") from None
+            raise InvalidConfig(f"the policy {file} cannot be read: {getattr(error, 'strerror', error)}") from None
         return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
     if own is not None:
         return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
