@@ -118,10 +118,8 @@ Report = Callable[[BatchProgress], None]
 def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
     """Predict every part of the input that has no output file yet. `report` is called several times per second.
 
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: the model or the input is not available.
-        AlreadyExists: the output belongs to another batch.
-        OnnxserveError: a part failed. The message contains the file and the row. The same call continues the batch.
+    Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output belongs to another batch, and
+    OnnxserveError with the file and the row if a part failed. The same call then continues the batch.
     """
     plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
