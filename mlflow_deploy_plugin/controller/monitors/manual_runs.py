@@ -206,9 +206,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     function ends after a failed attempt: the window is stored, and the next call retries it. If the pause after the
     attempt is not over, the call yields the unjudged window, so that the second pod of a Job does not report success.
 
-    Raises:
-        NotFound: the endpoint is not in the store, or does not have this monitor.
-        OnnxserveError: the log cannot be read.
+    Raises NotFound if the endpoint or its monitor is not in the store, and OnnxserveError if the log cannot be read.
     """
     stored = deployments.store.endpoint(monitor.endpoint)
     if stored is None:
