@@ -72,11 +72,8 @@ class Deployments:
 
         The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
 
-        Raises:
-            AlreadyExists: the name is taken.
-            NotFound / RegistryUnavailable: the model does not exist, or MLflow does not answer.
-            InvalidConfig: a name or a field of `config` is invalid.
-            DeploymentFailed: the server did not become ready, and the deployment was removed.
+        Raises AlreadyExists, NotFound, RegistryUnavailable, InvalidConfig if a name or a field of `config` is invalid,
+        and DeploymentFailed if the server did not become ready, after the deployment was removed.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
