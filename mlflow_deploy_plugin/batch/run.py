@@ -210,10 +210,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Limit the threads of libraries, and hide tracebacks of refused rows, whose error messages contain the reason.
-
-    Libraries of pyfuncs (torch, boosters) read OMP_NUM_THREADS when they are loaded, and use all cores without it.
-    """
+    """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the tracebacks of refused rows."""
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     logging.getLogger("mlflow_deploy_plugin.pyfunc.scorer").setLevel(logging.CRITICAL)
