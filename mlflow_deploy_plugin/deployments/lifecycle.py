@@ -94,11 +94,7 @@ class Deployments:
         return self.add(endpoint, name, model_uri, config)
 
     def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
-        """Change a deployment. Its server is started if it is not running.
-
-        Raises NotFound, InvalidConfig like `create`, and DeploymentFailed if the change cannot be served, after the
-        state before the change has been restored.
-        """
+        """Change a deployment, and start its server. Raises like `create`. A change that cannot be served is undone."""
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
         self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)
