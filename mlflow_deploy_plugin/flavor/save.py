@@ -155,7 +155,7 @@ def log_model(
         await_registration_for: seconds to wait until the new version is ready; 0 or None: no wait.
         metadata: entries for `metadata` in the MLmodel file.
         conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
-        pip_requirements: the requirements; default: those of a server of this model.
+        pip_requirements: the requirements; default: the requirements of a server of this model.
         extra_pip_requirements: requirements in addition to the default ones.
         code_paths: Python files or folders that the model imports; they are copied into the artifact.
         params: parameters of the logged model.
@@ -233,7 +233,7 @@ def log_model(
 
 
 def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
-    """Log a wrapped model to MLflow, with its parity metrics. The options are those of `log_flavor`."""
+    """Log a wrapped model to MLflow, with its parity metrics. The options are as in `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
@@ -268,13 +268,8 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and of MLflow's download.
-
-    Args:
-        model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a folder.
-        device: "cpu", "cuda" or "tensorrt".
-        intra_op_num_threads: the threads of one run of the graph.
-    """
+    """Load a saved model into this process from any MLflow model URI, such as models:/flight-delay@champion, or a
+    folder. Raises the errors of `OnnxModel.load` and of MLflow's download."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
