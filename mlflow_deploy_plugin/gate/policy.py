@@ -279,13 +279,8 @@ def require_mlflow_artifact(dataset: str) -> None:
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a process that judges a version. A server that judges for clients has fewer permissions.
-
-    Attributes:
-        code: True to load versions without an ONNX form, which runs their code.
-        files: True to read the policy's dataset from any file or URL. Otherwise, the dataset must be an artifact that
-            MLflow serves to its clients.
-    """
+    """The permissions of a process that judges a version. With `code`, it may load versions without an ONNX form, which
+    runs their code. With `files`, it may read datasets that are not artifacts of MLflow."""
 
     code: bool = True
     files: bool = True
