@@ -94,11 +94,9 @@ def export(
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
         progress: called with a message when the tflite converter is installed, or for a file of one row per call.
 
-    Raises:
-        AlreadyExists: the path exists.
-        ConversionError: the version has no ONNX form, or the format cannot be written.
-        ParityError: the predictions of the export differ; no file is written.
-        InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be loaded.
+    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
+    if the predictions of the export differ, and InvalidConfig, NotFound or RegistryUnavailable if the version or the
+    rows cannot be loaded. No file is written then.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
