@@ -164,11 +164,8 @@ def log_model(
         step: the training step to which the logged model belongs.
         model_id: the logged model that receives the files; default: a new logged model.
 
-    Raises:
-        ConversionError: a part of the model cannot be converted; the message names this part.
-        ParityError: the ONNX form gives other answers; the message contains the worst rows.
-        InvalidConfig: an argument is invalid; the message names the argument.
-        NotInstalled: `explain` is set, and shap or matplotlib is not installed.
+    Raises ConversionError if a part of the model cannot be converted, ParityError with the worst rows if the ONNX form
+    gives other answers, InvalidConfig, and NotInstalled if `explain` needs shap or matplotlib.
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
