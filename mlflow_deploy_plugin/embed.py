@@ -51,7 +51,21 @@ def wsgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> WsgiApp:
-    """Return a WSGI application that serves the model. The arguments and errors are as in `asgi_app`."""
+    """Return a WSGI application that serves the model. The function returns once the model is loaded (docs/embed.md).
+
+    Call the function after a fork, in the process that serves. The model ends with `close()` or with the process.
+
+    Args:
+        model_uri: as in `onnxserve serve -m`.
+        name: the endpoint's name in metrics, the inference log and paths; None for the model's name.
+        config: fields of the endpoint's spec by their dotted names, such as `{"capture.fraction": 0.1}`.
+        follow: True to follow a stage or alias; False to resolve it once.
+        state_dir: the folder of this process; None for the first free folder of the endpoint in ONNXSERVE_HOME.
+        wait_seconds: the time limit for the registry and the load.
+
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
+    model cannot be resolved, downloaded or loaded.
+    """
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
 

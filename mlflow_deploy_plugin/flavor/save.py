@@ -71,10 +71,27 @@ def save_model(
     """Convert `model` to ONNX, check that the predictions are the same, and save the ONNX model to the folder `path`.
 
     Args:
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
         path: a folder that does not exist or is empty.
+        signature: MLflow's signature; default: names, order and types are inferred from the example.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
+            proof and the reference; the first five are saved as MLflow's input example.
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or "predict_proba".
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
+        parity_data: additional real rows for the proof.
+        reference_data: rows with which drift monitors compare traffic; default: the example.
+        event_time: the time of each row of the reference: the name of a column, or one time per row.
         mlflow_model: the MLmodel to which the flavor is added; default: a new one.
+        metadata: entries for `metadata` in the MLmodel file.
+        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        pip_requirements: the requirements; default: those of a server of this model.
+        extra_pip_requirements: requirements in addition to the default ones.
+        code_paths: Python files or folders that the model imports; they are copied into the artifact.
 
-    The other arguments are as in `log_model`. Raises ConversionError, ParityError and InvalidConfig like `log_model`.
+    Raises:
+        ConversionError: a part of the model cannot be converted; the message names this part.
+        ParityError: the ONNX form gives other answers; the message contains the worst rows.
+        InvalidConfig: an argument is invalid; the message names the argument.
     """
     model = load_file(model)
     try:
@@ -130,10 +147,10 @@ def log_model(
 ) -> ModelInfo:
     """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name` is set.
 
-    The model is converted and compared; it is logged only if both steps succeed. The parity state is set as the tag
-    `onnxserve.parity` of the active run, the logged model and the registered version. The metrics of the proof are
-    logged to the run (`onnxserve.parity.…`). The reference data, or the example if there are none, is logged as a
-    dataset input of the run.
+    The model is converted and compared as in `save_model`, with the same arguments and errors; it is logged only if
+    both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
+    the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
+    or the example if there are none, is logged as a dataset input of the run.
 
     Args:
         model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
@@ -155,7 +172,7 @@ def log_model(
         await_registration_for: seconds to wait until the new version is ready; 0 or None: no wait.
         metadata: entries for `metadata` in the MLmodel file.
         conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
-        pip_requirements: the requirements; default: the requirements of a server of this model.
+        pip_requirements: the requirements; default: those of a server of this model.
         extra_pip_requirements: requirements in addition to the default ones.
         code_paths: Python files or folders that the model imports; they are copied into the artifact.
         params: parameters of the logged model.
@@ -164,8 +181,8 @@ def log_model(
         step: the training step to which the logged model belongs.
         model_id: the logged model that receives the files; default: a new logged model.
 
-    Raises ConversionError if a part of the model cannot be converted, ParityError with the worst rows if the ONNX form
-    gives other answers, InvalidConfig, and NotInstalled if `explain` needs shap or matplotlib.
+    Raises:
+        NotInstalled: `explain` is set, and shap or matplotlib is not installed.
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
@@ -230,7 +247,7 @@ def log_model(
 
 
 def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
-    """Log a wrapped model to MLflow, with its parity metrics. The options are as in `log_flavor`."""
+    """Log a wrapped model to MLflow, with its parity metrics. The options are those of `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
@@ -265,8 +282,13 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model into this process from any MLflow model URI, such as models:/flight-delay@champion, or a
-    folder. Raises the errors of `OnnxModel.load` and of MLflow's download."""
+    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and of MLflow's download.
+
+    Args:
+        model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a folder.
+        device: "cpu", "cuda" or "tensorrt".
+        intra_op_num_threads: the threads of one run of the graph.
+    """
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
