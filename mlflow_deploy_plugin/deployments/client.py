@@ -122,7 +122,11 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
-        """Delete the deployment after its open requests. MLflow requires that a missing deployment is not an error."""
+        """Delete the deployment after its open requests are completed.
+
+        MLflow requires that a missing deployment is not an error. `mlflow deployments delete` then still prints "is
+        deleted", so a line on standard error lists the existing deployments.
+        """
         with _deployments(self._target) as deployments:
             if config:
                 raise InvalidConfig(f"delete does not accept a config (got {next(iter(config))!r})")
