@@ -266,10 +266,7 @@ def run_files(
     texts of both files. If both files have event times, the rows are one window, which is compared with windows of the
     same length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
 
-    Args:
-        rows / reference: Parquet or CSV, as a path or any URI that MLflow can fetch. Above a million rows, a sample is
-            used.
-        bounds: the arguments of `SelectedMonitor.with_bounds`.
+    `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a sample is used.
 
     Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has no rows or `name` is not a valid
     endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
