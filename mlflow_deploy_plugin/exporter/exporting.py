@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -196,8 +196,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort, "cpu", 0)
     options.optimized_model_filepath = str(target)
     # The level "all" would add memory layouts that are specific to this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
