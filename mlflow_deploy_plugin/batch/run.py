@@ -118,10 +118,8 @@ Report = Callable[[BatchProgress], None]
 def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
     """Predict every part of the input that has no output file yet. `report` is called several times per second.
 
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: the model or the input is not available.
-        AlreadyExists: the output belongs to another batch.
-        OnnxserveError: a part failed. The message contains the file and the row. The same call continues the batch.
+    Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output belongs to another batch, and
+    OnnxserveError with the file and the row if a part failed. The same call then continues the batch.
     """
     plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
@@ -212,10 +210,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Limit the threads of libraries, and hide tracebacks of refused rows, whose error messages contain the reason.
-
-    Libraries of pyfuncs (torch, boosters) read OMP_NUM_THREADS when they are loaded, and use all cores without it.
-    """
+    """Limit the threads of libraries of pyfuncs (torch, boosters), and hide the tracebacks of refused rows."""
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     logging.getLogger("mlflow_deploy_plugin.pyfunc.scorer").setLevel(logging.CRITICAL)

@@ -1,16 +1,15 @@
 """`onnxserve log …`: query, count, compact and expire captured rows."""
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, cast
 
 import click
-import orjson
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     printable,
     show_lines,
+    show_result,
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -186,12 +186,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         older = f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint of this name"
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
-    if output == "json":
-        by_hour = {moment.isoformat(): rows for moment, rows in figures.by_hour.items()}
-        document = {**dataclasses.asdict(figures), "by_hour": by_hour}
-        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
-    else:
-        show_lines(stats_lines(figures, opened.location.shown))
+    show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
     _warn_of_unreadable(opened)
 
 
@@ -356,5 +351,4 @@ def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
 
 
 def _time(moment: datetime) -> str:
-    form = "%Y-%m-%d %H:%M:%S.%f" if moment.microsecond else "%Y-%m-%d %H:%M:%S"
-    return moment.strftime(form).rstrip("0") if moment.microsecond else moment.strftime(form)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")

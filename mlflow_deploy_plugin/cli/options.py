@@ -98,8 +98,6 @@ def read_spec_file(path: Path) -> str:
     """Return the text of a spec; raise InvalidConfig if it cannot be read."""
     try:
         return path.read_text()
-    except FileNotFoundError:
-        raise InvalidConfig(f"the spec {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None

@@ -31,11 +31,8 @@ Array = npt.NDArray[Any]
 
 
 def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
-    """Return the JSON body of `/invocations` for rows and params as in `Client.predict`.
-
-    A mapping in one of MLflow's forms is sent in that form. Numbers keep all digits; NaN, NaT and None become null.
-    Raises InvalidRequest if the rows have an unknown type, or contain a value that JSON cannot represent.
-    """
+    """Return the JSON body of `/invocations` for rows and params as in `Client.predict`. NaN and NaT become null.
+    Raises InvalidRequest if the rows have an unknown type, or contain a value that JSON cannot represent."""
     return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
 
 

@@ -82,10 +82,7 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """Return the version that answers requests. If no server runs, return the version that a server would serve.
-
-    Raises InvalidConfig as `served_model`, and NotFound or RegistryUnavailable if the version is unknown.
-    """
+    """Return the version that answers or, without a server, that a server would serve. Raises like `served_model`."""
     spec = observed.endpoint.spec
     main = main_variant(spec)
     return take_snapshot(observed).versions.get(main) or resolve(spec.variants[main].model).version

@@ -72,11 +72,8 @@ class Deployments:
 
         The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
 
-        Raises:
-            AlreadyExists: the name is taken.
-            NotFound / RegistryUnavailable: the model does not exist, or MLflow does not answer.
-            InvalidConfig: a name or a field of `config` is invalid.
-            DeploymentFailed: the server did not become ready, and the deployment was removed.
+        Raises AlreadyExists, NotFound, RegistryUnavailable, InvalidConfig if a name or a field of `config` is invalid,
+        and DeploymentFailed if the server did not become ready, after the deployment was removed.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
@@ -97,11 +94,7 @@ class Deployments:
         return self.add(endpoint, name, model_uri, config)
 
     def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
-        """Change a deployment. Its server is started if it is not running.
-
-        Raises NotFound, InvalidConfig like `create`, and DeploymentFailed if the change cannot be served, after the
-        state before the change has been restored.
-        """
+        """Change a deployment, and start its server. Raises like `create`. A change that cannot be served is undone."""
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
         self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)

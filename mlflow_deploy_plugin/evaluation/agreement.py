@@ -58,13 +58,9 @@ def compare_with_base(
     metric: MetricName | None = None,
     base_outputs: Mapping[str, Array] | None = None,
 ) -> Agreement:
-    """Compare a form with its base on the same rows.
+    """Compare a form with its base on the same rows, [N, …] by column or tensor, and the labels `truth`, [N].
 
-    Args:
-        rows: arrays, [N, …], by column or tensor.
-        truth: the labels, [N]; None to compare only the answers.
-        metric: by default accuracy for labels, rmse for numbers.
-        base_outputs: the outputs of the base, if already computed.
+    `metric` is accuracy for labels and rmse for numbers by default. `base_outputs` are known outputs of the base.
 
     Raises InvalidConfig if the metric does not fit the answers or the shapes differ from the base, and SchemaMismatch
     or InferenceError if a model rejects the rows.

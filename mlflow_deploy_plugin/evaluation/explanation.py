@@ -208,10 +208,8 @@ def explain(
         log: True to log the explanation to the version's run, under `explain/`.
         progress: called with a line before each long step.
 
-    Raises:
-        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are images.
-        NotInstalled: shap is missing, or matplotlib for the plots.
-        InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as in `robustness`.
+    Raises InvalidRequest or InvalidArtifact if the model has no ONNX form or its inputs are images, NotInstalled if
+    shap is missing, and like `robustness`.
     """
     require_shap()
     if log:

@@ -49,18 +49,13 @@ _LINEAGE = (tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_
 
 
 @dataclass(frozen=True)
-class Source:
-    """The place of a fact. `url` is empty if MLflow has no pages, or for an event if MLflow's server has no console."""
-
-    kind: Literal["registry", "run", "tag", "event"]
-    name: str
-    url: str = ""
-
-
-@dataclass(frozen=True)
 class Statement:
+    """A sentence with the name and the page of its source. `url` is empty if MLflow's server does not have the page."""
+
     text: str
-    source: Source
+    kind: Literal["registry", "run", "tag", "event"]
+    source: str
+    url: str
 
 
 Statements = Iterator[Statement]
@@ -106,17 +101,16 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
             with registry_errors(f"the {section} of {record.uri}"):
                 statements.extend(getattr(facts, section)())
         except MALFORMED as error:  # A user may have written the tags and the files of a run.
-            text = f"A record about {section} cannot be understood: {type(error).__name__}: {one_line(error, 200)}"
-            statements.append(facts.in_registry(text))
+            statements.append(facts.in_registry(f"A record about {section} cannot be understood: {error!r}"))
         if not statements:
             command = remedy.format(quote(record.uri), f"{quote(record.name)} {record.version}")
             statements.append(facts.in_registry(f"No record about {section} exists; {command} creates a record"))
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
-def _statement(text: str, kind: Literal["registry", "run", "tag", "event"], name: str, url: str) -> Statement:
+def _statement(text: str, kind: Literal["registry", "run", "tag", "event"], source: str, url: str) -> Statement:
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
-    return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", Source(kind, name, shown))
+    return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", kind, source, shown)
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
@@ -203,12 +197,10 @@ class _Facts:
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
     def data(self) -> Statements:
-        run = self.record.run
-        inputs = registry_client().get_run(run.run_id).inputs.dataset_inputs if run else []
-        profiles = {entry.dataset.name: json.loads(entry.dataset.profile or "{}") for entry in inputs}
+        of_run = self.record.run.datasets if self.record.run else {}
         for name, digest in self.record.datasets.items():
-            rows, state = profiles.get(name, {}).get("num_rows"), self.in_run if name in profiles else self.in_registry
-            yield state(f"The dataset {name} has the digest {digest}{f' and {rows} rows' if rows else ''}")
+            state = self.in_run if name in of_run else self.in_registry
+            yield state(f"The dataset {name} has the digest {digest}")
 
     def parity(self) -> Statements:
         yield from self.in_tags(tags.FALLBACK_TAG)

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -94,11 +94,9 @@ def export(
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
         progress: called with a message when the tflite converter is installed, or for a file of one row per call.
 
-    Raises:
-        AlreadyExists: the path exists.
-        ConversionError: the version has no ONNX form, or the format cannot be written.
-        ParityError: the predictions of the export differ; no file is written.
-        InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be loaded.
+    Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
+    if the predictions of the export differ, and InvalidConfig, NotFound or RegistryUnavailable if the version or the
+    rows cannot be loaded. No file is written then.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
@@ -198,8 +196,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort, "cpu", 0)
     options.optimized_model_filepath = str(target)
     # The level "all" would add memory layouts that are specific to this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

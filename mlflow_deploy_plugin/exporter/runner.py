@@ -65,12 +65,8 @@ class Model:
     def predict(self, rows: Any) -> Any:
         """Return the predictions of the model: an array whose first axis is the rows, or several arrays by output name.
 
-        Args:
-            rows: a DataFrame, a dict of columns or tensors, a list of records, a record, or an array (the columns in
-                order, or a single tensor).
-
-        Raises:
-            ValueError: a column is missing or has values of another type.
+        `rows` are a DataFrame, a dict of columns or tensors, a list of records, a record, or an array (the columns in
+        order, or a single tensor). Raises ValueError if a column is missing or has values of another type.
         """
         outputs, names = self.outputs(rows), self._known["prediction"]
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}

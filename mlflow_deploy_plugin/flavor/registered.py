@@ -124,12 +124,9 @@ def wrap_registered(
         dry_run: True to convert and compare without registering a version.
         progress: a function that is called with a line of text before each long step.
 
-    Raises:
-        ConversionError, ParityError: as in `log_model`, with a one-line message; or the files cannot be loaded.
-        InvalidConfig: an argument is invalid, there are no rows, or the model is wrapped already.
-        InvalidArtifact: there is no model at `model_uri`.
-        CodeRefused: a joblib or pickle file without `allow_pickle`.
-        NotFound, RegistryUnavailable: the model does not exist, or the registry does not answer.
+    Raises ConversionError and ParityError like `log_model`, InvalidConfig if an argument is invalid, there are no rows
+    or the model is wrapped already, InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
+    without `allow_pickle`, NotFound, and RegistryUnavailable.
     """
     check_new_name(register or "")
     path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages

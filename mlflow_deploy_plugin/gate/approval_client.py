@@ -52,10 +52,7 @@ def listed_requests(model: str = "") -> list[ListedRequest]:
 def send_decision(
     action: Literal["request", "approve", "decline"], model: str, version: str, to: str, why: str = "", report: str = ""
 ) -> ListedRequest:
-    """Request, approve or decline a promotion as this user. `report` is the SHA-256 of the report that the user saw.
-
-    Raises the server's error, InvalidConfig if MLflow is not a server with onnxserve, and RegistryUnavailable.
-    """
+    """Request, approve or decline a promotion. `report` is the SHA-256 that the user saw. Raises the server's error."""
     document = {"action": action, "model": model, "version": version, "to": to, "why": why, "report": report}
     return ListedRequest.model_validate(_call("POST", {}, document))
 

@@ -236,10 +236,8 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
     if file is not None:
         try:
             policy = parse_policy(file.read_text(), f"the policy {file}")
-        except FileNotFoundError:
-            raise InvalidConfig(f"the policy {file} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidConfig(f"the policy {file} cannot be read: {error}") from None
+            raise InvalidConfig(f"the policy {file} cannot be read: {getattr(error, 'strerror', error)}") from None
         return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
     if own is not None:
         return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
@@ -281,13 +279,8 @@ def require_mlflow_artifact(dataset: str) -> None:
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a process that judges a version. A server that judges for clients has fewer permissions.
-
-    Attributes:
-        code: True to load versions without an ONNX form, which runs their code.
-        files: True to read the policy's dataset from any file or URL. Otherwise, the dataset must be an artifact that
-            MLflow serves to its clients.
-    """
+    """The permissions of a process that judges a version. With `code`, it may load versions without an ONNX form, which
+    runs their code. With `files`, it may read datasets that are not artifacts of MLflow."""
 
     code: bool = True
     files: bool = True

@@ -104,13 +104,9 @@ def promote(
         allowed / original: see `gate.judge.judge`.
         is_request: only run the gate, because people must approve the promotion before the version is moved.
 
-    Raises:
-        CodeRefused: see `gate.judge.judge`.
-        GateRefused: the version failed the gate (the message lists the failures), was rolled back without `force`, or
-            lacks approvals.
-        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, `is_request` is set but no
-            approvals are required, or MLflow refuses the move.
-        NotFound, RegistryUnavailable, StoreUnavailable: the version does not exist, or MLflow or the store fails.
+    Raises GateRefused if the version failed the gate, was rolled back without `force` or lacks approvals, InvalidConfig
+    if an argument or the policy is not valid or MLflow refuses the move, CodeRefused (see `gate.judge.judge`),
+    NotFound, RegistryUnavailable, and StoreUnavailable.
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")

@@ -65,13 +65,7 @@ def planned_image(
 ) -> Iterator[ImagePlan]:
     """Resolve the model, download it unless `follow` is set, and yield the plan. The download is removed at the end.
 
-    Args:
-        model_uri: as in `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
-        device: for any device but cpu, the image contains the CUDA libraries.
-        follow: do not include the model; the running server follows `model_uri`.
-        base_image: the base of the server's image, with Python 3.11 or newer; by default python:3.11-slim-bookworm.
-        server_image: an existing server image to use instead of an image built from this installation.
-        platform: as in `docker build`, e.g. linux/amd64; the default is the platform of the engine.
+    The arguments are the options of `onnxserve build-docker`. For any device but cpu, the image contains CUDA.
 
     Raises InvalidConfig if the options conflict or `follow` is used with a URI that cannot move, ModelError if the
     model has no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.

@@ -64,10 +64,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 
 
 def image_sbom(name: str) -> bytes:
-    """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
-
-    A container without a network lists the packages. Raises BuildFailed if the image cannot run or is not of onnxserve.
-    """
+    """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
     return _docker("run", *rights, name, *lister, what=f"the packages of {name} cannot be listed").encode()

@@ -174,11 +174,8 @@ def optimize(
         raises: False to return a form that is refused, with its figures, instead of raising the first two errors.
         progress: a function that receives one line per step.
 
-    Raises:
-        ParityError: the form loses more than `max_loss`.
-        ConversionError: the form cannot be created; the message contains the reason.
-        InvalidConfig: an argument is invalid, or there are too few rows.
-        NotFound, RegistryUnavailable: see `resolve`.
+    Raises ParityError if the form loses more than `max_loss`, ConversionError if it cannot be created, InvalidConfig if
+    an argument is invalid or there are too few rows, and like `resolve`.
     """
     if auto and (int8 or fp16 or prune is not None):
         raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")

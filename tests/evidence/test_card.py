@@ -159,17 +159,16 @@ def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: 
     events = {f"{event['action']} {event['at']}" for event in map(json.loads, trail)}
     pages = {}
     for section, statement in statements(recorded.card):
-        source = statement.source
-        pages[source.url] = section
-        if source.kind == "run":
-            run_id, _, file = source.name.partition("/")
-            assert f"/runs/{run_id}" in source.url
+        pages[statement.url] = section
+        if statement.kind == "run":
+            run_id, _, file = statement.source.partition("/")
+            assert f"/runs/{run_id}" in statement.url
             folder = file.rpartition("/")[0] or None
             assert not file or file in {entry.path for entry in client.list_artifacts(run_id, folder)}, statement
-        elif source.kind == "registry":
-            assert source.name == "models:/toy/1"
+        elif statement.kind == "registry":
+            assert statement.source == "models:/toy/1"
         else:
-            assert source.name in (tags if source.kind == "tag" else events), statement
+            assert statement.source in (tags if statement.kind == "tag" else events), statement
     assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
 
 
@@ -181,7 +180,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "purpose"), "Predicts toys")
     assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
     (dataset,) = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
-    assert mentions(texts(card, "data"), dataset.dataset.digest, "400 rows")
+    assert mentions(texts(card, "data"), dataset.dataset.digest)
     assert mentions(texts(card, "parity"), "proven", "probabilities")
     assert mentions(texts(card, "gate"), "passed", "evaluation", "budget")
     assert mentions(texts(card, "robustness"), "noise", "1.0", "600 rows")
@@ -205,7 +204,7 @@ def test_a_bare_version_lists_the_missing_records_and_the_commands_that_create_t
         "monitors": "onnxserve monitor add",
     }.items():
         assert mentions(texts(card, section), section, command)
-    assert {statement.source.url for _, statement in statements(card)} == {""}  # A database has no pages.
+    assert {statement.url for _, statement in statements(card)} == {""}  # A database has no pages.
 
 
 def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> None:

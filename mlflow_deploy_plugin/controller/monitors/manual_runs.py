@@ -206,9 +206,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     function ends after a failed attempt: the window is stored, and the next call retries it. If the pause after the
     attempt is not over, the call yields the unjudged window, so that the second pod of a Job does not report success.
 
-    Raises:
-        NotFound: the endpoint is not in the store, or does not have this monitor.
-        OnnxserveError: the log cannot be read.
+    Raises NotFound if the endpoint or its monitor is not in the store, and OnnxserveError if the log cannot be read.
     """
     stored = deployments.store.endpoint(monitor.endpoint)
     if stored is None:
@@ -268,10 +266,7 @@ def run_files(
     texts of both files. If both files have event times, the rows are one window, which is compared with windows of the
     same length in the reference. Otherwise, the rows are compared as independent samples, and a note reports this.
 
-    Args:
-        rows / reference: Parquet or CSV, as a path or any URI that MLflow can fetch. Above a million rows, a sample is
-            used.
-        bounds: the arguments of `SelectedMonitor.with_bounds`.
+    `bounds` are the arguments of `SelectedMonitor.with_bounds`. Above a million rows, a sample is used.
 
     Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has no rows or `name` is not a valid
     endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.

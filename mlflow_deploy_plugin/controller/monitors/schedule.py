@@ -60,10 +60,7 @@ def next_due_window(
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
-    """Return True if the current time is before the endpoint's creation or before the end of a stored window.
-
-    In this case, a clock was wrong, and the monitor judges windows again from the current window on.
-    """
+    """Return True if a wrong clock has stored a time after `now`. The monitor continues from the current window."""
     return (state.made_up_to or endpoint.created_at) > now
 
 

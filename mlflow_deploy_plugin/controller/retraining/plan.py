@@ -30,16 +30,10 @@ TRAINING_FILES = ("data.parquet", "held_out.parquet")
 
 @dataclass(frozen=True)
 class RetrainPlan:
-    """The plan of one retraining.
+    """The plan of one retraining, whose settings are the fields of `RetrainSpec`.
 
-    Attributes:
-        base_version: the model's version that was judged, with which the new version is compared.
-        project / entry_point / mode / parameters / env_manager: the arguments of `mlflow run`.
-        timeout: the maximum duration of the run in seconds.
-        then / steps / step_every: how a version that passes its gate is deployed.
-        min_requests: the number of requests that the new version must answer in each step of its rollout.
-        window: `START/END` of the training rows; empty for the latest complete window of length `every`.
-        actor: the user or controller in the audit trail.
+    `base_version` was judged, and the new version is compared with it. `window` is `START/END` of the training rows, or
+    empty for the latest complete window of length `every`. `timeout` is in seconds.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

@@ -198,10 +198,7 @@ def has_failed(run_id: str) -> bool:
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if the training runs on this machine, without regard to processes that its project has started.
-
-    The training process and its child `mlflow run` are recognized by the run's id among their arguments.
-    """
+    """Return True if the training process or its child `mlflow run` runs here: both have the run's id as argument."""
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
         return True

@@ -72,12 +72,7 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     verdict = gated.verdict
     evaluations = [check for check in verdict.checks if check.name == "evaluation"]
     is_skipped = any(check.state == "skipped" for check in evaluations)
-    measured = {
-        name: float(value)
-        for check in evaluations
-        for name, value in check.figures.items()
-        if isinstance(value, int | float)
-    }
+    measured = {name: value for check in evaluations for name, value in check.figures.items()}
     figures = replace(
         retraining.figures,
         evaluation={**retraining.figures.evaluation, **measured},

@@ -94,10 +94,8 @@ def request_retraining(
     By default, `monitor` is the only monitor with `retrain`, `mode` is the spec's mode, and `window` is the latest
     complete window of the monitor's length that has rows.
 
-    Raises:
-        NotFound / RegistryUnavailable: the endpoint, the monitor or the served version cannot be found.
-        InvalidConfig: no monitor specifies the training, its project is missing, or no registered model is served.
-        AlreadyExists: the model is already being trained, or the endpoint has a live rollout.
+    Raises NotFound, RegistryUnavailable, InvalidConfig if no monitor specifies the training, its project is missing or
+    no registered model is served, and AlreadyExists during a training of the model or a rollout of the endpoint.
     """
     actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)

@@ -72,11 +72,8 @@ def start_rollout(
 
     `before_it_starts` is called after the request was validated. If this call raises, the rollout is not started.
 
-    Raises:
-        NotFound: the endpoint or version does not exist.
-        InvalidConfig: the request is not valid; the message names the valid values.
-        NotReady: the endpoint's server does not answer.
-        AlreadyExists: the endpoint has a live rollout.
+    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the endpoint's server does not answer, and
+    AlreadyExists if the endpoint has a live rollout.
     """
     deployments.store.require_no_rollout(endpoint)  # Check first: during a rollout, `main_variant` fails.
     observed = deployments.get_endpoint(endpoint)

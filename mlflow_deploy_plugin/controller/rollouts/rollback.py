@@ -43,10 +43,8 @@ def rollback(
     `to` is a version, or a model URI if the endpoint follows nothing. If `to` is None, the earlier version or model is
     found. The result has the keys model, from, to, source (of the earlier version) and seconds.
 
-    Raises:
-        NotFound: the endpoint or version does not exist, or the earlier version is unknown.
-        InvalidConfig: several deployments answer, or MLflow rejects the earlier version.
-        DeploymentFailed: the earlier version cannot be served; the newer version is kept in the registry and served.
+    Raises NotFound, InvalidConfig if several deployments answer or MLflow rejects the earlier version, and
+    DeploymentFailed if the earlier version cannot be served; the newer version is then kept in the registry and served.
     """
     by = actor or current_actor()
     begun, store = time.monotonic(), deployments.store

@@ -243,11 +243,7 @@ class KubernetesBackend:
         }
 
     def place(self, name: str) -> str:
-        """Return the UID of the namespace, which is unique among clusters.
-
-        Raises NotReady if the namespace has no Deployment of this name, InvalidConfig if the Deployment belongs to
-        another owner, and DeploymentFailed if the API server does not answer or forbids the request.
-        """
+        """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment."""
         if self._own_deployment(name) is None:
             raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()

@@ -65,10 +65,8 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 
 
 def find(state_dir: Path) -> int | None:
-    """Return the process id of the running supervisor of this state folder. All processes are scanned, because a new
-    supervisor has not written its id yet. Forks have the same command line, but only the supervisor is the leader of
-    its session.
-    """
+    """Return the process id of the running supervisor of this state folder, even if its id is not written yet."""
+    # Forks have the same command line, but only the supervisor is the leader of its session.
     last_arguments = command(state_dir)[-2:]
     return next(_processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None)
 

@@ -15,14 +15,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 
 
 class TargetKind(NamedTuple):
-    """A kind of target.
-
-    Attributes:
-        servers: a noun for help texts.
-        backend: the module and the class of the backend. The module is imported on use, because it may need an SDK. The
-            arguments of the class are the settings and, if the URI has a namespace, the namespace.
-        is_on_this_machine: True if the servers use ports and state folders of this machine.
-    """
+    """A kind of target. `servers` is a noun for help texts. `backend` is the module and the class of the backend, which
+    is imported on use, because it may need an SDK."""
 
     uri: str
     servers: str

@@ -206,11 +206,8 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     A reference without event times has only a total, and no windows. Notes report missing event times and columns.
     `model` and `version` are the version that answered the window's rows.
 
-    Raises:
-        NotFound: the version, the dataset or its rows do not exist.
-        InvalidArtifact: the model has no reference, or the reference cannot be read.
-        InvalidConfig: the reference has none of the columns, or the dataset cannot be read.
-        RegistryUnavailable: MLflow does not answer.
+    Raises NotFound if the version, the dataset or its rows do not exist, InvalidArtifact without a readable reference,
+    InvalidConfig if the dataset cannot be read or the reference has none of the columns, and RegistryUnavailable.
     """
     spec, window = request.spec, request.window
     kind, _, rest = spec.reference.partition(":")

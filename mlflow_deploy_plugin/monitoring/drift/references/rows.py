@@ -166,10 +166,7 @@ def load_datasets(
         known_types: returns the known types of CSV columns. Other CSV columns have the type of the column in a Parquet
             dataset among the `uris`, otherwise the type that is inferred from the texts of all datasets.
 
-    Raises:
-        NotFound: a dataset does not exist.
-        InvalidConfig: a dataset cannot be read, or has several time columns.
-        RegistryUnavailable: the artifact store does not answer.
+    Raises NotFound, InvalidConfig if a dataset cannot be read or has several time columns, and RegistryUnavailable.
     """
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
