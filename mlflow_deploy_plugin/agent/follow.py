@@ -105,9 +105,6 @@ class Follower:
             self._control.settle(self._outcome)
         for fetcher in self.key_fetchers:
             fetcher.assert_file()
-        if self.resolver.finished_polls:  # The first poll imports MLflow, which two threads cannot do at the same time.
-            # The key of a fixed version or of an invalid URI is the URI itself.
-            self.feed.uris = frozenset(ref.uri for ref in self.resolver.models if lookup_key(ref.uri) != ref.uri)
         return self._publish(fatal)
 
     def wait(self, stop: threading.Event) -> None:
@@ -142,6 +139,8 @@ class Follower:
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
                 models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+            # The key of a fixed version or of an invalid URI is the URI itself.
+            self.feed.uris = frozenset(ref.uri for ref in models if lookup_key(ref.uri) != ref.uri)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
