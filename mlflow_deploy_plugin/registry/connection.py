@@ -32,6 +32,7 @@ _SERVICE_SETTINGS = {
 }
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
+_importing = threading.Lock()
 _own_store: ContextVar["MlflowClient | None"] = ContextVar("own_store", default=None)
 _MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
@@ -252,6 +253,12 @@ def import_mlflow_without_pandas() -> None:
             import mlflow  # noqa: F401
 
 
+def _import_mlflow() -> None:
+    """Import MLflow in one thread at a time: with its circular imports, concurrent threads get a _DeadlockError."""
+    with _importing:
+        import mlflow.exceptions  # noqa: F401
+
+
 @contextmanager
 def registry_client_is(client: "MlflowClient") -> Iterator[None]:
     """Make `registry_client` return `client` within the block, for the store in the process of MLflow's server."""
@@ -266,6 +273,7 @@ def registry_client() -> "MlflowClient":
     """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
     if (own := _own_store.get()) is not None:
         return own
+    _import_mlflow()
     import mlflow  # The import takes a second, and a model in a local folder does not need it.
     from mlflow import environment_variables as known
     from mlflow.exceptions import MlflowException
@@ -395,6 +403,7 @@ def ignore_warnings() -> None:
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
     """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
+    _import_mlflow()
     from mlflow.exceptions import MlflowException
 
     try:

@@ -499,3 +499,29 @@ def test_what_a_server_says_that_an_author_names_stands_in_no_error(tmp_path: Pa
             assert raised.value.message.endswith(said)
         finally:
             server.shutdown()
+
+
+CONCURRENT_IMPORTS = """
+import threading, time
+from mlflow_deploy_plugin.registry import registry_client, registry_errors
+
+def name_an_error():
+    with registry_errors("x"):
+        pass
+
+def call(function):
+    try:
+        function()
+    except BaseException as error:
+        print(repr(error))
+
+for function in (registry_client, name_an_error) * 2:
+    threading.Thread(target=call, args=(function,)).start()
+    time.sleep(0.004)
+"""
+
+
+def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
+    """The agent polls several models and follows the change feed from its first second."""
+    done = subprocess.run([sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
