@@ -515,9 +515,12 @@ def call(function):
     except BaseException as error:
         print(repr(error))
 
-for function in (registry_client, name_an_error) * 2:
-    threading.Thread(target=call, args=(function,)).start()
+threads = [threading.Thread(target=call, args=(function,)) for function in (registry_client, name_an_error) * 2]
+for thread in threads:
+    thread.start()
     time.sleep(0.004)
+for thread in threads:
+    thread.join()
 """
 
 
