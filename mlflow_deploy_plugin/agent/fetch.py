@@ -16,14 +16,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address, resolve
 from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.registry.resolution import Resolution, resolve_all
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime import (
     FLAVOR,
@@ -155,8 +154,8 @@ class MlflowRegistry:
 
     cache: ModelCache
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
-        return resolve_all(model_uris)
+    def resolve(self, model_uri: str) -> ResolvedModel:
+        return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         """Fetch and verify a version. A folder on this disk is not copied. Raises as `ModelCache.fetch`."""

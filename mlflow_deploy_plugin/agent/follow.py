@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
-from mlflow_deploy_plugin.registry.resolution import lookup_key
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
 from mlflow_deploy_plugin.statedir.files import (
@@ -139,8 +138,7 @@ class Follower:
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
                 models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-            # The key of a fixed version or of an invalid URI is the URI itself.
-            self.feed.uris = frozenset(ref.uri for ref in models if lookup_key(ref.uri) != ref.uri)
+            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()

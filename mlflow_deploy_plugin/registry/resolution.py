@@ -6,11 +6,11 @@ without an evaluation, another call reads the policy of the model.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -273,30 +273,3 @@ def _not_found_message(uri: ModelURI) -> str:
     unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
     return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
-
-
-def lookup_key(model_uri: str) -> str:
-    """Return the key that groups URIs for a lookup: the registered model of a followed URI, otherwise the URI."""
-    try:
-        uri = parse_model_uri(model_uri)
-    except OnnxserveError:
-        return model_uri
-    return f"models:/{uri.name}" if uri.followed else model_uri
-
-
-def resolve_all(model_uris: Iterable[str]) -> dict[str, Resolution]:
-    """Return the version of each URI, or the error that `resolve` raises.
-
-    If MLflow does not answer, the later URIs of the model get the same error, because each call takes several seconds.
-    """
-    resolutions: dict[str, Resolution] = {}
-    failed: dict[str, RegistryUnavailable] = {}
-    for uri in dict.fromkeys(model_uris):
-        key = lookup_key(uri)
-        try:
-            resolutions[uri] = failed.get(key) or resolve(uri)
-        except OnnxserveError as error:
-            resolutions[uri] = error
-            if isinstance(error, RegistryUnavailable):
-                failed[key] = error
-    return resolutions
