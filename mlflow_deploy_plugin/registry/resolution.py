@@ -81,10 +81,11 @@ class ResolvedModel:
 Resolution = ResolvedModel | OnnxserveError
 
 
-def resolve(model_uri: str) -> ResolvedModel:
+def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedModel:
     """Look up the version that the URI currently selects, with one call to the registry (no call for a folder).
 
-    Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
+    The registry of a registered model is MLflow's client or, in MLflow's server, the store `registry`. Raises
+    InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -112,10 +113,11 @@ def resolve(model_uri: str) -> ResolvedModel:
             )
             return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
         case _:
-            version_info = _find_version(uri)
+            client = registry or registry_client()
+            version_info = _find_version(client, uri)
             if version_info is None:
-                raise NotFound(_not_found_message(uri))
-            return _resolved_version(model_uri, uri, version_info)
+                raise NotFound(_not_found_message(client, uri))
+            return _resolved_version(client, model_uri, uri, version_info)
 
 
 def check_new_name(model: str) -> None:
@@ -144,7 +146,7 @@ def registered_version(model: str, version: str) -> ResolvedModel:
     return resolve(f"models:/{model}/{version}")
 
 
-def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
+def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
         stage="" if info.current_stage == "None" else info.current_stage,
@@ -158,17 +160,17 @@ def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> Re
     )
     version = str(info.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = _gate_status(uri.name, info.tags), info.creation_timestamp or 0
+    gate_status, registered_at = _gate_status(client, uri.name, info.tags), info.creation_timestamp or 0
     return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
 
 
-def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
+def _gate_status(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> GateStatus:
     """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
     status = gate_status_of(tags)
     if status.state != PASSED_WITHOUT_EVALUATION:
         return status
     with registry_errors(f"model {name}"):
-        policy = registry_client().get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
+        policy = client.get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
     if not names_dataset(policy):
         return status
     reason = (
@@ -182,9 +184,8 @@ def _non_empty(**aspects: str | None) -> dict[str, str]:
     return {name: value for name, value in aspects.items() if value}
 
 
-def _find_version(uri: ModelURI) -> "ModelVersion | None":
+def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None":
     """Return the version that the URI selects, or None. Of several versions, return the highest, as in MLflow."""
-    client = registry_client()
     try:
         with registry_errors(f"model {uri.name}"):
             match uri.kind:
@@ -239,14 +240,14 @@ def _quoted(text: str) -> str:
     return f"{quote}{text}{quote}"
 
 
-def _not_found_message(uri: ModelURI) -> str:
+def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
 
     In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
     """
     import mlflow
 
-    client, name = registry_client(), uri.name
+    name = uri.name
     selected = {
         "stage": f"version in stage {_STAGES.get(uri.selector.lower())}",
         "tag": f"version with the tag {uri.selector}",
