@@ -230,13 +230,11 @@ class Follower:
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
         """Return the error that prevents a model of the endpoint from being served. The error's message may be sent to
         callers."""
-        failures = (
-            self._model(spec, variant).failure(variant.model)
-            for variant in spec.variants.values()
-            if self._model(spec, variant).is_settled
-        )
-        failure = next((failure for failure in failures if failure is not None), None)
-        return None if failure is None else type(failure)(redact_addresses(failure.message))
+        for variant in spec.variants.values():
+            model = self._model(spec, variant)
+            if model.is_settled and (failure := model.failure(variant.model)):
+                return type(failure)(redact_addresses(failure.message))
+        return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
         return all(self._model(spec, variant).is_settled for variant in spec.variants.values())
