@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
-_STAGES = {stage.lower(): stage for stage in ("None", "Staging", "Production", "Archived")}
+STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = GateStatus(False, "", "only a registered version can pass a gate")
@@ -114,8 +114,7 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
             return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
         case _:
             client = registry or registry_client()
-            version_info = _find_version(client, uri)
-            if version_info is None:
+            if (version_info := _find_version(client, uri)) is None:
                 raise NotFound(_not_found_message(client, uri))
             return _resolved_version(client, model_uri, uri, version_info)
 
@@ -194,10 +193,10 @@ def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None
                 case "alias":
                     return client.get_model_version_by_alias(uri.name, uri.selector)
                 case "stage":
-                    if uri.selector.lower() not in _STAGES:
+                    if uri.selector.lower() not in STAGES:
                         raise InvalidConfig(
                             f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
-                            f"a stage ({', '.join(_STAGES.values())}); for an alias use "
+                            f"a stage ({', '.join(STAGES.values())}); for an alias use "
                             f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE"
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
@@ -249,7 +248,7 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
 
     name = uri.name
     selected = {
-        "stage": f"version in stage {_STAGES.get(uri.selector.lower())}",
+        "stage": f"version in stage {STAGES.get(uri.selector.lower())}",
         "tag": f"version with the tag {uri.selector}",
         "latest": "version",
     }.get(uri.kind, f"{uri.kind} {uri.selector}")
