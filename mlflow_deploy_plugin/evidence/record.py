@@ -141,7 +141,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
                 return read()
         except (NotFound, RegistryRefused, InvalidArtifact, InvalidConfig) as error:
             missing[part] = error.message
-        except (*MALFORMED, DecodeError) as error:
+        except MALFORMED as error:
             missing[part] = f"the {part} of {uri} cannot be understood: {one_line(error, 200)}"
         return otherwise
 
@@ -208,7 +208,10 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
     if (section := flavors.get(FLAVOR) or flavors.get("onnx")) is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:  # `registry_errors` would attribute an error of google.protobuf to Google's storage.
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     external = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "length"]
     names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(model.graph))
     return {
