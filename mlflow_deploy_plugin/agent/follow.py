@@ -209,8 +209,7 @@ class Follower:
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # The caller of a load command receives the error.
-            if model.previous is None and not has_loaded and not is_commanded:
-                failed = True
+            failed = failed or not (model.previous or has_loaded or is_commanded)
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.
         return failed

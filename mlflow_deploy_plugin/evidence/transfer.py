@@ -88,8 +88,7 @@ class CopiedVersion:
         with store_or_default(None) as trail:
             known = {(old.version, old.after) for old in trail.events(model=model, actions=(action,))}
             if is_new or (version, after) not in known:
-                before = self.copied_from
-                trail.record(action, model=model, version=version, before=before, after=after, detail=detail)
+                trail.record(action, model=model, version=version, before=self.copied_from, after=after, detail=detail)
 
 
 @contextmanager

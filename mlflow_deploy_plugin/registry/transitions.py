@@ -28,7 +28,6 @@ STARTED_AT = "begun"
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
-_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages.
 
 
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
@@ -186,7 +185,7 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
             client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)
-    if uri.selector.capitalize() in _ARCHIVES_OTHERS:
+    if uri.selector.capitalize() in ("Production", "Staging"):  # MLflow archives the same stages.
         # Move the versions one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3).
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.transition_model_version_stage(name, other, "Archived")
