@@ -41,7 +41,7 @@ _log = logging.getLogger("mlflow_deploy_plugin.agent")
 _SHIP_SECONDS = 2.0
 _MOST_KEY_SECONDS = 2.0
 """The maximum time until a server knows a new or a revoked API key."""
-_POLL_THREADS, _FETCH_THREADS = 4, 32
+_POLL_THREADS, _FETCH_THREADS = 8, 32
 _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 _PARENT_END_SECONDS = 2.0

@@ -16,14 +16,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address, resolve
 from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.registry.resolution import Resolution, resolve_all
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime import (
     FLAVOR,
@@ -101,20 +100,19 @@ class ModelCache:
     def received_bytes(self, source: str) -> int:
         """Return the size on this disk of the running download of `source`; 0 if there is no download."""
         walk = os.walk(self._downloads.get(source, ""))  # `walk` skips missing folders, because the download may end.
-        statuses = [_status(Path(folder, name)) for folder, _, names in walk for name in names]
-        return sum(status.st_size for status in statuses if status is not None)
+        return sum(_status(Path(folder, name)).st_size for folder, _, names in walk for name in names)
 
     def prune(self, now: float | None = None) -> None:
         """Delete the models that no server uses, and forget servers whose state folder was deleted."""
         now = time.time() if now is None else now
-        by_age = sorted(self._models.iterdir(), key=_modified_at, reverse=True)
+        by_age = sorted(self._models.iterdir(), key=lambda folder: _status(folder).st_mtime, reverse=True)
         used = set(self._used_models())
         for folder in by_age[_KEPT_LATEST:]:
-            if folder.name not in used and now - _modified_at(folder) > _HOUR:
+            if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
                 _log.info("deleting %s from the cache", folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
         for left_over in self._root.glob("fetching-*"):
-            if now - _modified_at(left_over) > _DAY:
+            if now - _status(left_over).st_mtime > _DAY:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def _used_models(self) -> Iterator[str]:
@@ -155,8 +153,8 @@ class MlflowRegistry:
 
     cache: ModelCache
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
-        return resolve_all(model_uris)
+    def resolve(self, model_uri: str) -> ResolvedModel:
+        return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         """Fetch and verify a version. A folder on this disk is not copied. Raises as `ModelCache.fetch`."""
@@ -216,16 +214,12 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _status(path: Path) -> os.stat_result:
+    """Return the status of a file or folder. If another thread or process has deleted it, all values are 0."""
     try:
         return path.stat()
     except FileNotFoundError:
-        return None
-
-
-def _modified_at(path: Path) -> float:
-    status = _status(path)
-    return 0.0 if status is None else status.st_mtime
+        return os.stat_result([0] * 10)
 
 
 def verify_files(folder: Path) -> str:

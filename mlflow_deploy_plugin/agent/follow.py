@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
-from mlflow_deploy_plugin.registry.resolution import lookup_key
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
 from mlflow_deploy_plugin.statedir.files import (
@@ -139,8 +138,7 @@ class Follower:
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
                 models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-            # The key of a fixed version or of an invalid URI is the URI itself.
-            self.feed.uris = frozenset(ref.uri for ref in models if lookup_key(ref.uri) != ref.uri)
+            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
@@ -211,8 +209,7 @@ class Follower:
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # The caller of a load command receives the error.
-            if model.previous is None and not has_loaded and not is_commanded:
-                failed = True
+            failed = failed or not (model.previous or has_loaded or is_commanded)
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.
         return failed
@@ -232,13 +229,11 @@ class Follower:
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
         """Return the error that prevents a model of the endpoint from being served. The error's message may be sent to
         callers."""
-        failures = (
-            self._model(spec, variant).failure(variant.model)
-            for variant in spec.variants.values()
-            if self._model(spec, variant).is_settled
-        )
-        failure = next((failure for failure in failures if failure is not None), None)
-        return None if failure is None else type(failure)(redact_addresses(failure.message))
+        for variant in spec.variants.values():
+            model = self._model(spec, variant)
+            if model.is_settled and (failure := model.failure(variant.model)):
+                return type(failure)(redact_addresses(failure.message))
+        return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
         return all(self._model(spec, variant).is_settled for variant in spec.variants.values())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, OnnxserveError
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import Resolution
 from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
@@ -35,6 +35,14 @@ class ModelRef(NamedTuple):
 
     uri: str
     require: str = ""
+
+    @property
+    def is_followed(self) -> bool:
+        """True if the URI can select another version later. A poll reports the error of a malformed URI."""
+        try:
+            return parse_model_uri(self.uri).followed
+        except InvalidConfig:
+            return False
 
 
 def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
@@ -81,7 +89,7 @@ class FollowedModel:
     poll_failures: int = 0
     fetch_failures: int = 0
     next_poll: float = 0.0
-    poll: "Future[dict[str, Resolution]] | None" = None
+    poll: "Future[Resolution] | None" = None
     reported: tuple[str, str] = ("", "")
     report: "Future[bool] | None" = None
     report_at: float = 0.0

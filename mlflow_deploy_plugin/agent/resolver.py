@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.registry.change_feed import Selected
-from mlflow_deploy_plugin.registry.resolution import Resolution, lookup_key
+from mlflow_deploy_plugin.registry.resolution import Resolution
 from mlflow_deploy_plugin.registry.tags import GateStatus
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir.models import FetchedVersion
@@ -46,7 +46,7 @@ _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 class Registry(Protocol):
     """The calls from this process to the model registry and the artifact store."""
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
+    def resolve(self, model_uri: str) -> ResolvedModel: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
     def received_bytes(self, resolved: ResolvedModel) -> int: ...
     def report_failure(self, source: str, error: str) -> bool: ...
@@ -122,7 +122,7 @@ class VersionResolver:
 
     def pending(self) -> list["Future[Any]"]:
         polls = [model.poll for model in self.models.values() if model.poll is not None]
-        return [*dict.fromkeys(polls), *(fetch.future for fetch in self._fetches.values())]
+        return [*polls, *(fetch.future for fetch in self._fetches.values())]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Set a new policy, and retry the versions that it permits."""
@@ -152,18 +152,13 @@ class VersionResolver:
                 model.next_poll = 0.0
             else:
                 model.poll, model.next_poll = Future(), NEVER
-                model.poll.set_result({ref.uri: resolution})
+                model.poll.set_result(resolution)
 
     def advance(self) -> None:
-        """Start due polls and fetches, and process results. References to the same registered model share a poll."""
-        now = self.polling.clock()
-        idle = {ref: model for ref, model in self.models.items() if model.poll is None and model.next_poll < NEVER}
-        due = {lookup_key(ref.uri) for ref, model in idle.items() if model.next_poll <= now}
-        for key in sorted(due):
-            polled = {ref: model for ref, model in idle.items() if lookup_key(ref.uri) == key}
-            poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref in polled)))
-            for model in polled.values():
-                model.poll, model.next_poll = poll, NEVER
+        """Start due polls and fetches, and process results."""
+        for ref, model in self.models.items():
+            if model.poll is None and model.next_poll <= self.polling.clock():
+                model.poll, model.next_poll = self.poll_pool.submit(self._resolve, ref.uri), NEVER
         self._finish_polls()
         waiting = [
             (ref, model, model.target)
@@ -184,24 +179,22 @@ class VersionResolver:
             self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.
         self._report_failures()
 
-    def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
+    def _resolve(self, uri: str) -> Resolution:
         try:
-            return self.registry.resolve(uris)
+            return self.registry.resolve(uri)
+        except OnnxserveError as error:
+            return error
         except Exception as error:  # noqa: BLE001 - any error of the poll is logged, and the version is kept
-            _log.exception("the poll of %s failed", ", ".join(uris))
-            return dict.fromkeys(uris, RegistryUnavailable(f"the poll of {uris[0]} failed: {type(error).__name__}"))
+            _log.exception("the poll of %s failed", uri)
+            return RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
 
     def _finish_polls(self) -> None:
-        pauses: dict[tuple[int, bool], float] = {}
         for ref, model in self.models.items():
-            poll, now = model.poll, self.polling.clock()
-            if poll is None or not poll.done():
+            if model.poll is None or not model.poll.done():
                 continue
-            is_covered = ref.uri in self.covered
-            pause = pauses.setdefault((id(poll), is_covered), self.polling.pause(0, is_covered))
-            is_wanted_again = model.next_poll < NEVER
-            resolution = poll.result()[ref.uri]
-            model.poll, model.next_poll = None, now + pause
+            now, is_wanted_again, resolution = self.polling.clock(), model.next_poll < NEVER, model.poll.result()
+            model.poll, model.next_poll = None, now + self.polling.pause(0, ref.uri in self.covered)
+            self.finished_polls += 1
             if isinstance(resolution, ResolvedModel):
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
                 if model.rejection is not None and model.rejection.cause == "gate":
@@ -222,7 +215,6 @@ class VersionResolver:
                     model.next_poll = now + self.polling.pause(model.poll_failures)
             if is_wanted_again:
                 model.next_poll = 0.0
-        self.finished_polls += len(pauses)
 
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
         """Start a fetch of the target as soon as possible. Return False if the target is served or rejected."""

@@ -153,7 +153,7 @@ class _Facts:
         if gate := self.record.gate:
             for check in (check for check in gate.checks if check.name in (names or check.name)):
                 text = f"The gate's check {check.name} is {check.state}: {check.reason}"
-                yield _statement(text, "run", f"{gate.run_id}/{tags.GATE_REPORT_FILE}", gate.report)
+                yield _statement(text, "run", f"{gate.run_id}/{tags.GATE_REPORT_FILE}", gate.status.report)
 
     def measured(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about another version."""

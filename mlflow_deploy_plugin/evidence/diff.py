@@ -50,8 +50,7 @@ class VersionDiff:
 
 def diff_versions(before: str, after: str) -> VersionDiff:
     """Compare the versions that two URIs select, with MLflow's client. Raises like `compare` and `read_record`."""
-    records = read_record(before), read_record(after)
-    diff = compare(*records)
+    diff = compare(read_record(before), read_record(after))
     return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from onnx import GraphProto, NodeProto
 
-_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
+REPORT_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
 _T = TypeVar("_T")
 FetchFile = Callable[[str, Path, str], Path]
@@ -57,12 +57,11 @@ class RecordedRun:
 class GateEvidence:
     """A verdict of the gate on the version `judged` (models:/X/7), which may be the original of a copy.
 
-    `report` is the URL of the report or RUN_ID/gate_report.html. `checks` is empty if the report cannot be read.
+    `run_id` is the run with the report. `checks` is empty if the report cannot be read.
     """
 
     judged: str
     status: tags.GateStatus
-    report: str
     run_id: str
     checks: tuple[CheckResult, ...] = ()
 
@@ -149,7 +148,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
     with registry_errors(uri), temporary_folder("onnxserve-record-") as folder:
         entry: ModelVersion = client.get_model_version(name, version)
         file = partial(fetch_file, client.get_model_version_download_uri(name, version), folder)
-        original = attempt("original", partial(_original, entry, client), entry)
+        original = attempt("original", partial(original_of, entry, client), entry)
         mlmodel: Mapping[str, Any] = attempt("model", lambda: read_mlmodel(file(MLMODEL).parent), {})
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
         gate = attempt("gate", partial(_gate, entry if tags.GATE_TAG in entry.tags else original), None)
@@ -183,11 +182,11 @@ def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _original(entry: "ModelVersion", client: Any) -> "ModelVersion":
+def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
     """Return the version from which MLflow copied this version, or the version itself. Raises NotFound."""
     source = parse_model_uri(str(entry.source))
     is_copy = source.kind == "version"
-    return _original(client.get_model_version(source.name, source.selector), client) if is_copy else entry
+    return original_of(client.get_model_version(source.name, source.selector), client) if is_copy else entry
 
 
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
@@ -211,7 +210,7 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
     path = file(str(section["data"]))
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
+    except DecodeError as error:  # `registry_errors` would attribute an error of google.protobuf to Google's storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     external = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "length"]
     names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(model.graph))
@@ -241,8 +240,8 @@ def _training_run(run_id: str, client: Any) -> RecordedRun:
 def _gate(entry: "ModelVersion") -> GateEvidence:
     if tags.GATE_TAG not in entry.tags:
         raise NotFound(f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`")
-    status, run = tags.gate_status_of(entry.tags), _RUN.search(entry.tags.get(tags.GATE_REPORT_TAG, ""))
-    return GateEvidence(_uri(entry), status, status.report, run[1] if run else "")
+    status = tags.gate_status_of(entry.tags)
+    return GateEvidence(_uri(entry), status, next(iter(REPORT_RUN.findall(status.report)), ""))
 
 
 def _with_checks(gate: GateEvidence, client: Any, fetch_file: FetchFile, folder: Path) -> GateEvidence:

@@ -23,13 +23,13 @@ from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.utils import credentials
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
+from mlflow_deploy_plugin.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.gate.promotion import Promotion
 from mlflow_deploy_plugin.gate.run import JSON, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     all_versions,
     check_new_name,
-    parse_model_uri,
     redact_credentials,
     registered_version,
     registry_address,
@@ -50,7 +50,6 @@ _KEPT_TAGS = (
 )
 _FILES_TAG, _RUN_TAG, _GATE_TAG = "onnxserve.copied_files", "onnxserve.copied_run", "onnxserve.copied_gate"
 """The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
-_REPORT_RUN = re.compile(rf"(?:^|/runs/)(\w+)/(?:artifacts/)?{re.escape(tags.GATE_REPORT_FILE)}")
 _OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
 _OF_SOURCE = re.compile(r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)")
 """The environment variables of the source, such as its credentials, which do not apply to the target."""
@@ -89,8 +88,7 @@ class CopiedVersion:
         with store_or_default(None) as trail:
             known = {(old.version, old.after) for old in trail.events(model=model, actions=(action,))}
             if is_new or (version, after) not in known:
-                before = self.copied_from
-                trail.record(action, model=model, version=version, before=before, after=after, detail=detail)
+                trail.record(action, model=model, version=version, before=self.copied_from, after=after, detail=detail)
 
 
 @contextmanager
@@ -167,8 +165,7 @@ def _read_source(model: str, version: str) -> _Source:
     with registry_errors(resolved.source):
         original = entry = client.get_model_version(model, resolved.version)
     with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):  # The original may be deleted.
-        while (copied := parse_model_uri(original.source or "")).kind == "version":
-            original = client.get_model_version(copied.name, copied.selector)
+        original = original_of(entry, client)
     gate = tags.gate_status_of(entry.tags if tags.GATE_REPORT_TAG in entry.tags else original.tags)
     run, run_page, run_id = None, "", entry.run_id
     with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
@@ -187,7 +184,7 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
     """Download the files of the version to `model` in the folder, and its gate report to `source_gate`."""
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
-    runs = _REPORT_RUN.findall(source.gate.report)
+    runs = REPORT_RUN.findall(source.gate.report)
     with suppress(NotFound):  # The run of the gate may be deleted.
         for name in (tags.GATE_REPORT_FILE, JSON) if runs else ():
             fetch(f"runs:/{runs[0]}/{name}", folder / "source_gate", f"the gate report of {source}")

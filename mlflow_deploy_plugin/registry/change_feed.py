@@ -38,10 +38,9 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
 
     Raises NotFound if the registry has no feed, and RegistryUnavailable if it refuses the URIs or stops sending bytes.
     """
-    query = {"uri": uris}
     with (
         registry_errors("the change feed"),
-        app_answer(CHANGES, "text/event-stream", "GET", query, timeout=_SILENCE_SECONDS, stream=True) as answer,
+        app_answer(CHANGES, "text/event-stream", "GET", {"uri": uris}, timeout=_SILENCE_SECONDS, stream=True) as answer,
     ):
         if not answer.ok:
             raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")

@@ -33,7 +33,6 @@ _SERVICE_SETTINGS = {
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _importing = threading.Lock()
-_own_store: ContextVar["MlflowClient | None"] = ContextVar("own_store", default=None)
 _MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
@@ -259,20 +258,8 @@ def _import_mlflow() -> None:
         import mlflow.exceptions  # noqa: F401
 
 
-@contextmanager
-def registry_client_is(client: "MlflowClient") -> Iterator[None]:
-    """Make `registry_client` return `client` within the block, for the store in the process of MLflow's server."""
-    token = _own_store.set(client)
-    try:
-        yield
-    finally:
-        _own_store.reset(token)
-
-
 def registry_client() -> "MlflowClient":
     """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
-    if (own := _own_store.get()) is not None:
-        return own
     _import_mlflow()
     import mlflow  # The import takes a second, and a model in a local folder does not need it.
     from mlflow import environment_variables as known

@@ -60,11 +60,9 @@ def download(source: str, destination: Path) -> Path:
         copied = destination / "model"
         try:
             shutil.copytree(folder, copied, symlinks=True)
-        except shutil.Error as error:
-            _, _, reason = error.args[0][0]  # Report the first error, such as a full disk.
+        except OSError as error:  # `shutil.Error` has a list of errors, of which the first has the cause.
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
-        except OSError as error:
-            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
     for path in copied.rglob("*"):
         if path.is_file() and is_loading_trace(path.relative_to(copied)):
             path.unlink()

@@ -6,11 +6,11 @@ without an evaluation, another call reads the policy of the model.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
-_STAGES = {stage.lower(): stage for stage in ("None", "Staging", "Production", "Archived")}
+STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = GateStatus(False, "", "only a registered version can pass a gate")
@@ -81,10 +81,11 @@ class ResolvedModel:
 Resolution = ResolvedModel | OnnxserveError
 
 
-def resolve(model_uri: str) -> ResolvedModel:
+def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedModel:
     """Look up the version that the URI currently selects, with one call to the registry (no call for a folder).
 
-    Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
+    The registry of a registered model is MLflow's client or, in MLflow's server, the store `registry`. Raises
+    InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -112,10 +113,10 @@ def resolve(model_uri: str) -> ResolvedModel:
             )
             return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
         case _:
-            version_info = _find_version(uri)
-            if version_info is None:
-                raise NotFound(_not_found_message(uri))
-            return _resolved_version(model_uri, uri, version_info)
+            client = registry or registry_client()
+            if (version_info := _find_version(client, uri)) is None:
+                raise NotFound(_not_found_message(client, uri))
+            return _resolved_version(client, model_uri, uri, version_info)
 
 
 def check_new_name(model: str) -> None:
@@ -144,7 +145,7 @@ def registered_version(model: str, version: str) -> ResolvedModel:
     return resolve(f"models:/{model}/{version}")
 
 
-def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
+def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
         stage="" if info.current_stage == "None" else info.current_stage,
@@ -158,17 +159,17 @@ def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> Re
     )
     version = str(info.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = _gate_status(uri.name, info.tags), info.creation_timestamp or 0
+    gate_status, registered_at = _gate_status(client, uri.name, info.tags), info.creation_timestamp or 0
     return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
 
 
-def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
+def _gate_status(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> GateStatus:
     """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
     status = gate_status_of(tags)
     if status.state != PASSED_WITHOUT_EVALUATION:
         return status
     with registry_errors(f"model {name}"):
-        policy = registry_client().get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
+        policy = client.get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
     if not names_dataset(policy):
         return status
     reason = (
@@ -182,9 +183,8 @@ def _non_empty(**aspects: str | None) -> dict[str, str]:
     return {name: value for name, value in aspects.items() if value}
 
 
-def _find_version(uri: ModelURI) -> "ModelVersion | None":
+def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None":
     """Return the version that the URI selects, or None. Of several versions, return the highest, as in MLflow."""
-    client = registry_client()
     try:
         with registry_errors(f"model {uri.name}"):
             match uri.kind:
@@ -193,10 +193,10 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                 case "alias":
                     return client.get_model_version_by_alias(uri.name, uri.selector)
                 case "stage":
-                    if uri.selector.lower() not in _STAGES:
+                    if uri.selector.lower() not in STAGES:
                         raise InvalidConfig(
                             f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
-                            f"a stage ({', '.join(_STAGES.values())}); for an alias use "
+                            f"a stage ({', '.join(STAGES.values())}); for an alias use "
                             f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE"
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
@@ -239,16 +239,16 @@ def _quoted(text: str) -> str:
     return f"{quote}{text}{quote}"
 
 
-def _not_found_message(uri: ModelURI) -> str:
+def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
 
     In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
     """
     import mlflow
 
-    client, name = registry_client(), uri.name
+    name = uri.name
     selected = {
-        "stage": f"version in stage {_STAGES.get(uri.selector.lower())}",
+        "stage": f"version in stage {STAGES.get(uri.selector.lower())}",
         "tag": f"version with the tag {uri.selector}",
         "latest": "version",
     }.get(uri.kind, f"{uri.kind} {uri.selector}")
@@ -273,30 +273,3 @@ def _not_found_message(uri: ModelURI) -> str:
     unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
     return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
-
-
-def lookup_key(model_uri: str) -> str:
-    """Return the key that groups URIs for a lookup: the registered model of a followed URI, otherwise the URI."""
-    try:
-        uri = parse_model_uri(model_uri)
-    except OnnxserveError:
-        return model_uri
-    return f"models:/{uri.name}" if uri.followed else model_uri
-
-
-def resolve_all(model_uris: Iterable[str]) -> dict[str, Resolution]:
-    """Return the version of each URI, or the error that `resolve` raises.
-
-    If MLflow does not answer, the later URIs of the model get the same error, because each call takes several seconds.
-    """
-    resolutions: dict[str, Resolution] = {}
-    failed: dict[str, RegistryUnavailable] = {}
-    for uri in dict.fromkeys(model_uris):
-        key = lookup_key(uri)
-        try:
-            resolutions[uri] = failed.get(key) or resolve(uri)
-        except OnnxserveError as error:
-            resolutions[uri] = error
-            if isinstance(error, RegistryUnavailable):
-                failed[key] = error
-    return resolutions

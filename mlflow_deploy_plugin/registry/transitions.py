@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
+from mlflow_deploy_plugin.registry.resolution import STAGES, ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,8 +28,6 @@ STARTED_AT = "begun"
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
-_STAGES = ("Production", "Staging", "Archived", "None")
-_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages.
 
 
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
@@ -119,10 +117,9 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
     """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any other text."""
     if text.startswith("@") and len(text) > 1:
         return StageOrAlias(alias=text[1:])
-    for stage in _STAGES:
-        if stage.lower() == text.lower():
-            return StageOrAlias(stage=stage)
-    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(_STAGES)}) nor an alias (@champion)")
+    if stage := STAGES.get(text.lower()):
+        return StageOrAlias(stage=stage)
+    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias (@champion)")
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
@@ -141,8 +138,7 @@ def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclu
         if uri.kind == "alias":
             version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
             return "" if version == exclude else version
-        versions = [item for item in all_versions(client, uri.name) if selects(uri, item)]
-        selected = newest([item for item in versions if str(item.version) != exclude])
+        selected = newest([item for number, item in _selected(client, uri).items() if number != exclude])
     return "" if selected is None else str(int(selected.version))
 
 
@@ -189,7 +185,7 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
             client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)
-    if uri.selector.capitalize() in _ARCHIVES_OTHERS:
+    if uri.selector.capitalize() in ("Production", "Staging"):  # MLflow archives the same stages.
         # Move the versions one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3).
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.transition_model_version_stage(name, other, "Archived")
@@ -236,11 +232,9 @@ def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | 
     with registry_errors(f"model {uri.name}"):
         versions = all_versions(registry or registry_client(), uri.name)
     candidates = [item for item in versions if str(item.version) != version and ROLLED_BACK_TAG not in item.tags]
-    lower = newest([item for item in candidates if selects(uri, item)])
-    if lower is not None:
+    if (lower := newest([item for item in candidates if selects(uri, item)])) is not None:
         return PreviousVersion(str(lower.version), f"it is the next highest version in {uri.selector}")
-    archived = [item for item in candidates if item.current_stage == "Archived"]
-    if archived:
+    if archived := [item for item in candidates if item.current_stage == "Archived"]:
         last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
         return PreviousVersion(str(last.version), "it was archived last")
     return None

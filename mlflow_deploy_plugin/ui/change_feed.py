@@ -23,10 +23,8 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, jsonify, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
-from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
-from mlflow_deploy_plugin.registry.connection import registry_client_is
-from mlflow_deploy_plugin.registry.resolution import resolve_all
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.store import Store, recent_changes
 from mlflow_deploy_plugin.ui import access
@@ -218,11 +216,11 @@ class ChangeFeed:
 def _resolve(uris: Iterable[str]) -> dict[str, ResolvedModel | None]:
     """Resolve URIs in this process. An agent finds the reason for None itself. URIs without an answer are omitted."""
     results: dict[str, ResolvedModel | None] = {}
-    with registry_client_is(registry()):
-        for uri, result in resolve_all(uris).items():
-            if isinstance(result, ResolvedModel):
-                results[uri] = result
-            elif isinstance(result, NotFound | InvalidConfig):
+    for uri in uris:
+        with suppress(OnnxserveError):
+            try:
+                results[uri] = resolve(uri, registry())
+            except (NotFound, InvalidConfig):
                 results[uri] = None
     return results
 

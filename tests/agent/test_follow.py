@@ -1,5 +1,7 @@
 """`Follower` round by round: the choice of the wanted versions, and the times of the registry polls."""
 
+from collections import Counter
+
 from mlflow_deploy_plugin.statedir import AgentState
 from mlflow_deploy_plugin.statedir.files import AGENT, LOOK, SPEC, read_state
 from mlflow_deploy_plugin.statedir.models import ShippingState
@@ -36,7 +38,7 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
     (case.state_dir / LOOK).touch()
     follower.round()
     assert case.versions == {"v1": "2", "v2": "3"}
-    assert case.world.resolved == [STAGE, "models:/tiny/3", STAGE]
+    assert Counter(case.world.resolved) == {STAGE: 2, "models:/tiny/3": 1}
 
 
 def test_a_pinned_version_is_looked_up_once(case: Case) -> None:
@@ -89,7 +91,7 @@ def test_how_shipping_goes_stands_beside_how_following_goes(case: Case) -> None:
         assert (written.shipping, written.error) == (state, "")
 
 
-def test_followed_references_of_one_model_are_asked_for_together_and_pinned_ones_once(case: Case) -> None:
+def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(case: Case) -> None:
     alias, tag, pinned = "models:/tiny@live", "models:/tiny/tag:a=b", "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
     case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
@@ -100,8 +102,7 @@ def test_followed_references_of_one_model_are_asked_for_together_and_pinned_ones
     for _ in range(100):
         case.now += 0.1
         follower.round()
-    assert case.world.calls == 5
-    assert sorted(set(case.world.resolved)) == sorted([STAGE, alias, tag])
+    assert Counter(case.world.resolved) == {STAGE: 5, alias: 5, tag: 5}
 
 
 def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:

@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
 from mlflow_deploy_plugin.statedir import Wanted
 from mlflow_deploy_plugin.statedir.files import WANTED, write_state
@@ -38,3 +40,11 @@ def test_where_nothing_is_remembered_what_the_workers_were_told_counts(make_mode
     assert restore_checkpoint(tmp_path) == {
         ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole"))
     }
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_followed"),
+    [("models:/x@live", True), ("models:/x/tag:a=b", True), ("models:/x/3", False), ("models:/", False)],
+)
+def test_a_stage_an_alias_and_a_tag_are_followed(uri: str, is_followed: bool) -> None:
+    assert ModelRef(uri).is_followed is is_followed

@@ -242,7 +242,7 @@ def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) 
 
 
 def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case: Case) -> None:
-    """The references to a model share a poll, but the feed covers the new reference only after its first event."""
+    """The feed covers the new reference only after its first event."""
     resolver, new = case.follower().resolver, "models:/tiny/Staging"
     resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}
     case.world.versions |= {STAGE: "1", new: "1"}

@@ -1,7 +1,7 @@
 """A registry that answers as the test specifies, and a follower whose clock the test sets."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,6 @@ from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import ResolvedModel
-from mlflow_deploy_plugin.registry.resolution import Resolution
 from mlflow_deploy_plugin.registry.tags import gate_status_of
 from mlflow_deploy_plugin.statedir import Wanted, WorkerState
 from mlflow_deploy_plugin.statedir.files import SPEC, WANTED, read_state, worker_file, write_state
@@ -79,15 +78,12 @@ class World:
     received: int = 0
     is_deaf: bool = False
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
+    def resolve(self, model_uri: str) -> ResolvedModel:
         self.calls += 1
-        return {uri: self._resolve(uri) for uri in model_uris}
-
-    def _resolve(self, model_uri: str) -> Resolution:
         self.resolved.append(model_uri)
         answer = self.versions[model_uri]
         if isinstance(answer, OnnxserveError):
-            return answer
+            raise answer
         followed = not model_uri.rpartition("/")[2].isdigit()
         judged = {"onnxserve.gate": self.gates.get(answer, ""), "onnxserve.gate.digest": self.judged.get(answer, "own")}
         status = gate_status_of(judged)

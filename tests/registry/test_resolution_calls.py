@@ -1,4 +1,4 @@
-"""Tests of resolving several references of a model with a real MLflow server. A proxy counts the requests."""
+"""Tests of resolving references of a model with a real MLflow server. A proxy counts the requests."""
 
 import uuid
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel, resolve, resolve_all
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.resolution import resolve
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at
@@ -36,36 +36,21 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
         yield proxy
 
 
-def versions(answers: dict[str, Resolution]) -> list[str]:
-    assert all(isinstance(answer, ResolvedModel) for answer in answers.values()), answers
-    return [answer.version for answer in answers.values() if isinstance(answer, ResolvedModel)]
-
-
 @pytest.mark.parametrize(
-    ("selectors", "found"),
-    [
-        (["/Production"], ["2"]),
-        (["@old"], ["1"]),
-        (["/tag:team=a"], ["3"]),
-        (["/Production", "/Staging"], ["2", "3"]),
-        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"]),
-        (["/Production", "/Staging", "@new"], ["2", "3", "3"]),
-        (["/Production", "@old", "@new"], ["2", "1", "3"]),
-        (["@new", "/tag:team=b"], ["3", "2"]),
-    ],
+    ("selector", "version"),
+    [("/Production", "2"), ("/Staging", "3"), ("@old", "1"), ("@new", "3"), ("/tag:team=a", "3"), ("/tag:team=b", "2")],
 )
-def test_each_reference_costs_one_call(proxy: Proxy, model: str, selectors: list[str], found: list[str]) -> None:
-    uris = [f"models:/{model}{selector}" for selector in selectors]
-    answers = resolve_all(uris)
-    assert versions(answers) == found
-    assert len(proxy.asked) == len(uris), proxy.asked
-    for uri, answer in answers.items():
-        assert answer == resolve_all([uri])[uri]
+def test_each_reference_costs_one_call(proxy: Proxy, model: str, selector: str, version: str) -> None:
+    assert resolve(f"models:/{model}{selector}").version == version
+    assert len(proxy.asked) == 1, proxy.asked
 
 
 def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None:
-    selectors = ("/latest", "/tag:team=a", "/tag:team=none", "/Production", "@dead")
-    resolve_all([f"models:/{model}{selector}" for selector in selectors])
+    for selector in ("/latest", "/tag:team=a", "/Production"):
+        resolve(f"models:/{model}{selector}")
+    for selector in ("/tag:team=none", "@dead"):
+        with pytest.raises(NotFound):
+            resolve(f"models:/{model}{selector}")
     searches = [asked for asked in proxy.asked if "model-versions/search" in asked]
     assert searches
     assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), searches
@@ -74,7 +59,7 @@ def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None
 def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
     proxy: Proxy, model: str
 ) -> None:
-    client, uris = MlflowClient(proxy.url), [f"models:/{model}/Production", f"models:/{model}@new"]
+    client = MlflowClient(proxy.url)
     for key, value in (("onnxserve.gate", "passed without an evaluation"), ("onnxserve.gate.digest", "ab12")):
         client.set_model_version_tag(model, "2", key, value)
     for policy, is_passed in (
@@ -82,31 +67,26 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
         ("evaluation: {dataset: rows.csv, target: y}", False),
     ):
         client.set_registered_model_tag(model, "onnxserve.gate.policy", policy)
-        for found in (resolve(uris[0]), resolve_all(uris)[uris[0]]):
-            assert isinstance(found, ResolvedModel)
-            assert found.gate_status.passed is is_passed
-            assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
+        found = resolve(f"models:/{model}/Production")
+        assert found.gate_status.passed is is_passed
+        assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
 
 
 def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy: Proxy, model: str) -> None:
     client = MlflowClient(proxy.url)
-    uris = [f"models:/{model}/Production", f"models:/{model}@old"]
     client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
     client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
     for state in ("passed without an evaluation", "passed"):
         client.set_model_version_tag(model, "1", "onnxserve.gate", state)
-        found = resolve_all(uris)[uris[1]]
-        assert isinstance(found, ResolvedModel)
-        assert found.gate_status.state == state
+        assert resolve(f"models:/{model}@old").gate_status.state == state
 
 
-def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:
-    good, absent, wrong = f"models:/{model}/Production", f"models:/{model}@dead", f"models:/{model}/champion"
-    answers = resolve_all([good, absent, wrong, "models:/"])
-    assert isinstance(answers[good], ResolvedModel)
-    assert isinstance(answers[absent], NotFound)
-    assert isinstance(answers[wrong], InvalidConfig)
-    assert isinstance(answers["models:/"], InvalidConfig)
+@pytest.mark.parametrize(("selector", "error"), [("@dead", NotFound), ("/champion", InvalidConfig)])
+def test_a_reference_without_a_version_is_an_error(
+    proxy: Proxy, model: str, selector: str, error: type[OnnxserveError]
+) -> None:
+    with pytest.raises(error):
+        resolve(f"models:/{model}{selector}")
 
 
 @pytest.mark.parametrize(
@@ -116,9 +96,8 @@ def test_a_registry_that_talks_nonsense_is_said_to(proxy: Proxy, model: str, moo
     proxy.turn(mood, status=status)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        uris = [f"models:/{model}{selector}" for selector in ("/Production", "@new", "/tag:team=a")]
-        for asked in (uris, uris[:1], uris[1:2], uris[2:]):
+        for selector in ("/Production", "@new", "/tag:team=a"):
             proxy.asked.clear()
-            answers = resolve_all(asked)
+            with pytest.raises(RegistryUnavailable):
+                resolve(f"models:/{model}{selector}")
             assert len(proxy.asked) == 1
-            assert {type(answer) for answer in answers.values()} == {RegistryUnavailable}, answers
