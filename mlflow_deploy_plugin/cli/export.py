@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.cli.options import (
     key_values,
     opened_store,
     option,
+    path_option,
     read_spec_file,
     show_lines,
     show_progress,
@@ -29,23 +30,19 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite")
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
 @option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Format of the export.")
-@option(
+@path_option(
     "-o",
     "--output-path",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     help="File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the standard file name.",
 )
-@option(
+@path_option(
     "--rows",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     show_default="the model's input example",
     help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
 @option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
-@option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of wheels for a bundle.")
+@path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
 def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
     """Export a version as files that run without onnxserve.
@@ -77,7 +74,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
 @option("--follow", is_flag=True, help="Do not include the model: the server follows URI in the registry.")
 @option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
 @option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
-@option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the SBOM in CycloneDX format.")
+@path_option("--sbom", help="File for the SBOM in CycloneDX format.")
 @option("--base-image", metavar="IMAGE", help="Base image of the server's image, with Python 3.11 or newer.")
 @option("--server-image", metavar="IMAGE", help="Existing server image to use instead of building an image.")
 @option(
@@ -145,7 +142,7 @@ def build_docker(
 @option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Format of the manifests.")
 @option("-n", "--name", metavar="NAME", help="Stored endpoint; with -m, the name of a new endpoint.")
 @option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
-@option("--spec", "spec_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML file with one endpoint.")
+@path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
 @option(
     "-o",

@@ -52,6 +52,11 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, **attributes)
 
 
+def path_option(*names: str, metavar: str = "FILE", **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return an option for the path of a file or folder, which need not exist."""
+    return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)
+
+
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default `text`."""
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)

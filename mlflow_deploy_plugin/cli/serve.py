@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import config_option, key_values, option, read_spec_file
+from mlflow_deploy_plugin.cli.options import config_option, key_values, option, path_option, read_spec_file
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
@@ -28,11 +28,9 @@ _log = logging.getLogger(__name__)
     metavar="URI",
     help="Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias is followed.",
 )
-@option(
+@path_option(
     "--spec",
     "spec_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     help="YAML file with the endpoints to serve. Changes of the file are served without a restart, except `server`.",
 )
 @option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
@@ -55,9 +53,8 @@ _log = logging.getLogger(__name__)
 )
 @option("--no-follow", is_flag=True, help="Resolve a stage or alias only once, at the start.")
 @config_option
-@option(
+@path_option(
     "--state-dir",
-    type=click.Path(path_type=Path),
     metavar="FOLDER",
     show_default="ONNXSERVE_HOME/serve/NAME, or NAME-PORT with -p",
     help="Folder for the state of the server. After a restart, the server can serve from it without the registry.",
