@@ -18,11 +18,11 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     output_option,
-    show_json,
     show_lines,
     show_progress,
     show_result,
     show_table,
+    to_names,
     usage_errors,
     why_option,
 )
@@ -55,10 +55,6 @@ _window_option = option(
     show_default="the latest complete window of the monitor that has rows",
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
-
-
-def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 @click.group(cls=Commands)
@@ -338,9 +334,9 @@ def drift() -> None:
     help="Share of windows without drift that may be reported as drifted.",
 )
 @option(
-    "--columns", metavar="NAMES", callback=_names, show_default="the monitor's", help="Columns to judge: temp,image."
+    "--columns", metavar="NAMES", callback=to_names, show_default="the monitor's", help="Columns to judge: temp,image."
 )
-@option("--exclude", metavar="NAMES", callback=_names, show_default="none", help="Columns to ignore: id,image.")
+@option("--exclude", metavar="NAMES", callback=to_names, show_default="none", help="Columns to ignore: id,image.")
 @output_option
 def run_drift(
     name: str,
@@ -425,12 +421,9 @@ def silence(
             active = silences.active(name)
             if not active and name is not None:
                 store.require_endpoint(name)  # Raises for an unknown name.
-            if output == "json":
-                show_json([{**asdict(entry), "monitor": entry.monitor or None} for entry in active])
-            elif active:
-                show_lines(map(_silence_line, active))
-            else:
-                click.echo(f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`")
+            documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
+            empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
+            show_result(output, documents, map(_silence_line, active) if active else [empty])
 
 
 def _judge_window(

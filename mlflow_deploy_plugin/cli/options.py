@@ -99,6 +99,11 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     return values
 
 
+def to_names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Return the value `id,image` of an option as a tuple of names, without empty names."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def read_spec_file(path: Path) -> str:
     """Return the text of a spec; raise InvalidConfig if it cannot be read."""
     try:
