@@ -12,13 +12,13 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     path_option,
-    read_spec_file,
     show_lines,
     show_progress,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
 from mlflow_deploy_plugin.registry import default_endpoint_name
+from mlflow_deploy_plugin.settings import read_text
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def render(
         case _, str(uri), None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
         case None, None, Path() as file:
-            original, *others = load_specs(read_spec_file(file))
+            original, *others = load_specs(read_text(file, "the spec"))
             if others:
                 raise InvalidConfig(f"{file} contains {len(others) + 1} endpoints; only one is allowed")
         case str(stored), None, None:

@@ -104,15 +104,6 @@ def to_names(_context: click.Context, _parameter: click.Parameter, text: str | N
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def read_spec_file(path: Path) -> str:
-    """Return the text of a spec; raise InvalidConfig if it cannot be read."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None
-
-
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
     """Open the user's deployments (of one target). Report long steps on standard error, unless `quiet`."""
