@@ -1,6 +1,5 @@
 """URLs of MLflow's UI, and the windows of monitors with the URLs of their reports."""
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.store import MonitorWindow
 if TYPE_CHECKING:
     from mlflow.store.tracking.abstract_store import AbstractStore
 
-_RUN = re.compile(r"[0-9a-f]{32}")
 Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
 
 
@@ -75,13 +73,9 @@ class MlflowPages:
         if tag.startswith(("http://", "https://")):
             return tag
         run_id, _, path = tag.partition("/")
-        if not _RUN.fullmatch(run_id):
-            return ""
-        try:
-            experiment = str(self.tracking.get_run(run_id).info.experiment_id)
-        except MlflowException:
-            return ""
-        return self.run(experiment, run_id, path)
+        with suppress(MlflowException):  # The run may be deleted.
+            return self.run(str(self.tracking.get_run(run_id).info.experiment_id), run_id, path)
+        return ""
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
         from mlflow.exceptions import MlflowException
