@@ -113,8 +113,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     gated = run_gate(
         model, version, policy_file=policy_file, against=against, original=original, progress=show_progress
     )
-    run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-    document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
+    document = {**verdict_as_json(gated.verdict), "run": asdict(gated.run), "tagged": gated.is_tagged}
     show_result(output, document, _verdict_lines(gated))
     if not gated.verdict.passed:
         sys.exit(1)
