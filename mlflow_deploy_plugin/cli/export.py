@@ -117,13 +117,8 @@ def build_docker(
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             if plan.server is not None:
-                show_lines(
-                    [
-                        f"# {plan.server_image}: docker build {' '.join((*plan.options, *plan.platform))}",
-                        *plan.server.listing(),
-                        "",
-                    ]
-                )
+                arguments = " ".join((*plan.options, *plan.platform))
+                show_lines([f"# {plan.server_image}: docker build {arguments}", *plan.server.listing(), ""])
             show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
