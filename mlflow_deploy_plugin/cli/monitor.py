@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import MonitorKind, parse_duration, parse_time
+from mlflow_deploy_plugin.spec import MonitorKind, parse_duration
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
@@ -217,12 +217,15 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
     continue with the first window that is not judged. Exit status 1 if a window could not be judged.
     """
-    began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
+    from mlflow_deploy_plugin.inference_log import Window, parse_window
+
+    with usage_errors():
+        period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
+        began, ended = period.start, period.end
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.controller.monitors.manual_runs import backfill as backfill_windows
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
-        from mlflow_deploy_plugin.inference_log import Window
 
         chosen = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
@@ -474,13 +477,6 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
     state = "paused" if paused else "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise click.UsageError(f"{error}: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
 def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
