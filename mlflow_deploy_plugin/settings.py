@@ -216,6 +216,15 @@ def load_settings() -> Settings:
         raise InvalidConfig(f"{variable}: {first['msg']} (got {first['input']!r})") from None
 
 
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a file, called `what` in messages. Raises InvalidConfig if the file cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not a text"
+        raise InvalidConfig(f"{what} {path} cannot be read: {why}") from None
+
+
 def load_secrets() -> None:
     """Set environment variables from the files of ONNXSERVE_SECRETS, without the line break at the end of a file.
 

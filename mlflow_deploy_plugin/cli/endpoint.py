@@ -296,10 +296,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
                 click.echo(line)
             return
         if output == "json":
-            click.echo("[" + next(lines, ""), nl=False)
-            for line in lines:
-                click.echo(f",\n {line}", nl=False)
-            click.echo("]")
+            click.echo("[" + ",\n ".join(lines) + "]")
             return
         all_events = [*events]
     visible = [

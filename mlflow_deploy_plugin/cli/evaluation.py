@@ -90,12 +90,8 @@ def robustness(
         show_json(asdict(report))
         return
     show_lines(align_columns(report.table()))
-    show_lines(
-        {
-            point.disturbance: f"{point.disturbance}: {point.refusal}" for point in report.points if point.refusal
-        }.values()
-    )
-    show_lines(report.notes)
+    refusals = {point.disturbance: point.refusal for point in report.points if point.refusal}
+    show_lines([*(f"{name}: {refusal}" for name, refusal in refusals.items()), *report.notes])
     for reason in dict.fromkeys(report.cannot.values()):
         names = ", ".join(name for name, why in report.cannot.items() if why == reason)
         click.echo(f"{names} cannot be measured: {reason}")

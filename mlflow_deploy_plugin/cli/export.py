@@ -11,13 +11,14 @@ from mlflow_deploy_plugin.cli.options import (
     key_values,
     opened_store,
     option,
-    read_spec_file,
+    path_option,
     show_lines,
     show_progress,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
 from mlflow_deploy_plugin.registry import default_endpoint_name
+from mlflow_deploy_plugin.settings import read_text
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 
 if TYPE_CHECKING:
@@ -29,23 +30,19 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite")
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
 @option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Format of the export.")
-@option(
+@path_option(
     "-o",
     "--output-path",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     help="File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the standard file name.",
 )
-@option(
+@path_option(
     "--rows",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     show_default="the model's input example",
     help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
 @option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
-@option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of wheels for a bundle.")
+@path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
 def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
     """Export a version as files that run without onnxserve.
@@ -77,7 +74,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
 @option("--follow", is_flag=True, help="Do not include the model: the server follows URI in the registry.")
 @option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
 @option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
-@option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the SBOM in CycloneDX format.")
+@path_option("--sbom", help="File for the SBOM in CycloneDX format.")
 @option("--base-image", metavar="IMAGE", help="Base image of the server's image, with Python 3.11 or newer.")
 @option("--server-image", metavar="IMAGE", help="Existing server image to use instead of building an image.")
 @option(
@@ -120,13 +117,8 @@ def build_docker(
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             if plan.server is not None:
-                show_lines(
-                    [
-                        f"# {plan.server_image}: docker build {' '.join((*plan.options, *plan.platform))}",
-                        *plan.server.listing(),
-                        "",
-                    ]
-                )
+                arguments = " ".join((*plan.options, *plan.platform))
+                show_lines([f"# {plan.server_image}: docker build {arguments}", *plan.server.listing(), ""])
             show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
@@ -145,7 +137,7 @@ def build_docker(
 @option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Format of the manifests.")
 @option("-n", "--name", metavar="NAME", help="Stored endpoint; with -m, the name of a new endpoint.")
 @option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
-@option("--spec", "spec_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML file with one endpoint.")
+@path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
 @option(
     "-o",
@@ -180,7 +172,7 @@ def render(
         case _, str(uri), None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
         case None, None, Path() as file:
-            original, *others = load_specs(read_spec_file(file))
+            original, *others = load_specs(read_text(file, "the spec"))
             if others:
                 raise InvalidConfig(f"{file} contains {len(others) + 1} endpoints; only one is allowed")
         case str(stored), None, None:

@@ -18,17 +18,17 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     output_option,
-    show_json,
     show_lines,
     show_progress,
     show_result,
     show_table,
+    to_names,
     usage_errors,
     why_option,
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import MonitorKind, parse_duration, parse_time
+from mlflow_deploy_plugin.spec import MonitorKind, parse_duration
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
@@ -55,10 +55,6 @@ _window_option = option(
     show_default="the latest complete window of the monitor that has rows",
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
-
-
-def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 @click.group(cls=Commands)
@@ -221,12 +217,15 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
     continue with the first window that is not judged. Exit status 1 if a window could not be judged.
     """
-    began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
+    from mlflow_deploy_plugin.inference_log import Window, parse_window
+
+    with usage_errors():
+        period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
+        began, ended = period.start, period.end
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.controller.monitors.manual_runs import backfill as backfill_windows
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
-        from mlflow_deploy_plugin.inference_log import Window
 
         chosen = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
@@ -338,9 +337,9 @@ def drift() -> None:
     help="Share of windows without drift that may be reported as drifted.",
 )
 @option(
-    "--columns", metavar="NAMES", callback=_names, show_default="the monitor's", help="Columns to judge: temp,image."
+    "--columns", metavar="NAMES", callback=to_names, show_default="the monitor's", help="Columns to judge: temp,image."
 )
-@option("--exclude", metavar="NAMES", callback=_names, show_default="none", help="Columns to ignore: id,image.")
+@option("--exclude", metavar="NAMES", callback=to_names, show_default="none", help="Columns to ignore: id,image.")
 @output_option
 def run_drift(
     name: str,
@@ -425,12 +424,9 @@ def silence(
             active = silences.active(name)
             if not active and name is not None:
                 store.require_endpoint(name)  # Raises for an unknown name.
-            if output == "json":
-                show_json([{**asdict(entry), "monitor": entry.monitor or None} for entry in active])
-            elif active:
-                show_lines(map(_silence_line, active))
-            else:
-                click.echo(f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`")
+            documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
+            empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
+            show_result(output, documents, map(_silence_line, active) if active else [empty])
 
 
 def _judge_window(
@@ -481,13 +477,6 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
     state = "paused" if paused else "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise click.UsageError(f"{error}: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
 def monitor_document(overview: "MonitorOverview") -> dict[str, object]:

@@ -52,6 +52,11 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, **attributes)
 
 
+def path_option(*names: str, metavar: str = "FILE", **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return an option for the path of a file or folder, which need not exist."""
+    return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)
+
+
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default `text`."""
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
@@ -94,13 +99,9 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     return values
 
 
-def read_spec_file(path: Path) -> str:
-    """Return the text of a spec; raise InvalidConfig if it cannot be read."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None
+def to_names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Return the value `id,image` of an option as a tuple of names, without empty names."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, option
+from mlflow_deploy_plugin.cli.options import opened_deployments, option, to_names
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.registry import hidden_pandas
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output
@@ -35,6 +35,7 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 @option(
     "--key",
     metavar="COLUMNS",
+    callback=to_names,
     show_default="the id column and the row column",
     help="Columns that identify a row, e.g. flight,day.",
 )
@@ -58,7 +59,7 @@ def feedback(
     name: str,
     file: str,
     content_type: str | None,
-    key: str | None,
+    key: tuple[str, ...],
     label_column: str,
     id_column: str,
     row_column: str,
@@ -85,9 +86,7 @@ def feedback(
     from mlflow_deploy_plugin.store import unknown_endpoint
 
     kind = content_type or format_of(file)
-    columns = LabelColumns(
-        tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
-    )
+    columns = LabelColumns(key, label_column, id_column, row_column)
     log = open_log(load_settings().inference_log)
     with opened_deployments() as deployments:
         sink = label_sink(deployments, log, name)
@@ -239,7 +238,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 @option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay@champion.")
 @option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
 @option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
-@option("--keep", metavar="COLUMNS", default="", help="Input columns to copy to the output, e.g. id,ts.")
+@option("--keep", metavar="COLUMNS", callback=to_names, help="Input columns to copy to the output, e.g. id,ts.")
 @option("--format", "output_format", type=_STREAMED, show_default="the part's format", help="Format of the output.")
 @option("--input-format", type=_STREAMED, show_default="from the file names", help="Format of the input.")
 @option(
@@ -264,7 +263,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     default="",
     help="Record the batch as an MLflow run in this experiment.",
 )
-def batch(output: str, keep: str, **options: Any) -> None:
+def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     """Predict files of any size with a model, without a server.
 
     Each input file is a part. The output contains a file for each part, at the same relative path and in the same row
@@ -279,11 +278,10 @@ def batch(output: str, keep: str, **options: Any) -> None:
     """
     from mlflow_deploy_plugin.batch import BatchPlan, run_batch
 
-    kept = tuple(name.strip() for name in keep.split(",") if name.strip())
-    if len(set(kept)) < len(kept):
-        raise click.UsageError(f"--keep {keep}: a column is repeated")
+    if len(set(keep)) < len(keep):
+        raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")
     progress = _ProgressLines()
-    result = run_batch(BatchPlan(output=output, keep=kept, **options), progress.show)
+    result = run_batch(BatchPlan(output=output, keep=keep, **options), progress.show)
     progress.close()
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()

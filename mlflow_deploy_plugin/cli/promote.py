@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     option,
     output_option,
+    path_option,
     show_lines,
     show_progress,
     show_result,
@@ -78,11 +79,9 @@ class ServedAfterPromotion:
 @click.command()
 @_model_argument
 @click.argument("version")
-@option(
+@path_option(
     "--policy",
     "policy_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     show_default="the model's tag onnxserve.gate.policy, otherwise the built-in policy",
     help="YAML file of the policy. If the policy differs from the model's policy, the verdict is not stored as a tag.",
 )
@@ -114,8 +113,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     gated = run_gate(
         model, version, policy_file=policy_file, against=against, original=original, progress=show_progress
     )
-    run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-    document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
+    document = {**verdict_as_json(gated.verdict), "run": asdict(gated.run), "tagged": gated.is_tagged}
     show_result(output, document, _verdict_lines(gated))
     if not gated.verdict.passed:
         sys.exit(1)
@@ -127,13 +125,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 @_to_option
 @option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
 @option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
-@option(
-    "--policy",
-    "policy_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="YAML file of the gate policy for a model without a policy.",
-)
+@path_option("--policy", "policy_file", help="YAML file of the gate policy for a model without a policy.")
 @option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
 @option("--to-registry", default="", metavar="URI", help="MLflow server to which VERSION is copied before the gate.")
 @option("--to-model", default="", metavar="NAME", help="Registered model to which VERSION is copied.")

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import config_option, key_values, option, read_spec_file
+from mlflow_deploy_plugin.cli.options import config_option, key_values, option, path_option
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.cloud import read_cloud
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.supervisor import supervise
-from mlflow_deploy_plugin.settings import absolute_path, load_settings
+from mlflow_deploy_plugin.settings import absolute_path, load_settings, read_text
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 
@@ -28,11 +28,9 @@ _log = logging.getLogger(__name__)
     metavar="URI",
     help="Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias is followed.",
 )
-@option(
+@path_option(
     "--spec",
     "spec_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     help="YAML file with the endpoints to serve. Changes of the file are served without a restart, except `server`.",
 )
 @option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
@@ -55,9 +53,8 @@ _log = logging.getLogger(__name__)
 )
 @option("--no-follow", is_flag=True, help="Resolve a stage or alias only once, at the start.")
 @config_option
-@option(
+@path_option(
     "--state-dir",
-    type=click.Path(path_type=Path),
     metavar="FOLDER",
     show_default="ONNXSERVE_HOME/serve/NAME, or NAME-PORT with -p",
     help="Folder for the state of the server. After a restart, the server can serve from it without the registry.",
@@ -88,7 +85,7 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError("--name requires -m; a spec contains the names of its endpoints")
-            first, *others = load_specs(read_spec_file(file))
+            first, *others = load_specs(read_text(file, "the spec"))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
     # A cloud platform specifies the port and sends requests from outside the container.
@@ -123,12 +120,12 @@ class _WatchedSpec:
 
     def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:
         self._path, self._folder, self._server, self._changes = path, folder, server, changes
-        self._text, self._error = read_spec_file(path), ""
+        self._text, self._error = read_text(path, "the spec"), ""
 
     def refresh(self) -> None:
         """Pass a changed spec to the agent. If it cannot be read or written, log the error and keep the old spec."""
         try:
-            if (text := read_spec_file(self._path)) != self._text:
+            if (text := read_text(self._path, "the spec")) != self._text:
                 first, *others = load_specs(text)
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
@@ -148,5 +145,5 @@ def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
     # The `server` part of the first spec applies to all endpoints.
     rest = [other.model_copy(update={"server": ServerSpec()}) for other in others]
     text = "---\n".join(dump_spec(spec) for spec in [first, *rest])
-    if not (folder / SPEC).exists() or read_spec_file(folder / SPEC) != text:
+    if not (folder / SPEC).exists() or read_text(folder / SPEC, "the spec") != text:
         write_atomically(folder / SPEC, text.encode())

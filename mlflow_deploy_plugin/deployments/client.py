@@ -1,11 +1,11 @@
 """The `mlflow.deployments` plugin for the target `onnxserve`. It translates names, arguments, results and errors."""
 
-import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from click import ClickException
+import click
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.store import Json
 
 Fields = Config | None
 _WIDTH = 100
+_echo = partial(click.echo, err=True)
 
 _ABOUT = """\
 onnxserve serves MLflow models and follows the registry. Models with an ONNX form are served as ONNX.
@@ -84,7 +85,7 @@ CONFIGURATION (-C NAME=VALUE; -C NAME= restores the default)
 """
 
 
-class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  # mlflow is untyped here
+class DeploymentError(MlflowException, click.ClickException):  # type: ignore[misc]  # mlflow is untyped here
     """The exception that callers of `mlflow.deployments` expect. click prints it as one line instead of a traceback."""
 
 
@@ -125,7 +126,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         """Delete the deployment after its open requests are completed.
 
         MLflow requires that a missing deployment is not an error. `mlflow deployments delete` then still prints "is
-        deleted", so a line on standard error lists the existing deployments.
+        deleted", so a line on standard error suggests or lists existing deployments.
         """
         with _deployments(self._target) as deployments:
             if config:
@@ -228,8 +229,3 @@ def _mlflow_errors() -> Iterator[None]:
     except (OnnxserveError, MlflowException) as error:
         message = error.message if isinstance(error, OnnxserveError) else one_line(error.message)
         raise DeploymentError(message, ErrorCode.Value(error.error_code)) from error  # type: ignore[call-arg]  # mlflow is untyped here
-
-
-def _echo(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

@@ -363,12 +363,8 @@ class Deployments:
             return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
         stored = [item for item in self._seen() if endpoint in (None, item.name)]
         known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
-        if not known:
-            return NotFound(f"{message}; there are no deployments yet")
-        hint = did_you_mean(name, known)
-        if hint and len(known) == 1:
-            return NotFound(f"{message}{hint}")
-        return NotFound(f"{message}{hint}{' The' if hint else '; the'} deployments are: {join_names(known, name)}")
+        others = f"there are {join_names(known, name)}" if known else "there are no deployments yet"
+        return NotFound(f"{message}{did_you_mean(name, known, others)}")
 
     def _nothing_deleted(self, error: NotFound) -> bool:
         self.progress(f"nothing was deleted: {error.message}")

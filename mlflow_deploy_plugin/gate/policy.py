@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.runtime import load_yaml
+from mlflow_deploy_plugin.settings import read_text
 from mlflow_deploy_plugin.spec.types import Duration
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
@@ -234,10 +235,7 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
         tags = registry_client().get_registered_model(model).tags
     own = policy_from_tags(model, tags)
     if file is not None:
-        try:
-            policy = parse_policy(file.read_text(), f"the policy {file}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidConfig(f"the policy {file} cannot be read: {getattr(error, 'strerror', error)}") from None
+        policy = parse_policy(read_text(file, "the policy"), f"the policy {file}")
         return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
     if own is not None:
         return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)

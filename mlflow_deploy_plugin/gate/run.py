@@ -139,19 +139,17 @@ def gate_version(
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
         progress("logging the report to MLflow")
-        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation), is_official)
-        if is_official:
-            tags = {
-                GATE_REASON_TAG: verdict.reason,
-                GATE_REPORT_TAG: done.report,
-                GATE_AGAINST_TAG: verdict.against,
-                GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
-                GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-                GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
-                GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
-            }
-            for key, value in tags.items():
-                tag_version(verdict.model, verdict.version, key, value)
+        tags = {
+            GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
+            GATE_AGAINST_TAG: verdict.against,
+            GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+            GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
+            GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
+        }
+        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, tags), is_official)
+        report = {GATE_REPORT_TAG: done.report, GATE_AT_TAG: verdict.at.isoformat(timespec="seconds")}
+        for key, value in (report | tags).items() if is_official else ():
+            tag_version(verdict.model, verdict.version, key, value)
         trail.record(
             "gate",
             model=verdict.model,
@@ -180,7 +178,9 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
         yield trail
 
 
-def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
+def _log_verdict(
+    verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None, tags: dict[str, str]
+) -> LoggedRun:
     """Log the verdict to the run of this MLflow project, or to a new run in the experiment of the model's run."""
 
     def experiment_id(client: MlflowClient) -> str:
@@ -204,16 +204,8 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
             _log_evaluation(run_id, evaluation)
 
     name = f"gate {verdict.model} v{verdict.version}"
-    tags = {
-        "onnxserve.model": verdict.model,
-        "onnxserve.version": verdict.version,
-        GATE_TAG: verdict.state,
-        GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
-        GATE_AGAINST_TAG: verdict.against,
-        GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-        GATE_DIGEST_TAG: verdict.digest,
-    }
-    return log_run("the run of the gate", name, tags, experiment_id, log_content)
+    names = {"onnxserve.model": verdict.model, "onnxserve.version": verdict.version}
+    return log_run("the run of the gate", name, names | tags, experiment_id, log_content)
 
 
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -198,10 +198,7 @@ class Monitors:
 
     def close(self, window: MonitorWindow, reason: str) -> None:
         """Set the window's state to failed, unless it was judged in the meantime."""
-        with self._store.transaction() as session:
-            row = session.get(MonitorWindowRow, window.id)
-            if row is not None and row.state != "judged":
-                row.state, row.reason, row.updated_at = "failed", storable_text(reason, None), self._store.now()
+        self.update(replace(window, state="failed", reason=reason))
 
     def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
         with self._store.transaction() as session:

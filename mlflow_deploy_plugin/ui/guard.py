@@ -12,14 +12,13 @@ MLmodel file changes. The MLmodel file contains the digests of our flavor's file
 the notification of the agents never fails a request to MLflow.
 """
 
-import hashlib
 import logging
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -44,7 +43,7 @@ from mlflow_deploy_plugin.registry.tags import (
     gate_status_of,
 )
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
+from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store, count_change, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
@@ -288,10 +287,8 @@ def _decide(
     if status.passed:
         try:
             status = status.on_files(_digest_now(model.name, number))
-        except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
-            _log.exception("the files of %s cannot be compared with the files that the gate judged", subject)
-            reason = "its files cannot be compared with the files that the gate judged (see the log of MLflow's server)"
-            status = GateStatus(False, "", reason)
+        except NotFound as error:
+            status = GateStatus(False, "", error.message)
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
@@ -330,19 +327,14 @@ def model_page(model: str) -> str:
 def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePolicy, Subject]:
     """Return the model's gate policy, and the promotion of the version as it is now, for an approval.
 
-    Raises InvalidConfig if the policy is missing or invalid, or if the files cannot be read, and MLflow's exception if
-    the version does not exist.
+    Raises InvalidConfig if the policy is missing or invalid, NotFound if the files cannot be read, and MLflow's
+    exception if the version does not exist.
     """
     registered, entry = registry().get_registered_model(model), registry().get_model_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals")
-    try:
-        files = _digest_now(model, str(entry.version))
-    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
-        _log.exception("the files of %s version %s cannot be read", model, version)
-        raise InvalidConfig(f"the files of {model} version {version} cannot be read (see MLflow's log)") from None
-    return policy, subject_of(entry, place, files, policy)
+    return policy, subject_of(entry, place, _digest_now(model, str(entry.version)), policy)
 
 
 def report_digest(run_id: str) -> str:
@@ -352,12 +344,9 @@ def report_digest(run_id: str) -> str:
     """
     from mlflow.server import handlers
 
-    try:
+    with _reading(f"the gate report of run {run_id}"):
         store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
         return _sha256(store, f"{root}/{GATE_REPORT_FILE}".lstrip("/"))
-    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
-        _log.exception("the gate report of run %s cannot be read", run_id)
-        raise NotFound(f"the gate report of run {run_id} cannot be read (see the log of MLflow's server)") from None
 
 
 class OwnStores:
@@ -384,30 +373,38 @@ class OwnStores:
 
 def fetch_file(address: str, folder: Path, name: str) -> Path:
     """Copy the file `name` of the folder at `address` to `folder`. Raises NotFound, also for a large file."""
-    try:
+    with _reading(f"the file {name}"):
         store, root = _artifact_store(address)
         path = f"{root}/{name}".lstrip("/")
         sizes = {entry.path: entry.file_size for entry in store.list_artifacts(root or None)}
         if (size := sizes.get(path)) is not None and size <= _RECORD_BYTES:
             return Path(store.download_artifacts(path, str(folder)))
-    except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
-        _log.exception("the file %s in %s cannot be read", name, address)
-        raise NotFound(f"the file {name} cannot be read (see the log of MLflow's server)") from None
     raise NotFound(f"the file {name} does not exist, or is larger than {_RECORD_BYTES:,} bytes")
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Raise NotFound if an artifact store, which has its own exceptions, cannot read `what` within the block."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - It becomes an error of onnxserve.
+        _log.exception("%s cannot be read", what)
+        raise NotFound(f"{what} cannot be read (see the log of MLflow's server)") from None
+
+
 def _digest_now(model: str, version: str) -> str:
-    uri = registry().get_model_version_download_uri(model, version)
-    store, root = _artifact_store(uri)
-    files, folders = [], [root]
-    while folders:
-        for entry in store.list_artifacts(folders.pop() or None):
-            if entry.is_dir:
-                folders.append(entry.path)
-            elif not is_loading_trace(Path(entry.path).relative_to(root)):
-                files.append((entry.path, entry.file_size))
-    mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
-    return _digest_of_files(uri, root, tuple(sorted(files)), mlmodel)
+    with _reading(f"version {version} of {model}"):
+        uri = registry().get_model_version_download_uri(model, version)
+        store, root = _artifact_store(uri)
+        files, folders = [], [root]
+        while folders:
+            for entry in store.list_artifacts(folders.pop() or None):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                elif not is_loading_trace(Path(entry.path).relative_to(root)):
+                    files.append((entry.path, entry.file_size))
+        mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
+        return _digest_of_files(uri, root, tuple(sorted(files)), mlmodel)
 
 
 @lru_cache(maxsize=256)
@@ -430,9 +427,8 @@ def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
 
 def _sha256(store: "ArtifactRepository", path: str) -> str:
     with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
-        file = Path(store.download_artifacts(path, folder))
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        store.download_artifacts(path, folder)
+        return next(iter(hash_files(Path(folder)).values()))
 
 
 def _is_rollback_target(

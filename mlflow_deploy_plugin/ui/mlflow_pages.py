@@ -1,10 +1,9 @@
 """URLs of MLflow's UI, and the windows of monitors with the URLs of their reports."""
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import time, timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.store import MonitorWindow
 if TYPE_CHECKING:
     from mlflow.store.tracking.abstract_store import AbstractStore
 
-_RUN = re.compile(r"[0-9a-f]{32}")
 Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
 
 
@@ -26,34 +24,28 @@ class MonitorVerdict:
     Attributes:
         state: the verdict, or the processing state of a window without a verdict.
         report: the URL of the report in MLflow's UI; empty without a report.
-        labelled_share: the share of the window's rows with a label, or None if the monitor does not count labels.
-        by_hand: True if a user, not the schedule, requested the verdict.
     """
 
-    monitor: str
-    start: datetime
-    end: datetime
+    stored: MonitorWindow
     state: str
     mark: Mark
-    reason: str = ""
     report: str = ""
-    labelled_share: float | None = None
-    by_hand: bool = False
 
     @property
     def window(self) -> str:
         """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or `2013-07-04 14:00 – 15:00`."""
-        if self.start.time() == self.end.time() == time() and self.start < self.end:
-            last = self.end - timedelta(days=1)
-            return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (self.start, last)))
-        end = "%H:%M" if self.start.date() == self.end.date() else "%Y-%m-%d %H:%M"
-        return f"{self.start:%Y-%m-%d %H:%M} – {self.end.strftime(end)}"
+        start, end = self.stored.start, self.stored.end
+        if start.time() == end.time() == time() and start < end:
+            return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))))
+        end_format = "%H:%M" if start.date() == end.date() else "%Y-%m-%d %H:%M"
+        return f"{start:%Y-%m-%d %H:%M} – {end.strftime(end_format)}"
 
     @property
     def words(self) -> str:
-        labels = f", labels for {self.labelled_share:.0%} of its rows" if self.labelled_share is not None else ""
-        who = ", judged by hand" if self.by_hand else ""
-        return f"{self.monitor}, {self.window}: {self.state}{who}{labels}{f'. {self.reason}' if self.reason else ''}"
+        share, reason = self.stored.figures.get("labelled_share"), self.stored.reason
+        labels = f", labels for {share:.0%} of its rows" if share is not None else ""
+        who = ", judged by hand" if self.stored.by_hand else ""
+        return f"{self.stored.monitor}, {self.window}: {self.state}{who}{labels}{f'. {reason}' if reason else ''}"
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,9 @@ class MlflowPages:
         if tag.startswith(("http://", "https://")):
             return tag
         run_id, _, path = tag.partition("/")
-        if not _RUN.fullmatch(run_id):
-            return ""
-        try:
-            experiment = str(self.tracking.get_run(run_id).info.experiment_id)
-        except MlflowException:
-            return ""
-        return self.run(experiment, run_id, path)
+        with suppress(MlflowException):  # The run may be deleted.
+            return self.run(str(self.tracking.get_run(run_id).info.experiment_id), run_id, path)
+        return ""
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
         from mlflow.exceptions import MlflowException
@@ -91,19 +79,14 @@ class MlflowPages:
             experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
         return [
             MonitorVerdict(
-                monitor=window.monitor,
-                start=window.start,
-                end=window.end,
+                window,
                 state=window.verdict or ("failing" if window.attempts and window.state != "failed" else window.state),
                 mark=mark_of(window.verdict)
                 if window.verdict
                 else ("failed" if window.attempts or window.state == "failed" else "waiting"),
-                reason=window.reason,
                 report=self.run(experiment.experiment_id, window.run_id, "report.html")
                 if experiment is not None and window.run_id
                 else "",
-                labelled_share=window.figures.get("labelled_share"),
-                by_hand=window.by_hand,
             )
             for window in windows
         ]

@@ -274,7 +274,9 @@ def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, coun
     }
     verdicts = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
     return tuple(
-        Timeline(name, newest_verdicts([row for row in verdicts if row.monitor == name], count), notes.get(name, ""))
+        Timeline(
+            name, newest_verdicts([row for row in verdicts if row.stored.monitor == name], count), notes.get(name, "")
+        )
         for name in sorted(spec.monitors)
     )
 
@@ -285,6 +287,7 @@ def newest_verdicts(windows: Iterable[MonitorVerdict], count: int) -> tuple[Moni
     `windows` contains the revisions of a window in order.
     """
     newest = {
-        (row.end, row.start): row for row in sorted(windows, key=lambda row: row.mark not in ("waiting", "failed"))
+        (row.stored.end, row.stored.start): row
+        for row in sorted(windows, key=lambda row: row.mark not in ("waiting", "failed"))
     }
     return tuple(newest[times] for times in sorted(newest)[-count:])

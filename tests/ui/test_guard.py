@@ -92,7 +92,7 @@ def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
     shutil.rmtree(mlflow_app.files(model, "1"))
     answer = move(mlflow_app, model, "1", "Production")
     assert answer.status_code == 403
-    assert "cannot be compared" in answer.json["message"]
+    assert "cannot be read" in answer.json["message"]
 
 
 def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:

@@ -1,5 +1,6 @@
 """Tests of the description of a monitor's window and of its verdict from an MLflow run."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,16 +26,16 @@ DAY = datetime(2026, 11, 20, tzinfo=UTC)
     ],
 )
 def test_a_window_is_written_as_short_as_it_can_be(start: datetime, length: timedelta, said: str) -> None:
-    assert MonitorVerdict("drift", start, start + length, "drift", "alarm").window == said
+    stored = replace(window("judged"), start=start, end=start + length)
+    assert MonitorVerdict(stored, "drift", "alarm").window == said
 
 
 def test_a_window_in_words() -> None:
-    one = MonitorVerdict(
-        "accuracy", DAY, DAY + timedelta(days=1), "violated", "alarm", "0.84 → 0.71", labelled_share=0.835
-    )
-    assert mentions(one.words, "accuracy, 2026-11-20", "violated", "84%", "0.84 → 0.71")
-    by_hand = MonitorVerdict("drift", DAY, DAY + timedelta(days=1), "no drift", "fine", by_hand=True)
-    assert mentions(by_hand.words, "drift, 2026-11-20", "no drift", "by hand")
+    stored = window("judged", reason="0.84 → 0.71", figures={"labelled_share": 0.835})
+    one = MonitorVerdict(stored, "violated", "alarm")
+    assert mentions(one.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
+    by_hand = MonitorVerdict(replace(stored, by_hand=True), "no drift", "fine")
+    assert mentions(by_hand.words, "hits, 2026-11-20", "no drift", "by hand")
 
 
 def window(state: WindowState, **more: Any) -> MonitorWindow:
@@ -52,12 +53,13 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
 
     judged, undecided, running, failed, failing = pages.windows("judged", given)
 
-    assert (judged.state, judged.mark, judged.window, judged.labelled_share) == ("violated", "alarm", "2026-11-20", 0.5)
+    assert (judged.state, judged.mark, judged.window) == ("violated", "alarm", "2026-11-20")
+    assert mentions(judged.words, "50%")
     assert judged.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
     assert (undecided.state, undecided.mark, undecided.report) == ("cannot tell", "undecided", "")
     assert (running.state, running.mark) == ("running", "waiting")
-    assert (failed.state, failed.mark, failed.reason) == ("failed", "failed", "a timeout")
-    assert (failing.state, failing.mark, failing.reason) == ("failing", "failed", "no column")
+    assert (failed.state, failed.mark, failed.stored.reason) == ("failed", "failed", "a timeout")
+    assert (failing.state, failing.mark, failing.stored.reason) == ("failing", "failed", "no column")
 
 
 def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:

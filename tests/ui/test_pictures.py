@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, par
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Endpoint, Monitors, Rollout
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Rollout
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
@@ -204,7 +204,9 @@ def test_a_rollout_that_has_ended_has_no_step_now() -> None:
 
 def verdict(day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
     start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
-    return MonitorVerdict("drift", start, start + timedelta(days=1), state, "fine", **more)
+    end = start + timedelta(days=1)
+    stored = MonitorWindow(1, "f", "drift", start, end, 1, False, "judged", end, end)
+    return MonitorVerdict(stored, state, "fine", **more)
 
 
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:

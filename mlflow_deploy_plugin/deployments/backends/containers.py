@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, ser
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, Document, asks_mlflow, local_files
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.settings import Settings, absolute_path
+from mlflow_deploy_plugin.settings import Settings, absolute_path, read_text
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
@@ -216,14 +216,9 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _secret(name: str, path: str) -> str:
-    file = absolute_path(path)
     if not path.startswith(("/", "~")):  # The next command may have another working directory.
         raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
-    try:
-        return file.read_text().rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not a text"
-        raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
+    return read_text(absolute_path(path), f"container.secrets.{name}: the file").rstrip("\n")
 
 
 def _hardened() -> Document:
