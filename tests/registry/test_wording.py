@@ -41,8 +41,8 @@ from tests.support.tracking import tracking_at
         ),
         (
             "models:/tiny/champion",
-            "models:/tiny/champion: 'champion' is neither a version, `latest` nor a stage (None, Staging, "
-            "Production, Archived); for an alias use models:/tiny@champion, for a tag models:/tiny/tag:KEY=VALUE",
+            "models:/tiny/champion: 'champion' is neither a version, `latest` nor a stage (Production, "
+            "Staging, Archived, None); for an alias use models:/tiny@champion, for a tag models:/tiny/tag:KEY=VALUE",
         ),
         ("models:/empty/latest", "model empty has no version; it does not have any versions"),
         ("/no/such/folder", "the folder /no/such/folder does not exist"),
