@@ -20,7 +20,7 @@ from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
-NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\), and deploy it by the same command")
+NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the same command")
 
 
 def ordered() -> tuple[Any, Any, list[Any]]:
