@@ -95,10 +95,10 @@ def _options() -> argparse.Namespace:
 def _start_mlflow(folder: Path, stack: ExitStack) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--app-name", "onnxserve", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     question = urllib.request.Request(f"http://127.0.0.1:{port}/health")
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "ONNXSERVE_HOME": str(folder / "home")}
     stack.enter_context(running("MLflow", command, port, folder / "mlflow.log", environment, question))
     os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
