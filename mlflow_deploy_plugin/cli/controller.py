@@ -86,15 +86,16 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.controller.service import run_controller
-    from mlflow_deploy_plugin.controller.webhooks import start_webhook_receiver
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.server.supervisor import open_listener
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
         if webhook_port is not None:
+            from mlflow_deploy_plugin.controller.webhooks import start_webhook_receiver
+            from mlflow_deploy_plugin.server.supervisor import open_listener
+
             host = deployments.settings.host
             start_webhook_receiver(deployments, open_listener(host, webhook_port, "--webhook-port"))
         run_controller(deployments, ended, **options)
