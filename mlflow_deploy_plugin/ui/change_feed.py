@@ -201,9 +201,10 @@ class ChangeFeed:
         if not uris and not due:
             return
         results = _resolve(uris.union(due))
+        has_answered = bool(due) and results.keys() >= set(due)
         for subscription in subscriptions:
             subscription.is_new = False
-            if due and results.keys() >= set(due):
+            if has_answered:
                 subscription.answered_at = begun_at
             known, shared = subscription.known, subscription.models.keys() & results.keys()
             if news := {uri: results[uri] for uri in shared if (uri, results[uri]) not in known.items()}:
@@ -217,11 +218,12 @@ def _resolve(uris: Iterable[str]) -> dict[str, ResolvedModel | None]:
     """Resolve URIs in this process. An agent finds the reason for None itself. URIs without an answer are omitted."""
     results: dict[str, ResolvedModel | None] = {}
     for uri in uris:
-        with suppress(OnnxserveError):
-            try:
-                results[uri] = resolve(uri, registry())
-            except (NotFound, InvalidConfig):
-                results[uri] = None
+        try:
+            results[uri] = resolve(uri, registry())
+        except (NotFound, InvalidConfig):
+            results[uri] = None
+        except OnnxserveError:
+            continue  # The database does not answer.
     return results
 
 
