@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
-from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy
+from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.spec import load_specs
@@ -38,22 +38,27 @@ def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures() -> None:
     assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).pause(5) == 60
 
 
-def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
-    polls, ref = Later(), ModelRef(STAGE)
+def moved_during_a_poll(case: Case) -> tuple[Later, VersionResolver]:
+    """Return a resolver whose poll has found version 1, and its executor. The stage now has version 2."""
+    polls = Later()
     resolver = case.follower(looks=polls).resolver
-    resolver.models = {ref: FollowedModel()}
+    resolver.models = {ModelRef(STAGE): FollowedModel()}
     case.world.versions[STAGE] = "1"
     resolver.advance()
     polls.go_on()
-
     case.world.versions[STAGE] = "2"
+    return polls, resolver
+
+
+def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
+    polls, resolver = moved_during_a_poll(case)
     resolver.poll_now()
     resolver.advance()  # This call processes the poll from before the move.
     resolver.advance()
     polls.go_on()
     resolver.advance()
 
-    version = resolver.models[ref].version
+    version = resolver.models[ModelRef(STAGE)].version
     assert version is not None
     assert version.version == "2"
 
@@ -222,21 +227,14 @@ def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(ca
 
 
 def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) -> None:
-    polls, ref = Later(), ModelRef(STAGE)
-    resolver = case.follower(looks=polls).resolver
-    resolver.models = {ref: FollowedModel()}
-    case.world.versions[STAGE] = "1"
-    resolver.advance()
-    polls.go_on()
-
-    case.world.versions[STAGE] = "2"
+    polls, resolver = moved_during_a_poll(case)
     resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
     for _ in range(3):
         resolver.advance()
         polls.go_on()
 
     assert case.world.calls == 2
-    version = resolver.models[ref].version
+    version = resolver.models[ModelRef(STAGE)].version
     assert version is not None
     assert version.version == "2"
 
