@@ -243,7 +243,8 @@ class KubernetesBackend:
         }
 
     def place(self, name: str) -> str:
-        """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment."""
+        """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
+        name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
         if self._own_deployment(name) is None:
             raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()

@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 
 class TargetKind(NamedTuple):
     """A kind of target. `servers` is a noun for help texts. `backend` is the module and the class of the backend, which
-    is imported on use, because it may need an SDK."""
+    is imported on use, because it may need an SDK. The arguments of the class are the settings and, if the URI has a
+    namespace, the namespace."""
 
     uri: str
     servers: str
