@@ -46,7 +46,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		|| $(PIP) install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' 2>/dev/null \
 		|| echo "  torch is not installed, because no CPU build for Python $(VERSION) was found. torch models cannot be wrapped, and their tests are skipped"
 	@echo "  the package and its dependencies, in the versions of constraints.txt"
-	@torch=$$($(BIN)/python -c 'import torch' 2>/dev/null && echo ,torch); \
+	@torch=$$($(BIN)/python -c 'import torch' 2>/dev/null && echo ,torch,transformers); \
 		if $(PIP) install -qq -c constraints.txt uv 2>/dev/null; then \
 			$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev$$torch]"; \
 		else $(PIP) install -qq -c constraints.txt -e ".[dev$$torch]"; fi

@@ -28,6 +28,7 @@ PACKAGE = "mlflow_deploy_plugin"
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 LEFT_OUT = {
     "gpu": "1.6 GB of CUDA",
+    "openvino": "another build of ONNX Runtime, which benchmarks/openvino.py installs",
     "tensorflow": "600 MB of TensorFlow",
     "keras": "no backend of its own, so that it is imported beside torch or TensorFlow only",
     "all": "the extras, each of which is tried alone",
@@ -42,6 +43,10 @@ ROOMS = {
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
     "statsmodels": "import mlflow_deploy_plugin.flavor.convert.statsmodels",
+    "text": "import tokenizers",
+    "transformers": "import sentence_transformers, transformers",
+    "pmml": "import jpmml_evaluator, sklearn2pmml",
+    "desktop": "import openpyxl, PyInstaller",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
