@@ -131,12 +131,11 @@ def build_docker(
         served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
-        if test and plan.folder is not None:
+        if test and plan.folder:
             trial = try_image(built.name, plan.folder, gpu)
-            difference = f" within {trial.max_difference:.1g}" if trial.max_difference else ""
-            times = f"ready in {trial.ready_seconds:.1f} s, first answer after {trial.answer_seconds:.1f} s"
-            used = f"{times}, {trial.memory} of memory, {size} on disk"
-            click.echo(f"{built.name}: answers {trial.rows} as {served}{difference}, {used}")
+            within = f" within {trial.max_difference:.1g}" if trial.max_difference else ""
+            used = f"first answer after {trial.seconds:.1f} s, {trial.memory} of memory, {size} on disk"
+            click.echo(f"{built.name}: answers {trial.rows} as {served}{within}, {used}")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")

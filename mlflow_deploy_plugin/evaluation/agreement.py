@@ -116,19 +116,17 @@ def compare_with_base(
     )
 
 
-def require_equal_outputs(
-    expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float, failure: str
-) -> float:
+def check_outputs(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float, what: str) -> float:
     """Return the largest difference of outputs, [N, …] by name, from the outputs of the served model.
 
-    `tolerance` is absolute and relative; 0 requires equality. Raises ParityError, whose message begins with `failure`.
+    `tolerance` is absolute and relative; 0 requires equality. Raises ParityError, whose message begins with `what`.
     """
     largest = 0.0
     for name, want in expected.items():
         got = outputs[name]
         if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
             shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
-            raise ParityError(f"{failure}: output {name!r}, {shapes}")
+            raise ParityError(f"{what}: output {name!r}, {shapes}")
         wrong = np.atleast_1d(want != got)
         if want.dtype.kind == "f":
             wide = want.astype(np.float64)
@@ -142,7 +140,7 @@ def require_equal_outputs(
         if wrong.any():
             position, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
             pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
-            raise ParityError(f"{failure}: output {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
+            raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
     return largest
 
 

@@ -90,7 +90,7 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 def known_rows(model: OnnxModel, most: int) -> NamedArrays:
     """Return rows in the types of the signature: the version's input example, otherwise at most `most` rows of its
-    reference, otherwise 64 rows of random numbers. Raises SchemaMismatch if the example does not match the model."""
+    reference or (64) of random numbers. Raises SchemaMismatch if the example does not match the model."""
     schema, example = model.schema, model.artifact.folder / INPUT_EXAMPLE
     if example.is_file():
         return schema.to_columns(protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema))
@@ -100,7 +100,7 @@ def known_rows(model: OnnxModel, most: int) -> NamedArrays:
     made_up = {}
     for name, dtype in schema.dtypes.items():
         shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
-        sizes = [64 if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
+        sizes = [min(64, most) if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
         kind = numpy_dtype(dtype).kind
         values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
         made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.evaluation import known_rows, require_equal_outputs
+from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, read_served_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -137,7 +137,9 @@ def export(
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
+    return ExportedModel(
+        target, format, described["name"], described["version"], model.schema.count_rows(data), largest
+    )
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
@@ -205,11 +207,24 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 
 def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
-    random = np.random.default_rng(0)
-    rows = _known_rows(model, user_rows)
-    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
+    random, schema = np.random.default_rng(0), model.schema
+    try:
+        if isinstance(user_rows, str | Path):
+            from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
+
+            user_rows = read_rows(Path(user_rows))
+        if user_rows is None:
+            rows = known_rows(model, _GIVEN_ROWS)
+        elif hasattr(user_rows, "keys"):
+            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
+            rows = schema.to_columns(schema.from_columns(columns))
+        else:
+            rows = schema.to_columns(schema.from_array(user_rows))
+    except SchemaMismatch as error:
+        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
+    if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
         return [rows]
-    count = _count(rows)
+    count = row_count(rows)
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
         if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
@@ -217,27 +232,6 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
             drawn[name] = (array * factors).astype(array.dtype)
     known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
     return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
-
-
-def _known_rows(model: OnnxModel, user_rows: Any) -> Rows:
-    schema = model.schema
-    try:
-        if user_rows is None:
-            return known_rows(model, _GIVEN_ROWS)
-        if isinstance(user_rows, str | Path):
-            from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
-
-            user_rows = read_rows(Path(user_rows))
-        if not hasattr(user_rows, "keys"):
-            return schema.to_columns(schema.from_array(user_rows))
-        columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
-        return schema.to_columns(schema.from_columns(columns))
-    except SchemaMismatch as error:
-        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
-
-
-def _count(rows: Rows) -> int:
-    return max((len(array) if array.ndim else 1 for array in rows.values()), default=0)
 
 
 _PROOF = """
@@ -288,9 +282,7 @@ def _prove(
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
         outputs = pickle.loads(outputs_file.read_bytes())  # The file is trusted, because `_PROOF` wrote it.
-    return require_equal_outputs(
-        expected, outputs, tolerance, "the exported model gives other answers and was discarded"
-    )
+    return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
 
 
 def _place(source: Path, target: Path) -> None:
