@@ -137,9 +137,7 @@ def export(
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    return ExportedModel(
-        target, format, described["name"], described["version"], model.schema.count_rows(data), largest
-    )
+    return ExportedModel(target, format, described["name"], described["version"], row_count(data) or 1, largest)
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
-from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin import protocols
+from mlflow_deploy_plugin.client.rows import decode_tensors, dump_json
+from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.images.engine import docker
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
@@ -21,11 +22,10 @@ TOLERANCE = 1e-4  # Absolute and relative: other processors and GPUs round diffe
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
 _RIGHTS = ("--user", "10001", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init")
 _PLACES = ("--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
-_LENGTH = "Inference-Header-Content-Length"
 _ASK = """
 import json, os, sys, time, urllib3
 from mlflow_deploy_plugin.server.cloud import is_healthy
-seconds, header, length, body = json.load(sys.stdin)
+seconds, body = json.load(sys.stdin)
 url = f"http://127.0.0.1:{os.environ.get('ONNXSERVE_PORT', 8080)}"
 server, started = urllib3.connection_from_url(url, timeout=seconds, retries=False), time.monotonic()
 while not is_healthy():
@@ -33,10 +33,10 @@ while not is_healthy():
         sys.exit(f"its server is not ready within {seconds:g} s")
     time.sleep(0.02)
 name = server.request("POST", "/v2/repository/index").json()[0]["name"]
-answer = server.request("POST", f"/v2/models/{name}/infer", body=body.encode("latin-1"), headers={header: length})
+answer = server.request("POST", f"/v2/models/{name}/infer", body=body)
 if answer.status != 200:
     sys.exit(answer.json()["error"])
-print(json.dumps([int(answer.headers[header]), answer.data.decode("latin-1")]))
+print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer.data.decode("latin-1")]))
 """
 
 
@@ -60,20 +60,21 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     model = OnnxModel.load(folder)
     source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
     try:
-        feeds = model.schema.from_columns(known_rows(model, most=10))
-        outputs = model.run(feeds)
-    except (SchemaMismatch, InferenceError) as error:
+        rows = known_rows(model, most=10)
+        outputs = model.run(model.schema.from_columns(rows))
+        kinds = {name: protocols.v2_tensors.array_datatype(array) for name, array in rows.items()}
+        inputs = [{"name": n, "shape": a.shape, "datatype": kinds[n], "data": a.ravel()} for n, a in rows.items()]
+        body = dump_json({"inputs": inputs, "parameters": {"binary_data_output": True}}).decode()
+    except (InvalidRequest, InferenceError) as error:
         raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log another input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
-    head, tensors = encode_tensors(feeds, list(expected))
-    request = json.dumps([seconds, _LENGTH, str(len(head)), (head + tensors).decode("latin-1")])
     failure, name = f"the image {image} failed its test", f"onnxserve-test-{uuid4().hex[:12]}"
     began = time.monotonic()
     try:
         rights = (*_RIGHTS, "--gpus", "all") if gpu else _RIGHTS
         docker("run", "-d", "--name", name, *rights, *_PLACES, image, what=failure)
         try:
-            text = docker("exec", "-i", name, "python", "-c", _ASK, text=request, what=failure)
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=json.dumps([seconds, body]), what=failure)
         except BuildFailed as error:
             log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None)
             raise BuildFailed(f"{error.message}; its log ends with: {log.strip()[:500]}") from None
@@ -84,4 +85,4 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
             docker("rm", "-f", "-v", name, what=failure)
     length, answer = json.loads(text)
     largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), TOLERANCE, failure)
-    return ImageTrial(f"{model.schema.count_rows(feeds)} {source} rows", largest, answered, memory)
+    return ImageTrial(f"{model.schema.count_rows(rows)} {source} rows", largest, answered, memory)
