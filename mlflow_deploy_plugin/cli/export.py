@@ -133,9 +133,9 @@ def build_docker(
         click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
         if test and plan.folder:
             trial = try_image(built.name, plan.folder, gpu)
-            within = f" within {trial.max_difference:.1g}" if trial.max_difference else ""
+            answers = f"answers {trial.rows} as {served} (largest difference {trial.max_difference:.1g})"
             used = f"first answer after {trial.seconds:.1f} s, {trial.memory} of memory, {size} on disk"
-            click.echo(f"{built.name}: answers {trial.rows} as {served}{within}, {used}")
+            click.echo(f"{built.name}: {answers}, {used}")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")

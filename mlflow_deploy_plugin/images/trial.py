@@ -1,7 +1,6 @@
-"""Test an image before it ships: run it with minimal rights and no network, and compare its answers with the version's.
+"""Test an image before it ships: run it with minimal rights and no network, and compare its answers with its version's.
 
-A container without a network has no port, so the image's own Python sends the request with `docker exec`, in the
-protocol V2, which returns every output with exact numbers.
+The image's own Python sends the request with `docker exec`, because a container without a network publishes no port.
 """
 
 import json
@@ -22,14 +21,15 @@ TOLERANCE = 1e-4  # Absolute and relative: other processors and GPUs round diffe
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
 _RIGHTS = ("--user", "10001", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init")
 _PLACES = ("--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
+_EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
 from mlflow_deploy_plugin.server.cloud import is_healthy
 seconds, body = json.load(sys.stdin)
-url = f"http://127.0.0.1:{os.environ.get('ONNXSERVE_PORT', 8080)}"
-server, started = urllib3.connection_from_url(url, timeout=seconds, retries=False), time.monotonic()
+server = urllib3.HTTPConnectionPool("127.0.0.1", int(os.environ.get("ONNXSERVE_PORT", 8080)), timeout=seconds)
+end = time.monotonic() + seconds
 while not is_healthy():
-    if time.monotonic() > started + seconds:
+    if time.monotonic() > end:
         sys.exit(f"its server is not ready within {seconds:g} s")
     time.sleep(0.02)
 name = server.request("POST", "/v2/repository/index").json()[0]["name"]
@@ -76,8 +76,10 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         try:
             text = docker("exec", "-i", name, "python", "-c", _ASK, text=json.dumps([seconds, body]), what=failure)
         except BuildFailed as error:
-            log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None)
-            raise BuildFailed(f"{error.message}; its log ends with: {log.strip()[:500]}") from None
+            log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None).strip()[:500]
+            status = docker("inspect", "-f", _EXIT_STATUS, name, what=error.message).strip()
+            reason = f"{failure}: its server ended with status {status}" if status else error.message
+            raise BuildFailed(f"{reason}; its log ends with: {log or 'no line'}") from None
         answered = time.monotonic() - began
         memory = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure).split()[0]
     finally:
