@@ -1,6 +1,7 @@
 """`onnxserve export`, `build-docker` and `render`: a version as files or an image, an endpoint as manifests."""
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,10 +133,12 @@ def build_docker(
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
         if test and plan.folder:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
-            answers = f"answers {trial.rows} as {served} (largest difference {trial.max_difference:.1g})"
             used = f"first answer after {trial.seconds:.1f} s, {trial.memory} of memory, {size} on disk"
-            click.echo(f"{built.name}: {answers}, {used}")
+            click.echo(
+                f"{built.name}: answers {trial.rows} as {served} (difference {trial.max_difference:.1g}), {used}"
+            )
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")

@@ -18,6 +18,8 @@ _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
 _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
 _KEPT = 40
+_RIGHTS = "--user 10001 --network none --read-only --cap-drop ALL --security-opt no-new-privileges --init"
+MINIMAL_RIGHTS = (*_RIGHTS.split(), "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
 
 
 def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -65,9 +67,8 @@ def push_image(name: str, report: ProgressCallback) -> str:
 
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
-    lister = ("-m", "mlflow_deploy_plugin.images.sbom")
-    rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
-    return docker("run", *rights, name, *lister, what=f"the packages of {name} cannot be listed").encode()
+    lister = ("--entrypoint", "python", name, "-m", "mlflow_deploy_plugin.images.sbom")
+    return docker("run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed").encode()
 
 
 def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:

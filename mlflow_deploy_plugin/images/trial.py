@@ -14,13 +14,11 @@ from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.client.rows import decode_tensors, dump_json
 from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
-from mlflow_deploy_plugin.images.engine import docker
+from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
 
 TOLERANCE = 1e-4  # Absolute and relative: other processors and GPUs round differently.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
-_RIGHTS = ("--user", "10001", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init")
-_PLACES = ("--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
@@ -53,9 +51,8 @@ class ImageTrial:
 def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS) -> ImageTrial:
     """Run an image, and compare its answers with those of its version, in the MLmodel folder, on this machine.
 
-    The rows are the input example, otherwise rows of the reference or random rows. The container is always removed.
-    Raises BuildFailed, with the last line of the server's log, if the server does not start or answer in `seconds`,
-    InvalidConfig if the version cannot predict the rows, and ParityError if an output differs by more than TOLERANCE.
+    Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
+    `known_rows`, and ParityError if a number differs by more than TOLERANCE. The container is always removed.
     """
     model = OnnxModel.load(folder)
     source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
@@ -71,8 +68,8 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     failure, name = f"the image {image} failed its test", f"onnxserve-test-{uuid4().hex[:12]}"
     began = time.monotonic()
     try:
-        rights = (*_RIGHTS, "--gpus", "all") if gpu else _RIGHTS
-        docker("run", "-d", "--name", name, *rights, *_PLACES, image, what=failure)
+        rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
+        docker("run", "-d", "--name", name, *rights, image, what=failure)
         try:
             text = docker("exec", "-i", name, "python", "-c", _ASK, text=json.dumps([seconds, body]), what=failure)
         except BuildFailed as error:
