@@ -135,10 +135,8 @@ def build_docker(
         if test and plan.folder:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
-            used = f"first answer after {trial.seconds:.1f} s, {trial.memory} of memory, {size} on disk"
-            click.echo(
-                f"{built.name}: answers {trial.rows} as {served} (difference {trial.max_difference:.1g}), {used}"
-            )
+            used = f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, {trial.memory} memory"
+            click.echo(f"{built.name}: answers {trial.rows} as {served}, {used}, {size} on disk")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")
