@@ -65,7 +65,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     except (InvalidRequest, InferenceError) as error:
         raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log another input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
-    failure, name = f"the image {image} failed its test", f"onnxserve-test-{uuid4().hex[:12]}"
+    failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
     began = time.monotonic()
     try:
         rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS

@@ -79,7 +79,17 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
     assert installed.pop("mlflow-onnxserve") == version("mlflow-onnxserve")
     tested = {canonical(name): number for name, number in CONSTRAINTS}
     assert {name: number for name, number in installed.items() if tested.get(name) != number} == {}
-    left_out = {"pandas", "scikit-learn", "torch", "onnx", "evidently", "mlflow", "pip", "setuptools", "huggingface-hub"}
+    left_out = {
+        "pandas",
+        "scikit-learn",
+        "torch",
+        "onnx",
+        "evidently",
+        "mlflow",
+        "pip",
+        "setuptools",
+        "huggingface-hub",
+    }
     assert not left_out & set(installed)
 
 
