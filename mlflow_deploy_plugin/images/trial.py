@@ -49,7 +49,7 @@ class ImageTrial:
 
 
 def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS) -> ImageTrial:
-    """Run an image, and compare its answers with those of its version, in the MLmodel folder, on this machine.
+    """Run an image, and compare its outputs with the outputs of its version, an MLmodel folder, on this machine.
 
     Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
     `known_rows`, and ParityError if a number differs by more than TOLERANCE. The container is always removed.
@@ -63,7 +63,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         inputs = [{"name": n, "shape": a.shape, "datatype": kinds[n], "data": a.ravel()} for n, a in rows.items()]
         body = dump_json({"inputs": inputs, "parameters": {"binary_data_output": True}}).decode()
     except (InvalidRequest, InferenceError) as error:
-        raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log another input_example") from None
+        raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
     failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
     began = time.monotonic()
