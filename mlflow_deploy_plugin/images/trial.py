@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
 
-TOLERANCE = 1e-4  # Absolute and relative: other processors and GPUs round differently.
+TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
@@ -52,7 +52,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     """Run an image, and compare its outputs with the outputs of its version, an MLmodel folder, on this machine.
 
     Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
-    `known_rows`, and ParityError if a number differs by more than TOLERANCE. The container is always removed.
+    `known_rows`, and ParityError if a number differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
     source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
@@ -66,9 +66,9 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
     failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
+    rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, TOLERANCE)
     began = time.monotonic()
     try:
-        rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
         docker("run", "-d", "--name", name, *rights, image, what=failure)
         try:
             text = docker("exec", "-i", name, "python", "-c", _ASK, text=json.dumps([seconds, body]), what=failure)
@@ -83,5 +83,5 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
     length, answer = json.loads(text)
-    largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), TOLERANCE, failure)
+    largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), tolerance, failure)
     return ImageTrial(f"{model.schema.count_rows(rows)} {source} rows", largest, answered, memory)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import BuildFailed, InvalidConfig, ParityError
-from mlflow_deploy_plugin.images.trial import TOLERANCE, try_image
+from mlflow_deploy_plugin.images.trial import GPU_TOLERANCE, TOLERANCE, try_image
 from mlflow_deploy_plugin.protocols.v2 import RequestedOutput, V2Request, encode
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE
 from tests.support.models import tensor_model, write_model
@@ -68,6 +68,12 @@ def test_an_image_that_answers_as_its_version_passes(model: Path, engine: Engine
 def test_rounding_of_another_processor_is_within_the_tolerance(model: Path, engine: Engine) -> None:
     engine(IMAGES * 2 + np.float32(TOLERANCE / 2))
     assert 0 < try_image("flights:3", model).max_difference <= TOLERANCE
+
+
+def test_a_gpu_may_round_more_and_is_passed_to_the_container(model: Path, engine: Engine) -> None:
+    calls = engine(IMAGES * np.float32(2 + GPU_TOLERANCE))
+    assert try_image("flights:3", model, gpu=True).max_difference > TOLERANCE
+    assert "--gpus all flights:3" in calls.read_text()
 
 
 def test_another_answer_names_the_output_and_the_row_and_the_container_is_removed(model: Path, engine: Engine) -> None:
