@@ -86,9 +86,9 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
         "onnx",
         "evidently",
         "mlflow",
+        "huggingface-hub",
         "pip",
         "setuptools",
-        "huggingface-hub",
     }
     assert not left_out & set(installed)
 
