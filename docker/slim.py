@@ -46,7 +46,7 @@ import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.
 import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, yaml
 import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
-import grpc._utilities, gunicorn.workers.gthread, psutil, uvicorn_worker
+import grpc._utilities, gunicorn.workers.gthread, psutil, tokenizers, uvicorn_worker
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14

@@ -1,6 +1,7 @@
 """`onnxserve export`, `build-docker` and `render`: a version as files or an image, an endpoint as manifests."""
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,6 +73,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
 @option("-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push.")
 @option("--gpu", is_flag=True, help="Include CUDA's libraries to serve on a GPU.")
 @option("--follow", is_flag=True, help="Do not include the model: the server follows URI in the registry.")
+@option("--test", is_flag=True, help="Test the image: compare its answers without a network with the version's.")
 @option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
 @option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
 @path_option("--sbom", help="File for the SBOM in CycloneDX format.")
@@ -90,6 +92,7 @@ def build_docker(
     name: str | None,
     gpu: bool,
     follow: bool,
+    test: bool,
     push: bool,
     pull: bool,
     sbom: Path | None,
@@ -104,14 +107,17 @@ def build_docker(
 
     The image contains the model and starts without a network. With --follow, it loads the model from the registry
     (-e MLFLOW_TRACKING_URI=http://…). The server's image is built once from this installation. The model is added as a
-    layer, which is identical for identical inputs. The image meets the container contracts of MLflow, SageMaker,
-    Vertex AI, Azure ML, KServe and Cloud Run.
+    layer, which is identical for identical inputs. An image that fails its --test is kept but not pushed. The image
+    meets the container contracts of MLflow, SageMaker, Vertex AI, Azure ML, KServe and Cloud Run.
     """
     from mlflow_deploy_plugin.images.build import build_image, planned_image
     from mlflow_deploy_plugin.images.engine import image_sbom, push_image
+    from mlflow_deploy_plugin.images.trial import try_image
 
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")
+    if test and follow:
+        raise click.UsageError("--test compares the answers of the model in the image; with --follow there is none")
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
@@ -122,10 +128,15 @@ def build_docker(
             show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
-    version = f" version {plan.resolved.version}" if plan.resolved.version else ""
-    served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
-    size = f"{built.size / 1e6:,.0f} MB for {built.platform}"
-    click.echo(f"{built.name}: {served}, {size}, {built.id} on {plan.server_image}")
+        version = f" version {plan.resolved.version}" if plan.resolved.version else ""
+        served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
+        size = f"{built.size / 1e6:,.0f} MB"
+        click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
+        if test and plan.folder:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
+            trial = try_image(built.name, plan.folder, gpu)
+            used = f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, {trial.memory} memory"
+            click.echo(f"{built.name}: answers {trial.rows} as {served}, {used}, {size} on disk")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")

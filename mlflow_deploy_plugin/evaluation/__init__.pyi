@@ -1,8 +1,10 @@
+from .agreement import check_outputs as check_outputs
 from .agreement import compare_with_base as compare_with_base
 from .agreement import graph_digest as graph_digest
 from .curves import require_matplotlib as require_matplotlib
 from .curves import robustness as robustness
 from .dataset import NamedArrays as NamedArrays
+from .dataset import known_rows as known_rows
 from .dataset import load_dataset as load_dataset
 from .dataset import reference_rows as reference_rows
 from .dataset import take_rows as take_rows

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.metrics import Baseline, argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime.feeds import Array
+
+_ROUNDING = 2**-18
+"""The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,34 @@ def compare_with_base(
         form_metric=after,
         loss=float("inf") if np.isnan(loss) else loss,
     )
+
+
+def check_outputs(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float, what: str) -> float:
+    """Return the largest difference of outputs, [N, …] by name, from the outputs of the served model.
+
+    `tolerance` is absolute and relative; 0 requires equality. Raises ParityError, whose message begins with `what`.
+    """
+    largest = 0.0
+    for name, want in expected.items():
+        got = outputs.get(name, np.empty(0))  # A missing output has no values.
+        if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
+            shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
+            raise ParityError(f"{what}: output {name!r}, {shapes}")
+        wrong = np.atleast_1d(want != got)
+        if want.dtype.kind == "f":
+            wide = want.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
+                error = np.atleast_1d(np.abs(wide - got))
+                size = np.where(np.isfinite(wide), np.abs(wide), 0)
+                largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)
+                allowed = tolerance * (1 + np.abs(wide)) + (tolerance > 0) * _ROUNDING * largest_of_row
+                wrong &= ~((error <= allowed) | (np.isnan(want) & np.isnan(got)))
+            largest = max(largest, float(np.max(error, where=np.isfinite(error), initial=0.0)))
+        if wrong.any():
+            position, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
+            pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
+            raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
+    return largest
 
 
 def graph_digest(version: LoadedOnnx) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Artifact, OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.tabular.streams import MAX_BYTES, read_table
 
@@ -84,6 +86,25 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
         return None
     rows = _read_reference(artifact, path)
     return take_rows(rows, sample_positions(row_count(rows), most, seed))
+
+
+def known_rows(model: OnnxModel, most: int) -> NamedArrays:
+    """Return rows in the types of the signature: the version's input example, otherwise at most `most` rows of its
+    reference or (64) of random numbers. Raises SchemaMismatch if the example does not match the model."""
+    schema, example = model.schema, model.artifact.folder / INPUT_EXAMPLE
+    if example.is_file():
+        return schema.to_columns(protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema))
+    if (reference := reference_rows(model.artifact, most, seed=0)) is not None:
+        return schema.to_columns(schema.from_columns(reference))
+    random = np.random.default_rng(0)
+    made_up = {}
+    for name, dtype in schema.dtypes.items():
+        shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
+        sizes = [min(64, most) if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
+        kind = numpy_dtype(dtype).kind
+        values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
+        made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
+    return made_up
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:

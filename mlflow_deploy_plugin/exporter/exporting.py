@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     CommandFailed,
@@ -24,19 +23,17 @@ from mlflow_deploy_plugin.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.evaluation import reference_rows
+from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
@@ -51,8 +48,6 @@ _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
 """Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
-_ROUNDING = 2**-18
-"""The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
 
@@ -111,7 +106,7 @@ def export(
         model = OnnxModel.load(folder)
         described = _describe(resolved, model)
         reason = ""
-        for data in _proof_rows(model, folder, rows):
+        for data in _proof_rows(model, rows):
             try:
                 feeds = dict(model.schema.from_columns(data))
                 expected = model.run(feeds)
@@ -142,7 +137,7 @@ def export(
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
+    return ExportedModel(target, format, described["name"], described["version"], row_count(data) or 1, largest)
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
@@ -208,13 +203,26 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     return target
 
 
-def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
+def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
-    random = np.random.default_rng(0)
-    rows = _known_rows(model, folder, user_rows)
-    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
+    random, schema = np.random.default_rng(0), model.schema
+    try:
+        if isinstance(user_rows, str | Path):
+            from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
+
+            user_rows = read_rows(Path(user_rows))
+        if user_rows is None:
+            rows = known_rows(model, _GIVEN_ROWS)
+        elif hasattr(user_rows, "keys"):
+            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
+            rows = schema.to_columns(schema.from_columns(columns))
+        else:
+            rows = schema.to_columns(schema.from_array(user_rows))
+    except SchemaMismatch as error:
+        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
+    if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
         return [rows]
-    count = _count(rows)
+    count = row_count(rows)
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
         if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
@@ -222,39 +230,6 @@ def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
             drawn[name] = (array * factors).astype(array.dtype)
     known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
     return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
-
-
-def _known_rows(model: OnnxModel, folder: Path, user_rows: Any) -> Rows:
-    schema, example = model.schema, folder / INPUT_EXAMPLE
-    try:
-        if user_rows is not None:
-            if isinstance(user_rows, str | Path):
-                from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
-
-                user_rows = read_rows(Path(user_rows))
-            if not hasattr(user_rows, "keys"):
-                return schema.to_columns(schema.from_array(user_rows))
-            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
-            return schema.to_columns(schema.from_columns(columns))
-        if example.is_file():
-            return schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
-    except SchemaMismatch as error:
-        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
-    if (reference := reference_rows(model.artifact, _GIVEN_ROWS, seed=0)) is not None:
-        return schema.to_columns(schema.from_columns(reference))
-    random = np.random.default_rng(0)
-    made_up = {}
-    for name, dtype in schema.dtypes.items():
-        shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
-        sizes = [64 if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
-        kind = numpy_dtype(dtype).kind
-        values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
-        made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
-    return made_up
-
-
-def _count(rows: Rows) -> int:
-    return max((len(array) if array.ndim else 1 for array in rows.values()), default=0)
 
 
 _PROOF = """
@@ -305,27 +280,7 @@ def _prove(
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
         outputs = pickle.loads(outputs_file.read_bytes())  # The file is trusted, because `_PROOF` wrote it.
-    largest, otherwise = 0.0, "the exported model gives other answers and was discarded: output"
-    for name, want in expected.items():
-        got = outputs[name]
-        if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
-            shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
-            raise ParityError(f"{otherwise} {name!r}, {shapes}")
-        wrong = np.atleast_1d(want != got)
-        if want.dtype.kind == "f":
-            wide = want.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
-                error = np.atleast_1d(np.abs(wide - got))
-                size = np.where(np.isfinite(wide), np.abs(wide), 0)
-                largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)
-                allowed = tolerance * (1 + np.abs(wide)) + (tolerance > 0) * _ROUNDING * largest_of_row
-                wrong &= ~((error <= allowed) | (np.isnan(want) & np.isnan(got)))
-            largest = max(largest, float(np.max(error, where=np.isfinite(error), initial=0.0)))
-        if wrong.any():
-            position, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
-            pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
-            raise ParityError(f"{otherwise} {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
-    return largest
+    return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
 
 
 def _place(source: Path, target: Path) -> None:

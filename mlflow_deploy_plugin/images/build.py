@@ -32,6 +32,7 @@ class ImagePlan:
         options: the options of `docker build` for the server's image.
         platform: the platform options for both builds.
         resolved: the version in the image; with `follow`, the version to which the stage or alias points now.
+        folder: the downloaded version; None with `follow`.
     """
 
     server_image: str
@@ -40,6 +41,7 @@ class ImagePlan:
     platform: tuple[str, ...]
     model: BuildContext
     resolved: ResolvedModel
+    folder: Path | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def planned_image(
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
         on_platform = ("--platform", platform) if platform else ()
-        yield ImagePlan(server_image, server, options, on_platform, context, resolved)
+        yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
 
 
 def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:

@@ -18,6 +18,8 @@ _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
 _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
 _KEPT = 40
+_RIGHTS = "--user 10001 --network none --read-only --cap-drop ALL --security-opt no-new-privileges --init"
+MINIMAL_RIGHTS = (*_RIGHTS.split(), "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
 
 
 def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
         archive.seek(0)
-        _docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
+        docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
     fields = image_fields(tag)
     if fields is None:
         raise BuildFailed(
@@ -41,9 +43,9 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
 
 def image_fields(name: str) -> dict[str, Any] | None:
     """Return the fields of `docker image inspect` for a local image, or None. Raises BuildFailed, NotInstalled."""
-    if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
+    if not docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
-    return {**json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
+    return {**json.loads(docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
 
 
 def push_image(name: str, report: ProgressCallback) -> str:
@@ -57,17 +59,16 @@ def push_image(name: str, report: ProgressCallback) -> str:
     if ecr := _ECR.fullmatch(host):
         user, password = _ecr_login(ecr["account"], ecr["region"], re.sub("[:@].*", "", repository))
         login = ("login", "--username", user, "--password-stdin", host)
-        _docker(*login, text=password, what=f"the login to {host} failed")
-    pushed = _docker("push", name, report=report, what=f"the image {name} was not pushed")
+        docker(*login, text=password, what=f"the login to {host} failed")
+    pushed = docker("push", name, report=report, what=f"the image {name} was not pushed")
     digest = re.search(r"digest: (sha256:[0-9a-f]{64})", pushed)
     return digest[1] if digest else ""
 
 
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
-    lister = ("-m", "mlflow_deploy_plugin.images.sbom")
-    rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
-    return _docker("run", *rights, name, *lister, what=f"the packages of {name} cannot be listed").encode()
+    lister = ("--entrypoint", "python", name, "-m", "mlflow_deploy_plugin.images.sbom")
+    return docker("run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed").encode()
 
 
 def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
@@ -89,7 +90,7 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
     return user, password
 
 
-def _docker(
+def docker(
     *arguments: str, what: str, stdin: IO[bytes] | None = None, text: str = "", report: ProgressCallback | None = None
 ) -> str:
     """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.

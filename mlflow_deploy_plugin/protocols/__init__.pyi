@@ -1,6 +1,7 @@
 from . import arrow as arrow
 from . import feedback as feedback
 from . import mlflow as mlflow
+from . import v2_tensors as v2_tensors
 from .content import CSV as CSV
 from .content import JSON as JSON
 from .content import load_json as load_json

@@ -42,6 +42,7 @@ def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_var
     [
         ([], 2, ["'-n' / '--name'"]),
         (["-n", "x:1", "--follow"], 1, ["--follow", "a stage, an alias or a tag"]),
+        (["-n", "x:1", "--follow", "--test"], 2, ["--test", "--follow"]),
         (["-n", "x:1", "--base-image", "a", "--server-image", "b"], 1, ["--server-image"]),
         (["-n", "x:1", "--sbom", "none/x.json"], 1, ["--sbom", "no folder none"]),
         (["-n", "x:1", "--server-image", "a"], 1, ["image x:1", "not built"]),

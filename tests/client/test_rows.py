@@ -1,5 +1,7 @@
 """Our server parses the bytes of requests, and the client parses the bytes of responses."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -72,6 +74,11 @@ def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
     np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
     assert feeds["b"].tolist() == [["x"], [""]]
     assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
+
+
+def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else() -> None:
+    code = "from mlflow_deploy_plugin.client.rows import encode_tensors; encode_tensors({'x': [1.0]}, None)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 FRAME = pd.DataFrame([[1.5, np.nan], [2.0, 3.0], [4.0, 5.0]], columns=["a", "b"])

@@ -79,7 +79,18 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
     assert installed.pop("mlflow-onnxserve") == version("mlflow-onnxserve")
     tested = {canonical(name): number for name, number in CONSTRAINTS}
     assert {name: number for name, number in installed.items() if tested.get(name) != number} == {}
-    assert not {"pandas", "scikit-learn", "torch", "onnx", "evidently", "mlflow", "pip", "setuptools"} & set(installed)
+    left_out = {
+        "pandas",
+        "scikit-learn",
+        "torch",
+        "onnx",
+        "evidently",
+        "mlflow",
+        "huggingface-hub",
+        "pip",
+        "setuptools",
+    }
+    assert not left_out & set(installed)
 
 
 def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
@@ -145,7 +156,7 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
 
 
 def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image: str, docker: Any) -> None:
-    assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 300e6
+    assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 310e6
     look = "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg --audit; true"
     assert docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
 
@@ -175,6 +186,7 @@ def test_what_was_taken_out_is_missed_by_no_protocol(image: str, start: Any, doc
             ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
             assert ready(b"", timeout=30) == b"\x08\x01"
         run.run("python", "-c", "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing")
+        run.run("python", "-c", "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules")
         run.run("python", "-c", "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset")
         run.run(
             "python", "-c", "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; boto3.client('s3')"

@@ -15,13 +15,15 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavail
 from mlflow_deploy_plugin.evaluation.dataset import (
     cast_to_signature,
     frame_rows,
+    known_rows,
     load_dataset,
     own_columns,
     read_rows,
     reference_rows,
 )
-from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, Artifact, Column, OnnxModel, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
+from tests.support.models import mixed_model
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
@@ -268,3 +270,18 @@ def test_a_text_counts_in_every_row_that_has_it(
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 400_000)
     with pytest.raises(InvalidConfig, match=r"dataset b.*400,000 bytes"):
         read_rows(file, "b", artifact)
+
+
+def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp_path: Path) -> None:
+    made_up = known_rows(OnnxModel.load(mixed_model(tmp_path / "mixed")), 3)
+    kinds = {name: (values.shape, values.dtype.kind) for name, values in made_up.items()}
+    assert kinds == {"carrier": ((3,), "O"), "distance": ((3,), "f"), "hour": ((3,), "i"), "late": ((3,), "b")}
+
+    model = OnnxModel.load(write_classifier(tmp_path / "linear", reference=labelled(50)))
+    sample = known_rows(model, 3)
+    assert {name: values.shape for name, values in sample.items()} == {"a": (3,), "b": (3,)}
+    assert set(sample["a"]) <= set(np.asarray(labelled(50)["a"]))
+
+    document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
+    (model.artifact.folder / INPUT_EXAMPLE).write_text(json.dumps(document))
+    assert {name: values.tolist() for name, values in known_rows(model, 3).items()} == {"a": [1.5], "b": [2.0]}

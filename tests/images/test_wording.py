@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.images.build import planned_image
+from mlflow_deploy_plugin.images.trial import try_image
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE
 from tests.support.messages import message_of
-from tests.support.models import tensor_model
+from tests.support.models import tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -46,3 +48,11 @@ def test_a_refusal_names_the_option_and_what_would_help(
     given = {"model_uri": "model", **options}
     refusal = message_of(lambda: planned_image(**given).__enter__())
     assert refusal.replace(f"{tmp_path}/", "") == message
+
+
+def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "sums", "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }")
+    (folder / INPUT_EXAMPLE).write_text('{"inputs": {"x": [1]}}')
+    assert message_of(lambda: try_image("sums:1", folder)) == (
+        "--test: example rows are refused: tensor 'z' is missing; the model needs x, z; log a valid input_example"
+    )

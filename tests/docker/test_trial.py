@@ -1,0 +1,107 @@
+"""`onnxserve build-docker --test` on a real engine: images that pass, and images that must not ship."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.errors import BuildFailed
+from mlflow_deploy_plugin.images.engine import image_fields
+from mlflow_deploy_plugin.images.trial import try_image
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE
+from tests.docker.conftest import run_docker
+from tests.docker.test_build_docker import invoke
+from tests.support.models import mixed_model, write_model
+from tests.support.refusals import mentions, refused
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def tag(image: str, docker: Any) -> Iterator[str]:
+    yield (name := f"{image}-trial")
+    assert docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""  # The container is always removed.
+    docker("rmi", "-f", name, check=False)
+
+
+@pytest.fixture
+def derived(image: str, docker: Any, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Return a function that builds a server image which runs a shell command instead of the server."""
+    name = f"{image}-derived"
+
+    def build(command: str) -> str:
+        entry = f'FROM {image}\nCOPY Dockerfile other* /srv/other/\nENTRYPOINT ["sh", "-c", "{command}"]\n'
+        (tmp_path / "Dockerfile").write_text(entry)
+        run_docker("build", "-q", "-t", name, str(tmp_path))
+        return name
+
+    yield build
+    docker("rmi", "-f", name, check=False)
+
+
+def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
+    image: str, tag: str, model_folder: Path, tmp_path: Path
+) -> None:
+    mixed = mixed_model(tmp_path / "mixed")
+    rows = {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1.5, 3, True], ["UA", 2.5, 4, False]]}
+    (mixed / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": rows}))
+    for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):
+        done = invoke("-m", folder, "-n", tag, "--server-image", image, "--test")
+        assert done.exit_code == 0, done.output
+        assert mentions(done.stdout.splitlines()[-1], tag, tried, folder.name, "difference 0", "memory", "on disk")
+
+
+def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
+    derived: Callable[..., str], model_folder: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "other", "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }")
+    server, name = derived("exec onnxserve serve -m /srv/other --insecure"), "127.0.0.1:9/trial:1"
+    done = invoke("-m", model_folder, "-n", name, "--server-image", server, "--test", "--push")
+    fields = image_fields(name)
+    run_docker("rmi", "-f", name, check=False)
+    assert done.exit_code == 1
+    assert mentions(done.stderr.splitlines()[-1], name, "failed its test", "output 'y', row 0", "10 of 10 rows")
+    assert fields is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("sleep 600", ("not ready within 2 s",)),
+        ("touch /opt/ml/cache && exec onnxserve serve", ("status 1", "/opt/ml/cache", "Read-only file system")),
+        ("sleep 1; echo the license is missing; exit 3", ("status 3", "the license is missing")),
+    ],
+)
+def test_a_server_that_does_not_start_is_named_with_its_last_line(
+    command: str, names: tuple[str, ...], derived: Callable[..., str], tag: str, model_folder: Path
+) -> None:
+    assert invoke("-m", model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
+    with refused(BuildFailed, tag, *names):
+        try_image(tag, model_folder, seconds=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_container_ends_with_a_test_that_is_interrupted(
+    number: int, derived: Callable[..., str], tag: str, model_folder: Path, docker: Any
+) -> None:
+    asked = ["build-docker", "-m", str(model_folder), "-n", tag, "--server-image", derived("sleep 600"), "--test"]
+    process = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", *asked], process_group=0)
+    wait_until(lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout, 60, "the container runs")
+    os.kill(process.pid, number)
+    assert process.wait(60) == -signal.SIGINT
+
+
+def test_a_gpu_image_needs_a_gpu_for_its_test(image: str, tag: str, model_folder: Path, docker: Any) -> None:
+    if not docker("run", "--rm", "--gpus", "all", "--entrypoint", "true", image, check=False).returncode:
+        pytest.skip("this engine has a GPU")
+    done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")
+    assert done.exit_code == 1
+    assert mentions(done.stderr.splitlines()[-1], tag, "failed its test", "gpu")
