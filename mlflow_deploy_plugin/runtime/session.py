@@ -5,6 +5,7 @@ Optimised graphs are not stored, because storing them makes the first load slowe
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 
@@ -29,7 +31,13 @@ _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
 }
+_CPU, _OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
+_NVIDIA = _PROVIDERS["cuda"], _PROVIDERS["tensorrt"]
+_BUILDS = {**dict.fromkeys(_NVIDIA, ("GPU", "gpu")), _OPENVINO: ("OpenVINO", "openvino")}
+"""The build of ONNX Runtime that has a provider, and the extra in setup.cfg that installs the build."""
+_NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -41,6 +49,7 @@ _KEEP_SECONDS = 1.0
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
+    r"|\[OpenVINO-EP\] |Exception from src/\S+\.cpp:\d+: "
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
 
@@ -54,6 +63,7 @@ class Placement:
         options: the provider options. An option that is None has ONNX Runtime's default.
         engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
         io_binding: True to copy inputs into page-locked buffers first (`runtime/binding.py`), as CUDA graphs require.
+        listed: ONNX Runtime's names of the providers with their options, instead of a device.
     """
 
     device: Device = "cpu"
@@ -61,6 +71,20 @@ class Placement:
     options: ProviderOptions = field(default_factory=ProviderOptions)
     engine_cache: Path | None = None
     io_binding: bool = False
+    listed: tuple[tuple[str, Mapping[str, object]], ...] = ()
+
+    def __str__(self) -> str:
+        return "server.providers" if self.listed else f"--device {self.device}"
+
+    @property
+    def allows_cpu(self) -> bool:
+        """True if ONNX Runtime's CPU provider may compute nodes."""
+        return _CPU in dict(self.providers)
+
+    @property
+    def is_openvino(self) -> bool:
+        """True if OpenVINO computes all nodes."""
+        return set(dict(self.providers)) == {_OPENVINO}
 
     @property
     def is_bound(self) -> bool:
@@ -68,9 +92,13 @@ class Placement:
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A GPU has no CPU fallback."""
+        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
+        if self.listed:
+            return [(name, {key: str(value) for key, value in options.items()}) for name, options in self.listed]
         if self.device == "cpu":
-            return [(_PROVIDERS["cpu"], {})]
+            return [(_CPU, {})]
+        if self.device == "openvino":  # OpenVINO's default precision for an Intel GPU is float16.
+            return [(_OPENVINO, {"device_type": self.options.device_type or "CPU", "precision": "FP32"})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
         texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
         cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
@@ -92,6 +120,10 @@ ON_CPU = Placement()
 OLDEST_ONNXRUNTIME = (1, 29)
 """The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27 computes forests incorrectly
 (measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
+_OLDEST_OPENVINO = (1, 24)
+"""The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
+`_check_weights` and `_FORESTS` exclude the faults of these versions. A missing cosine is an error of ONNX Runtime."""
+_FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
 def import_onnxruntime() -> Any:
@@ -105,7 +137,8 @@ def import_onnxruntime() -> Any:
         import onnxruntime as module  # The module is heavy, and two distributions provide it.
     except ImportError:
         raise RuntimeMissing(
-            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA, "
+            "or 'mlflow-onnxserve[openvino]'"
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -140,39 +173,150 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 def open_session(
     onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
 ) -> "ort.InferenceSession":
-    """Return a session that runs only on the device of `placement`.
+    """Return a session that runs only on the device or on the listed providers of `placement`.
 
     ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a missing library is an error, and so
-    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`).
+    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`), or a listed provider without a node.
 
     Raises:
-        RuntimeMissing: ONNX Runtime is not installed, or is too old.
+        RuntimeMissing: ONNX Runtime is not installed, or is too old (for the model).
         DeviceUnavailable: the device would not be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
-    module, device = import_onnxruntime(), placement.device
-    if tuple(map(int, module.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
+    module = import_onnxruntime()
+    version = tuple(map(int, module.__version__.split(".")[:2]))
+    is_old = version < OLDEST_ONNXRUNTIME
+    if is_old and (version < _OLDEST_OPENVINO or _OPENVINO not in module.get_available_providers()):
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
             f"or 'onnxruntime-gpu>={oldest}' for CUDA"
         )
-    check_device_libraries(module, device)
-    options = session_options(module, device, intra_op_num_threads)
+    check_device_libraries(module, placement)
+    if is_old:
+        _check_weights(onnx_file)
+    names, providers = [name for name, _ in placement.providers], placement.providers
+    for name, texts in providers:
+        if name == _OPENVINO and texts.get("device_type", "CPU") == "CPU":
+            texts.setdefault("num_of_threads", str(intra_op_num_threads))
+    options = session_options(module, intra_op_num_threads)
+    if not placement.allows_cpu:
+        options.add_session_config_entry(_NO_FALLBACK, "1")
+    where = "server.providers" if placement.listed else placement.device
     try:
-        # ONNX Runtime's own fallback would retry on the CPU. The options forbid the CPU, so the error would be wrong.
-        session = module.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
+        try:
+            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
+            session = module.InferenceSession(str(onnx_file), options, providers=providers, enable_fallback=0)
+        except Exception:
+            if placement.allows_cpu:
+                raise
+            # A session with the CPU shows the reason: the nodes that the CPU computes, or an error that names one.
+            options = session_options(module, intra_op_num_threads)
+            session = module.InferenceSession(str(onnx_file), options, providers=[*providers, _CPU], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
-        if device != "cpu":
-            raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
+        if names != [_CPU]:
+            raise DeviceUnavailable(f"the model does not run on {where}: {reason}") from None
         raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-    if placement.providers[0][0] not in session.get_providers():
+    on_cpu = operators_of(session, _CPU)
+    for name in names:
+        if name not in session.get_providers():
+            raise DeviceUnavailable(
+                f"{placement} is set, but ONNX Runtime uses {', '.join(session.get_providers())}: the hardware for {name}, "
+                "its driver or its libraries are missing, or one of its options is wrong"
+            )
+        if placement.listed and name != _CPU and not operators_of(session, name):
+            raise DeviceUnavailable(f"{name} computes no operator of the model: remove it from server.providers")
+    if on_cpu and not placement.allows_cpu:
         raise DeviceUnavailable(
-            f"--device {device} is set, but ONNX Runtime uses {', '.join(session.get_providers())}: "
-            "the GPU, its driver or the CUDA libraries are missing"
+            f"the model does not run on {where}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use --device "
+            f"cpu, or -C server.providers={','.join([*names, _CPU])}"
+        )
+    if is_old and on_cpu & _FORESTS:
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} may compute a forest incorrectly, and this model has a forest: "
+            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'"
         )
     return session
+
+
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external data"},
+    "external data": {2: "value"},
+}
+"""The messages of onnx.proto that may contain external data, by the numbers of their fields."""
+
+
+def _check_weights(onnx_file: Path) -> None:
+    """Raise InvalidArtifact if a graph reads weights outside of its folder, or at an address in memory.
+
+    ONNX Runtime 1.24 reads sparse tensors from any file. The values of external data are a location and numbers. All
+    values are checked as locations, because the order of a message's fields is free.
+    """
+    folder = onnx_file.parent.resolve()
+    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        unread = [("model", 0, len(content))]
+        while unread:
+            kind, start, end = unread.pop()
+            for number, begin, stop in _submessages(content, start, end):
+                inner = _FIELDS[kind].get(number, "")
+                if inner != "value":
+                    unread += [(inner, begin, stop)] if inner else []
+                    continue
+                location = content[begin:stop].decode(errors="replace").replace("\0", "")
+                if "_ORT_MEM_ADDR_" in location or not (folder / location).resolve().is_relative_to(folder):
+                    raise InvalidArtifact(
+                        f"ONNX Runtime cannot load {onnx_file.name}: {location[:100]!r}, the file of a weight, is not in "
+                        "the folder of the model"
+                    )
+
+
+def _submessages(content: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the number, the start and the end of each field with a length in a protobuf message."""
+
+    def varint() -> int:
+        nonlocal position
+        value = 0
+        for shift in range(0, 64, 7):
+            byte, position = content[position], position + 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise IndexError
+
+    try:
+        while position < end:
+            number, wire_type = divmod(varint(), 8)
+            size = varint() if wire_type in (0, 2) else {1: 8, 5: 4}[wire_type]
+            if wire_type == 2:
+                yield number, position, position + size
+            position += 0 if wire_type == 0 else size
+    except (IndexError, KeyError):
+        raise InvalidArtifact("the ONNX file is damaged") from None
+
+
+_INT32 = -(2**31), 2**31 - 1
+
+
+def run_on_openvino(
+    session: "ort.InferenceSession", names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None
+) -> list[object]:
+    """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
+
+    OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
+    """
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and array.size and array.min() != array.min():
+            raise ValueError(f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number")
+        if array.dtype.kind in "iu" and array.size and not _INT32[0] <= array.min() <= array.max() <= _INT32[1]:
+            raise ValueError(f"{name!r} has a number above 32 bits, which OpenVINO cannot represent")
+    return list(session.run(names, feeds, options))
 
 
 class Arena:
@@ -288,26 +432,29 @@ def describe_error(error: Exception) -> str:
     return " ".join(words)[:500]
 
 
-def check_device_libraries(module: ModuleType, device: Device) -> None:
-    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
-    if device == "cpu":
-        return
-    if _PROVIDERS[device] not in module.get_available_providers():
+def check_device_libraries(module: ModuleType, placement: Placement) -> None:
+    """Load the libraries of the device. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
+    available, names = module.get_available_providers(), [name for name, _ in placement.providers]
+    if missing := next((name for name in names if name not in available), ""):
+        title, extra = _BUILDS.get(missing, ("", ""))
+        build = f"ONNX Runtime's {title} build" if extra else f"a build of ONNX Runtime with {missing}"
+        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{extra}]'" if extra else ""
         raise DeviceUnavailable(
-            f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
-            "pip install 'mlflow-onnxserve[gpu]'"
+            f"{placement} needs {build}, and the installed build has {', '.join(available)}{remedy}"
         )
+    if not {*_NVIDIA} & {*names}:
+        return
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
         raise DeviceUnavailable(
-            f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
+            f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
             "for a container, use docker run --gpus all"
         ) from None
     module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 
 
-def session_options(module: ModuleType, device: Device, intra_op_num_threads: int) -> "ort.SessionOptions":
+def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.SessionOptions":
     options = module.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
@@ -315,11 +462,10 @@ def session_options(module: ModuleType, device: Device, intra_op_num_threads: in
     # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
-def operators_of(session: "ort.InferenceSession") -> set[str]:
-    """Return the operators that a session of `session_options` runs after optimization."""
-    return {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}
+def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str]:
+    """Return the operators that a session of `session_options` runs after optimization, on all or on one provider."""
+    parts = session.get_provider_graph_assignment_info()
+    return {node.op_type for part in parts if provider in ("", part.ep_name) for node in part.get_nodes()}

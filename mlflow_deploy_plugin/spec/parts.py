@@ -1,17 +1,19 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
 from mlflow_deploy_plugin.spec.types import (
     DNS_NAME,
     IMAGE,
     NETWORK,
     NODE_LABEL,
+    PROVIDER,
     SECRET_KEY,
     TAINT,
     VARIABLE,
@@ -20,6 +22,7 @@ from mlflow_deploy_plugin.spec.types import (
     SpecPart,
     length_of,
     split_list,
+    split_providers,
 )
 
 RATE = r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$"
@@ -32,7 +35,10 @@ DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
 NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Device = Literal["cpu", "cuda", "tensorrt"]
+Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
+Provider = dict[Annotated[str, StringConstraints(pattern=PROVIDER)], dict[str, str | bool | int | float]]
+"""The name of an ONNX Runtime provider, with its options."""
+_OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
@@ -53,7 +59,7 @@ class VariantSpec(SpecPart):
 
 
 class ProviderOptions(SpecPart):
-    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
+    """Options of ONNX Runtime's providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
 
     gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
     """Maximum bytes of GPU memory in the arena of a session."""
@@ -69,6 +75,8 @@ class ProviderOptions(SpecPart):
     """Let TensorRT compute in float16."""
     trt_engine_cache_path: str | None = Field(default=None, min_length=1)
     """Folder of TensorRT's engines. Default: a folder in the server's state folder."""
+    device_type: Literal["CPU", "GPU"] | None = None
+    """Hardware for device openvino: the CPU (default), or Intel's GPU."""
 
 
 class ServerSpec(SpecPart):
@@ -103,7 +111,11 @@ class ServerSpec(SpecPart):
     """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
     TLS). Requires certfile."""
     device: Device = "cpu"
-    """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
+    """Device of ONNX Runtime. cuda, tensorrt and openvino do not fall back to another device."""
+    providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
+    """Providers of ONNX Runtime in the order of preference, instead of device:
+    OpenVINOExecutionProvider,CPUExecutionProvider. In a spec file, each provider may have options. Every provider except
+    CPUExecutionProvider must compute a part of every model."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=64
     )
@@ -196,14 +208,31 @@ class ServerSpec(SpecPart):
             raise ValueError(f"port and grpc_port are both {self.port}; they must differ")
         return self
 
+    @property
+    def provider_entries(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+        """The name and the options of each entry of `providers`."""
+        return tuple(entry for provider in self.providers for entry in provider.items())
+
+    @property
+    def is_on_nvidia(self) -> bool:
+        """True if the server computes on an NVIDIA GPU."""
+        return not _OF_NVIDIA.isdisjoint({self.device, *dict(self.provider_entries)})
+
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
         options = self.provider_options.model_dump(exclude_defaults=True)
-        if self.device == "cpu" and (self.device_ids or self.io_binding or options):
-            name = next(
-                (f"provider_options.{name}" for name in options), "device_ids" if self.device_ids else "io_binding"
-            )
-            raise ValueError(f"{name} requires a GPU, but device is cpu: device cuda or tensorrt is expected")
+        fields = [f"provider_options.{name}" for name in options]
+        fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
+        names = [name for name, _ in self.provider_entries]
+        if names and (self.device != "cpu" or fields):
+            name = "device" if self.device != "cpu" else fields[0]
+            raise ValueError(f"{name} and providers are both set: providers replaces device, and contains all options")
+        if repeated := next((name for name in names if names.count(name) > 1), ""):
+            raise ValueError(f"{repeated} is repeated in providers")
+        if self.device != "openvino" and "device_type" in options:
+            raise ValueError(f"provider_options.device_type requires device openvino, but device is {self.device}")
+        if not self.is_on_nvidia and (name := next((name for name in fields if "device_type" not in name), "")):
+            raise ValueError(f"{name} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected")
         if self.device == "cuda" and (name := next((name for name in options if name.startswith("trt_")), "")):
             raise ValueError(f"provider_options.{name} requires device tensorrt, but device is cuda")
         if self.device_ids and (
@@ -221,7 +250,7 @@ class ContainerSpec(SpecPart):
 
     image: str | None = Field(default=None, pattern=IMAGE)
     """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`. Default: onnxserve:cpu, or
-    onnxserve:gpu for a GPU."""
+    onnxserve:gpu for an NVIDIA GPU."""
     cpus: float | None = Field(default=None, ge=0.01, le=1024)
     """CPU limit of the container: 1.5. Default: no limit."""
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
@@ -248,8 +277,17 @@ class ContainerSpec(SpecPart):
             raise ValueError(f"{both[0]} is in secrets and in secret_files: specify it only once")
         return self
 
-    def image_for(self, device: Device) -> str:
-        return self.image or ("onnxserve:cpu" if device == "cpu" else "onnxserve:gpu")
+    def image_for(self, server: ServerSpec) -> str:
+        """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
+        if self.image or server.is_on_nvidia:
+            return self.image or "onnxserve:gpu"
+        if server.device != "cpu" or server.providers:
+            name = "server.providers" if server.providers else f"server.device {server.device}"
+            raise InvalidConfig(
+                f"{name} needs container.image: the image onnxserve:cpu has only ONNX Runtime's CPU build (the guide "
+                "docs/accelerators.md builds an image with OpenVINO)"
+            )
+        return "onnxserve:cpu"
 
 
 _RESERVED = ("_", "output.")
