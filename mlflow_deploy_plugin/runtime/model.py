@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
+    OPENVINO,
     Arena,
     Placement,
     describe_error,
@@ -170,7 +171,7 @@ class OnnxModel:
         self._small_run = None
         if placement.is_bound and can_bind(session):
             self._compute = self._compute_large = BoundSession(session, placement).run
-        elif placement.is_openvino:
+        elif dict(placement.providers).keys() == {OPENVINO}:
             self._compute = self._compute_large = partial(run_on_openvino, session)
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).

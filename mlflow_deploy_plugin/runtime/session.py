@@ -5,7 +5,6 @@ Optimised graphs are not stored, because storing them makes the first load slowe
 
 import contextlib
 import ctypes
-import mmap
 import os
 import re
 import threading
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+    from mlflow_deploy_plugin.runtime.feeds import Feeds
 
 _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
@@ -33,10 +33,9 @@ _PROVIDERS: dict[Device, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-_CPU, _OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
-_NVIDIA = _PROVIDERS["cuda"], _PROVIDERS["tensorrt"]
-_BUILDS = {**dict.fromkeys(_NVIDIA, ("GPU", "gpu")), _OPENVINO: ("OpenVINO", "openvino")}
-"""The build of ONNX Runtime that has a provider, and the extra in setup.cfg that installs the build."""
+_CPU, OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
+_BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
+"""The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
@@ -49,7 +48,7 @@ _KEEP_SECONDS = 1.0
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
-    r"|\[OpenVINO-EP\] |Exception from src/\S+\.cpp:\d+: "
+    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: "
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
 
@@ -63,7 +62,7 @@ class Placement:
         options: the provider options. An option that is None has ONNX Runtime's default.
         engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
         io_binding: True to copy inputs into page-locked buffers first (`runtime/binding.py`), as CUDA graphs require.
-        listed: ONNX Runtime's names of the providers with their options, instead of a device.
+        listed: the providers by ONNX Runtime's names, with their options, instead of a device.
     """
 
     device: Device = "cpu"
@@ -71,20 +70,10 @@ class Placement:
     options: ProviderOptions = field(default_factory=ProviderOptions)
     engine_cache: Path | None = None
     io_binding: bool = False
-    listed: tuple[tuple[str, Mapping[str, object]], ...] = ()
+    listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
 
     def __str__(self) -> str:
         return "server.providers" if self.listed else f"--device {self.device}"
-
-    @property
-    def allows_cpu(self) -> bool:
-        """True if ONNX Runtime's CPU provider may compute nodes."""
-        return _CPU in dict(self.providers)
-
-    @property
-    def is_openvino(self) -> bool:
-        """True if OpenVINO computes all nodes."""
-        return set(dict(self.providers)) == {_OPENVINO}
 
     @property
     def is_bound(self) -> bool:
@@ -94,11 +83,12 @@ class Placement:
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
         if self.listed:
-            return [(name, {key: str(value) for key, value in options.items()}) for name, options in self.listed]
+            entries = (item for entry in self.listed for item in entry.items())
+            return [(name, {key: str(value) for key, value in options.items()}) for name, options in entries]
         if self.device == "cpu":
             return [(_CPU, {})]
-        if self.device == "openvino":  # OpenVINO's default precision for an Intel GPU is float16.
-            return [(_OPENVINO, {"device_type": self.options.device_type or "CPU", "precision": "FP32"})]
+        if self.device == "openvino":
+            return [(OPENVINO, {"device_type": "CPU", "precision": "FP32"})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
         texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
         cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
@@ -137,8 +127,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime as module  # The module is heavy, and two distributions provide it.
     except ImportError:
         raise RuntimeMissing(
-            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA, "
-            "or 'mlflow-onnxserve[openvino]'"
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -186,7 +175,7 @@ def open_session(
     module = import_onnxruntime()
     version = tuple(map(int, module.__version__.split(".")[:2]))
     is_old = version < OLDEST_ONNXRUNTIME
-    if is_old and (version < _OLDEST_OPENVINO or _OPENVINO not in module.get_available_providers()):
+    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
@@ -197,124 +186,93 @@ def open_session(
         _check_weights(onnx_file)
     names, providers = [name for name, _ in placement.providers], placement.providers
     for name, texts in providers:
-        if name == _OPENVINO and texts.get("device_type", "CPU") == "CPU":
+        if name == OPENVINO and texts.get("device_type", "CPU") == "CPU":
             texts.setdefault("num_of_threads", str(intra_op_num_threads))
     options = session_options(module, intra_op_num_threads)
-    if not placement.allows_cpu:
-        options.add_session_config_entry(_NO_FALLBACK, "1")
-    where = "server.providers" if placement.listed else placement.device
+    options.add_session_config_entry(_NO_FALLBACK, "0" if _CPU in names else "1")
     try:
         try:
             # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
             session = module.InferenceSession(str(onnx_file), options, providers=providers, enable_fallback=0)
         except Exception:
-            if placement.allows_cpu:
+            if _CPU in names:
                 raise
-            # A session with the CPU shows the reason: the nodes that the CPU computes, or an error that names one.
-            options = session_options(module, intra_op_num_threads)
+            # A session with the CPU shows the reason: its operators, or an error that names an operator.
+            options.add_session_config_entry(_NO_FALLBACK, "0")
             session = module.InferenceSession(str(onnx_file), options, providers=[*providers, _CPU], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
-        if names != [_CPU]:
-            raise DeviceUnavailable(f"the model does not run on {where}: {reason}") from None
-        raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-    on_cpu = operators_of(session, _CPU)
-    for name in names:
-        if name not in session.get_providers():
-            raise DeviceUnavailable(
-                f"{placement} is set, but ONNX Runtime uses {', '.join(session.get_providers())}: the hardware for {name}, "
-                "its driver or its libraries are missing, or one of its options is wrong"
-            )
-        if placement.listed and name != _CPU and not operators_of(session, name):
-            raise DeviceUnavailable(f"{name} computes no operator of the model: remove it from server.providers")
-    if on_cpu and not placement.allows_cpu:
+        if names == [_CPU]:
+            raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
+        raise DeviceUnavailable(f"the model does not run with {placement}: {reason}") from None
+    used = [name for name in session.get_providers() if not placement.listed or operators_of(session, name)]
+    if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
-            f"the model does not run on {where}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use --device "
-            f"cpu, or -C server.providers={','.join([*names, _CPU])}"
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
+            "libraries are missing, one of its options is wrong, or it has no operator of the model"
         )
-    if is_old and on_cpu & _FORESTS:
+    if _CPU not in names and (on_cpu := operators_of(session, _CPU)):
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
+            f"--device cpu, or -C server.providers={','.join(names)},{_CPU}"
+        )
+    if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} may compute a forest incorrectly, and this model has a forest: "
+            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model has a forest: "
             "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'"
         )
     return session
 
 
-_FIELDS: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
-    "sparse tensor": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "external data"},
-    "external data": {2: "value"},
+_MESSAGES: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "ExternalData"},
+    "ExternalData": {2: ""},
 }
-"""The messages of onnx.proto that may contain external data, by the numbers of their fields."""
+"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a location or a number,
+written as a text. All texts are checked as locations, because ONNX Runtime uses the last location of several."""
 
 
 def _check_weights(onnx_file: Path) -> None:
-    """Raise InvalidArtifact if a graph reads weights outside of its folder, or at an address in memory.
+    """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24 reads sparse tensors anywhere."""
+    from google.protobuf import descriptor_pb2, message, message_factory  # Only the OpenVINO build needs protobuf.
 
-    ONNX Runtime 1.24 reads sparse tensors from any file. The values of external data are a location and numbers. All
-    values are checked as locations, because the order of a message's fields is free.
-    """
-    folder = onnx_file.parent.resolve()
-    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        unread = [("model", 0, len(content))]
-        while unread:
-            kind, start, end = unread.pop()
-            for number, begin, stop in _submessages(content, start, end):
-                inner = _FIELDS[kind].get(number, "")
-                if inner != "value":
-                    unread += [(inner, begin, stop)] if inner else []
-                    continue
-                location = content[begin:stop].decode(errors="replace").replace("\0", "")
-                if "_ORT_MEM_ADDR_" in location or not (folder / location).resolve().is_relative_to(folder):
-                    raise InvalidArtifact(
-                        f"ONNX Runtime cannot load {onnx_file.name}: {location[:100]!r}, the file of a weight, is not in "
-                        "the folder of the model"
-                    )
-
-
-def _submessages(content: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, the start and the end of each field with a length in a protobuf message."""
-
-    def varint() -> int:
-        nonlocal position
-        value = 0
-        for shift in range(0, 64, 7):
-            byte, position = content[position], position + 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise IndexError
-
+    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
+    for name, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=name)
+        for number, inner in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
+            kind = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **kind)
+    folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
-        while position < end:
-            number, wire_type = divmod(varint(), 8)
-            size = varint() if wire_type in (0, 2) else {1: 8, 5: 4}[wire_type]
-            if wire_type == 2:
-                yield number, position, position + size
-            position += 0 if wire_type == 0 else size
-    except (IndexError, KeyError):
-        raise InvalidArtifact("the ONNX file is damaged") from None
-
-
-_INT32 = -(2**31), 2**31 - 1
+        unread = [message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes())]
+    except message.DecodeError:
+        raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
+    while unread:
+        for declared, parts in unread.pop().ListFields():
+            unread += parts if declared.message_type else []
+            for text in () if declared.message_type else parts:
+                location = text.decode(errors="replace").replace("\0", "")
+                if "_ORT_MEM_ADDR_" in location or not (folder / location).resolve().is_relative_to(folder):
+                    raise InvalidArtifact(f"{reason}its weights {location[:100]!r} are outside of its folder")
 
 
 def run_on_openvino(
-    session: "ort.InferenceSession", names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None
+    session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
 ) -> list[object]:
     """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
 
     OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
     """
     for name, array in feeds.items():
-        if array.dtype.kind == "f" and array.size and array.min() != array.min():
+        if array.size and array.dtype.kind == "f" and array.min() != array.min():
             raise ValueError(f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number")
-        if array.dtype.kind in "iu" and array.size and not _INT32[0] <= array.min() <= array.max() <= _INT32[1]:
+        if array.size and array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
             raise ValueError(f"{name!r} has a number above 32 bits, which OpenVINO cannot represent")
     return list(session.run(names, feeds, options))
 
@@ -436,13 +394,12 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     """Load the libraries of the device. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
     available, names = module.get_available_providers(), [name for name, _ in placement.providers]
     if missing := next((name for name in names if name not in available), ""):
-        title, extra = _BUILDS.get(missing, ("", ""))
-        build = f"ONNX Runtime's {title} build" if extra else f"a build of ONNX Runtime with {missing}"
-        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{extra}]'" if extra else ""
+        build = _BUILDS.get(missing, "")
+        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'" if build else ""
         raise DeviceUnavailable(
-            f"{placement} needs {build}, and the installed build has {', '.join(available)}{remedy}"
+            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}"
         )
-    if not {*_NVIDIA} & {*names}:
+    if "GPU" not in map(_BUILDS.get, names):
         return
     try:
         ctypes.CDLL(_DRIVER)

@@ -65,9 +65,7 @@ def open_server(state_dir: Path) -> Server:
         )
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     engines = state_dir / _ENGINE_CACHE
-    placement = Placement(
-        spec.device, device_id, spec.provider_options, engines, spec.io_binding, spec.provider_entries
-    )
+    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding, spec.providers)
     memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     memory = MemoryLimit(memory_bytes)

@@ -68,13 +68,11 @@ def _compute_on(server: ServerSpec) -> None:
     import numpy as np
 
     from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
-    from mlflow_deploy_plugin.spec.parts import ProviderOptions
 
-    options = ProviderOptions(device_type=server.provider_options.device_type)
-    base = Placement(server.device, options=options, listed=server.provider_entries)
+    base = Placement(server.device, listed=server.providers)
     check_device_libraries(import_onnxruntime(), base)
     # Each listed provider is tested separately, because the first one would compute the only node.
-    tests = [replace(base, listed=(entry,)) for entry in server.provider_entries]
+    tests = [replace(base, listed=(entry,)) for entry in server.providers]
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
         file.flush()

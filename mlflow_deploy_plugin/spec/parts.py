@@ -1,6 +1,5 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -37,7 +36,6 @@ Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
 Provider = dict[Annotated[str, StringConstraints(pattern=PROVIDER)], dict[str, str | bool | int | float]]
-"""The name of an ONNX Runtime provider, with its options."""
 _OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
@@ -59,7 +57,7 @@ class VariantSpec(SpecPart):
 
 
 class ProviderOptions(SpecPart):
-    """Options of ONNX Runtime's providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
+    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
 
     gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
     """Maximum bytes of GPU memory in the arena of a session."""
@@ -75,8 +73,6 @@ class ProviderOptions(SpecPart):
     """Let TensorRT compute in float16."""
     trt_engine_cache_path: str | None = Field(default=None, min_length=1)
     """Folder of TensorRT's engines. Default: a folder in the server's state folder."""
-    device_type: Literal["CPU", "GPU"] | None = None
-    """Hardware for device openvino: the CPU (default), or Intel's GPU."""
 
 
 class ServerSpec(SpecPart):
@@ -113,9 +109,8 @@ class ServerSpec(SpecPart):
     device: Device = "cpu"
     """Device of ONNX Runtime. cuda, tensorrt and openvino do not fall back to another device."""
     providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
-    """Providers of ONNX Runtime in the order of preference, instead of device:
-    OpenVINOExecutionProvider,CPUExecutionProvider. In a spec file, each provider may have options. Every provider except
-    CPUExecutionProvider must compute a part of every model."""
+    """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
+    In a spec file, each may have options. All except CPUExecutionProvider must compute a part of every model."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=64
     )
@@ -209,30 +204,22 @@ class ServerSpec(SpecPart):
         return self
 
     @property
-    def provider_entries(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
-        """The name and the options of each entry of `providers`."""
-        return tuple(entry for provider in self.providers for entry in provider.items())
-
-    @property
     def is_on_nvidia(self) -> bool:
         """True if the server computes on an NVIDIA GPU."""
-        return not _OF_NVIDIA.isdisjoint({self.device, *dict(self.provider_entries)})
+        return not _OF_NVIDIA.isdisjoint({self.device, *(name for entry in self.providers for name in entry)})
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
         options = self.provider_options.model_dump(exclude_defaults=True)
         fields = [f"provider_options.{name}" for name in options]
         fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
-        names = [name for name, _ in self.provider_entries]
-        if names and (self.device != "cpu" or fields):
+        if self.providers and (self.device != "cpu" or fields):
             name = "device" if self.device != "cpu" else fields[0]
             raise ValueError(f"{name} and providers are both set: providers replaces device, and contains all options")
-        if repeated := next((name for name in names if names.count(name) > 1), ""):
-            raise ValueError(f"{repeated} is repeated in providers")
-        if self.device != "openvino" and "device_type" in options:
-            raise ValueError(f"provider_options.device_type requires device openvino, but device is {self.device}")
-        if not self.is_on_nvidia and (name := next((name for name in fields if "device_type" not in name), "")):
-            raise ValueError(f"{name} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected")
+        if self.device in ("cpu", "openvino") and fields:
+            raise ValueError(
+                f"{fields[0]} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected"
+            )
         if self.device == "cuda" and (name := next((name for name in options if name.startswith("trt_")), "")):
             raise ValueError(f"provider_options.{name} requires device tensorrt, but device is cuda")
         if self.device_ids and (
@@ -281,13 +268,10 @@ class ContainerSpec(SpecPart):
         """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
         if self.image or server.is_on_nvidia:
             return self.image or "onnxserve:gpu"
-        if server.device != "cpu" or server.providers:
-            name = "server.providers" if server.providers else f"server.device {server.device}"
-            raise InvalidConfig(
-                f"{name} needs container.image: the image onnxserve:cpu has only ONNX Runtime's CPU build (the guide "
-                "docs/accelerators.md builds an image with OpenVINO)"
-            )
-        return "onnxserve:cpu"
+        if server.device == "cpu" and not server.providers:
+            return "onnxserve:cpu"
+        name = "providers" if server.providers else "device"
+        raise InvalidConfig(f"server.{name} needs an image with its build of ONNX Runtime: -C container.image=…")
 
 
 _RESERVED = ("_", "output.")
