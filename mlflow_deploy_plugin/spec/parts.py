@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
@@ -35,7 +35,10 @@ NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
-Provider = dict[Annotated[str, StringConstraints(pattern=PROVIDER)], dict[str, str | bool | int | float]]
+ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
+Provider = Annotated[
+    dict[ProviderName, dict[str, str | bool | int | float]], WithJsonSchema({"type": ["string", "object"]})
+]
 _OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]

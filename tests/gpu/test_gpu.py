@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
 from mlflow_deploy_plugin.runtime.session import Placement, open_session
 from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import parse_graph, write_model
 from tests.support.serving import Served
@@ -77,13 +78,13 @@ def test_a_memory_limit_is_kept(graph: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
     with pytest.raises(DeviceUnavailable, match=r"^--device cuda.*GPU 63"):
-        require_device("cuda", [63])
+        require_device(ServerSpec(device="cuda", device_ids=(63,)))
 
 
 def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "text.onnx"
     file.write_bytes(parse_graph("text (string[N] x) => (string[N] y) { y = StringNormalizer(x) }").SerializeToString())
-    with pytest.raises(DeviceUnavailable, match="run on cuda"):
+    with pytest.raises(DeviceUnavailable, match="--device cuda.*StringNormalizer"):
         open_session(file, Placement("cuda"))
 
 
