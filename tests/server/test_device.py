@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.server import device
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.spec import Device, ServerSpec
+from tests.support.refusals import refused
 
 no_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
@@ -29,6 +30,20 @@ def test_the_cpu_is_always_there() -> None:
 def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: Device) -> None:
     with pytest.raises(DeviceUnavailable, match=f"--device {name}.*GPU build"):
         require_device(ServerSpec(device=name))
+
+
+@pytest.mark.parametrize(
+    ("server", "names"),
+    [
+        (ServerSpec(device="openvino"), ["--device openvino", "OpenVINO build", "mlflow-onnxserve[openvino]"]),
+        (ServerSpec(providers=({"FooExecutionProvider": {}},)), ["server.providers", "CPUExecutionProvider"]),
+    ],
+)
+def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(server: ServerSpec, names: list[str]) -> None:
+    if "OpenVINOExecutionProvider" in import_onnxruntime().get_available_providers():
+        pytest.skip("this is ONNX Runtime's OpenVINO build")
+    with refused(DeviceUnavailable, *names):
+        require_device(server)
 
 
 def _hang(*_: object) -> None:
