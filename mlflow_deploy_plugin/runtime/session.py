@@ -36,7 +36,6 @@ _PROVIDERS: dict[Device, str] = {
 _CPU, OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
 _BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
 """The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
-_NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -173,8 +172,7 @@ def open_session(
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     module = import_onnxruntime()
-    version = tuple(map(int, module.__version__.split(".")[:2]))
-    is_old = version < OLDEST_ONNXRUNTIME
+    is_old = (version := tuple(map(int, module.__version__.split(".")[:2]))) < OLDEST_ONNXRUNTIME
     if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
@@ -189,7 +187,7 @@ def open_session(
         if name == OPENVINO and texts.get("device_type", "CPU") == "CPU":
             texts.setdefault("num_of_threads", str(intra_op_num_threads))
     options = session_options(module, intra_op_num_threads)
-    options.add_session_config_entry(_NO_FALLBACK, "0" if _CPU in names else "1")
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
     try:
         try:
             # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
@@ -198,7 +196,7 @@ def open_session(
             if _CPU in names:
                 raise
             # A session with the CPU shows the reason: its operators, or an error that names an operator.
-            options.add_session_config_entry(_NO_FALLBACK, "0")
+            options = session_options(module, intra_op_num_threads)
             session = module.InferenceSession(str(onnx_file), options, providers=[*providers, _CPU], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
@@ -214,7 +212,7 @@ def open_session(
     if _CPU not in names and (on_cpu := operators_of(session, _CPU)):
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
-            f"--device cpu, or -C server.providers={','.join(names)},{_CPU}"
+            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
         )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
@@ -234,8 +232,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "Tensor": {13: "ExternalData"},
     "ExternalData": {2: ""},
 }
-"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a location or a number,
-written as a text. All texts are checked as locations, because ONNX Runtime uses the last location of several."""
+"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a text: a location."""
 
 
 def _check_weights(onnx_file: Path) -> None:
@@ -243,11 +240,11 @@ def _check_weights(onnx_file: Path) -> None:
     from google.protobuf import descriptor_pb2, message, message_factory  # Only the OpenVINO build needs protobuf.
 
     schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
-    for name, fields in _MESSAGES.items():
-        declared = schema.message_type.add(name=name)
+    for kind, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=kind)
         for number, inner in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
-            kind = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
-            declared.field.add(name=f"field{number}", number=number, label=3, **kind)
+            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
     folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
         unread = [message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes())]
@@ -257,9 +254,9 @@ def _check_weights(onnx_file: Path) -> None:
         for declared, parts in unread.pop().ListFields():
             unread += parts if declared.message_type else []
             for text in () if declared.message_type else parts:
-                location = text.decode(errors="replace").replace("\0", "")
-                if "_ORT_MEM_ADDR_" in location or not (folder / location).resolve().is_relative_to(folder):
-                    raise InvalidArtifact(f"{reason}its weights {location[:100]!r} are outside of its folder")
+                name = text.decode(errors="replace")
+                if "\0" in name or "_ORT_MEM_ADDR_" in name or not (folder / name).resolve().is_relative_to(folder):
+                    raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
 
 
 def run_on_openvino(

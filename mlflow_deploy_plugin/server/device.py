@@ -17,8 +17,6 @@ _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
     "080142040a00100d"
 )
-_REASON = re.compile(rb"(?:with error: (?=\S+: cannot open)|\[OpenVINO\] )([^\n]*[^\n.])")
-"""The cause of an error in ONNX Runtime's log."""
 _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
 
@@ -37,8 +35,9 @@ def require_device(server: ServerSpec) -> None:
             raise DeviceUnavailable(f"{name} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
-            reason = _REASON.search(output.read())
-            raise DeviceUnavailable(error.message + (f" ({reason[1].decode()})" if reason else "")) from None
+            log = output.read()
+            reason = re.search(rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+", log)
+            raise DeviceUnavailable(error.message + (f" ({reason[0].decode()})" if reason else "")) from None
         finally:
             worker.end()
 

@@ -100,7 +100,7 @@ def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path: Path) -> None:
-    listed = ({CUDA: {"device_id": 0, "use_tf32": False}}, {CPU: {}})
+    listed: tuple[dict[str, dict[str, object]], ...] = ({CUDA: {"device_id": 0, "use_tf32": False}}, {CPU: {}})
     session = open_session(saved(tmp_path, HALF_TEXTS), Placement(listed=listed))
     assert "StringConcat" in operators_of(session, CPU)
     assert "Add" in operators_of(session, CUDA)

@@ -200,7 +200,10 @@ def test_openvino_computes_in_float32_on_the_cpu() -> None:
 
 
 def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> None:
-    listed = ({"CUDAExecutionProvider": {"device_id": 1, "use_tf32": False}}, {"CPUExecutionProvider": {}})
+    listed: tuple[dict[str, dict[str, object]], ...] = (
+        {"CUDAExecutionProvider": {"device_id": 1, "use_tf32": False}},
+        {"CPUExecutionProvider": {}},
+    )
     assert Placement(listed=listed).providers == [
         ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "False"}),
         ("CPUExecutionProvider", {}),
