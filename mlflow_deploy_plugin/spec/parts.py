@@ -273,7 +273,7 @@ class ContainerSpec(SpecPart):
             return self.image or "onnxserve:gpu"
         if server.device == "cpu" and not server.providers:
             return "onnxserve:cpu"
-        name = "providers" if server.providers else "device"
+        name = "providers" if server.providers else f"device {server.device}"
         raise InvalidConfig(f"server.{name} needs an image with its build of ONNX Runtime: -C container.image=…")
 
 
