@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from mlflow_deploy_plugin.runtime.binding import BoundSession
 from mlflow_deploy_plugin.runtime.session import Placement, open_session
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec import Device, ServerSpec
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which all ways alternate")
     parser.add_argument("--models", default="", help="only models whose names begin with this")
     options = parser.parse_args()
-    require_device(options.device)
+    require_device(ServerSpec(device=options.device))
     if options.device == "cuda":
         where = torch.cuda.get_device_name(0)
     else:

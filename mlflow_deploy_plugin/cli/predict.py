@@ -248,7 +248,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     help="Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its file.",
 )
 @option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
-@option("--device", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", help="Device.")
+@option("--device", type=click.Choice(["cpu", "cuda", "tensorrt", "openvino"]), default="cpu", help="Device.")
 @option(
     "--engine",
     type=click.Choice(["local", "spark"]),

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
     "--device",
     metavar="DEVICE",
     show_default="cpu",
-    help="Device of ONNX Runtime: cpu, cuda or tensorrt. cuda and tensorrt do not fall back to another device.",
+    help="Device of ONNX Runtime: cpu, cuda, tensorrt or openvino. There is no fallback to another device.",
 )
 @option(
     "--insecure",
@@ -93,14 +93,14 @@ def serve(
     defaults = {
         "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
         "port": cloud.port or settings.port,
-        "device": settings.device or None,
+        "device": None if first.server.providers or "server.providers" in changes else settings.device or None,
         "insecure": settings.insecure or is_in_cloud or None,  # A cloud platform authenticates the callers.
     }
     for name_of_field, default in defaults.items():
         if default is not None and name_of_field not in first.server.model_fields_set:
             changes.setdefault(f"server.{name_of_field}", default)
     first = apply_config(first, changes)
-    require_device(first.server.device, first.server.device_ids)
+    require_device(first.server)
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
     port = first.server.port

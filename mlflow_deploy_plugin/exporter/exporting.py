@@ -191,7 +191,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
-    options = session_options(ort, "cpu", 0)
+    options = session_options(ort, 0)
     options.optimized_model_filepath = str(target)
     # The level "all" would add memory layouts that are specific to this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -41,7 +41,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     url = reachable_url(served.server.host, http_port(spec), server.scheme)
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
     service: Document = {
-        "image": container.image_for(server.device),
+        "image": container.image_for(server),
         "command": SERVE,
         "environment": environment,
         "secrets": list(container.secrets),
@@ -93,7 +93,7 @@ def _resources(spec: EndpointSpec) -> Document:
         limits["cpus"] = str(container.cpus)
     if container.memory_bytes is not None:
         limits["memory"] = str(container.memory_bytes)
-    if server.device == "cpu":
+    if not server.is_on_nvidia:
         return {"limits": limits}
     device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
     device |= {"device_ids": [str(device_id) for device_id in server.device_ids]} if server.device_ids else {"count": 1}

@@ -211,7 +211,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
         limits["cpu"] = f"{round(container.cpus * 1000)}m"
     if container.memory_bytes is not None:
         limits["memory"] = str(container.memory_bytes)
-    on_device = 0 if server.device == "cpu" else max(1, len(server.device_ids))
+    on_device = max(1, len(server.device_ids)) if server.is_on_nvidia else 0
     if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
         limits["nvidia.com/gpu"] = str(gpus)
     resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
@@ -224,7 +224,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
     return {
         "name": CONTAINER,
-        "image": container.image_for(server.device),
+        "image": container.image_for(server),
         "args": SERVE,
         "env": _environment(spec, place),
         "ports": ports,

@@ -124,9 +124,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             *(f"LoadCredential={name}:{path}" for name, path in credentials.items()),
         ],
         "files": ["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in files)],
-        "devices": ["PrivateDevices=yes"]
-        if server.device == "cpu"
-        else ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"],
+        "devices": ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"]
+        if server.is_on_nvidia
+        else ["PrivateDevices=yes"],
     }
     is_low = min(http_port(spec), server.grpc_port or _FIRST_FREE_PORT) < _FIRST_FREE_PORT
     text = _UNIT.format(

@@ -164,7 +164,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # This import is slow.
 
     ort = import_onnxruntime()
-    options = session_options(ort, "cpu", 0)
+    options = session_options(ort, 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.onnx"
@@ -229,7 +229,7 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
     floats = {v.name: v for v in traced.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     traced.graph.output.extend(floats.values())
     ort = import_onnxruntime()
-    options = session_options(ort, "cpu", 0)
+    options = session_options(ort, 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -137,7 +137,7 @@ def _repeat(work: Callable[[], object]) -> list[float]:
 def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
     """Profile a session with request settings. Return the node executions after the warm-up, and the number of runs."""
     ort = import_onnxruntime()
-    options = session_options(ort, "cpu", 1)
+    options = session_options(ort, 1)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")

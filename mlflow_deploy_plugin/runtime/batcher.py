@@ -370,10 +370,10 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry per row"
-        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # A GPU may sum in any order.
+        is_same = _is_equal if _is_equal(both, again[name]) else is_close  # A GPU may sum in any order.
         if not (
-            _is_close(both[:1], array)
-            and _is_close(both[1:], array)
+            is_close(both[:1], array)
+            and is_close(both[1:], array)
             and all(is_same(outputs[name][:1], both[:1]) for outputs in before)
             and all(is_same(outputs[name][1:], both[1:]) for outputs in behind)
         ):
@@ -404,13 +404,13 @@ def _is_equal(array: Array, other: Array) -> bool:
     return array.shape == other.shape and np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
 
 
-def _is_close(batched: Array, single: Array) -> bool:
+def is_close(batched: Array, single: Array, relative: float = _RELATIVE) -> bool:
     if batched.shape != single.shape:
         return False
     if batched.dtype.kind == "f":
         finite = np.abs(single[np.isfinite(single)])
         scale = float(finite.max()) if finite.size else 0.0
-        return bool(np.allclose(batched, single, rtol=_RELATIVE, atol=_RELATIVE * scale + _ABSOLUTE, equal_nan=True))
+        return bool(np.allclose(batched, single, rtol=relative, atol=relative * scale + _ABSOLUTE, equal_nan=True))
     if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat):
         return True  # Mappings from class to probability are not compared; the labels differ anyway.
     return bool(np.array_equal(batched, single))

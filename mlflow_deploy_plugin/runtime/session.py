@@ -25,11 +25,17 @@ from mlflow_deploy_plugin.spec.parts import ProviderOptions
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from mlflow_deploy_plugin.runtime.feeds import Feeds
+
 _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
 }
+_CPU, OPENVINO = _PROVIDERS["cpu"], _PROVIDERS["openvino"]
+_BUILDS = {_PROVIDERS["cuda"]: "GPU", _PROVIDERS["tensorrt"]: "GPU", OPENVINO: "OpenVINO"}
+"""The build of ONNX Runtime that has a provider. The extra in setup.cfg has the same name in lower case."""
 _OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -41,6 +47,7 @@ _KEEP_SECONDS = 1.0
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
+    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: "
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
 
@@ -54,6 +61,7 @@ class Placement:
         options: the provider options. An option that is None has ONNX Runtime's default.
         engine_cache: the default folder for TensorRT engines. With None, engines are not stored.
         io_binding: True to copy inputs into page-locked buffers first (`runtime/binding.py`), as CUDA graphs require.
+        listed: the providers by ONNX Runtime's names, with their options, instead of a device.
     """
 
     device: Device = "cpu"
@@ -61,6 +69,10 @@ class Placement:
     options: ProviderOptions = field(default_factory=ProviderOptions)
     engine_cache: Path | None = None
     io_binding: bool = False
+    listed: Sequence[Mapping[str, Mapping[str, object]]] = ()
+
+    def __str__(self) -> str:
+        return "server.providers" if self.listed else f"--device {self.device}"
 
     @property
     def is_bound(self) -> bool:
@@ -68,9 +80,14 @@ class Placement:
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A GPU has no CPU fallback."""
+        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
+        if self.listed:
+            entries = (item for entry in self.listed for item in entry.items())
+            return [(name, {key: str(value) for key, value in options.items()}) for name, options in entries]
         if self.device == "cpu":
-            return [(_PROVIDERS["cpu"], {})]
+            return [(_CPU, {})]
+        if self.device == "openvino":
+            return [(OPENVINO, {"device_type": "CPU", "precision": "FP32"})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
         texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
         cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
@@ -92,6 +109,10 @@ ON_CPU = Placement()
 OLDEST_ONNXRUNTIME = (1, 29)
 """The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27 computes forests incorrectly
 (measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
+_OLDEST_OPENVINO = (1, 24)
+"""The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
+`_check_weights` and `_FORESTS` exclude the faults of these versions. A missing cosine is an error of ONNX Runtime."""
+_FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
 def import_onnxruntime() -> Any:
@@ -140,39 +161,117 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 def open_session(
     onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
 ) -> "ort.InferenceSession":
-    """Return a session that runs only on the device of `placement`.
+    """Return a session that runs only on the device or on the listed providers of `placement`.
 
     ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a missing library is an error, and so
-    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`).
+    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`), or a listed provider without a node.
 
     Raises:
-        RuntimeMissing: ONNX Runtime is not installed, or is too old.
+        RuntimeMissing: ONNX Runtime is not installed, or is too old (for the model).
         DeviceUnavailable: the device would not be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
-    module, device = import_onnxruntime(), placement.device
-    if tuple(map(int, module.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
+    module = import_onnxruntime()
+    is_old = (version := tuple(map(int, module.__version__.split(".")[:2]))) < OLDEST_ONNXRUNTIME
+    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
             f"or 'onnxruntime-gpu>={oldest}' for CUDA"
         )
-    check_device_libraries(module, device)
-    options = session_options(module, device, intra_op_num_threads)
+    check_device_libraries(module, placement)
+    if is_old:
+        _check_weights(onnx_file)
+    names, providers = [name for name, _ in placement.providers], placement.providers
+    for name, texts in providers:
+        if name == OPENVINO and texts.get("device_type", "CPU") == "CPU":
+            texts.setdefault("num_of_threads", str(intra_op_num_threads))
+    options = session_options(module, intra_op_num_threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
     try:
-        # ONNX Runtime's own fallback would retry on the CPU. The options forbid the CPU, so the error would be wrong.
-        session = module.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
+        try:
+            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
+            session = module.InferenceSession(str(onnx_file), options, providers=providers, enable_fallback=0)
+        except Exception:
+            if _CPU in names:
+                raise
+            # A session with the CPU shows the reason: its operators, or an error that names an operator.
+            options = session_options(module, intra_op_num_threads)
+            session = module.InferenceSession(str(onnx_file), options, providers=[*providers, _CPU], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
-        if device != "cpu":
-            raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
-        raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-    if placement.providers[0][0] not in session.get_providers():
+        if names == [_CPU]:
+            raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
+        raise DeviceUnavailable(f"the model does not run with {placement}: {reason}") from None
+    used = [name for name in session.get_providers() if not placement.listed or operators_of(session, name)]
+    if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
-            f"--device {device} is set, but ONNX Runtime uses {', '.join(session.get_providers())}: "
-            "the GPU, its driver or the CUDA libraries are missing"
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
+            "libraries are missing, one of its options is wrong, or it has no operator of the model"
+        )
+    if _CPU not in names and (on_cpu := operators_of(session, _CPU)):
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
+            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
+        )
+    if is_old and operators_of(session, _CPU) & _FORESTS:
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model has a forest: "
+            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'"
         )
     return session
+
+
+_MESSAGES: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "ExternalData"},
+    "ExternalData": {2: ""},
+}
+"""The messages of onnx.proto that contain external data, by the numbers of their fields. "" is a text: a location."""
+
+
+def _check_weights(onnx_file: Path) -> None:
+    """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24 reads sparse tensors anywhere."""
+    from google.protobuf import descriptor_pb2, message, message_factory  # Only the OpenVINO build needs protobuf.
+
+    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
+    for kind, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=kind)
+        for number, inner in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
+            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
+    folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
+    try:
+        unread = [message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes())]
+    except message.DecodeError:
+        raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
+    while unread:
+        for declared, parts in unread.pop().ListFields():
+            unread += parts if declared.message_type else []
+            for text in () if declared.message_type else parts:
+                name = text.decode(errors="replace")
+                if "\0" in name or "_ORT_MEM_ADDR_" in name or not (folder / name).resolve().is_relative_to(folder):
+                    raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
+
+
+def run_on_openvino(
+    session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
+) -> list[object]:
+    """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
+
+    OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
+    """
+    for name, array in feeds.items():
+        if array.size and array.dtype.kind == "f" and array.min() != array.min():
+            raise ValueError(f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number")
+        if array.size and array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise ValueError(f"{name!r} has a number above 32 bits, which OpenVINO cannot represent")
+    return list(session.run(names, feeds, options))
 
 
 class Arena:
@@ -288,26 +387,28 @@ def describe_error(error: Exception) -> str:
     return " ".join(words)[:500]
 
 
-def check_device_libraries(module: ModuleType, device: Device) -> None:
-    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
-    if device == "cpu":
-        return
-    if _PROVIDERS[device] not in module.get_available_providers():
+def check_device_libraries(module: ModuleType, placement: Placement) -> None:
+    """Load the libraries of the device. Raises DeviceUnavailable if this build or NVIDIA's driver lacks the device."""
+    available, names = module.get_available_providers(), [name for name, _ in placement.providers]
+    if missing := next((name for name in names if name not in available), ""):
+        build = _BUILDS.get(missing, "")
+        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'" if build else ""
         raise DeviceUnavailable(
-            f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
-            "pip install 'mlflow-onnxserve[gpu]'"
+            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}"
         )
+    if "GPU" not in map(_BUILDS.get, names):
+        return
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
         raise DeviceUnavailable(
-            f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
+            f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
             "for a container, use docker run --gpus all"
         ) from None
     module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 
 
-def session_options(module: ModuleType, device: Device, intra_op_num_threads: int) -> "ort.SessionOptions":
+def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.SessionOptions":
     options = module.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
@@ -315,11 +416,10 @@ def session_options(module: ModuleType, device: Device, intra_op_num_threads: in
     # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
-def operators_of(session: "ort.InferenceSession") -> set[str]:
-    """Return the operators that a session of `session_options` runs after optimization."""
-    return {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}
+def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str]:
+    """Return the operators that a session of `session_options` runs after optimization, on all or on one provider."""
+    parts = session.get_provider_graph_assignment_info()
+    return {node.op_type for part in parts if provider in ("", part.ep_name) for node in part.get_nodes()}

@@ -61,11 +61,11 @@ def open_server(state_dir: Path) -> Server:
             spec.preferred_batch_size,
             spec.max_queue_delay_microseconds,
             spec.max_queue_size,
-            pads=spec.device != "cpu",
+            pads=spec.is_on_nvidia,
         )
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     engines = state_dir / _ENGINE_CACHE
-    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding)
+    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding, spec.providers)
     memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     memory = MemoryLimit(memory_bytes)

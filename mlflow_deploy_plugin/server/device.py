@@ -5,11 +5,12 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker
-from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec import ServerSpec
 
 # The ONNX graph y = x + x, float32 of shape (1).
 _ADDITION = bytes.fromhex(
@@ -19,24 +20,24 @@ _ADDITION = bytes.fromhex(
 _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
 
-def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
-    """Raise DeviceUnavailable unless ONNX Runtime computes on `device` and on each GPU in `device_ids`."""
-    if device == "cpu":
+def require_device(server: ServerSpec) -> None:
+    """Raise DeviceUnavailable unless ONNX Runtime computes on the device, each of its GPUs, and each provider."""
+    if server.device == "cpu" and not server.providers:
         return
+    name = "server.providers" if server.providers else f"--device {server.device}"
     with tempfile.TemporaryFile() as output:
         worker = Worker(stderr=output)
         try:
-            worker.call(_compute_on, device, device_ids, seconds=_TIMEOUT_SECONDS)
+            worker.call(_compute_on, server, seconds=_TIMEOUT_SECONDS)
         except DeadlineExceeded:
-            raise DeviceUnavailable(
-                f"--device {device} did not compute one addition in {_TIMEOUT_SECONDS:g} s"
-            ) from None
+            raise DeviceUnavailable(f"{name} did not compute one addition in {_TIMEOUT_SECONDS:g} s") from None
         except ProcessCrashed as error:
-            raise DeviceUnavailable(f"--device {device} cannot be tested: {error.message}") from None
+            raise DeviceUnavailable(f"{name} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
-            library = re.search(rb"with error: (\S+: cannot open shared object file)", output.read())
-            raise DeviceUnavailable(error.message + (f" ({library[1].decode()})" if library else "")) from None
+            log = output.read()
+            reason = re.search(rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+", log)
+            raise DeviceUnavailable(error.message + (f" ({reason[0].decode()})" if reason else "")) from None
         finally:
             worker.end()
 
@@ -61,22 +62,27 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
         slot += 1
 
 
-def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
+def _compute_on(server: ServerSpec) -> None:
     # Imported here, because the supervisor calls this function in another process, and does not need numpy itself.
     import numpy as np
 
     from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
 
-    check_device_libraries(import_onnxruntime(), device)
+    base = Placement(server.device, listed=server.providers)
+    check_device_libraries(import_onnxruntime(), base)
+    # Each listed provider is tested separately, because the first one would compute the only node.
+    tests = [replace(base, listed=(entry,)) for entry in server.providers]
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
         file.flush()
-        for device_id in device_ids or (0,):
+        for placement in tests or [replace(base, device_id=device_id) for device_id in server.device_ids or (0,)]:
             try:
-                open_session(Path(file.name), Placement(device, device_id)).run(None, {"x": np.ones(1, np.float32)})
+                open_session(Path(file.name), placement).run(None, {"x": np.ones(1, np.float32)})
             except DeviceUnavailable:
-                which = f"GPU {device_id}" if device_ids else "it"
+                if server.providers or not server.is_on_nvidia:
+                    raise
+                which = f"GPU {placement.device_id}" if server.device_ids else "it"
                 raise DeviceUnavailable(
-                    f"--device {device} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
+                    f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
                     "or not usable, its driver is too old, or a CUDA library is missing"
                 ) from None

@@ -3,15 +3,16 @@
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
 from mlflow_deploy_plugin.spec.types import (
     DNS_NAME,
     IMAGE,
     NETWORK,
     NODE_LABEL,
+    PROVIDER,
     SECRET_KEY,
     TAINT,
     VARIABLE,
@@ -20,6 +21,7 @@ from mlflow_deploy_plugin.spec.types import (
     SpecPart,
     length_of,
     split_list,
+    split_providers,
 )
 
 RATE = r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$"
@@ -32,7 +34,12 @@ DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
 NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Device = Literal["cpu", "cuda", "tensorrt"]
+Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
+ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
+Provider = Annotated[
+    dict[ProviderName, dict[str, str | bool | int | float]], WithJsonSchema({"type": ["string", "object"]})
+]
+_OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
@@ -103,7 +110,10 @@ class ServerSpec(SpecPart):
     """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
     TLS). Requires certfile."""
     device: Device = "cpu"
-    """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
+    """Device of ONNX Runtime. cuda, tensorrt and openvino do not fall back to another device."""
+    providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
+    """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
+    In a spec file, each may have options. All except CPUExecutionProvider must compute a part of every model."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=64
     )
@@ -196,14 +206,23 @@ class ServerSpec(SpecPart):
             raise ValueError(f"port and grpc_port are both {self.port}; they must differ")
         return self
 
+    @property
+    def is_on_nvidia(self) -> bool:
+        """True if the server computes on an NVIDIA GPU."""
+        return not _OF_NVIDIA.isdisjoint({self.device, *(name for entry in self.providers for name in entry)})
+
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
         options = self.provider_options.model_dump(exclude_defaults=True)
-        if self.device == "cpu" and (self.device_ids or self.io_binding or options):
-            name = next(
-                (f"provider_options.{name}" for name in options), "device_ids" if self.device_ids else "io_binding"
+        fields = [f"provider_options.{name}" for name in options]
+        fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
+        if self.providers and (self.device != "cpu" or fields):
+            name = "device" if self.device != "cpu" else fields[0]
+            raise ValueError(f"{name} and providers are both set: providers replaces device, and contains all options")
+        if self.device in ("cpu", "openvino") and fields:
+            raise ValueError(
+                f"{fields[0]} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected"
             )
-            raise ValueError(f"{name} requires a GPU, but device is cpu: device cuda or tensorrt is expected")
         if self.device == "cuda" and (name := next((name for name in options if name.startswith("trt_")), "")):
             raise ValueError(f"provider_options.{name} requires device tensorrt, but device is cuda")
         if self.device_ids and (
@@ -221,7 +240,7 @@ class ContainerSpec(SpecPart):
 
     image: str | None = Field(default=None, pattern=IMAGE)
     """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`. Default: onnxserve:cpu, or
-    onnxserve:gpu for a GPU."""
+    onnxserve:gpu for an NVIDIA GPU."""
     cpus: float | None = Field(default=None, ge=0.01, le=1024)
     """CPU limit of the container: 1.5. Default: no limit."""
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
@@ -248,8 +267,14 @@ class ContainerSpec(SpecPart):
             raise ValueError(f"{both[0]} is in secrets and in secret_files: specify it only once")
         return self
 
-    def image_for(self, device: Device) -> str:
-        return self.image or ("onnxserve:cpu" if device == "cpu" else "onnxserve:gpu")
+    def image_for(self, server: ServerSpec) -> str:
+        """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
+        if self.image or server.is_on_nvidia:
+            return self.image or "onnxserve:gpu"
+        if server.device == "cpu" and not server.providers:
+            return "onnxserve:cpu"
+        name = "providers" if server.providers else f"device {server.device}"
+        raise InvalidConfig(f"server.{name} needs an image with its build of ONNX Runtime: -C container.image=…")
 
 
 _RESERVED = ("_", "output.")

@@ -33,12 +33,14 @@ NODE_LABEL = f"^{_LABEL}={_LABEL_VALUE}$"
 TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
 IMAGE = r"^\S+$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
+PROVIDER = r"^[A-Za-z0-9]{1,60}ExecutionProvider$"
 PATTERNS_IN_WORDS = {
     DNS_NAME: "the name of a Kubernetes object is expected: lower-case letters, digits, - and .",
     NODE_LABEL: "a Kubernetes label is expected, e.g. pool=gpu",
     TAINT: "a Kubernetes taint is expected, e.g. dedicated=ml:NoSchedule",
     IMAGE: "the name of an image without spaces is expected",
     SECRET_KEY: "SECRET/KEY is expected",
+    PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
     VARIABLE_VALUE: "a text without the character NUL is expected, which environment variables cannot contain",
     NETWORK: "the name of a docker network is expected, or host",
@@ -122,6 +124,12 @@ def duration_text(seconds: int) -> str:
 def split_list(value: object) -> object:
     """Split a list from a command line, such as `"8,32"`; return any other value unchanged."""
     return value.split(",") if isinstance(value, str) else value
+
+
+def split_providers(value: object) -> object:
+    """Return the entries of a list of ONNX Runtime's providers as mappings. An entry may be a name without options."""
+    entries = split_list(value)
+    return [{entry: {}} if isinstance(entry, str) else entry for entry in entries] if type(entries) is list else entries
 
 
 @cache

@@ -4,11 +4,12 @@ import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.spec import ServerSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu() -> None:
     try:
-        require_device("cuda")
+        require_device(ServerSpec(device="cuda"))
     except DeviceUnavailable as error:
         pytest.skip(error.message)

@@ -13,14 +13,22 @@ import requests
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
-from mlflow_deploy_plugin.runtime.session import Placement, open_session
+from mlflow_deploy_plugin.runtime.session import Placement, open_session, operators_of
 from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import parse_graph, write_model
+from tests.support.refusals import refused
 from tests.support.serving import Served
 
 SIDE = 64
 LAYER = f"layer (float[N,{SIDE}] x) => (float[N,{SIDE}] y) {{ m = MatMul(x, w) a = Add(m, b) y = Relu(a) }}"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+TEXTS = "texts (string[N] text) => (string[N] y) { y = StringConcat(text, text) }"
+HALF_TEXTS = """half (float[N] x, string[N] text) => (float[N] double, string[N] y) {
+  double = Add(x, x)
+  y = StringConcat(text, text)
+}"""
 WAYS = {
     "plain": Placement("cuda", options=ProviderOptions(use_tf32=False)),
     "bound": Placement("cuda", options=ProviderOptions(use_tf32=False), io_binding=True),
@@ -36,6 +44,12 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
     file = tmp_path_factory.mktemp("layer") / "layer.onnx"
     file.write_bytes(model.SerializeToString())
+    return file
+
+
+def saved(folder: Path, graph: str) -> Path:
+    file = folder / "model.onnx"
+    file.write_bytes(parse_graph(graph).SerializeToString())
     return file
 
 
@@ -77,14 +91,32 @@ def test_a_memory_limit_is_kept(graph: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
     with pytest.raises(DeviceUnavailable, match=r"^--device cuda.*GPU 63"):
-        require_device("cuda", [63])
+        require_device(ServerSpec(device="cuda", device_ids=(63,)))
 
 
 def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "text.onnx"
-    file.write_bytes(parse_graph("text (string[N] x) => (string[N] y) { y = StringNormalizer(x) }").SerializeToString())
-    with pytest.raises(DeviceUnavailable, match="run on cuda"):
-        open_session(file, Placement("cuda"))
+    with refused(DeviceUnavailable, "--device cuda", "StringConcat", "--device cpu", f"{CUDA},{CPU}"):
+        open_session(saved(tmp_path, TEXTS), Placement("cuda"))
+
+
+def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path: Path) -> None:
+    listed: tuple[dict[str, dict[str, object]], ...] = ({CUDA: {"device_id": 0, "use_tf32": False}}, {CPU: {}})
+    session = open_session(saved(tmp_path, HALF_TEXTS), Placement(listed=listed))
+    assert "StringConcat" in operators_of(session, CPU)
+    assert "Add" in operators_of(session, CUDA)
+    assert session.get_provider_options()[CUDA]["use_tf32"] == "0"
+    x, text = np.ones(1, np.float32), np.array(["a"])
+    assert [array.tolist() for array in session.run(None, {"x": x, "text": text})] == [[2.0], ["aa"]]
+    with refused(DeviceUnavailable, "server.providers", "StringConcat"):
+        open_session(saved(tmp_path, HALF_TEXTS), Placement(listed=listed[:1]))
+    with refused(DeviceUnavailable, "server.providers", CUDA):
+        open_session(saved(tmp_path, TEXTS), Placement(listed=listed))
+
+
+def test_listed_providers_are_checked_before_the_start() -> None:
+    require_device(ServerSpec(providers=({CUDA: {}}, {CPU: {}})))
+    with refused(DeviceUnavailable, "server.providers", CUDA):
+        require_device(ServerSpec(providers=({CUDA: {"device_id": 63}}, {CPU: {}})))
 
 
 def test_page_locked_memory_is_written_and_read() -> None:

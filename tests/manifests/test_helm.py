@@ -94,6 +94,8 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
         {"server.host": "10.0.0.1", "server.insecure": "true", "capture.fraction": "0.25", "sticky.header": "x-user"},
         {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
         {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},
+        {"server.providers": "CUDAExecutionProvider,CPUExecutionProvider"},
+        {"server.device": "openvino", "container.image": "registry.example/onnxserve:openvino"},
     ],
 )
 def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
@@ -225,6 +227,8 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ({"variants": None}, ["variants"]),
         ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
         ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
+        ({"server": {"device": "openvino"}}, ["endpoints.flights.server.device", "container.image"]),
+        ({"server": {"providers": ["MIGraphXExecutionProvider"]}}, ["server.providers", "container.image"]),
     ],
 )
 def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names: list[str]) -> None:

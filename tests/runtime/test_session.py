@@ -7,15 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.runtime import session
-from mlflow_deploy_plugin.runtime.session import Placement, available_cores, open_session
+from mlflow_deploy_plugin.runtime.session import OPENVINO, Placement, available_cores, open_session
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import adder, parse_graph
+from tests.support.refusals import refused
 
 CUDA = {
     "arena_extend_strategy",
@@ -145,6 +147,30 @@ def test_a_graph_reads_no_file_outside_of_its_folder(
         open_session(tmp_path / "model" / "model.onnx")
 
 
+@pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "link", "*/_ORT_MEM_ADDR_/*"])
+@pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
+def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    add: Callable[[onnx.GraphProto, onnx.TensorProto], None],
+    location: str,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"])
+    (tmp_path / "secret").write_bytes(b"1234")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "model" / "weights").write_bytes(bytes(4))
+    for place in ("weights", location.format(folder=tmp_path)):
+        graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
+        add(graph.graph, external(place))
+        (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
+        if place == "weights":
+            assert open_session(tmp_path / "model" / "model.onnx").run(None, {"x": np.ones(1, np.float32)})[0] == 1.0
+    with refused(InvalidArtifact, "model.onnx", "weights"):
+        open_session(tmp_path / "model" / "model.onnx")
+
+
 def test_a_cpu_has_no_options_and_no_company() -> None:
     assert Placement().providers == [("CPUExecutionProvider", {})]
 
@@ -166,6 +192,44 @@ def test_cuda_gets_its_options_as_texts() -> None:
         "enable_cuda_graph": "1",
     }
     assert set(given) <= CUDA
+
+
+def test_openvino_computes_in_float32_on_the_cpu() -> None:
+    ((name, options),) = Placement("openvino").providers
+    assert (name, options) == (OPENVINO, {"device_type": "CPU", "precision": "FP32"})
+
+
+def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> None:
+    listed: tuple[dict[str, dict[str, object]], ...] = (
+        {"CUDAExecutionProvider": {"device_id": 1, "use_tf32": False}},
+        {"CPUExecutionProvider": {}},
+    )
+    assert Placement(listed=listed).providers == [
+        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "False"}),
+        ("CPUExecutionProvider", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "mentioned"),
+    [
+        (["FooExecutionProvider"], ["FooExecutionProvider", "CPUExecutionProvider"]),
+        (["CPUExecutionProvider", "FooExecutionProvider"], ["FooExecutionProvider"]),
+        ([OPENVINO, "CPUExecutionProvider"], ["OpenVINO build", "mlflow-onnxserve[openvino]"]),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], ["AzureExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
+def test_a_listed_provider_that_would_not_be_used_is_refused(
+    tmp_path: Path, names: list[str], mentioned: list[str]
+) -> None:
+    if {OPENVINO, *names} & {*onnxruntime.get_available_providers()} - {
+        "AzureExecutionProvider",
+        "CPUExecutionProvider",
+    }:
+        pytest.skip("this is not ONNX Runtime's CPU build")
+    onnx.save(adder(1), tmp_path / "model.onnx")
+    with refused(DeviceUnavailable, "server.providers", *mentioned):
+        open_session(tmp_path / "model.onnx", Placement(listed=[{name: {}} for name in names]))
 
 
 def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:

@@ -13,7 +13,8 @@ from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.server import device
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec import Device, ServerSpec
+from tests.support.refusals import refused
 
 no_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
@@ -21,14 +22,28 @@ no_cuda = pytest.mark.skipif(
 
 
 def test_the_cpu_is_always_there() -> None:
-    require_device("cpu")
+    require_device(ServerSpec())
 
 
 @no_cuda
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: Device) -> None:
     with pytest.raises(DeviceUnavailable, match=f"--device {name}.*GPU build"):
-        require_device(name)
+        require_device(ServerSpec(device=name))
+
+
+@pytest.mark.parametrize(
+    ("server", "names"),
+    [
+        (ServerSpec(device="openvino"), ["--device openvino", "OpenVINO build", "mlflow-onnxserve[openvino]"]),
+        (ServerSpec(providers=({"FooExecutionProvider": {}},)), ["server.providers", "CPUExecutionProvider"]),
+    ],
+)
+def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(server: ServerSpec, names: list[str]) -> None:
+    if "OpenVINOExecutionProvider" in import_onnxruntime().get_available_providers():
+        pytest.skip("this is ONNX Runtime's OpenVINO build")
+    with refused(DeviceUnavailable, *names):
+        require_device(server)
 
 
 def _hang(*_: object) -> None:
@@ -52,7 +67,7 @@ def test_a_device_whose_libraries_hang_or_crash_is_refused(
     monkeypatch.setattr(device, "_compute_on", library)
     monkeypatch.setattr(device, "_TIMEOUT_SECONDS", 3.0)
     with pytest.raises(DeviceUnavailable, match=said):
-        require_device("cuda")
+        require_device(ServerSpec(device="cuda"))
 
 
 @no_cuda

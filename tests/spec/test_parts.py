@@ -4,6 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, load_specs
+from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
@@ -30,6 +31,47 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
         apply_config(gated, {"require": "gate=maybe"})
 
 
+OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
+
+
+def test_providers_are_names_or_names_with_options_and_keep_their_order() -> None:
+    text = "name: x\nvariants: {x: {model: m}}\nserver:\n  providers:\n  - CUDAExecutionProvider: {device_id: 1}\n"
+    (spec,) = load_specs(f"{text}  - {CPU}")
+    assert spec.server.providers == ({"CUDAExecutionProvider": {"device_id": 1}}, {CPU: {}})
+    assert spec.server.is_on_nvidia
+    assert load_specs(dump_spec(spec)) == [spec]
+    changed = apply_config(spec, {"server.providers": f"{OPENVINO},{CPU}"})
+    assert changed.server.providers == ({OPENVINO: {}}, {CPU: {}})
+    assert not changed.server.is_on_nvidia
+    assert apply_config(changed, {"server.providers": ""}).server.providers == ()
+
+
+@pytest.mark.parametrize("text", ["openvino", f"'{OPENVINO},cpu'", "[{CPUExecutionProvider: 1}]"])
+def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"^server\.providers"):
+        load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
+
+
+@pytest.mark.parametrize(
+    ("config", "image"),
+    [
+        ({}, "onnxserve:cpu"),
+        ({"server.device": "tensorrt"}, "onnxserve:gpu"),
+        ({"server.providers": f"CUDAExecutionProvider,{CPU}"}, "onnxserve:gpu"),
+        ({"server.device": "openvino", "container.image": "own:1"}, "own:1"),
+        ({"server.device": "openvino"}, None),
+        ({"server.providers": OPENVINO}, None),
+    ],
+)
+def test_a_container_gets_an_image_with_its_providers(config: dict[str, str], image: str | None) -> None:
+    spec = apply_config(flights(), config)
+    if image is None:
+        with refused(InvalidConfig, "container.image"):
+            spec.container.image_for(spec.server)
+    else:
+        assert spec.container.image_for(spec.server) == image
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -39,6 +81,12 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
         ({"server.jwt_audience": "flights"}, "jwt_issuer and jwt_audience must be set together"),
         ({"server.grpc_port": "8080"}, "port and grpc_port are both 8080"),
         ({"server.device_ids": "0"}, "device_ids requires a GPU, but device is cpu"),
+        (
+            {"server.device": "openvino", "server.io_binding": "true"},
+            "io_binding requires a GPU, but device is openvino",
+        ),
+        ({"server.device": "cuda", "server.providers": "CPUExecutionProvider"}, "device and providers are both set"),
+        ({"server.io_binding": "1", "server.providers": "CUDAExecutionProvider"}, "io_binding and providers"),
         ({"server.device": "cuda", "server.device_ids": "0,0"}, "device_ids"),
         ({"server.device": "cuda", "server.device_ids": "0,1,2"}, "device_ids"),
         ({"capture.keys": "customer_id,_row"}, "'_row'"),

@@ -66,7 +66,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
     url = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
     options: Document = {
-        "image": container.image_for(spec.server.device),
+        "image": container.image_for(spec.server),
         "entrypoint": ["onnxserve"],
         "network": container.network or "bridge",
         "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
@@ -78,7 +78,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
         options["nano_cpus"] = int(container.cpus * 1e9)
     if container.memory_bytes is not None:
         options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
-    if spec.server.device != "cpu":
+    if spec.server.is_on_nvidia:
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
     parts = [image_id, options, own, spec.server.model_dump(mode="json"), container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -90,7 +90,7 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
     """Return the arguments of `containers.create` for the listener, without its network."""
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
-        "image": spec.container.image_for(spec.server.device),
+        "image": spec.container.image_for(spec.server),
         "entrypoint": ["python", "-m", "mlflow_deploy_plugin.server.listener"],
         "command": [f"{HOME_FOLDER}/listener", str(port)],
         "name": listener_name(spec.name),

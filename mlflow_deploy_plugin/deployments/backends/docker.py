@@ -215,7 +215,7 @@ class DockerBackend(MachineBackend):
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
         """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if the pull fails."""
-        name = spec.container.image_for(spec.server.device)
+        name = spec.container.image_for(spec.server)
         try:
             return self._engine.images.get(name)
         except ImageNotFound:

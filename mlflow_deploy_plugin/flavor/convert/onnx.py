@@ -164,7 +164,7 @@ def _declare_outputs(proto: ModelProto) -> None:
         return
     ort = import_onnxruntime()
     try:
-        options = session_options(ort, "cpu", 1)
+        options = session_options(ort, 1)
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
         raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None

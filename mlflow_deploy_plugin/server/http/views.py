@@ -87,7 +87,7 @@ def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
     page = server.metrics.page() + agent_metrics_page(server.repository.state_dir)
-    if server.spec.device != "cpu":
+    if server.spec.is_on_nvidia:
         page += gpu_metrics_page()
     return RawResponse(200, page, metrics.CONTENT_TYPE)
 

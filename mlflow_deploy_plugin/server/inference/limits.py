@@ -370,4 +370,4 @@ def request_threads(spec: ServerSpec) -> int:
 
 def max_batch_rows(spec: ServerSpec) -> int:
     """Return the maximum number of rows per run; 1 if requests are not batched."""
-    return spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)
+    return spec.max_batch_size or (_GPU_BATCH_SIZE if spec.is_on_nvidia else 1)

@@ -160,7 +160,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
     is_onnx = artifact.flavor != PYTHON_FUNCTION
-    kind = "KIND_CPU" if server.device == "cpu" else "KIND_GPU"
+    kind = "KIND_GPU" if server.is_on_nvidia else "KIND_CPU"
     document: Document = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),

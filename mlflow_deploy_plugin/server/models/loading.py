@@ -15,10 +15,10 @@ import psutil
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, mlflow
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import Predictor
-from mlflow_deploy_plugin.runtime.session import Placement, memory_limit, physical_memory
+from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement, memory_limit, open_session, physical_memory
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 from mlflow_deploy_plugin.spool.captured_model import STREAM_OUTPUT, CapturedModel
@@ -34,6 +34,8 @@ _OTHERS_BYTES = 384 * 2**20
 _MEASURABLE_BYTES = 4 * 2**20
 """The size of files from which their load is measured; loading smaller files mostly takes memory for libraries."""
 _DEFAULT_FACTOR = 2.0
+_TOLERANCE = 1e-3
+"""The tolerance of OpenVINO's outputs in float32, relative to the largest value. The measured differences are 1e-6."""
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 
 
@@ -90,7 +92,7 @@ def load_warm(
         concurrency: the maximum number of concurrent requests to a pyfunc.
 
     Raises:
-        InvalidArtifact: the model cannot be used, or cannot answer its own example.
+        InvalidArtifact: the model cannot be used, or cannot answer its own example, or OpenVINO answers incorrectly.
         DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
     """
     artifact = read_served_artifact(folder)
@@ -116,6 +118,10 @@ def load_warm(
             if policy is not None:
                 logger.warning("%s: requests are not batched, because the model has no example", folder.name)
             return WarmVersion(model, is_deterministic=is_deterministic)
+    if placement.device == "openvino" and not has_random_nodes(model.artifact.onnx_file):
+        on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
+        if bad := [name for name, array in model.run(feeds).items() if not is_close(array, on_cpu[name], _TOLERANCE)]:
+            raise InvalidArtifact(f"OpenVINO computes its output {bad[0]!r} incorrectly: use device cpu")
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
