@@ -18,7 +18,7 @@ JsonSchema = dict[str, Any]
 
 STRING: JsonSchema = {"type": "string"}
 ARRAY_OR_OBJECT: JsonSchema = {"type": ["array", "object"], "items": {}}
-_ANY_OBJECT: JsonSchema = {"type": ["object", "null"]}
+_ANY_OBJECT: JsonSchema = {"type": ["object", "null"], "additionalProperties": True}
 SIZE: JsonSchema = {"type": "integer", "format": "int64"}
 _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 
@@ -236,7 +236,7 @@ def _named_or_rows(schema: Schema) -> JsonSchema:
 
 
 def _named_schema(schema: Schema) -> JsonSchema:
-    named: JsonSchema = {"type": "object", "title": "values by name", "minProperties": 1}
+    named = object_schema({}, {name: {} for name in schema.names}, title="values by name", minProperties=1)
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:
