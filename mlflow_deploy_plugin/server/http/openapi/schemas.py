@@ -117,7 +117,10 @@ def azure_schema(schema: Schema) -> JsonSchema:
 def tfserving_schema(schema: Schema) -> JsonSchema:
     """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
     by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)], "title": "tfserving columns"}
-    forms = {"instances": _rows_schema(schema), "inputs": by_column} if schema.names else {"instances": {}}
+    rows = _rows_schema(schema)
+    if "anyOf" not in rows:  # OpenAPI Generator's Java code does not compile for a required list that has a name.
+        rows.pop("title", None)
+    forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
     signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
     return {
         "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
@@ -202,8 +205,10 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
-    if output.role == "label" and {str, int}.issuperset(map(type, artifact.classes)) and artifact.classes:
-        item = {"enum": list(artifact.classes)}  # Client generators do not support an enumeration of booleans.
+    kinds = {*map(type, artifact.classes)}
+    # Client generators do not support an enumeration of booleans or of several types.
+    if output.role == "label" and kinds in ({str}, {int}):
+        item = {"type": "string" if kinds == {str} else "integer", "enum": list(artifact.classes)}
     return {
         **nested(item, len(output.shape)),
         "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
@@ -236,7 +241,7 @@ def _named_or_rows(schema: Schema) -> JsonSchema:
 
 
 def _named_schema(schema: Schema) -> JsonSchema:
-    named = object_schema({}, {name: {} for name in schema.names}, title="values by name", minProperties=1)
+    named = object_schema({}, {column.name: {} for column in schema.columns}, title="values by name", minProperties=1)
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:
@@ -249,7 +254,8 @@ def _rows_schema(schema: Schema) -> JsonSchema:
     if not schema.names:
         return array_schema(minItems=1)
     records = array_schema(record_schema(schema), minItems=1, title="records")
-    return {"anyOf": [records, *_unnamed_schemas(schema)], "title": "values by row"}
+    unnamed = _unnamed_schemas(schema)
+    return {"anyOf": [records, *unnamed], "title": "values by row"} if unnamed else records
 
 
 def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:

@@ -277,8 +277,14 @@ def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(server: Server,
 
 def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
     schemas = fetched(server)["components"]["schemas"]
-    assert schemas["flights.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": ["no", "yes"]}
-    assert schemas["digits.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": [0, 1, 2]}
+    assert schemas["flights.invocations_answer"]["properties"]["predictions"]["items"] == {
+        "type": "string",
+        "enum": ["no", "yes"],
+    }
+    assert schemas["digits.invocations_answer"]["properties"]["predictions"]["items"] == {
+        "type": "integer",
+        "enum": [0, 1, 2],
+    }
 
 
 def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
