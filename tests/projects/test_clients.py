@@ -121,7 +121,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("OpenAPI Generator needs java")
     environment = tmp_path_factory.mktemp("generator")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=200)
-    install = [environment / "bin" / "pip", "install", "-q", "--disable-pip-version-check", "openapi-generator-cli"]
+    install = [f"{environment}/bin/pip", "install", "-q", "--disable-pip-version-check", "openapi-generator-cli"]
     installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=200)
     if installed.returncode != 0:
         pytest.skip(f"openapi-generator-cli cannot be installed: {installed.stderr[-200:]}")
@@ -135,7 +135,7 @@ def of_model(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, dict[str, str]]:
     """Return a copy of the program's folder, next to the .proto file, and the variables of a shell that can build it.
 
-    The libraries are those of Debian, because the tests cannot download them from Maven or as Go modules.
+    The libraries are Debian's packages, because the tests cannot download from Maven Central or the Go proxy.
     """
     home = folder / "go" / "src" / "flights" if language.block == "go" else folder / language.block
     shutil.copytree((CLIENTS / language.source).parent, home)
@@ -157,7 +157,7 @@ def with_a_key(state_dir: Path) -> Path:
 
 
 def build(home: Path, variables: dict[str, str], commands: list[str], state_dir: Path, folder: Path) -> None:
-    """Run the commands of the smallest example and then those of the language, while the model is served."""
+    """Run the commands of the smallest example and then the language's commands, while the model is served."""
     fetch, curl = blocks("sh", guide_section("The smallest example"))
     exports = fetch.partition("\n")[0]
     with gunicorn(state_dir, of_model(folder), ServerSpec(api_keys=True)) as running:
