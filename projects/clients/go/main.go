@@ -61,16 +61,16 @@ func askREST(url, key string) {
 	split.Columns = []openapi.FlightsColumnName{
 		{String: openapi.PtrString("carrier")}, {String: openapi.PtrString("distance")}}
 	body = openapi.FlightsDataframeSplitAsFlightsInvocations(openapi.NewFlightsDataframeSplit(*split))
-	_, response, err = predictions.EndpointsFlightsInvocations(ctx).FlightsInvocations(body).Execute()
-	fmt.Println("REST error:", response.StatusCode, describe(err))
+	_, _, err = predictions.EndpointsFlightsInvocations(ctx).FlightsInvocations(body).Execute()
+	fmt.Println("REST error:", describe(err))
 }
 
-// describe returns the server's message, if the error has one.
+// describe returns the status and the server's message, if the server refused the request.
 func describe(err error) string {
 	var failure *openapi.GenericOpenAPIError
 	if errors.As(err, &failure) {
 		if answer, ok := failure.Model().(openapi.ErrorMlflow); ok {
-			return answer.Message
+			return err.Error() + ": " + answer.Message
 		}
 	}
 	return err.Error()

@@ -237,7 +237,7 @@ def _operation_object(
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
         # A client generator names the method of the operation by this id.
-        "operationId": re.sub(r"[/{}:]+", ".", path).strip(".") or "try",
+        "operationId": re.sub(r"[/{}:]+", ".", path).strip(".") or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
