@@ -29,6 +29,7 @@ from tests.support.waiting import free_port, wait_until
 
 CLIENTS = ROOT / "projects" / "clients"
 KEY = "onnxserve_of_the_shop"
+METRICS_KEY = "onnxserve_of_prometheus"
 JARS = Path("/usr/share/java")
 GO_PACKAGES = Path("/usr/share/gocode")
 
@@ -150,9 +151,15 @@ def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, 
     return home, variables
 
 
-def with_a_key(state_dir: Path) -> Path:
+def with_keys(state_dir: Path) -> Path:
     state_dir.mkdir()
-    write_keys(state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
+    write_keys(
+        state_dir,
+        {
+            METRICS_KEY: KeyEntry(name="prometheus", scopes=("read",)),
+            KEY: KeyEntry(name="shop", scopes=("infer", "read"), endpoints=("flights",)),
+        },
+    )
     return state_dir
 
 
@@ -191,7 +198,7 @@ def output_while_the_model_is_loaded(
 
 
 def count_of_503(url: str) -> float:
-    page = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=30).text
+    page = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {METRICS_KEY}"}, timeout=30).text
     return sum(map(float, re.findall(r'^onnxserve_requests_total\{.*status="503".*\} (\S+)$', page, re.MULTILINE)))
 
 
@@ -206,8 +213,8 @@ def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server
         pytest.skip(f"not installed: {', '.join(missing)}")
     *commands, run = blocks("sh", guide_section(language.heading))
     home, variables = workplace(language, tmp_path, generator)
-    build(home, variables, commands, with_a_key(tmp_path / "built"), folder)
-    output = output_while_the_model_is_loaded(home, variables, run, with_a_key(tmp_path / "asked"), folder)
+    build(home, variables, commands, with_keys(tmp_path / "built"), folder)
+    output = output_while_the_model_is_loaded(home, variables, run, with_keys(tmp_path / "asked"), folder)
     lines = re.findall(r"^(REST|REST error|gRPC|gRPC error|V2): (.*?)(?=\n\w+(?: error)?: |\Z)", output, re.M | re.S)
     printed = dict(lines)
     assert re.findall("true|false", printed["REST"].lower()) == ["true", "false"]
