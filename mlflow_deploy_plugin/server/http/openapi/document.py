@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 document of a running server: its routes, and its current endpoints and versions."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from mlflow_deploy_plugin.protocols.content import EVENTS
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
+from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody, ResponseBody
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.http.responses import error_response
 from mlflow_deploy_plugin.server.http.routes import Route, list_routes
@@ -39,8 +40,10 @@ _ERRORS = {
     503: "no loaded version can answer",
     504: "the response was not ready before its deadline",
 }
-_ERROR_FORMS = {"error": "/", "error_v2": "/v2", "error_openai": "/responses"}
+_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/responses"}
 """The forms of errors, each with an example of a path that uses the form."""
+_PATH_ERROR = "error_of_path"
+"""The form of errors of a path with a version or a label. Without a protocol, the error has MLflow's form."""
 _RFC_3339 = (
     r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
 )
@@ -150,32 +153,47 @@ def _paths(
 
 
 def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
-    components = {name: _error_schema(path) for name, path in _ERROR_FORMS.items()}
+    components: dict[str, JsonSchema] = {}
+    for name, path in _ERROR_FORMS.items():
+        components[name] = _with_references(_error_schema(path), "", components)
+    components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
     sides = [side for route in routes for side in (route.operation.request, route.operation.response)]
-    bodies = dict.fromkeys(body for side in sides for body in side.values() if not isinstance(body, dict))
+    bodies: dict[RequestBody | ResponseBody, None] = {}
+    for body in (body for side in sides for body in side.values()):
+        if isinstance(body, dict):
+            _with_references(body, "", components)
+        else:
+            bodies[body] = None
     for described in endpoints:
         for body in bodies:
             name, artifact = f"{described.endpoint}.{body.name}", described.artifact
             schema = body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(artifact)
-            components[name] = _with_references(schema, described.endpoint, components)
+            components[name] = _with_references(schema, f"{described.endpoint}.", components)
     return components
 
 
-def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, JsonSchema]) -> JsonSchema:
-    """Return the schema with a reference instead of each part that has a title; the parts become `components`."""
+def _with_references(schema: JsonSchema, prefix: str, components: dict[str, JsonSchema]) -> JsonSchema:
+    """Return the schema with a reference instead of each part that has a title; the parts become `components`.
+
+    The name of a component is the prefix, then the title.
+    """
     part: JsonSchema = {}
     for keyword, value in schema.items():
         if keyword == "properties":
-            value = {name: _with_references(part_schema, endpoint, components) for name, part_schema in value.items()}
+            value = {name: _with_references(part_schema, prefix, components) for name, part_schema in value.items()}
         elif keyword in ("anyOf", "oneOf", "prefixItems"):
-            value = [_with_references(part_schema, endpoint, components) for part_schema in value]
-        elif keyword == "items":
-            value = _with_references(value, endpoint, components)
+            value = [_with_references(part_schema, prefix, components) for part_schema in value]
+        elif keyword in ("items", "additionalProperties") and isinstance(value, dict):
+            value = _with_references(value, prefix, components)
         part[keyword] = value
     if (title := part.pop("title", None)) is None:
         return part
-    name = f"{endpoint}.{title.replace(' ', '_')}"
+    name = prefix + title.replace(" ", "_")
     components[name] = part
+    return _reference(name)
+
+
+def _reference(name: str) -> JsonSchema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -218,6 +236,8 @@ def _operation_object(
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
+        # A client generator names the method of the operation by this id.
+        "operationId": re.sub(r"[/{}:]+", ".", path).strip(".") or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
@@ -237,9 +257,9 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> JsonSchema:
         if media_type == EVENTS and not (described and described.artifact.is_streamable):
             continue
         if isinstance(body, dict):
-            content[media_type] = {"schema": body}
+            content[media_type] = {"schema": _with_references(body, "", {})}
             continue
-        reference = {"$ref": f"#/components/schemas/{described.endpoint}.{body.name}"} if described else {}
+        reference = _reference(f"{described.endpoint}.{body.name}") if described else {}
         content[media_type] = {"schema": reference}
         if described and isinstance(body, RequestBody):
             example = body.example(described.schema, described.example)
@@ -252,10 +272,7 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
         return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
     schema_of_path = _error_schema(path)
     form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
-    # A path that cannot be parsed has no protocol, so its error has MLflow's form.
-    kinds = dict.fromkeys([form, *(["error"] if status == 400 and "{" in path else [])])
-    references = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
-    schema = references[0] if len(references) == 1 else {"anyOf": references}
+    schema = _reference(_PATH_ERROR if status == 400 and "{" in path else form)
     error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
@@ -265,5 +282,7 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
 def _error_schema(path: str) -> JsonSchema:
     document = json.loads(error_response(path, 400, "", "").body)
     inner = document.get("error")
-    nested = {"error": schemas.object_schema(dict.fromkeys(inner, schemas.STRING))} if isinstance(inner, dict) else {}
-    return schemas.object_schema(dict.fromkeys(document, schemas.STRING) | nested)
+    fields = dict.fromkeys(document, schemas.STRING)
+    if isinstance(inner, dict):
+        fields["error"] = schemas.object_schema(dict.fromkeys(inner, schemas.STRING), title="error openai fields")
+    return schemas.object_schema(fields)

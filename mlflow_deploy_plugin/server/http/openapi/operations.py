@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.runtime.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import (
     ARRAY_OR_OBJECT,
+    SIZE,
     STRING,
     JsonSchema,
     array_schema,
@@ -72,8 +73,10 @@ class Operation:
     applies_to: Callable[[Artifact], bool] = lambda artifact: True
 
 
-def _object_of(**types: str) -> JsonSchema:
-    return object_schema({name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()})
+def _object_of(title: str, /, **types: str) -> JsonSchema:
+    """Return the schema of an object from its property names and their types; client generators use the title."""
+    properties = {name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()}
+    return object_schema(properties, title=title)
 
 
 def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Operation:
@@ -103,13 +106,19 @@ _CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
 _INVOCATIONS_ANSWER = ResponseBody("invocations_answer", schemas.invocations_answer)
 _PREDICT_ANSWER = ResponseBody("predict_answer", schemas.predict_answer)
 _BATCH_ANSWER = ResponseBody("batch_answer", schemas.batch_answer)
+_AZURE_ANSWER = ResponseBody("azure_answer", schemas.predictions_schema)
 _V2_ANSWER = ResponseBody("v2_answer", schemas.v2_response_schema)
 
-_TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shape": array_schema({"type": "integer"})}))
-_V2_MODEL = object_schema(
-    {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS}
+_TENSORS = array_schema(
+    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(SIZE)}, title="v2 tensor")
 )
-_TF_RESPONSE = object_schema({}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1)
+_V2_MODEL = object_schema(
+    {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS},
+    title="v2 model",
+)
+_TF_RESPONSE = object_schema(
+    {}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
+)
 _EXPLANATION = object_schema(
     {
         "columns": array_schema(STRING),
@@ -117,9 +126,10 @@ _EXPLANATION = object_schema(
         "base_values": array_schema(description="[rows][outputs], or [rows] if a single number is explained"),
         "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
         "predictions": {},
-        "background": _object_of(source="string", rows="integer"),
+        "background": _object_of("background", source="string", rows="integer"),
         "max_evals": {"type": "integer"},
-    }
+    },
+    title="explanation",
 )
 INVOCATIONS = _prediction(
     "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept",
@@ -144,11 +154,12 @@ EXPLAIN = Operation(
     applies_to=is_explainable,
 )
 
-_LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000}
+_LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000, "title": "label"}
 _FEEDBACK_BY_ID = object_schema(
     {"prediction_id": {"type": "string", "minLength": 1, "maxLength": 128}, "label": _LABEL},
     {"row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}},
     additionalProperties=False,
+    title="feedback by id",
 )
 _FEEDBACK_KEY: JsonSchema = {
     "type": "object",
@@ -157,23 +168,25 @@ _FEEDBACK_KEY: JsonSchema = {
     "additionalProperties": _LABEL,
     "description": "values of the row's columns, by their names in the signature",
 }
-_FEEDBACK_BY_KEY = object_schema({"key": _FEEDBACK_KEY, "label": _LABEL}, additionalProperties=False)
-_FEEDBACK_LIST = array_schema(
-    {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY]}, minItems=1, maxItems=feedback.MOST_ENTRIES
+_FEEDBACK_BY_KEY = object_schema(
+    {"key": _FEEDBACK_KEY, "label": _LABEL}, additionalProperties=False, title="feedback by key"
 )
-_FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False)
+_FEEDBACK_LIST = array_schema(
+    {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY], "title": "feedback entry"},
+    minItems=1,
+    maxItems=feedback.MOST_ENTRIES,
+)
+_FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False, title="feedback list")
 FEEDBACK = Operation(
     "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a row is used",
     PREDICTIONS,
-    {JSON: _object_of(accepted="integer")},
-    {JSON: {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY, _FEEDBACK_ENTRIES]}},
+    {JSON: _object_of("feedback answer", accepted="integer")},
+    {JSON: {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY, _FEEDBACK_ENTRIES], "title": "feedback"}},
     errors=(400, 413, 415, 429, 503),
     status=202,
 )
 
-AZURE_SCORE = _prediction(
-    "Predictions in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: _AZURE}
-)
+AZURE_SCORE = _prediction("Predictions in the protocol of Azure ML", PREDICTIONS, {JSON: _AZURE_ANSWER}, {JSON: _AZURE})
 
 
 def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
@@ -189,13 +202,19 @@ TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
 MODELS = Operation(
-    "The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _object_of(data="array", models="array")}
+    "The endpoints, for clients of OpenAI and KServe",
+    SERVER,
+    {JSON: _object_of("endpoints", data="array", models="array")},
 )
 TF_STATUS = _readable(
-    "The loaded versions", TENSORFLOW, {JSON: _object_of(name="string", ready="boolean", model_version_status="array")}
+    "The loaded versions",
+    TENSORFLOW,
+    {JSON: _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")},
 )
 TF_METADATA = _readable(
-    "The inputs and outputs", TENSORFLOW, {JSON: _object_of(model_spec="object", metadata="object")}
+    "The inputs and outputs",
+    TENSORFLOW,
+    {JSON: _object_of("tfserving metadata", model_spec="object", metadata="object")},
 )
 V2_INFER = _prediction(
     "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
@@ -204,13 +223,17 @@ V2_INFER = _prediction(
     {JSON: _V2, OCTETS: _BYTES},
 )
 V2_SERVER = Operation(
-    "The server's name and version", V2, {JSON: _object_of(name="string", version="string", extensions="array")}
+    "The server's name and version",
+    V2,
+    {JSON: _object_of("v2 server", name="string", version="string", extensions="array")},
 )
-V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of(live="boolean")})
-V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of(ready="boolean")})
+V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of("v2 live", live="boolean")})
+V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of("v2 ready", ready="boolean")})
 V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
 V2_MODEL_READY = _readable(
-    "The readiness of the endpoint, or of a version of it", V2, {JSON: _object_of(name="string", ready="boolean")}
+    "The readiness of the endpoint, or of a version of it",
+    V2,
+    {JSON: _object_of("v2 model ready", name="string", ready="boolean")},
 )
 V2_CONFIG = _readable(
     "The configuration of the endpoint, in Triton's form",
@@ -218,14 +241,18 @@ V2_CONFIG = _readable(
     {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
 )
 V2_MODEL_STATISTICS = _readable(
-    "The number and the duration of requests to the endpoint", V2, {JSON: _object_of(model_stats="array")}
+    "The number and the duration of requests to the endpoint",
+    V2,
+    {JSON: _object_of("v2 statistics", model_stats="array")},
 )
-V2_STATISTICS = _readable("The statistics of all endpoints", V2, {JSON: _object_of(model_stats="array")})
+V2_STATISTICS = _readable(
+    "The statistics of all endpoints", V2, {JSON: _object_of("v2 statistics", model_stats="array")}
+)
 V2_INDEX = Operation(
     "The endpoints and their states",
     V2,
-    {JSON: array_schema(_object_of(name="string", state="string"))},
-    {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}})},
+    {JSON: array_schema(_object_of("v2 index entry", name="string", state="string"))},
+    {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}}, title="v2 index request")},
     errors=(400, 413),
     needs_body=False,
 )
@@ -234,14 +261,14 @@ V2_LOAD, V2_UNLOAD = (
         f"{verb} an endpoint, if the server allows it",
         V2,
         {},
-        {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}})},
+        {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}}, title="v2 control request")},
         errors=(400, 403, 404, 413, 415, 429, 503, 504),
         needs_body=False,
     )
     for verb in ("Loads", "Unloads")
 )
 PING = _readable("The readiness of the server, as MLflow's empty line", SERVER, {})
-HEALTH = _readable("The readiness of the server", SERVER, {JSON: _object_of(status="string")})
+HEALTH = _readable("The readiness of the server", SERVER, {JSON: _object_of("status", status="string")})
 MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
 METRICS = Operation("Metrics for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
 METRICS_HISTORY = Operation(
@@ -250,7 +277,7 @@ METRICS_HISTORY = Operation(
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document for one endpoint", PAGES, {JSON: {"type": "object"}})
 TRY_PAGE = Operation(
-    "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of(status="string")}
+    "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of("status", status="string")}
 )
 DOCS_PAGE = Operation("This document as a page", PAGES, HTML)
 ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)

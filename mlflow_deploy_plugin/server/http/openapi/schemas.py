@@ -18,7 +18,8 @@ JsonSchema = dict[str, Any]
 
 STRING: JsonSchema = {"type": "string"}
 ARRAY_OR_OBJECT: JsonSchema = {"type": ["array", "object"], "items": {}}
-_ANY_OBJECT: JsonSchema = {"type": ["object", "null"]}
+_ANY_OBJECT: JsonSchema = {"type": ["object", "null"], "additionalProperties": True}
+SIZE: JsonSchema = {"type": "integer", "format": "int64"}
 _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 
 
@@ -36,15 +37,19 @@ def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:
 
 @cache
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
-    """Return the schema of a value of a numpy dtype (`str`: strings). A float may be null, which means NaN."""
+    """Return the schema of a value of a numpy dtype (`str`: strings). A float may be null, which means NaN.
+
+    The format is the width of the number. Without it, generated clients in Go and Java use 32 bits.
+    """
     if dtype == "str":
         return {"type": ["string", "null"] if is_nullable else "string"}
     kind = np.dtype(dtype).kind
     if kind == "f":
-        return {"type": ["number", "null"]}
+        return {"type": ["number", "null"], "format": "double" if dtype == "float64" else "float"}
     if kind in "iu":
         limits = np.iinfo(dtype)
-        return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+        width = {} if dtype == "uint64" else {"format": "int32" if limits.max < 2**31 else "int64"}
+        return {"type": "integer", **width, "minimum": int(limits.min), "maximum": int(limits.max)}
     return {"type": "boolean"} if kind == "b" else {}
 
 
@@ -104,14 +109,18 @@ def invocations_schema(schema: Schema) -> JsonSchema:
 
 
 def azure_schema(schema: Schema) -> JsonSchema:
-    data = {"anyOf": [_split_schema(schema), _named_or_rows(schema)]} if schema.names else {}
+    forms = [_split_schema(schema), _named_or_rows(schema)]
+    data = {"anyOf": forms, "title": "azure data"} if schema.names else {}
     return object_schema({"input_data": data}, {"params": _ANY_OBJECT})
 
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
     """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
-    by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)]}
-    forms = {"instances": _rows_schema(schema), "inputs": by_column} if schema.names else {"instances": {}}
+    by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)], "title": "tfserving columns"}
+    rows = _rows_schema(schema)
+    if "anyOf" not in rows:  # OpenAPI Generator's Java code does not compile for a required list that has a name.
+        rows.pop("title", None)
+    forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
     signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
     return {
         "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
@@ -120,7 +129,7 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
 
 def batch_schema(schema: Schema) -> JsonSchema:
     """Return the schema of `/predict/batch`: a bare list of rows, or a body of `/invocations`."""
-    return {"anyOf": [_rows_schema(schema), invocations_schema(schema)]}
+    return {"anyOf": [_rows_schema(schema), {**invocations_schema(schema), "title": "invocations"}]}
 
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
@@ -131,15 +140,16 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
     tensor = object_schema(
         {
             "name": {"type": "string", **({"enum": list(types)} if types else {})},
-            "shape": array_schema({"type": "integer", "minimum": 0}),
+            "shape": array_schema({**SIZE, "minimum": 0}),
             "datatype": {"type": "string", "enum": list(DATATYPES)},
         },
         {
             "data": array_schema(description="flat or nested; the number of values must match the shape"),
             "parameters": _ANY_OBJECT,
         },
+        title="v2 input",
     )
-    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING})}
+    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING}, title="v2 requested output")}
     return object_schema(
         {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
         {
@@ -155,10 +165,11 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
     tensor = object_schema(
         {
             "name": {"type": "string", **({"enum": names} if names else {})},
-            "shape": array_schema({"type": "integer"}),
+            "shape": array_schema(SIZE),
             "datatype": STRING,
         },
         {"data": array_schema(), "parameters": {"type": "object"}},
+        title="v2 output",
     )
     return object_schema(
         {"model_name": STRING, "model_version": STRING, "outputs": array_schema(tensor)}, {"id": STRING}
@@ -166,18 +177,21 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of `{"predictions": …}`: nested lists for a single output, an object for several outputs.
+    """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat without `predictions`."""
+    return {} if artifact.flavor == PYTHON_FUNCTION else object_schema({"predictions": predictions_schema(artifact)})
 
-    A stock ONNX model's predictions may have any form. A pyfunc may return records, or a chat without `predictions`.
+
+def predictions_schema(artifact: Artifact) -> JsonSchema:
+    """Return the schema of all rows' predictions: nested lists for a single output, an object for several outputs.
+
+    The predictions of a stock ONNX model or a pyfunc may have any form.
     """
-    if artifact.flavor == PYTHON_FUNCTION:
-        return {}
     outputs = {output.name: output for output in artifact.outputs}
     names = artifact.prediction
-    if artifact.flavor == "onnx" or not outputs or any(name not in outputs for name in names):
-        return object_schema({"predictions": ARRAY_OR_OBJECT})
+    if artifact.flavor in ("onnx", PYTHON_FUNCTION) or not outputs or any(name not in outputs for name in names):
+        return ARRAY_OR_OBJECT
     by_name = {name: _output_schema(artifact, outputs[name]) for name in names}
-    return object_schema({"predictions": by_name[names[0]] if len(names) == 1 else object_schema(by_name)})
+    return by_name[names[0]] if len(names) == 1 else object_schema(by_name, title="predictions")
 
 
 def predict_answer(artifact: Artifact) -> JsonSchema:
@@ -191,8 +205,10 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
-    if output.role == "label" and {str, int}.issuperset(map(type, artifact.classes)) and artifact.classes:
-        item = {"enum": list(artifact.classes)}  # Client generators do not support an enumeration of booleans.
+    kinds = {*map(type, artifact.classes)}
+    # Client generators do not support an enumeration of booleans or of several types.
+    if output.role == "label" and kinds in ({str}, {int}):
+        item = {"type": "string" if kinds == {str} else "integer", "enum": list(artifact.classes)}
     return {
         **nested(item, len(output.shape)),
         "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
@@ -203,7 +219,7 @@ def _probabilities(artifact: Artifact) -> dict[str, JsonSchema]:
     """Return the property with a probability per class; empty if the model does not name the class of each column."""
     if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
         return {}
-    return {"probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}}}
+    return {"probabilities": {"type": "object", "additionalProperties": dtype_schema("float64")}}
 
 
 def _split_schema(schema: Schema) -> JsonSchema:
@@ -211,7 +227,7 @@ def _split_schema(schema: Schema) -> JsonSchema:
     return object_schema(
         {"data": array_schema(minItems=1)},
         {
-            "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"]}},
+            "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"], "title": "column name"}},
             "index": {"type": ["array", "null"], "items": {}, "description": "one label per row; ignored"},
         },
         additionalProperties=False,
@@ -221,11 +237,11 @@ def _split_schema(schema: Schema) -> JsonSchema:
 
 
 def _named_or_rows(schema: Schema) -> JsonSchema:
-    return {"anyOf": [_named_schema(schema), _rows_schema(schema)]}
+    return {"anyOf": [_named_schema(schema), _rows_schema(schema)], "title": "values"}
 
 
 def _named_schema(schema: Schema) -> JsonSchema:
-    named: JsonSchema = {"type": "object", "title": "values by name", "minProperties": 1}
+    named = object_schema({}, {column.name: {} for column in schema.columns}, title="values by name", minProperties=1)
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:
@@ -237,7 +253,9 @@ def _named_schema(schema: Schema) -> JsonSchema:
 def _rows_schema(schema: Schema) -> JsonSchema:
     if not schema.names:
         return array_schema(minItems=1)
-    return {"anyOf": [array_schema(record_schema(schema), minItems=1, title="records"), *_unnamed_schemas(schema)]}
+    records = array_schema(record_schema(schema), minItems=1, title="records")
+    unnamed = _unnamed_schemas(schema)
+    return {"anyOf": [records, *unnamed], "title": "values by row"} if unnamed else records
 
 
 def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
