@@ -209,9 +209,11 @@ def _wrap_pmml(
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
-def onnx_form(original: Original, folder: Path, source: str, target: Path) -> None:
-    """Save the ONNX form of the original in `folder` to `target`. Raises the errors of `wrap_registered`."""
+def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
+    """Save the ONNX form of the original in `folder`, and return the `target`. Raises ConversionError, ParityError or
+    InvalidConfig like `wrap_registered`."""
     save_model(target, _convert(original, folder, source, None, "require")[0])
+    return target
 
 
 def _convert(
