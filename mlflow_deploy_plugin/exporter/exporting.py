@@ -187,17 +187,17 @@ def _write(
         case "wheel":
             wheel, runner = write_wheel(folder, graph, RUNNER, described, name)
             return wheel, version.prove(runner, runner.with_name(graph.name))
-        case "bundle":
+        case "bundle" | "conda":
             has_rows = version.model.schema.has_rows
             example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
-            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels)
+            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels, format == "conda")
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             folder.mkdir()
             return _write_tflite(
                 graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
             )
-        case "pmml":
+        case "pmml" if version.fitted is not None:
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
             file = write_pmml(version.fitted, described, folder)

@@ -25,9 +25,7 @@ __all__ = ["PMML_MODEL", "load_original", "onnx_form", "served_outputs", "write_
 _CONVERSION_SECONDS = 600
 
 
-def load_original(
-    resolved: ResolvedModel, folder: Path, work: Path, uri: str, progress: ProgressCallback
-) -> Original:
+def load_original(resolved: ResolvedModel, folder: Path, work: Path, uri: str, progress: ProgressCallback) -> Original:
     """Return the fitted model at `uri`. If it is empty, return the model in the folder, or its original.
 
     Raises InvalidConfig if the original is unknown, NotInstalled without Java, and the errors of `load_folder`.
@@ -83,11 +81,22 @@ def write_pmml(original: Original, described: Mapping[str, Any], folder: Path) -
         sklearn.base.__version__ = version
     # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to its authors.
     jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)
-    command = [require_java("sklearn2pmml"), "-cp", jars, "com.sklearn2pmml.Main", "--pkl-input", str(pickled), "--pmml-output", str(target)]
+    command = [
+        require_java("sklearn2pmml"),
+        "-cp",
+        jars,
+        "com.sklearn2pmml.Main",
+        "--pkl-input",
+        str(pickled),
+        "--pmml-output",
+        str(target),
+    ]
     try:
         run_to_end(command, _CONVERSION_SECONDS, _reason)
     except CommandFailed as error:
         raise ConversionError(f"sklearn2pmml cannot convert the model: {error.message}") from None
+    # The same version must yield the same bytes.
+    target.write_bytes(re.sub(rb"\s*<Timestamp>[^<]*</Timestamp>", b"", target.read_bytes()))
     return target
 
 

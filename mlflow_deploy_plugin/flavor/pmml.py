@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,12 +78,12 @@ def read_pmml(path: Path, rows: ModelData = None) -> PmmlFile:
     file = PmmlFile(path, document["model"], ModelSignature(**specs))
     if rows is None:
         return file
-    table = Batch.read(rows).cast_to_signature(file.signature).data
+    batch = Batch.read(rows).cast_to_signature(file.signature)
     try:
-        _evaluate(path, table)
+        _evaluate(path, batch.data)
     except InvalidArtifact as error:
         raise InvalidConfig(f"the rows cannot be evaluated: {error.message}") from None
-    return PmmlFile(path, file.model, file.signature, table[:EXAMPLE_ROWS])
+    return replace(file, example=batch.take(slice(EXAMPLE_ROWS)).data)
 
 
 def _evaluate(path: Path, rows: ModelData) -> dict[str, Any]:

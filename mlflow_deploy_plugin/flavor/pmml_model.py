@@ -30,7 +30,8 @@ def evaluate(evaluator: Evaluator, rows: pd.DataFrame) -> pd.DataFrame:
     fields = [*evaluator.getTargetFields(), *evaluator.getOutputFields()]
     kinds = {field.name: _NUMBERS[field.dataType] for field in fields if field.dataType in _NUMBERS}
     names = [field.name for field in fields if field.name in answers]
-    return answers[names].astype({name: kind for name, kind in kinds.items() if name in names})
+    table: pd.DataFrame = answers[names].astype({name: kind for name, kind in kinds.items() if name in names})
+    return table
 
 
 class Model:
@@ -48,7 +49,7 @@ class Model:
         fields = [field.name for field in self._evaluator.getInputFields()]
         answers = evaluate(self._evaluator, pd.DataFrame({field: columns[field] for field in fields}))
         targets = [field.name for field in self._evaluator.getTargetFields()]
-        others = [name for name in answers if name.startswith("probability(")]
+        others = [name for name in answers if str(name).startswith("probability(")]
         return {"targets": answers[targets].to_numpy(dtype=object), "probabilities": answers[others].to_numpy(float)}
 
 
