@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -197,10 +197,10 @@ def _write(
             return _write_tflite(
                 graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
             )
-        case "pmml" if version.fitted is not None:
+        case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
-            file = write_pmml(version.fitted, described, folder)
+            file = write_pmml(cast("Original", version.fitted), described, folder)
             outputs = served_outputs(_run(PMML_MODEL, file, version.rows), described, version.expected)
             expected = {name: version.expected[name] for name in outputs}
             return file, _difference(expected, outputs, _PMML_TOLERANCE)
