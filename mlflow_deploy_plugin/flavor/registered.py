@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
-from mlflow_deploy_plugin.flavor.pmml import read_pmml
+from mlflow_deploy_plugin.flavor.pmml import log_pmml, read_pmml
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
@@ -57,8 +57,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_PMML = ".pmml"
-_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, _PMML)
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
 
@@ -85,7 +84,6 @@ class WrappedVersion:
         model_id, run_id: the new logged model and its run; empty if they do not exist.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
-        is_pyfunc: True for a PMML file, which is not converted to ONNX.
     """
 
     source: str
@@ -99,7 +97,6 @@ class WrappedVersion:
     prediction: tuple[str, ...]
     report: ParityReport
     warnings: tuple[str, ...]
-    is_pyfunc: bool = False
 
 
 def wrap_registered(
@@ -141,7 +138,7 @@ def wrap_registered(
     resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
         raise InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
-    if is_file and path.suffix.lower() == _PMML:
+    if is_file and path.suffix.lower() == ".pmml":
         return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
@@ -181,37 +178,33 @@ def _wrap_pmml(
     path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
 ) -> WrappedVersion:
     progress(f"reading {path}")
-    file = read_pmml(path, data)
-    inputs, outputs = (
-        [(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in schema]
-        for schema in (file.signature.inputs, file.signature.outputs)
-    )
+    kind, signature, example = read_pmml(path, data)
+    columns = {spec.name: COLUMN_TYPES[spec.type.name] for spec in signature.inputs}
+    outputs = {spec.name: COLUMN_TYPES[spec.type.name] for spec in signature.outputs}
     outcome = WrappedVersion(
         source=str(path),
         name=name,
         version="",
         model_id="",
         run_id="",
-        model=f"{file.model} in PMML",
-        inputs=tuple(Input(*entry, columns=(entry[0],)) for entry in inputs),
-        outputs=tuple(Output(*entry) for entry in outputs),
-        prediction=tuple(entry[0] for entry in outputs),
+        model=f"{kind} in PMML",
+        inputs=tuple(Input(column, dtype, (-1,), (column,)) for column, dtype in columns.items()),
+        outputs=tuple(Output(output, dtype, (-1,)) for output, dtype in outputs.items()),
+        prediction=tuple(outputs),
         report=ParityReport("no-original"),
         warnings=(),
-        is_pyfunc=True,
     )
     if dry_run:
         return outcome
     progress(f"registering the next version of {name}")
     with registry_errors(f"model {name}"):
-        info = file.log(name, {WRAPPED_FROM_TAG: resolved.source})
+        info = log_pmml(path, signature, example, name, {WRAPPED_FROM_TAG: resolved.source})
     version = str(info.registered_model_version)
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
 def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
-    """Save the ONNX form of the original in `folder`, and return the `target`. Raises ConversionError, ParityError or
-    InvalidConfig like `wrap_registered`."""
+    """Save the ONNX form of the original in `folder`, and return `target`. Raises the errors of `wrap_registered`."""
     save_model(target, _convert(original, folder, source, None, "require")[0])
     return target
 
