@@ -25,7 +25,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.evaluator = make_evaluator(context.artifacts["pmml"])
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Return the fields of each row as a DataFrame. Raises ValueError with the first row that the file refuses."""
         # PMML has missing values, but not NaN.
         rows = model_input.astype(object).where(model_input.notna(), None).reset_index(drop=True)

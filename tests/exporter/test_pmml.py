@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
@@ -52,7 +52,7 @@ def flights() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def fitted(flights: pd.DataFrame) -> object:
+def fitted(flights: pd.DataFrame) -> Pipeline:
     columns = make_column_transformer(
         (OneHotEncoder(handle_unknown="ignore"), ["carrier"]),
         (StandardScaler(), ["distance", "hour"]),
@@ -65,7 +65,7 @@ def fitted(flights: pd.DataFrame) -> object:
 @pytest.mark.long
 @needs_java
 def test_the_file_has_the_columns_and_the_answers_of_the_version(
-    fitted: object, flights: pd.DataFrame, tmp_path: Path
+    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path
 ) -> None:
     uri = save_sklearn(fitted, tmp_path / "flights", flights[:20])
     exported = onnxserve.export(uri, "pmml", tmp_path / "flights.pmml")
@@ -81,7 +81,7 @@ def test_the_file_has_the_columns_and_the_answers_of_the_version(
 @pytest.mark.long
 @needs_java
 def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
-    fitted: object, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
+    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")))
@@ -152,7 +152,7 @@ def test_a_model_without_a_pmml_form_is_refused_with_the_reason(tmp_path: Path) 
 @pytest.mark.long
 @needs_java
 def test_another_original_is_refused_by_its_answers(
-    fitted: object, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
+    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")))
