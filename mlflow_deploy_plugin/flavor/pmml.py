@@ -1,21 +1,22 @@
-"""Read a PMML file with jpmml_evaluator, which runs Java in this process, and log the file as a pyfunc."""
+"""Read a PMML file with jpmml_evaluator, which runs Java in this process."""
 
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import mlflow.pyfunc
+import pandas as pd
 from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
+from mlflow_deploy_plugin.flavor.python_model import LogOptions
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
-from mlflow_deploy_plugin.registry.runs import log_flavor
 
 PMML_MODEL = Path(__file__).with_name("pmml_model.py")
 _REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")
@@ -35,54 +36,42 @@ def require_java() -> str:
     return java
 
 
-def read_pmml(path: Path, data: ModelData) -> tuple[str, ModelSignature, ModelData]:
-    """Evaluate the rows, and return the kind of model, its signature and the first rows, or None without rows.
+def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
+    """Evaluate the rows, and return the kind of model and the arguments of `mlflow.pyfunc.log_model`.
 
     Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if Java refuses the file or a row.
     """
     require_java()
-    from jpmml_evaluator import make_backend  # The packages of the extra are optional.
+    import jpype  # The packages of the extra are optional.
+    from jpmml_evaluator import make_backend
 
     from mlflow_deploy_plugin.flavor.pmml_model import PmmlModel
 
     try:
-        system = make_backend("jpype")._ensureJavaClass("java.lang.System")
-        system.setOut(system.err)  # Java would print errors of the XML next to the output of this program.
+        make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
+        jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
         model = PmmlModel(str(path))
-        evaluator = model.evaluator
-        sides = evaluator.getInputFields(), evaluator.getTargetFields() + evaluator.getOutputFields()
-        signature = ModelSignature(
-            *(
-                # The target of a clustering has no name, which jpmml_evaluator calls "None".
-                Schema(
-                    [ColSpec(_TYPES.get(item.dataType, "string"), item.name) for item in side if item.name != "None"]
-                )
-                for side in sides
-            )
-        )
+        outputs = model.evaluator.getTargetFields() + model.evaluator.getOutputFields()
+        signature = ModelSignature(_schema(model.evaluator.getInputFields()), _schema(outputs))
         batch = None if data is None else Batch.read(data).cast_to_signature(signature)
         if batch is not None:
-            model.predict(None, batch.data)
+            model.predict(None, pd.DataFrame(batch.data))
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
         reason = str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has an unknown type"
         reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason)[:_MOST_CHARACTERS].rstrip("]")
         raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {reason}") from None
-    return str(evaluator.javaEvaluator.getSummary()), signature, batch and batch.take(slice(EXAMPLE_ROWS)).data
+    return str(model.evaluator.javaEvaluator.getSummary()), {
+        "python_model": str(PMML_MODEL),
+        "artifacts": {"pmml": str(path.resolve())},
+        "signature": signature,
+        "input_example": None if batch is None else batch.take(slice(EXAMPLE_ROWS)).data,
+        "pip_requirements": [f"{package}=={version(package)}" for package in _REQUIREMENTS],
+    }
 
 
-def log_pmml(
-    path: Path, signature: ModelSignature, example: ModelData, registered_model_name: str, tags: dict[str, str]
-) -> ModelInfo:
-    """Log a PMML file as a pyfunc, and register it."""
-    return log_flavor(
-        mlflow.pyfunc,
-        registered_model_name=registered_model_name,
-        tags=tags,
-        python_model=str(PMML_MODEL),
-        artifacts={"pmml": str(path.resolve())},
-        signature=signature,
-        input_example=example,
-        pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
-    )
+def _schema(fields: Iterable[Any]) -> Schema:
+    # The target of a clustering has no name, which jpmml_evaluator calls "None".
+    named = [field for field in fields if field.name != "None"]
+    return Schema([ColSpec(_TYPES.get(field.dataType, "string"), field.name) for field in named])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.exceptions import MlflowException
@@ -34,7 +35,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
-from mlflow_deploy_plugin.flavor.pmml import log_pmml, read_pmml
+from mlflow_deploy_plugin.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
@@ -50,7 +51,7 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
-from mlflow_deploy_plugin.registry.runs import has_logged_models
+from mlflow_deploy_plugin.registry.runs import has_logged_models, log_flavor
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
@@ -178,9 +179,8 @@ def _wrap_pmml(
     path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
 ) -> WrappedVersion:
     progress(f"reading {path}")
-    kind, signature, example = read_pmml(path, data)
-    columns = {spec.name: COLUMN_TYPES[spec.type.name] for spec in signature.inputs}
-    outputs = {spec.name: COLUMN_TYPES[spec.type.name] for spec in signature.outputs}
+    kind, options = read_pmml(path, data)
+    inputs, outputs = options["signature"].inputs, options["signature"].outputs
     outcome = WrappedVersion(
         source=str(path),
         name=name,
@@ -188,9 +188,9 @@ def _wrap_pmml(
         model_id="",
         run_id="",
         model=f"{kind} in PMML",
-        inputs=tuple(Input(column, dtype, (-1,), (column,)) for column, dtype in columns.items()),
-        outputs=tuple(Output(output, dtype, (-1,)) for output, dtype in outputs.items()),
-        prediction=tuple(outputs),
+        inputs=tuple(Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs),
+        outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
+        prediction=tuple(outputs.input_names()),
         report=ParityReport("no-original"),
         warnings=(),
     )
@@ -198,7 +198,8 @@ def _wrap_pmml(
         return outcome
     progress(f"registering the next version of {name}")
     with registry_errors(f"model {name}"):
-        info = log_pmml(path, signature, example, name, {WRAPPED_FROM_TAG: resolved.source})
+        tags = {WRAPPED_FROM_TAG: resolved.source}
+        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
