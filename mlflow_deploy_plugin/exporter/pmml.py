@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.evaluation import downloaded_version
 from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.flavor.pmml import require_java
@@ -25,19 +25,17 @@ _CONVERSION_SECONDS = 600
 
 
 def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, progress: ProgressCallback) -> tuple[Any, Path]:
-    """Return the fitted model of a version, and the folder with its ONNX form, which may be converted to `target`.
+    """Return the fitted model of a version or of its original, and the folder with its ONNX form (`target` if new).
 
-    The fitted model is in `folder`, or is the model from which the version was wrapped. Raises NotInstalled without
-    Java, InvalidConfig if the version does not name its original, and the errors of `wrap_registered`.
+    Raises NotInstalled, InvalidConfig if the version does not name its original, and the errors of `wrap_registered`.
     """
     require_java()
     document = read_mlmodel(folder)
     if FLAVOR not in document.get("flavors", {}):
         original = load_folder(folder, resolved.source)
         return original.model, onnx_form(original, folder, resolved.source, target)
-    uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, "")) or wrapped_from(
-        resolved.name, resolved.version
-    )
+    uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
+    uri = uri or wrapped_from(resolved.name, resolved.version)
     if not uri.startswith(("models:/", "runs:/")):
         raise InvalidConfig(
             f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted model: log that model with "
@@ -61,23 +59,20 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
 
     folder.mkdir()
     pickled, target, version = folder / "model.pkl", folder / "model.pmml", sklearn.base.__version__
+    # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to its authors.
+    jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)
+    options = ["--pkl-input", str(pickled), "--pmml-output", str(target)]
     try:
         if hasattr(model, "fit"):  # Boosters are converted without a pipeline.
             model = make_pmml_pipeline(model, columns or None)
         # sklearn2pmml refuses patch releases that are newer than itself, although they have the same attributes.
         sklearn.base.__version__ = re.sub(r"^(\d+\.\d+)\..*", r"\1.0", version)
         joblib.dump(_escape(model, escape_func=_escape), pickled)
+        run_to_end([java, "-cp", jars, "com.sklearn2pmml.Main", *options], _CONVERSION_SECONDS, _reason)
     except Exception as error:  # noqa: BLE001 - The objects of a pipeline may raise any error.
-        raise ConversionError(f"sklearn2pmml cannot read the model: {one_line(error, 300)}") from None
+        raise ConversionError(f"sklearn2pmml cannot convert the model: {one_line(error, 500)}") from None
     finally:
         sklearn.base.__version__ = version
-    # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to its authors.
-    jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)
-    options = ["--pkl-input", str(pickled), "--pmml-output", str(target)]
-    try:
-        run_to_end([java, "-cp", jars, "com.sklearn2pmml.Main", *options], _CONVERSION_SECONDS, _reason)
-    except CommandFailed as error:
-        raise ConversionError(f"sklearn2pmml cannot convert the model: {error.message}") from None
     # The same version must yield the same bytes.
     target.write_bytes(re.sub(rb"\s*<Timestamp>[^<]*</Timestamp>", b"", target.read_bytes()))
     return target

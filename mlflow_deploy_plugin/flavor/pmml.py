@@ -1,6 +1,5 @@
 """Read a PMML file with jpmml_evaluator, which runs Java in this process."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -17,10 +16,10 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, Onnxserve
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.python_model import LogOptions
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
+from mlflow_deploy_plugin.messages import one_line
 
 PMML_MODEL = Path(__file__).with_name("pmml_model.py")
 _REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")
-_MOST_CHARACTERS = 300
 _TYPES = {"double": "double", "float": "float", "integer": "long", "boolean": "boolean"}
 """The MLflow type of each PMML type. Other types, such as dates, are strings in ISO 8601."""
 
@@ -29,10 +28,8 @@ def require_java() -> str:
     """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is missing."""
     if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
         raise NotInstalled("PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'")
-    home = os.environ.get("JAVA_HOME")
-    java = (shutil.which("java", path=Path(home, "bin")) if home else None) or shutil.which("java")
-    if java is None:
-        raise NotInstalled("PMML needs Java 11 or newer: apt-get install default-jre-headless, or set JAVA_HOME")
+    if (java := shutil.which("java")) is None:
+        raise NotInstalled("PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless")
     return java
 
 
@@ -60,8 +57,8 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
         reason = str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has an unknown type"
-        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason)[:_MOST_CHARACTERS].rstrip("]")
-        raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {reason}") from None
+        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason).rstrip("]")
+        raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
         "artifacts": {"pmml": str(path.resolve())},

@@ -172,7 +172,6 @@ def test_a_version_without_an_original_names_the_remedy(forest: Path, tmp_path: 
 
 def test_without_java_the_package_is_named(forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
     with refused(NotInstalled, "Java", "default-jre-headless"):
         onnxserve.export(str(forest), "pmml", tmp_path / "forest.pmml")
 

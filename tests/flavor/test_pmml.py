@@ -81,7 +81,6 @@ def test_rows_that_the_file_refuses_are_named(tmp_path: Path) -> None:
 
 def test_without_java_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
     with refused(NotInstalled, "Java", "default-jre-headless"):
         onnxserve.wrap(str(write_pmml(tmp_path)), register="delay", data=ROWS)
 
