@@ -57,7 +57,9 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
         reason = str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has an unknown type"
-        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason).rstrip("]")
+        reason = (
+            re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason).partition(". Expected elements")[0].rstrip("]")
+        )
         raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),

@@ -53,12 +53,13 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: P
         (DELAY, "", ["Premature end of file"]),
         (DELAY, "hello", ["prolog"]),
         ("</PMML>", "", ["XML document"]),
+        (DELAY, "<html/>", ["unexpected element", "html"]),
         ("RegressionModel", "Extension", ["Model"]),
         ('dataType="string"', 'dataType="words"', ["type"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY file SYSTEM "file:///etc/passwd">]><PMML', ["DOCTYPE"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML', ["DOCTYPE"]),
     ],
-    ids=["empty", "not-xml", "cut", "no-model", "unknown-type", "external-entity", "entity-expansion"],
+    ids=["empty", "not-xml", "cut", "not-pmml", "no-model", "unknown-type", "external-entity", "entity-expansion"],
 )
 def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
     old: str, new: str, names: list[str], tmp_path: Path
