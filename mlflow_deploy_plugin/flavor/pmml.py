@@ -2,11 +2,9 @@
 
 import re
 import shutil
-from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from mlflow.models import ModelSignature
@@ -48,15 +46,21 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
         jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
         model = PmmlModel(str(path))
-        outputs = model.evaluator.getTargetFields() + model.evaluator.getOutputFields()
-        signature = ModelSignature(_schema(model.evaluator.getInputFields()), _schema(outputs))
+        # The target of a clustering has no name, which Python calls "None".
+        schemas = (
+            Schema([ColSpec(_TYPES.get(kind, "string"), name) for name, kind in fields.items() if name != "None"])
+            for fields in model.fields()
+        )
+        signature = ModelSignature(*schemas)
         batch = None if data is None else Batch.read(data).cast_to_signature(signature)
         if batch is not None:
             model.predict(None, pd.DataFrame(batch.data))
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        reason = str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has an unknown type"
+        reason = (
+            str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has no valid dataType"
+        )
         reason = (
             re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason).partition(". Expected elements")[0].rstrip("]")
         )
@@ -68,9 +72,3 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         "input_example": None if batch is None else batch.take(slice(EXAMPLE_ROWS)).data,
         "pip_requirements": [f"{package}=={version(package)}" for package in _REQUIREMENTS],
     }
-
-
-def _schema(fields: Iterable[Any]) -> Schema:
-    # The target of a clustering has no name, which jpmml_evaluator calls "None".
-    named = [field for field in fields if field.name != "None"]
-    return Schema([ColSpec(_TYPES.get(field.dataType, "string"), field.name) for field in named])

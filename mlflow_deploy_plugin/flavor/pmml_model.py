@@ -6,14 +6,13 @@ The exporter checks an exported PMML file with the same class.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from jpmml_evaluator import make_evaluator
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-_NUMBERS = {"float": np.float32, "double": np.float64}
+_NUMBERS = {"float": "float32", "double": "float64", "integer": "Int64"}
 
 
 class PmmlModel(PythonModel):  # type: ignore[misc]
@@ -33,9 +32,16 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         if errors is not None and errors.notna().any():
             row = int(errors.notna().to_numpy().argmax())
             raise ValueError(f"row {row}: {str(errors.iloc[row]).rpartition('Exception: ')[2]}")
-        fields = [*self.evaluator.getTargetFields(), *self.evaluator.getOutputFields()]
-        types = {field.name: field.dataType for field in fields if field.name in answers}
+        types = {name: kind for name, kind in self.fields()[1].items() if name in answers}
         return answers[[*types]].astype({name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS})
+
+    def fields(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the types of the input fields, and the types of the target fields and output fields, by name."""
+        model = self.evaluator.javaEvaluator
+        # jpmml_evaluator fails for output fields without optype, which is optional.
+        sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
+        inputs, outputs = ({str(one.getName()): str(one.getDataType().value()) for one in side} for side in sides)
+        return inputs, outputs
 
     def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F] with the fields x1, x2, …."""
@@ -43,8 +49,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
             rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
-        fields = [field.name for field in self.evaluator.getInputFields()]
-        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in fields}))
+        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in self.fields()[0]}))
         return {str(name): answers[name].to_numpy() for name in answers}
 
 

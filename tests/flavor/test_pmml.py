@@ -55,7 +55,7 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: P
         ("</PMML>", "", ["XML document"]),
         (DELAY, "<html/>", ["unexpected element", "html"]),
         ("RegressionModel", "Extension", ["Model"]),
-        ('dataType="string"', 'dataType="words"', ["type"]),
+        ('dataType="string"', 'dataType="words"', ["dataType"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY file SYSTEM "file:///etc/passwd">]><PMML', ["DOCTYPE"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML', ["DOCTYPE"]),
     ],
