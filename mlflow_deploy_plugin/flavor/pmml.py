@@ -58,12 +58,8 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        reason = (
-            str(error).splitlines()[-1] if not isinstance(error, AttributeError) else "a field has no valid dataType"
-        )
-        reason = (
-            re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+", "", reason).partition(". Expected elements")[0].rstrip("]")
-        )
+        text = "a field has no valid dataType" if isinstance(error, AttributeError) else str(error).rpartition("\n")[2]
+        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$", "", text or repr(error))
         raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
