@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
@@ -263,6 +263,10 @@ def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
     """Return the known rows with noisy rows, and the known rows only: a fallback for a model that refuses noise."""
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, user_rows)
+    for column in model.schema.columns:  # A graph may stack booleans and integers with floats in one input.
+        array, dtype = rows[column.name], COLUMN_TYPES[column.type]
+        if array.dtype.kind == "f" and dtype in ("bool", "int32", "int64") and np.isfinite(array).all():
+            rows[column.name] = array.astype(dtype)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
         return [rows]
     count = _count(rows)
