@@ -90,12 +90,20 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
     (tmp_path / "rows.csv").write_text(rows)
     python = tmp_path / "environment" / "bin" / "python"
     if micromamba := shutil.which("micromamba"):
-        command = [micromamba, "create", "-y", "-p", python.parent.parent, "-f", conda / "environment.yml"]
+        command = [
+            micromamba,
+            "create",
+            "-y",
+            "-p",
+            str(tmp_path / "environment"),
+            "-f",
+            str(conda / "environment.yml"),
+        ]
         subprocess.run(command, check=True)
     else:
         packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1]["pip"]
-        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
-        install = [python, "-m", "pip", "install", "-q", "--retries", "0", *packages]
+        subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
+        install = [str(python), "-m", "pip", "install", "-q", "--retries", "0", *packages]
         if subprocess.run(install, check=False).returncode:
             pytest.skip("pip cannot install onnxruntime and numpy: there is no package index")
     done = subprocess.run(
