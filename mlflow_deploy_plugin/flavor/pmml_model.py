@@ -40,16 +40,21 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         model = self.evaluator.javaEvaluator
         # jpmml_evaluator fails for output fields without optype, which is optional.
         sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
-        inputs, outputs = ({str(one.getName()): str(one.getDataType().value()) for one in side} for side in sides)
+        inputs, outputs = ({str(field.getName()): str(field.getDataType().value()) for field in side} for side in sides)
         return inputs, outputs
 
     def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F] with the fields x1, x2, …."""
+        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F] with the fields x1, x2, ….
+
+        Raises ValueError for a row without an answer, which a PMML file may give to missing values.
+        """
         if len(rows) == 1 and (tensor := next(iter(rows.values()))).ndim == 2:
             rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
         answers = self.predict(None, pd.DataFrame({name: columns[name] for name in self.fields()[0]}))
+        if (missing := answers.isna().any(axis=1)).any():
+            raise ValueError(f"row {int(missing.to_numpy().argmax())} has no answer")
         return {str(name): answers[name].to_numpy() for name in answers}
 
 

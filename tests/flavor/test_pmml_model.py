@@ -42,3 +42,5 @@ def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path:
 
     joined = PmmlModel(str(write_pmml(tmp_path, DELAY.replace('"distance"', '"distance_km"'))))
     assert joined.outputs({"carrier": carrier, "distance km": distance})["delay"].tolist() == [8, 5]
+    with pytest.raises(ValueError, match="row 1"):
+        joined.outputs({"carrier": carrier, "distance km": np.array([100, np.nan])})
