@@ -31,13 +31,13 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
@@ -46,7 +46,7 @@ _ROWS = 500
 _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
-_ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
+_ORT_TOLERANCE, _TFLITE_TOLERANCE, _PMML_TOLERANCE = 1e-5, 1e-4, 1e-4
 """Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
@@ -80,18 +80,18 @@ def export(
     Args:
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
-        path: the file or folder to write, which must not exist. A bundle with the suffix .zip is zipped. For a wheel,
+        path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
             the path may be an existing folder, to which a wheel with the default name is written.
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
             the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        progress: called with a message when the tflite converter is installed, or for a file of one row per call.
+        progress: called with a message before a long step, or for a tflite file of one row per call.
 
     Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
-    if the predictions of the export differ, and InvalidConfig, NotFound or RegistryUnavailable if the version or the
-    rows cannot be loaded. No file is written then.
+    if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
+    RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
@@ -101,10 +101,14 @@ def export(
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
+        fitted = None
+        if format == "pmml":
+            from mlflow_deploy_plugin.exporter.pmml import fitted_model  # Importing MLflow is slow.
+
+            fitted, folder = fitted_model(resolved, folder, work / "converted", progress)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
-        described = _describe(resolved, model)
         reason = ""
         for data in _proof_rows(model, rows):
             try:
@@ -117,27 +121,74 @@ def export(
             raise InvalidConfig(
                 f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
             )
-        graph = work / "model.onnx"
-        _write_graph(model.artifact.onnx_file, graph, described)
-        if format == "tflite":
-            written, largest = _write_tflite(graph, work, feeds, expected, model.schema.has_rows, progress)
-        else:
-            written, runner, proven = graph, RUNNER, graph
-            match format:
-                case "ort":
-                    written = proven = _write_ort(graph, work / "ort")
-                case "wheel":
-                    written, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
-                    proven = runner.with_name(graph.name)
-                case "bundle":
-                    example = {name: array[:1] if model.schema.has_rows else array for name, array in feeds.items()}
-                    written = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
-                    runner, proven = written / "predict.py", written / graph.name
-            largest = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
+        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx", fitted)
+        _write_graph(model.artifact.onnx_file, version.graph, version.described)
+        written, largest = _write(format, version, name, wheels, download_wheels, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
-    return ExportedModel(target, format, described["name"], described["version"], row_count(data) or 1, largest)
+    described, count = version.described, row_count(data) or 1
+    return ExportedModel(target, format, described["name"], described["version"], count, largest)
+
+
+@dataclass(frozen=True)
+class _LoadedVersion:
+    """A version, its metadata, and its predictions for the rows of the proof, which are `feeds` for its graph.
+
+    A format is written next to `graph`, or from the `fitted` model.
+    """
+
+    model: OnnxModel
+    described: Mapping[str, Any]
+    rows: Rows
+    feeds: Rows
+    expected: Mapping[str, Array]
+    graph: Path
+    fitted: Any = None
+
+    def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
+        return _difference(self.expected, _run(runner, model, self.rows), tolerance)
+
+
+def _write(
+    format: ExportFormat,
+    version: _LoadedVersion,
+    name: str | None,
+    wheels: Path | str | None,
+    download_wheels: bool,
+    progress: ProgressCallback,
+) -> tuple[Path, float]:
+    """Write a version in a format next to its graph, check it, and return its path and its largest error."""
+    graph, folder, described = version.graph, version.graph.parent / format, version.described
+    match format:
+        case "onnx":
+            return graph, version.prove(RUNNER, graph)
+        case "ort":
+            file = _write_ort(graph, folder)
+            return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
+        case "wheel":
+            wheel, runner = write_wheel(folder, graph, RUNNER, described, name)
+            return wheel, version.prove(runner, runner.with_name(graph.name))
+        case "bundle" | "conda":
+            has_rows = version.model.schema.has_rows
+            example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
+            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels, format == "conda")
+            return folder, version.prove(folder / "predict.py", folder / graph.name)
+        case "tflite":
+            folder.mkdir()
+            has_rows = version.model.schema.has_rows
+            return _write_tflite(graph, folder, version.feeds, version.expected, has_rows, progress)
+        case "pmml":
+            from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
+
+            artifact = version.model.artifact
+            file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
+            fields = _run(PMML_MODEL, file, version.rows)
+            outputs = served_outputs(
+                fields, {output.name: output.role for output in artifact.outputs}, version.expected
+            )
+            expected = {name: version.expected[name] for name in outputs}
+            return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
@@ -220,6 +271,10 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
             rows = schema.to_columns(schema.from_array(user_rows))
     except SchemaMismatch as error:
         raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
+    for column in schema.columns:  # A graph may stack booleans and integers with floats in one input.
+        array, dtype = rows[column.name], COLUMN_TYPES[column.type]
+        if array.dtype.kind == "f" and dtype in ("bool", "int32", "int64") and np.isfinite(array).all():
+            rows[column.name] = array.astype(dtype)
     if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
         return [rows]
     count = row_count(rows)
@@ -250,7 +305,7 @@ def _write_tflite(
 
     def attempt(one_row: bool) -> tuple[Path, float]:
         file = write_tflite(python, graph, folder / f"tflite-{one_row}", one_row)
-        return file, _prove(LITERT, file, feeds, expected, _TFLITE_TOLERANCE, python)
+        return file, _difference(expected, _run(LITERT, file, feeds, python), _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
@@ -262,15 +317,8 @@ def _write_tflite(
     return result
 
 
-def _prove(
-    runner: Path,
-    model: Path,
-    rows: Rows,
-    expected: Mapping[str, Array],
-    tolerance: float,
-    python: Path | str = sys.executable,
-) -> float:
-    """Predict rows in a process without onnxserve, and return the largest error. Raises ParityError."""
+def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
+    """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
@@ -279,7 +327,11 @@ def _prove(
             run_to_end(command, _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs = pickle.loads(outputs_file.read_bytes())  # The file is trusted, because `_PROOF` wrote it.
+        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The file is trusted: `_PROOF` wrote it.
+    return outputs
+
+
+def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float) -> float:
     return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
 
 

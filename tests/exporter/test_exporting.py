@@ -41,6 +41,15 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
 
 
+def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {"late": random.random(40) > 0.5, "hour": random.integers(0, 24, 40), "distance": random.normal(size=40)}
+    )
+    save_model(LogisticRegression().fit(rows, rows["late"]), tmp_path / "model", input_example=rows)
+    assert onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").rows == 505
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "name", "model"),
@@ -279,4 +288,4 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
 
 def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
     assert exporting.METADATA_KEY == METADATA_KEY
-    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "tflite")
+    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml")
