@@ -30,9 +30,19 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse, error_respon
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.statedir import AgentState, remove_metrics
-from mlflow_deploy_plugin.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
+from mlflow_deploy_plugin.statedir import AgentState, Wanted, remove_metrics
+from mlflow_deploy_plugin.statedir.files import (
+    AGENT,
+    KEYS,
+    SPEC,
+    WANTED,
+    claim_free_state_dir,
+    read_state,
+    write_atomically,
+    write_state,
+)
 from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder
+from mlflow_deploy_plugin.statedir.models import ValidKeys, WantedEndpoint, WantedVariant
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -58,10 +68,22 @@ class EmbeddedModel:
         folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
         follow: True to follow a stage or alias; False to resolve it once.
         wait_seconds: the time limit for the registry and the load.
+        local: the endpoint's version on this disk, which is served without a registry and without an agent, with the
+            pages at `/` and `/docs`. None to follow the spec.
+        keys: the valid API keys of a local version.
     """
 
-    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        spec: EndpointSpec,
+        folder: Path,
+        follow: bool,
+        wait_seconds: float,
+        local: WantedVariant | None = None,
+        keys: ValidKeys = NO_KEYS,
+    ) -> None:
         self._held = ExitStack()
+        self._has_pages = local is not None
         self._process = os.getpid()
         atexit.register(self.close)
         try:
@@ -70,11 +92,16 @@ class EmbeddedModel:
             # Process ids are reused, so that the states of an earlier run could seem to belong to this run.
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
-            agent = _AgentKeeper(self.state_dir, follow)
-            self._held.callback(agent.stop)
             deadline = time.monotonic() + wait_seconds
-            while not agent.is_ready():
-                _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
+            if local is not None:
+                endpoints = {spec.name: WantedEndpoint(variants={spec.name: local}, capture=spec.capture)}
+                write_state(self.state_dir / WANTED, Wanted(generation=1, endpoints=endpoints))
+                write_state(self.state_dir / KEYS, keys)
+            else:
+                agent = _AgentKeeper(self.state_dir, follow)
+                self._held.callback(agent.stop)
+                while not agent.is_ready():
+                    _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
             self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
@@ -96,7 +123,7 @@ class EmbeddedModel:
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer a request, whose path does not contain the mount prefix. Never raises."""
-        return _no_page(raw.path) or self.app.handle(raw)
+        return (None if self._has_pages else _no_page(raw.path)) or self.app.handle(raw)
 
 
 class _AgentKeeper:
