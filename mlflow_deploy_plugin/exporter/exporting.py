@@ -109,7 +109,6 @@ def export(
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
-        described = _describe(resolved, model)
         reason = ""
         for data in _proof_rows(model, folder, rows):
             try:
@@ -122,27 +121,66 @@ def export(
             raise InvalidConfig(
                 f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
             )
-        graph = work / "model.onnx"
-        _write_graph(model.artifact.onnx_file, graph, described)
-        if format == "tflite":
-            written, largest = _write_tflite(graph, work, feeds, expected, model.schema.has_rows, progress)
-        else:
-            written, runner, proven = graph, RUNNER, graph
-            match format:
-                case "ort":
-                    written = proven = _write_ort(graph, work / "ort")
-                case "wheel":
-                    written, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
-                    proven = runner.with_name(graph.name)
-                case "bundle":
-                    example = {name: array[:1] if model.schema.has_rows else array for name, array in feeds.items()}
-                    written = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
-                    runner, proven = written / "predict.py", written / graph.name
-            largest = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
+        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx")
+        _write_graph(model.artifact.onnx_file, version.graph, version.described)
+        written, largest = _write(format, version, name, wheels, download_wheels, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
+    described = version.described
     return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
+
+
+@dataclass(frozen=True)
+class _LoadedVersion:
+    """A version, its metadata, and its predictions for the rows of the proof.
+
+    Attributes:
+        rows, feeds: the rows by name in the signature, and the same rows by input of the graph.
+        expected: the outputs of the served model by name.
+        graph: the graph with the metadata, in the temporary folder to which a format is written.
+    """
+
+    model: OnnxModel
+    described: Mapping[str, Any]
+    rows: Rows
+    feeds: Rows
+    expected: Mapping[str, Array]
+    graph: Path
+
+    def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
+        return _prove(runner, model, self.rows, self.expected, tolerance)
+
+
+def _write(
+    format: ExportFormat,
+    version: _LoadedVersion,
+    name: str | None,
+    wheels: Path | str | None,
+    download_wheels: bool,
+    progress: ProgressCallback,
+) -> tuple[Path, float]:
+    """Write a version in a format next to its graph, check it, and return its path and its largest error."""
+    graph, folder, described = version.graph, version.graph.parent / format, version.described
+    match format:
+        case "onnx":
+            return graph, version.prove(RUNNER, graph)
+        case "ort":
+            file = _write_ort(graph, folder)
+            return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
+        case "wheel":
+            wheel, runner = write_wheel(folder, graph, RUNNER, described, name)
+            return wheel, version.prove(runner, runner.with_name(graph.name))
+        case "bundle":
+            has_rows = version.model.schema.has_rows
+            example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
+            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels)
+            return folder, version.prove(folder / "predict.py", folder / graph.name)
+        case "tflite":
+            folder.mkdir()
+            return _write_tflite(
+                graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
+            )
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
