@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import WantedVariant
 
 _WAIT_SECONDS = 120.0
 
@@ -67,6 +68,24 @@ def wsgi_app(
     model cannot be resolved, downloaded or loaded.
     """
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+def local_app(
+    folder: Path, state_dir: Path, *, name: str, version: str, key: str = "", config: Mapping[str, Any]
+) -> AsgiApp:
+    """Return an ASGI application that serves the version in an MLmodel folder, without a registry and without an agent.
+
+    The application has the pages at `/` and `/docs`, so it must not be mounted at a prefix. Requests are not captured
+    and not explained. `key` is the only valid API key; without a key, the routes are open. `config` is as in
+    `asgi_app`.
+
+    Raises InvalidConfig if a field is unknown or mistyped, and DeploymentFailed if the version cannot be loaded.
+    """
+    uri = f"models:/{name}/{version}"
+    fixed = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
+    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), {**config, **fixed})
+    local = WantedVariant(model_uri=uri, model=name, version=version, folder=folder)
+    return AsgiApp(EmbeddedModel(spec, state_dir, False, _WAIT_SECONDS, local, key))
 
 
 def _embedded_model(

@@ -5,6 +5,7 @@ The endpoint works like a worker of `onnxserve serve`. The agent is a child proc
 
 import asyncio
 import atexit
+import hashlib
 import logging
 import os
 import re
@@ -30,7 +31,15 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse, error_respon
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.statedir import AgentState, Wanted, remove_metrics
+from mlflow_deploy_plugin.statedir import (
+    AgentState,
+    KeyEntry,
+    ValidKeys,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    remove_metrics,
+)
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     KEYS,
@@ -42,7 +51,6 @@ from mlflow_deploy_plugin.statedir.files import (
     write_state,
 )
 from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder
-from mlflow_deploy_plugin.statedir.models import ValidKeys, WantedEndpoint, WantedVariant
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -70,7 +78,7 @@ class EmbeddedModel:
         wait_seconds: the time limit for the registry and the load.
         local: the endpoint's version on this disk, which is served without a registry and without an agent, with the
             pages at `/` and `/docs`. None to follow the spec.
-        keys: the valid API keys of a local version.
+        key: the only valid API key of a local version, if its spec sets `server.api_keys`.
     """
 
     def __init__(
@@ -80,7 +88,7 @@ class EmbeddedModel:
         follow: bool,
         wait_seconds: float,
         local: WantedVariant | None = None,
-        keys: ValidKeys = NO_KEYS,
+        key: str = "",
     ) -> None:
         self._held = ExitStack()
         self._has_pages = local is not None
@@ -96,7 +104,9 @@ class EmbeddedModel:
             if local is not None:
                 endpoints = {spec.name: WantedEndpoint(variants={spec.name: local}, capture=spec.capture)}
                 write_state(self.state_dir / WANTED, Wanted(generation=1, endpoints=endpoints))
-                write_state(self.state_dir / KEYS, keys)
+                rights = KeyEntry(name="user", scopes=("infer", "read"))
+                keys = {hashlib.sha256(key.encode()).hexdigest(): rights}
+                write_state(self.state_dir / KEYS, ValidKeys(keys=keys))
             else:
                 agent = _AgentKeeper(self.state_dir, follow)
                 self._held.callback(agent.stop)
