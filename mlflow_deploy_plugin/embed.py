@@ -3,6 +3,7 @@
 app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import WantedVariant
+from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, write_state
 
 _WAIT_SECONDS = 120.0
 
@@ -73,19 +75,21 @@ def wsgi_app(
 def local_app(
     folder: Path, state_dir: Path, *, name: str, version: str, key: str = "", config: Mapping[str, Any]
 ) -> AsgiApp:
-    """Return an ASGI application that serves the version in an MLmodel folder, without a registry and without an agent.
+    """Return an ASGI application of the version in an MLmodel folder, without a registry and without an agent.
 
-    The application has the pages at `/` and `/docs`, so it must not be mounted at a prefix. Requests are not captured
-    and not explained. `key` is the only valid API key; without a key, the routes are open. `config` is as in
-    `asgi_app`.
+    The application has pages, so it must not be mounted at a prefix. It neither captures nor explains requests.
+    `state_dir` is an empty folder. `key` is the only valid API key; an empty key leaves the routes open.
 
-    Raises InvalidConfig if a field is unknown or mistyped, and DeploymentFailed if the version cannot be loaded.
+    Raises InvalidConfig if a field of `config` is unknown or mistyped, and DeploymentFailed like `asgi_app`.
     """
-    uri = f"models:/{name}/{version}"
     fixed = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
     spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), {**config, **fixed})
-    local = WantedVariant(model_uri=uri, model=name, version=version, folder=folder)
-    return AsgiApp(EmbeddedModel(spec, state_dir, False, _WAIT_SECONDS, local, key))
+    served = WantedVariant(model_uri=f"models:/{name}/{version}", model=name, version=version, folder=folder)
+    endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
+    write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
+    rights = KeyEntry(name="desktop", scopes=("infer", "read"))
+    write_state(state_dir / KEYS, ValidKeys(keys={hashlib.sha256(key.encode()).hexdigest(): rights}))
+    return AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))
 
 
 def _embedded_model(

@@ -5,7 +5,6 @@ The endpoint works like a worker of `onnxserve serve`. The agent is a child proc
 
 import asyncio
 import atexit
-import hashlib
 import logging
 import os
 import re
@@ -31,25 +30,8 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse, error_respon
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.statedir import (
-    AgentState,
-    KeyEntry,
-    ValidKeys,
-    Wanted,
-    WantedEndpoint,
-    WantedVariant,
-    remove_metrics,
-)
-from mlflow_deploy_plugin.statedir.files import (
-    AGENT,
-    KEYS,
-    SPEC,
-    WANTED,
-    claim_free_state_dir,
-    read_state,
-    write_atomically,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import AgentState, remove_metrics
+from mlflow_deploy_plugin.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
 from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder
 
 if TYPE_CHECKING:
@@ -74,24 +56,13 @@ class EmbeddedModel:
 
     Args:
         folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
-        follow: True to follow a stage or alias; False to resolve it once.
+        follow: True to follow a stage or alias; False to resolve it once; None to serve the version in the folder's
+            WANTED without an agent, with the pages at `/` and `/docs`.
         wait_seconds: the time limit for the registry and the load.
-        local: the endpoint's version on this disk, which is served without a registry and without an agent, with the
-            pages at `/` and `/docs`. None to follow the spec.
-        key: the only valid API key of a local version, if its spec sets `server.api_keys`.
     """
 
-    def __init__(
-        self,
-        spec: EndpointSpec,
-        folder: Path,
-        follow: bool,
-        wait_seconds: float,
-        local: WantedVariant | None = None,
-        key: str = "",
-    ) -> None:
-        self._held = ExitStack()
-        self._has_pages = local is not None
+    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool | None, wait_seconds: float) -> None:
+        self._held, self._has_pages = ExitStack(), follow is None
         self._process = os.getpid()
         atexit.register(self.close)
         try:
@@ -101,13 +72,7 @@ class EmbeddedModel:
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             deadline = time.monotonic() + wait_seconds
-            if local is not None:
-                endpoints = {spec.name: WantedEndpoint(variants={spec.name: local}, capture=spec.capture)}
-                write_state(self.state_dir / WANTED, Wanted(generation=1, endpoints=endpoints))
-                rights = KeyEntry(name="user", scopes=("infer", "read"))
-                keys = {hashlib.sha256(key.encode()).hexdigest(): rights}
-                write_state(self.state_dir / KEYS, ValidKeys(keys=keys))
-            else:
+            if follow is not None:
                 agent = _AgentKeeper(self.state_dir, follow)
                 self._held.callback(agent.stop)
                 while not agent.is_ready():
