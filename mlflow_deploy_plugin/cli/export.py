@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, ne
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
 
-_FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite")
+_FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml")
 
 
 @click.command()
@@ -44,6 +44,13 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite")
 @option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
+@option(
+    "--original",
+    default="",
+    metavar="URI",
+    show_default="MODEL_URI, or the model from which it was wrapped",
+    help="Fitted model for PMML. Loading it may run its code.",
+)
 def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
     """Export a version as files that run without onnxserve.
 
@@ -52,14 +59,17 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
       onnxserve export models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
 
     The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format; wheel, a Python package with
-    predict(); bundle, a folder or .zip file for machines without a network; tflite, a neural network for TensorFlow
-    Lite (LiteRT). The export is run on rows in a separate process. If its predictions differ from the predictions of
-    the served version, FILE is not written.
+    predict(); bundle, a folder or .zip file for machines without a network; conda, the same with an environment.yml;
+    tflite, a neural network for TensorFlow Lite (LiteRT); pmml, a scikit-learn, XGBoost or LightGBM model for PMML
+    engines. The export is run on rows in a separate process. If its predictions differ from the predictions of the
+    served version, FILE is not written.
     """
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
     if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
         raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
+    if options["original"] and export_format != "pmml":
+        raise click.UsageError(f"--original is for pmml; the format is {export_format}")
     from mlflow_deploy_plugin.exporter import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)

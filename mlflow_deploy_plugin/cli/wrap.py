@@ -46,9 +46,10 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
     """Convert a model to checked ONNX as a new registered version.
 
     MODEL is a registered version of any MLflow flavor. With --register, it may also be the model of a run, the folder
-    of an MLmodel file, or a joblib, pickle, ONNX, Keras or torch file. The new version keeps signature, input example,
-    tags, description and run. Stages and aliases do not move; use `onnxserve promote`. Exit status 1 if MODEL cannot be
-    converted, or if its ONNX form predicts differently. MODEL can still be served without conversion.
+    of an MLmodel file, or a joblib, pickle, ONNX, Keras, torch or PMML file. A PMML file is not converted: it becomes a
+    pyfunc. The new version keeps signature, input example, tags, description and run. Stages and aliases do not move;
+    use `onnxserve promote`. Exit status 1 if MODEL cannot be converted, or if its ONNX form predicts differently. MODEL
+    can still be served without conversion.
 
     \b
       onnxserve wrap models:/old/3 --dry-run
@@ -86,7 +87,8 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
         made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
     )
     target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
-    yield f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}"
+    form = "the pyfunc" if made.is_pyfunc else "the ONNX form"
+    yield f"{target}{':' if made.version else ''} {form} of {made.source} ({made.model}), {state}"
     rows = []
     for tensor in made.inputs:
         columns = f"{len(tensor.columns)} columns" if len(tensor.columns) > 1 else "".join(tensor.columns)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -40,7 +40,10 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite"]
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.flavor.registered import Original
+
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
@@ -49,7 +52,7 @@ _ROWS = 500
 _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
-_ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
+_ORT_TOLERANCE, _TFLITE_TOLERANCE, _PMML_TOLERANCE = 1e-5, 1e-4, 1e-4
 """Tolerances (absolute, relative) for the rounding of fused nodes and other kernels. Other formats must be exact."""
 _ROUNDING = 2**-18
 """The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
@@ -78,6 +81,7 @@ def export(
     name: str | None = None,
     wheels: Path | str | None = None,
     download_wheels: bool = False,
+    original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served version.
@@ -85,20 +89,23 @@ def export(
     Args:
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
-        path: the file or folder to write, which must not exist. A bundle with the suffix .zip is zipped. For a wheel,
+        path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
             the path may be an existing folder, to which a wheel with the default name is written.
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
             the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        progress: called with a message when the tflite converter is installed, or for a file of one row per call.
+        original: for PMML, the URI of the fitted model. Loading it may run its code. Default: the version itself if
+            MLflow's flavor of its library logged it, otherwise the model from which the version was wrapped.
+        progress: called with a message before a long step, or for a tflite file of one row per call.
 
     Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
-    if the predictions of the export differ, and InvalidConfig, NotFound or RegistryUnavailable if the version or the
-    rows cannot be loaded. No file is written then.
+    if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
+    RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
     """
-    _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
+    of_bundle, of_wheel = bool(wheels or download_wheels), name is not None
+    _check_format(format, {"bundle": of_bundle, "wheel": of_wheel, "pmml": bool(original)})
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
@@ -106,8 +113,15 @@ def export(
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
+        fitted = None
+        if format == "pmml":
+            from mlflow_deploy_plugin.exporter.pmml import load_original, onnx_form  # Importing MLflow is slow.
+
+            fitted = load_original(resolved, folder, work, original, progress)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-            raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
+            if fitted is None:
+                raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
+            folder = onnx_form(fitted, folder, resolved.source, work / "converted")
         model = OnnxModel.load(folder)
         reason = ""
         for data in _proof_rows(model, folder, rows):
@@ -121,7 +135,7 @@ def export(
             raise InvalidConfig(
                 f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
             )
-        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx")
+        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx", fitted)
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
         written, largest = _write(format, version, name, wheels, download_wheels, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
@@ -139,6 +153,7 @@ class _LoadedVersion:
         rows, feeds: the rows by name in the signature, and the same rows by input of the graph.
         expected: the outputs of the served model by name.
         graph: the graph with the metadata, in the temporary folder to which a format is written.
+        fitted: the original, for formats that are not made from the graph.
     """
 
     model: OnnxModel
@@ -147,9 +162,10 @@ class _LoadedVersion:
     feeds: Rows
     expected: Mapping[str, Array]
     graph: Path
+    fitted: "Original | None" = None
 
     def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
-        return _prove(runner, model, self.rows, self.expected, tolerance)
+        return _difference(self.expected, _run(runner, model, self.rows), tolerance)
 
 
 def _write(
@@ -171,23 +187,30 @@ def _write(
         case "wheel":
             wheel, runner = write_wheel(folder, graph, RUNNER, described, name)
             return wheel, version.prove(runner, runner.with_name(graph.name))
-        case "bundle":
+        case "bundle" | "conda":
             has_rows = version.model.schema.has_rows
             example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
-            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels)
+            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels, format == "conda")
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             folder.mkdir()
             return _write_tflite(
                 graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
             )
+        case "pmml":
+            from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
+
+            file = write_pmml(cast("Original", version.fitted), described, folder)
+            outputs = served_outputs(_run(PMML_MODEL, file, version.rows), described, version.expected)
+            expected = {name: version.expected[name] for name in outputs}
+            return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
     """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is")):
+    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is"), ("pmml", "an original is")):
         if options_of[other] and format != other:
             raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
 
@@ -313,7 +336,7 @@ def _write_tflite(
 
     def attempt(one_row: bool) -> tuple[Path, float]:
         file = write_tflite(python, graph, folder / f"tflite-{one_row}", one_row)
-        return file, _prove(LITERT, file, feeds, expected, _TFLITE_TOLERANCE, python)
+        return file, _difference(expected, _run(LITERT, file, feeds, python), _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
@@ -325,15 +348,8 @@ def _write_tflite(
     return result
 
 
-def _prove(
-    runner: Path,
-    model: Path,
-    rows: Rows,
-    expected: Mapping[str, Array],
-    tolerance: float,
-    python: Path | str = sys.executable,
-) -> float:
-    """Predict rows in a process without onnxserve, and return the largest error. Raises ParityError."""
+def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
+    """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
@@ -342,7 +358,12 @@ def _prove(
             run_to_end(command, _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs = pickle.loads(outputs_file.read_bytes())  # The file is trusted, because `_PROOF` wrote it.
+        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The file is trusted: `_PROOF` wrote it.
+    return outputs
+
+
+def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float) -> float:
+    """Return the largest difference of two answers to the same rows. Raises ParityError beyond the tolerance."""
     largest, otherwise = 0.0, "the exported model gives other answers and was discarded: output"
     for name, want in expected.items():
         got = outputs[name]

@@ -8,20 +8,25 @@ import hashlib
 import json
 import keyword
 import math
+import platform
 import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+import yaml
 from packaging.version import InvalidVersion, Version
 
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.settings import absolute_path
 
 _PYTHON = "3.11"
@@ -141,8 +146,11 @@ def write_bundle(
     example: Mapping[str, Array],
     wheels: Path | str | None,
     download_wheels: bool,
+    has_environment: bool,
 ) -> Path:
     """Write the bundle to the folder, and return the folder. `wheels` and `download_wheels` are as in `export`.
+
+    With `has_environment`, the bundle has an environment.yml for conda, with the versions of this Python environment.
 
     Raises InvalidConfig for a folder without wheels, and ConversionError if pip fails or an input type is unsupported.
     """
@@ -181,6 +189,13 @@ def write_bundle(
             ]
         ),
     }
+    if has_environment:
+        environment = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
+        packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
+        tools = [f"python={platform.python_version()}", *(f"pip={pip.version}" for pip in distributions(name="pip"))]
+        content = {"name": environment, "channels": ["conda-forge"], "dependencies": [*tools, {"pip": packages}]}
+        (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
+        texts["install"] = f"conda env create -f environment.yml\nconda activate {environment}"
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))

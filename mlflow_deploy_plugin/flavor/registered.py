@@ -34,8 +34,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
+from mlflow_deploy_plugin.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.flavor.save import log_wrapped
-from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
+from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.pyfunc.process import error_summary, load_failure, version_differences
 from mlflow_deploy_plugin.registry import (
@@ -51,12 +52,13 @@ from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
 from mlflow_deploy_plugin.registry.runs import has_logged_models
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
-from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
+_PMML = ".pmml"
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, _PMML)
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
 
@@ -83,6 +85,7 @@ class WrappedVersion:
         model_id, run_id: the new logged model and its run; empty if they do not exist.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
+        is_pyfunc: True for a PMML file, which is not converted to ONNX.
     """
 
     source: str
@@ -96,6 +99,7 @@ class WrappedVersion:
     prediction: tuple[str, ...]
     report: ParityReport
     warnings: tuple[str, ...]
+    is_pyfunc: bool = False
 
 
 def wrap_registered(
@@ -113,7 +117,8 @@ def wrap_registered(
 
     Args:
         model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
-            a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt.
+            a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt, .pmml. A PMML file is not converted to ONNX: it
+            becomes a pyfunc, whose inputs and outputs are the fields of the file.
         register: the registered model of the new version; default: the model of `model_uri`.
         data: rows for the proof and the reference; default: the model's input example. Without an example, rows are
             generated from the signature, with a warning.
@@ -126,7 +131,7 @@ def wrap_registered(
 
     Raises ConversionError and ParityError like `log_model`, InvalidConfig if an argument is invalid, there are no rows
     or the model is wrapped already, InvalidArtifact if there is no model, CodeRefused for a joblib or pickle file
-    without `allow_pickle`, NotFound, and RegistryUnavailable.
+    without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and RegistryUnavailable.
     """
     check_new_name(register or "")
     path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
@@ -136,6 +141,8 @@ def wrap_registered(
     resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
         raise InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
+    if is_file and path.suffix.lower() == _PMML:
+        return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
             folder, source, original = path, str(path), load_file(path, allow_pickle)
@@ -168,6 +175,45 @@ def wrap_registered(
         progress(f"registering the next version of {outcome.name}")
         with registry_errors(f"model {outcome.name}"):
             return _log_next_version(outcome, wrapped, resolved, original)
+
+
+def _wrap_pmml(
+    path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
+) -> WrappedVersion:
+    progress(f"reading {path}")
+    file = read_pmml(path, data)
+    inputs, outputs = (
+        [(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in schema]
+        for schema in (file.signature.inputs, file.signature.outputs)
+    )
+    outcome = WrappedVersion(
+        source=str(path),
+        name=name,
+        version="",
+        model_id="",
+        run_id="",
+        model=f"{file.model} in PMML",
+        inputs=tuple(Input(*entry, columns=(entry[0],)) for entry in inputs),
+        outputs=tuple(Output(*entry) for entry in outputs),
+        prediction=tuple(entry[0] for entry in outputs),
+        report=ParityReport("no-original"),
+        warnings=(),
+        is_pyfunc=True,
+    )
+    if dry_run:
+        return outcome
+    progress(f"registering the next version of {name}")
+    with registry_errors(f"model {name}"):
+        info = file.log(name, {WRAPPED_FROM_TAG: resolved.source})
+    version = str(info.registered_model_version)
+    return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
+
+
+def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
+    """Save the ONNX form of the original in `folder`, and return the `target`. Raises ConversionError, ParityError or
+    InvalidConfig like `wrap_registered`."""
+    save_model(target, _convert(original, folder, source, None, "require")[0])
+    return target
 
 
 def _convert(

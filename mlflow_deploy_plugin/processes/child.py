@@ -172,8 +172,12 @@ def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def run_to_end(command: Sequence[str], seconds: float) -> None:
-    """Run a command, which is killed with this process. Raise CommandFailed with its last line or its exit reason."""
+def run_to_end(command: Sequence[str], seconds: float, reason_of: Callable[[str], str] | None = None) -> None:
+    """Run a command, which is killed with this process. Raise CommandFailed with its last line or its exit reason.
+
+    Args:
+        reason_of: returns the reason of a failure from the command's output; None for the last line.
+    """
     ending = partial(die_with_parent, parent=os.getpid())
     try:
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
@@ -182,9 +186,9 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
     except OSError as error:
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
-        lines = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
-        reason = lines[-1].removeprefix("ERROR: ")[:500] if lines else f"it {exit_reason(ran.returncode)}"
-        raise CommandFailed(reason)
+        output = ran.stderr.strip() or ran.stdout.strip() if ran.returncode > 0 else ""
+        reason = reason_of(output) if reason_of else output.rpartition("\n")[2].removeprefix("ERROR: ")
+        raise CommandFailed(reason[:500] if output else f"it {exit_reason(ran.returncode)}")
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
