@@ -152,7 +152,9 @@ def _columns(name: str, array: Array, count: int, labels: Sequence[str] = ()) ->
     if array.ndim == 2 and len(array) == count and array.shape[1] in range(_MOST_COLUMNS) or len(labels) > 1:
         names = labels or [f"{name} {index}" for index in range(array.shape[1])]
         return dict(zip(names, map(list, zip(*values, strict=True)), strict=True))
-    return {name: [json.dumps(value) for value in values] if array.shape[:1] == (count,) else [json.dumps(values)] * count}
+    return {
+        name: [json.dumps(value) for value in values] if array.shape[:1] == (count,) else [json.dumps(values)] * count
+    }
 
 
 def save_table(path: Path, columns: Columns) -> None:
@@ -164,7 +166,9 @@ def save_table(path: Path, columns: Columns) -> None:
     if path.suffix.lower() == EXCEL:
         content = _workbook([[*columns], *rows])
     else:
-        content = _csv_text([*columns], ([_without_formula(as_text(value) or "") for value in row] for row in rows)).encode()
+        content = _csv_text(
+            [*columns], ([_without_formula(as_text(value) or "") for value in row] for row in rows)
+        ).encode()
     try:
         write_atomically(path, content)
     except OSError as error:

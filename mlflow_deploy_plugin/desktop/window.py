@@ -113,7 +113,9 @@ class Window:
     def ask_save(self) -> None:
         if not self.predictions:
             self._report("There are no predictions yet; predict a row or open a file first", is_error=True)
-        elif path := filedialog.asksaveasfilename(filetypes=_FILES, defaultextension=".csv"):  # Asks before overwriting.
+        elif path := filedialog.asksaveasfilename(
+            filetypes=_FILES, defaultextension=".csv"
+        ):  # Asks before overwriting.
             self.save(Path(path))
 
     def toggle_server(self) -> None:
@@ -166,7 +168,9 @@ class Window:
     def _show(self, result: tuple[Columns, Columns]) -> None:
         """Show the inputs and the predictions in the table, and the first prediction in the chart."""
         self.inputs, self.predictions = result
-        columns = self.predictions | {name: values for name, values in self.inputs.items() if name not in self.predictions}
+        columns = self.predictions | {
+            name: values for name, values in self.inputs.items() if name not in self.predictions
+        }
         names, count = [*columns], len(next(iter(self.predictions.values())))
         self.table.delete(*self.table.get_children())
         self.table.configure(columns=[str(index) for index in range(len(names))])
@@ -174,11 +178,19 @@ class Window:
             self.table.heading(index, text=name, anchor="w")
             self.table.column(index, width=max(90, min(9 * len(name), 220)), stretch=False)
         for row in list(zip(*columns.values(), strict=True))[:_SHOWN_ROWS]:
-            self.table.insert("", "end", values=[f"{value:.6g}" if isinstance(value, float) else as_text(value) or "" for value in row])
+            self.table.insert(
+                "",
+                "end",
+                values=[f"{value:.6g}" if isinstance(value, float) else as_text(value) or "" for value in row],
+            )
         self.charted.configure(values=[*self.predictions])
         self.charted.current(0)
         self._draw()
-        rows = "1 row" if count == 1 else f"{count:,} rows" + (f", of which {_SHOWN_ROWS:,} are shown" if count > _SHOWN_ROWS else "")
+        rows = (
+            "1 row"
+            if count == 1
+            else f"{count:,} rows" + (f", of which {_SHOWN_ROWS:,} are shown" if count > _SHOWN_ROWS else "")
+        )
         first = as_text(next(iter(self.predictions.values()))[0]) or "missing"
         self._report(f"Prediction: {first}" if count == 1 else f"Predicted {rows}")
 
@@ -189,9 +201,7 @@ class Window:
         if not name:
             return
         values = self.predictions[name]
-        numbers = {
-            label: column[0] for label, column in self.predictions.items() if isinstance(column[0], float)
-        }
+        numbers = {label: column[0] for label, column in self.predictions.items() if isinstance(column[0], float)}
         if len(values) == 1 and len(numbers) > 1:
             _draw_bars(self.chart, "values of this row", [*numbers], [*numbers.values()])
         elif len({*map(as_text, values)}) > _MOST_BARS and all(isinstance(value, int | float) for value in values):
@@ -199,7 +209,12 @@ class Window:
             _draw_bars(self.chart, f"rows per value of {name}", [f"{edge:.4g}" for edge in edges], counts.tolist())
         else:
             counted = Counter(as_text(value) or "missing" for value in values).most_common(_MOST_BARS)
-            _draw_bars(self.chart, f"rows per value of {name}", [label for label, _ in counted], [count for _, count in counted])
+            _draw_bars(
+                self.chart,
+                f"rows per value of {name}",
+                [label for label, _ in counted],
+                [count for _, count in counted],
+            )
 
     def _show_server(self, server: LocalServer | None) -> None:
         self.server = server
@@ -207,7 +222,9 @@ class Window:
         for widget in self._server_widgets:
             widget.configure(state="normal" if server is None else "disabled")
         self._server_url.set("" if server is None else server.url)
-        self._report("The server has stopped" if server is None else f"The server runs at {server.url}; see {server.url}/docs")
+        self._report(
+            "The server has stopped" if server is None else f"The server runs at {server.url}; see {server.url}/docs"
+        )
 
     def _fill_predictions(self, tab: ttk.Frame) -> None:
         form, results = ttk.Frame(tab), ttk.Frame(tab)
@@ -248,7 +265,9 @@ class Window:
             is_boolean = column.type == "boolean"
             field = tk.StringVar(inner, text or ("false" if is_boolean else ""))
             if is_boolean:
-                widget: ttk.Widget = ttk.Checkbutton(inner, text="yes", variable=field, onvalue="true", offvalue="false")
+                widget: ttk.Widget = ttk.Checkbutton(
+                    inner, text="yes", variable=field, onvalue="true", offvalue="false"
+                )
             elif column.name in choices:
                 widget = ttk.Combobox(inner, textvariable=field, values=list(map(as_text, choices[column.name])))
             else:
@@ -260,7 +279,9 @@ class Window:
             small = {name: array.tolist() for name, array in small.items() if array.size < _MOST_EXAMPLE}
             request = {"inputs": small if len(small) > 1 else next(iter(small.values()), [])}
             self.fields["request"] = tk.StringVar(inner, json.dumps(request))
-            _add_field(ttk.Entry(inner, textvariable=self.fields["request"], width=40), "request", "JSON, as for /invocations")
+            _add_field(
+                ttk.Entry(inner, textvariable=self.fields["request"], width=40), "request", "JSON, as for /invocations"
+            )
 
     def _fill_server(self, tab: ttk.Frame) -> None:
         self.server_fields, self._server_widgets = dict[str, tk.StringVar](), []
@@ -287,7 +308,9 @@ def _scrolled(parent: ttk.Frame) -> ttk.Frame:
     bar, inner = ttk.Scrollbar(parent, command=canvas.yview), ttk.Frame(canvas)
     canvas.configure(yscrollcommand=bar.set)
     canvas.create_window(0, 0, anchor="nw", window=inner)
-    inner.bind("<Configure>", lambda event: canvas.configure(scrollregion=canvas.bbox("all"), width=inner.winfo_reqwidth()))
+    inner.bind(
+        "<Configure>", lambda event: canvas.configure(scrollregion=canvas.bbox("all"), width=inner.winfo_reqwidth())
+    )
     bar.pack(side="right", fill="y")
     canvas.pack(side="left", fill="both", expand=True)
     return inner

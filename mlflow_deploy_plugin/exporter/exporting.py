@@ -25,6 +25,13 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
 )
 from mlflow_deploy_plugin.evaluation import reference_rows
+from mlflow_deploy_plugin.exporter.desktop import (
+    plain_arrays,
+    program_name,
+    require_builder,
+    run_desktop,
+    write_desktop,
+)
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -43,7 +50,7 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor.registered import Original
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
@@ -90,7 +97,8 @@ def export(
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
         path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
-            the path may be an existing folder, to which a wheel with the default name is written.
+            the path may be an existing folder, to which a wheel with the default name is written. For a desktop
+            program, the path is the folder in which the folder of the program is written.
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
             the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
@@ -107,9 +115,13 @@ def export(
     of_bundle, of_wheel = bool(wheels or download_wheels), name is not None
     _check_format(format, {"bundle": of_bundle, "wheel": of_wheel, "pmml": bool(original)})
     target = absolute_path(path)
-    if not (format == "wheel" and target.is_dir()):
+    if not (format in ("wheel", "desktop") and target.is_dir()):
         _refuse_existing(target)
     resolved = resolve(model_uri)
+    if format == "desktop":
+        require_builder()
+        target /= program_name(resolved.name)
+        _refuse_existing(target)
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
@@ -197,6 +209,11 @@ def _write(
             return _write_tflite(
                 graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
             )
+        case "desktop":
+            artifact = version.model.artifact
+            program = write_desktop(artifact, described, folder, progress)
+            plain = dict(zip(version.expected, plain_arrays(version.expected.values()), strict=True))
+            return program, _difference(plain, run_desktop(program, artifact, version.feeds, progress), 0.0)
         case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
