@@ -4,18 +4,23 @@ app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
 
 import hashlib
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, write_state
+from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, temporary_folder, write_state
 
 _WAIT_SECONDS = 120.0
+_END_SECONDS = 5
 
 
 def asgi_app(
@@ -72,24 +77,40 @@ def wsgi_app(
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
 
-def local_app(
-    folder: Path, state_dir: Path, *, name: str, version: str, key: str = "", config: Mapping[str, Any]
-) -> AsgiApp:
-    """Return an ASGI application of the version in an MLmodel folder, without a registry and without an agent.
+@contextmanager
+def local_server(folder: Path, name: str, version: str, host: str, port: str, key: str = "") -> Iterator[str]:
+    """Serve the version in an MLmodel folder in a thread during the block, without a registry, and yield the address.
 
-    The application has pages, so it must not be mounted at a prefix. It neither captures nor explains requests.
-    `state_dir` is an empty folder. `key` is the only valid API key; an empty key leaves the routes open.
+    The server has the routes and pages of `onnxserve serve`. It neither captures nor explains requests. `key` is the
+    only valid API key; an empty key leaves the routes open. Current requests have five seconds to end.
 
-    Raises InvalidConfig if a field of `config` is unknown or mistyped, and DeploymentFailed like `asgi_app`.
+    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version cannot be loaded.
     """
-    fixed = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
-    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), {**config, **fixed})
+    import uvicorn  # The applications above run in any server.
+
+    config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
+    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), config)
     served = WantedVariant(model_uri=f"models:/{name}/{version}", model=name, version=version, folder=folder)
     endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
-    write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
-    rights = KeyEntry(name="desktop", scopes=("infer", "read"))
-    write_state(state_dir / KEYS, ValidKeys(keys={hashlib.sha256(key.encode()).hexdigest(): rights}))
-    return AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))
+    keys = {hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read"))}
+    try:
+        listener = socket.create_server((host, int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another port") from None
+    with listener, temporary_folder("onnxserve-local-") as state_dir:
+        write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
+        write_state(state_dir / KEYS, ValidKeys(keys=keys))
+        with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
+            options = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
+            server = uvicorn.Server(options)
+            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+            thread.start()
+            try:
+                yield f"http://{host}:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                thread.join()
 
 
 def _embedded_model(

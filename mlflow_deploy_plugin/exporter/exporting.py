@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,13 +26,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
 )
 from mlflow_deploy_plugin.evaluation import reference_rows
-from mlflow_deploy_plugin.exporter.desktop import (
-    plain_arrays,
-    program_name,
-    require_builder,
-    run_desktop,
-    write_desktop,
-)
+from mlflow_deploy_plugin.exporter.desktop import program_name, write_desktop
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -119,7 +114,6 @@ def export(
         _refuse_existing(target)
     resolved = resolve(model_uri)
     if format == "desktop":
-        require_builder()
         target /= program_name(resolved.name)
         _refuse_existing(target)
     with temporary_folder("onnxserve-export-") as work:
@@ -210,10 +204,12 @@ def _write(
                 graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
             )
         case "desktop":
-            artifact = version.model.artifact
-            program = write_desktop(artifact, described, folder, progress)
-            plain = dict(zip(version.expected, plain_arrays(version.expected.values()), strict=True))
-            return program, _difference(plain, run_desktop(program, artifact, version.feeds, progress), 0.0)
+            progress("building the program with PyInstaller, which takes about a minute")
+            program = write_desktop(version.model.artifact, described, folder)
+            size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
+            outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
+            progress(f"{program.name}: {size / 1e6:,.0f} MB, started in {time.monotonic() - started:.1f} s")
+            return program.parent, _difference(version.expected, outputs, 0.0)
         case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
@@ -367,15 +363,19 @@ def _write_tflite(
 
 def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+
+
+def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
+    """Return the outputs that a command writes for the rows; it gets the paths of both files. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
-        command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(rows_file), str(outputs_file)]
         try:
-            run_to_end(command, _PROOF_SECONDS)
+            run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The file is trusted: `_PROOF` wrote it.
+        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
     return outputs
 
 
