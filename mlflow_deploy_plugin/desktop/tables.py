@@ -32,7 +32,7 @@ _FORMULA, _NUMBER = re.compile(r"[=+\-@\t\r]"), re.compile(r"[+-]?[\d.]+(e[+-]?\
 
 
 def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
-    """Do the same as `predict_csv` for a CSV or Excel file. Errors have the line in the file instead of the row.
+    """Do the same as `predict_csv` for a CSV or Excel file. Errors count rows as a spreadsheet does.
 
     Raises InvalidRequest if the file cannot be read or is too large.
     """
@@ -46,8 +46,10 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
     except OnnxserveError as error:
         if (row := re.search(r"\brow (\d+)", error.message)) is None:
             raise
-        record = next(islice(csv_records(io.BytesIO(body)), int(row[1]) + 1, None))
-        raise type(error)(error.message.replace(row[0], f"line {record.line}", 1)) from None
+        records = csv.reader(io.StringIO(body.decode(), newline=""))
+        numbers = (number for number, fields in enumerate(records, 1) if len(fields) > 1 or "".join(fields).strip())
+        number = next(islice(numbers, int(row[1]) + 1, None))
+        raise type(error)(error.message.replace(row[0], f"row {number}", 1)) from None
 
 
 def _excel_to_csv(path: Path) -> bytes:

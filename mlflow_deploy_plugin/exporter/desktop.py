@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.version import __version__
 
-_BUILD_SECONDS = 1800
+_SECONDS = 1800
 _PACKAGE = Path(__file__).parents[1]
 _ROOMS = ("processes", "protocols", "registry", "runtime", "server", "spec", "spool", "statedir", "tabular")
 """The rooms of the program, whose modules `lazy_loader` imports by name. PyInstaller cannot find these imports."""
@@ -44,7 +44,7 @@ def program_name(name: str) -> str:
 def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path) -> Path:
     """Build the program, and return its executable, which needs the other files of its folder.
 
-    Raises ConversionError if PyInstaller fails.
+    Raises ConversionError if PyInstaller fails, or if the server of the program does not start.
     """
     name, data = program_name(described["name"]), folder / "data"
     # The reference sample has rows of the training data, which are not given away.
@@ -64,8 +64,10 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     }
     command = ["env", f"PYINSTALLER_CONFIG_DIR={folder / 'config'}", sys.executable, "-m", "PyInstaller"]
     command += [f"--{option}={value}" for option, values in options.items() for value in values]
+    program = folder / "dist" / name / name
     try:
-        run_to_end([*command, str(_PACKAGE / "desktop" / "program.py")], _BUILD_SECONDS)
+        run_to_end([*command, str(_PACKAGE / "desktop" / "program.py")], _SECONDS)
+        run_to_end(["env", "-i", str(program), "--check-server"], _SECONDS)
     except CommandFailed as error:
-        raise ConversionError(f"PyInstaller cannot build the program: {error.message}") from None
-    return folder / "dist" / name / name
+        raise ConversionError(f"the program cannot be built: {error.message}") from None
+    return program
