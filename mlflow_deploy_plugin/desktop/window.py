@@ -290,5 +290,4 @@ def _set_style(root: tk.Tk) -> None:
     style.configure("TButton", padding=(12, 6))
     style.configure("Accent.TButton", background=_BLUE, foreground=_WHITE)
     style.map("Accent.TButton", background=[("active", _INK)])
-    style.configure("TNotebook.Tab", padding=(14, 6))
     style.map("TNotebook.Tab", background=[("selected", _WHITE), ("!selected", _PAPER)])

@@ -33,7 +33,7 @@ _LIBRARIES = {
 
 def program_name(name: str) -> str:
     """Return the file name of a model's program. Raises NotInstalled if PyInstaller, openpyxl or tkinter is missing."""
-    extra = "install mlflow-onnxserve[desktop]"
+    extra = "pip install 'mlflow-onnxserve[desktop]'"
     needed = {"PyInstaller": extra, "openpyxl": extra, "_tkinter": "install tkinter (Debian: the package python3-tk)"}
     for module, remedy in needed.items():
         if find_spec(module) is None:
