@@ -97,7 +97,7 @@ def local_server(folder: Path, name: str, version: str, host: str, port: str, ke
         listener = socket.create_server((host, int(port)))
     except (OSError, OverflowError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another port") from None
+        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another host or port") from None
     with listener, temporary_folder("onnxserve-local-") as state_dir:
         write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
         write_state(state_dir / KEYS, ValidKeys(keys=keys))

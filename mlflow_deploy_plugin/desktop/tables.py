@@ -12,7 +12,7 @@ import numpy as np
 import openpyxl
 import orjson
 from openpyxl.cell import WriteOnlyCell
-from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as _ILLEGAL
 
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
@@ -28,6 +28,7 @@ Columns = dict[str, list[object]]
 """The values of the rows by column; all columns have the same length."""
 
 _MOST_BYTES = 200_000_000
+_ROW = re.compile(r"(^|, )row (\d+)")
 _FORMULA, _NUMBER = re.compile(r"[=+\-@\t\r]"), re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -40,16 +41,17 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
         if path.stat().st_size > _MOST_BYTES:
             raise InvalidRequest(f"{path.name} has more than {_MOST_BYTES / 1e6:.0f} MB; split the file")
         body = _excel_to_csv(path) if path.suffix.lower() == ".xlsx" else path.read_bytes()
-        return predict_csv(model, body)
     except OSError as error:
         raise InvalidRequest(f"{path.name} cannot be read: {error.strerror}") from None
+    try:
+        return predict_csv(model, body)
     except OnnxserveError as error:
-        if (row := re.search(r"\brow (\d+)", error.message)) is None:
+        if (row := _ROW.search(error.message)) is None:
             raise
         records = csv.reader(io.StringIO(body.decode(), newline=""))
         numbers = (number for number, fields in enumerate(records, 1) if len(fields) > 1 or "".join(fields).strip())
-        number = next(islice(numbers, int(row[1]) + 1, None))
-        raise type(error)(error.message.replace(row[0], f"row {number}", 1)) from None
+        number = next(islice(numbers, int(row[2]) + 1, None))
+        raise type(error)(_ROW.sub(rf"\g<1>row {number}", error.message, 1)) from None
 
 
 def _excel_to_csv(path: Path) -> bytes:
@@ -105,13 +107,12 @@ def save_columns(path: Path, columns: Columns) -> None:
     Raises InvalidRequest if the file cannot be written. An existing file is replaced only by a complete file.
     """
     rows = [[*columns], *zip(*columns.values(), strict=True)]
+    if path.suffix.lower() == ".xlsx":
+        content = _workbook(rows)
+    else:
+        content = csv_text([_without_formula(as_text(value) or "") for value in row] for row in rows).encode()
     try:
-        if path.suffix.lower() == ".xlsx":
-            write_atomically(path, _workbook(rows))
-        else:
-            write_atomically(
-                path, csv_text([_without_formula(as_text(value) or "") for value in row] for row in rows).encode()
-            )
+        write_atomically(path, content)
     except OSError as error:
         raise InvalidRequest(f"{path.name} cannot be written: {error.strerror}") from None
 
@@ -130,10 +131,9 @@ def _workbook(rows: Iterable[Sequence[object]]) -> bytes:
     workbook, content = openpyxl.Workbook(write_only=True), io.BytesIO()
     sheet = workbook.create_sheet("predictions")
     for row in rows:
-        plain = (value if isinstance(value, int | float) else as_text(value) or "" for value in row)
         cells = [
-            WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value)
-            for value in plain
+            WriteOnlyCell(sheet, value if isinstance(value, int | float) else _ILLEGAL.sub("", as_text(value) or ""))
+            for value in row
         ]
         for cell in cells:
             if cell.data_type == "f":  # openpyxl takes a text that begins with = for a formula.

@@ -107,7 +107,7 @@ class Window:
         if self.url.get():
             self._start("stopping the server", self._server.close, lambda _: self._show_server(""))
             return
-        settings = [field.get().strip() for field in self.server_fields.values()]
+        settings = [field.get().strip() or _SERVER_FIELDS[name][0] for name, field in self.server_fields.items()]
         server = local_server(self._folder, self._facts["name"], self._facts["version"], *settings)
         self._start("starting the server", lambda: self._server.enter_context(server), self._show_server)
 
@@ -148,11 +148,11 @@ class Window:
             threading.Thread(target=run, daemon=True).start()
 
     def _poll(self) -> None:
+        self.root.after(_POLL_MS, self._poll)
         with suppress(queue.Empty):
             outcome = self._outcomes.get_nowait()
             self.is_busy = False
             outcome()
-        self.root.after(_POLL_MS, self._poll)
 
     def _report(self, message: str, colour: str = _INK) -> None:
         self.status.set(message)
@@ -180,11 +180,12 @@ class Window:
         if not self.predictions:
             return
         name, values = next(iter(self.predictions.items()))
+        floats = [value for value in values if isinstance(value, float)]
         numbers = {label: column[0] for label, column in self.predictions.items() if isinstance(column[0], float)}
         if len(values) == 1 and numbers:
             _draw_bars(self.chart, "Predictions for this row", [*numbers], [*numbers.values()])
-        elif isinstance(values[0], float):
-            counts, edges = np.histogram([value for value in values if isinstance(value, float)], _BINS)
+        elif floats:
+            counts, edges = np.histogram(floats, _BINS)
             _draw_bars(self.chart, f"Rows by {name}", [f"{edge:.4g}" for edge in edges], counts.tolist())
         else:
             counted = dict(Counter(as_text(value) or "missing" for value in values).most_common(_MOST_BARS))
