@@ -87,7 +87,7 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
         made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
     )
     target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
-    form = "the pyfunc" if made.is_pyfunc else "the ONNX form"
+    form = "the pyfunc" if made.model.endswith(" in PMML") else "the ONNX form"
     yield f"{target}{':' if made.version else ''} {form} of {made.source} ({made.model}), {state}"
     rows = []
     for tensor in made.inputs:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -41,9 +41,6 @@ from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_opt
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.flavor.registered import Original
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -83,7 +80,6 @@ def export(
     name: str | None = None,
     wheels: Path | str | None = None,
     download_wheels: bool = False,
-    original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served version.
@@ -99,16 +95,13 @@ def export(
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
-        original: for PMML, the URI of the fitted model. Loading it may run its code. Default: the version itself if
-            MLflow's flavor of its library logged it, otherwise the model from which the version was wrapped.
         progress: called with a message before a long step, or for a tflite file of one row per call.
 
     Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
     if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
     RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
     """
-    of_bundle, of_wheel = bool(wheels or download_wheels), name is not None
-    _check_format(format, {"bundle": of_bundle, "wheel": of_wheel, "pmml": bool(original)})
+    _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
     if not (format in ("wheel", "desktop") and target.is_dir()):
         _refuse_existing(target)
@@ -121,13 +114,11 @@ def export(
         folder = download(resolved.source, work / "source")
         fitted = None
         if format == "pmml":
-            from mlflow_deploy_plugin.exporter.pmml import load_original, onnx_form  # Importing MLflow is slow.
+            from mlflow_deploy_plugin.exporter.pmml import fitted_model  # Importing MLflow is slow.
 
-            fitted = load_original(resolved, folder, work, original, progress)
+            fitted, folder = fitted_model(resolved, folder, work / "converted", progress)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-            if fitted is None:
-                raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
-            folder = onnx_form(fitted, folder, resolved.source, work / "converted")
+            raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
         reason = ""
         for data in _proof_rows(model, folder, rows):
@@ -153,13 +144,9 @@ def export(
 
 @dataclass(frozen=True)
 class _LoadedVersion:
-    """A version, its metadata, and its predictions for the rows of the proof.
+    """A version, its metadata, and its predictions for the rows of the proof, which are `feeds` for its graph.
 
-    Attributes:
-        rows, feeds: the rows by name in the signature, and the same rows by input of the graph.
-        expected: the outputs of the served model by name.
-        graph: the graph with the metadata, in the temporary folder to which a format is written.
-        fitted: the original, for formats that are not made from the graph.
+    A format is written next to `graph`, or from the `fitted` model.
     """
 
     model: OnnxModel
@@ -168,7 +155,7 @@ class _LoadedVersion:
     feeds: Rows
     expected: Mapping[str, Array]
     graph: Path
-    fitted: "Original | None" = None
+    fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: float = 0.0) -> float:
         return _difference(self.expected, _run(runner, model, self.rows), tolerance)
@@ -200,9 +187,8 @@ def _write(
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             folder.mkdir()
-            return _write_tflite(
-                graph, folder, version.feeds, version.expected, version.model.schema.has_rows, progress
-            )
+            has_rows = version.model.schema.has_rows
+            return _write_tflite(graph, folder, version.feeds, version.expected, has_rows, progress)
         case "desktop":
             progress("building the program with PyInstaller, which takes about a minute")
             program = write_desktop(version.model.artifact, described, folder)
@@ -213,8 +199,12 @@ def _write(
         case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
-            file = write_pmml(cast("Original", version.fitted), described, folder)
-            outputs = served_outputs(_run(PMML_MODEL, file, version.rows), described, version.expected)
+            artifact = version.model.artifact
+            file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
+            fields = _run(PMML_MODEL, file, version.rows)
+            outputs = served_outputs(
+                fields, {output.name: output.role for output in artifact.outputs}, version.expected
+            )
             expected = {name: version.expected[name] for name in outputs}
             return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
@@ -223,7 +213,7 @@ def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
     """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is"), ("pmml", "an original is")):
+    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is")):
         if options_of[other] and format != other:
             raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
 

@@ -146,7 +146,7 @@ def write_bundle(
     example: Mapping[str, Array],
     wheels: Path | str | None,
     download_wheels: bool,
-    has_environment: bool,
+    has_environment: bool = False,
 ) -> Path:
     """Write the bundle to the folder, and return the folder. `wheels` and `download_wheels` are as in `export`.
 

@@ -9,69 +9,61 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL, require_java
-from mlflow_deploy_plugin.flavor.registered import Original, load_folder, onnx_form
+from mlflow_deploy_plugin.evaluation import downloaded_version
+from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
+from mlflow_deploy_plugin.flavor.pmml import require_java
+from mlflow_deploy_plugin.flavor.registered import load_folder, onnx_form
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.runtime import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-__all__ = ["PMML_MODEL", "load_original", "onnx_form", "served_outputs", "write_pmml"]
-
 _CONVERSION_SECONDS = 600
 
 
-def load_original(resolved: ResolvedModel, folder: Path, work: Path, uri: str, progress: ProgressCallback) -> Original:
-    """Return the fitted model at `uri`. If it is empty, return the model in the folder, or its original.
+def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, progress: ProgressCallback) -> tuple[Any, Path]:
+    """Return the fitted model of a version, and the folder with its ONNX form, which may be converted to `target`.
 
-    Raises InvalidConfig if the original is unknown, NotInstalled without Java, and the errors of `load_folder`.
+    The fitted model is in `folder`, or is the model from which the version was wrapped. Raises NotInstalled without
+    Java, InvalidConfig if the version does not name its original, and the errors of `wrap_registered`.
     """
-    require_java("sklearn2pmml")
-    require_java("jpmml_evaluator")
+    require_java()
     document = read_mlmodel(folder)
-    if not uri and FLAVOR in document.get("flavors", {}):
-        uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
-        uri = uri or wrapped_from(resolved.name, resolved.version)
-        if not uri.startswith(("models:/", "runs:/")):
-            raise InvalidConfig(
-                f"{resolved.model_uri} has only its ONNX form, and PMML is made from the fitted model; log that model "
-                "with its MLflow flavor (mlflow.sklearn.log_model) and set --original URI"
-            )
-    if uri:
-        resolved = resolve(uri)
-        progress(f"loading the original {resolved.source}")
-        (work / "original").mkdir()
-        folder = download(resolved.source, work / "original")
-    return load_folder(folder, resolved.source)
+    if FLAVOR not in document.get("flavors", {}):
+        original = load_folder(folder, resolved.source)
+        return original.model, onnx_form(original, folder, resolved.source, target)
+    uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, "")) or wrapped_from(
+        resolved.name, resolved.version
+    )
+    if not uri.startswith(("models:/", "runs:/")):
+        raise InvalidConfig(
+            f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted model: log that model with "
+            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version"
+        )
+    progress(f"loading the original {uri}")
+    with downloaded_version(resolve(uri)) as downloaded:
+        return load_folder(downloaded, uri).model, folder
 
 
-def write_pmml(original: Original, described: Mapping[str, Any], folder: Path) -> Path:
-    """Return the PMML file of a fitted model. Raises NotInstalled, or ConversionError with sklearn2pmml's reason.
+def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
+    """Return the PMML file of a fitted model. Its fields have the names of the columns, or x1, x2, … without columns.
 
-    Its fields have the names of the signature's columns (x1, x2, … for a tensor) and of the served outputs.
+    Raises NotInstalled, or ConversionError with the reason of sklearn2pmml.
     """
+    java = require_java()
     import joblib  # The packages of the extra are optional.
     import sklearn.base
     from sklearn2pmml import _escape, make_pmml_pipeline
     from sklearn2pmml.resources import _package_classpath
 
-    model = original.model
     folder.mkdir()
     pickled, target, version = folder / "model.pkl", folder / "model.pmml", sklearn.base.__version__
-    columns = [column["name"] for column in described["columns"]]
-    names = [
-        output["name"] if len(output["shape"]) == 1 or output["shape"][1] == 1 else f"{output['name']}_{index}"
-        for output in described["outputs"]
-        if output["role"] in ("label", "values")
-        for index in range(output["shape"][1] if len(output["shape"]) == 2 else 1)
-    ]
     try:
         if hasattr(model, "fit"):  # Boosters are converted without a pipeline.
-            model = make_pmml_pipeline(model, columns or None, names or None)
+            model = make_pmml_pipeline(model, columns or None)
         # sklearn2pmml refuses patch releases that are newer than itself, although they have the same attributes.
         sklearn.base.__version__ = re.sub(r"^(\d+\.\d+)\..*", r"\1.0", version)
         joblib.dump(_escape(model, escape_func=_escape), pickled)
@@ -81,18 +73,9 @@ def write_pmml(original: Original, described: Mapping[str, Any], folder: Path) -
         sklearn.base.__version__ = version
     # Without its telemetry client, sklearn2pmml cannot send the reason of a failure to its authors.
     jars = os.pathsep.join(jar for jar in _package_classpath() if "telemetry" not in Path(jar).name)
-    command = [
-        require_java("sklearn2pmml"),
-        "-cp",
-        jars,
-        "com.sklearn2pmml.Main",
-        "--pkl-input",
-        str(pickled),
-        "--pmml-output",
-        str(target),
-    ]
+    options = ["--pkl-input", str(pickled), "--pmml-output", str(target)]
     try:
-        run_to_end(command, _CONVERSION_SECONDS, _reason)
+        run_to_end([java, "-cp", jars, "com.sklearn2pmml.Main", *options], _CONVERSION_SECONDS, _reason)
     except CommandFailed as error:
         raise ConversionError(f"sklearn2pmml cannot convert the model: {error.message}") from None
     # The same version must yield the same bytes.
@@ -101,31 +84,26 @@ def write_pmml(original: Original, described: Mapping[str, Any], folder: Path) -
 
 
 def _reason(output: str) -> str:
-    """Return the message of the exception in the output of sklearn2pmml, with its suggested solution."""
-    text = output.partition("=\n")[2].partition("EXCEPTION\n")[2].lstrip("=\n") or output
-    head, _, rest = text.partition("\n")
-    solution = re.search(r"^Solution:\n\s+(.*)$", rest, re.MULTILINE)
-    message = re.sub(r"^[\w.$]*?(\w+): ", r"\1: ", head)
-    return f"{message}; {solution[1]}" if solution else message
+    """Return the messages of the error and its cause in the output of sklearn2pmml, and the suggested solution."""
+    messages = re.findall(r"^[\w.$]+(?:Exception|Error): (.*)$", output, re.MULTILINE)[:2]
+    solutions = re.findall(r"^Solution:\n\s+(.*)$", output, re.MULTILINE)[:1]
+    return "; ".join([*messages, *solutions]) or output.rpartition("\n")[2]
 
 
 def served_outputs(
-    answers: Mapping[str, Array], described: Mapping[str, Any], expected: Mapping[str, Array]
+    fields: Mapping[str, Array], roles: Mapping[str, str], expected: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Return the answers of a PMML file as the served outputs of the same meaning. PMML may lack some of them.
-
-    Args:
-        answers: `targets` [N, T] (object) and `probabilities` [N, C].
-    """
-    targets, probabilities = answers["targets"], answers["probabilities"]
+    """Return the fields [N] of a PMML file as served outputs by name. A PMML file may lack some of the outputs."""
+    probabilities = [array for name, array in fields.items() if name.startswith("probability(")]
+    targets = [array for name, array in fields.items() if not name.startswith("probability(")]
     named: dict[str, Array] = {}
-    for output in described["outputs"]:
-        name, want = output["name"], expected[output["name"]]
-        values = targets
-        if output["role"] == "probabilities" or (output["role"] == "values" and probabilities.size):
-            values = probabilities if want.size == probabilities.size else probabilities[:, -1:]
-        if values.size == want.size:
-            named[name] = np.asarray(values.reshape(want.shape).tolist()).astype(want.dtype)
+    for name, want in expected.items():
+        width = want.size // max(len(want), 1)
+        values = targets[:width]
+        if roles[name] == "probabilities" or (roles[name] == "values" and probabilities):
+            values = probabilities if width == len(probabilities) else probabilities[-1:]
+        if len(values) == width:
+            named[name] = np.array([array.tolist() for array in values]).T.reshape(want.shape).astype(want.dtype)
     if not named:
-        raise ConversionError(f"the PMML file of {described['name']} returns none of the outputs of the served model")
+        raise ConversionError("the PMML file has none of the outputs of the served model")
     return named

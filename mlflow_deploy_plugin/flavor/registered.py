@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.exceptions import MlflowException
@@ -50,15 +51,14 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
-from mlflow_deploy_plugin.registry.runs import has_logged_models
+from mlflow_deploy_plugin.registry.runs import has_logged_models, log_flavor
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_PMML = ".pmml"
-_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, _PMML)
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
 
@@ -85,7 +85,6 @@ class WrappedVersion:
         model_id, run_id: the new logged model and its run; empty if they do not exist.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
-        is_pyfunc: True for a PMML file, which is not converted to ONNX.
     """
 
     source: str
@@ -99,7 +98,6 @@ class WrappedVersion:
     prediction: tuple[str, ...]
     report: ParityReport
     warnings: tuple[str, ...]
-    is_pyfunc: bool = False
 
 
 def wrap_registered(
@@ -141,7 +139,7 @@ def wrap_registered(
     resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
         raise InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
-    if is_file and path.suffix.lower() == _PMML:
+    if is_file and path.suffix.lower() == ".pmml":
         return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
@@ -181,37 +179,33 @@ def _wrap_pmml(
     path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
 ) -> WrappedVersion:
     progress(f"reading {path}")
-    file = read_pmml(path, data)
-    inputs, outputs = (
-        [(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in schema]
-        for schema in (file.signature.inputs, file.signature.outputs)
-    )
+    kind, options = read_pmml(path, data)
+    inputs, outputs = options["signature"].inputs, options["signature"].outputs
     outcome = WrappedVersion(
         source=str(path),
         name=name,
         version="",
         model_id="",
         run_id="",
-        model=f"{file.model} in PMML",
-        inputs=tuple(Input(*entry, columns=(entry[0],)) for entry in inputs),
-        outputs=tuple(Output(*entry) for entry in outputs),
-        prediction=tuple(entry[0] for entry in outputs),
+        model=f"{kind} in PMML",
+        inputs=tuple(Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs),
+        outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
+        prediction=tuple(outputs.input_names()),
         report=ParityReport("no-original"),
         warnings=(),
-        is_pyfunc=True,
     )
     if dry_run:
         return outcome
     progress(f"registering the next version of {name}")
     with registry_errors(f"model {name}"):
-        info = file.log(name, {WRAPPED_FROM_TAG: resolved.source})
+        tags = {WRAPPED_FROM_TAG: resolved.source}
+        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
 def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
-    """Save the ONNX form of the original in `folder`, and return the `target`. Raises ConversionError, ParityError or
-    InvalidConfig like `wrap_registered`."""
+    """Save the ONNX form of the original in `folder`, and return `target`. Raises the errors of `wrap_registered`."""
     save_model(target, _convert(original, folder, source, None, "require")[0])
     return target
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from sklearn.linear_model import LinearRegression
 
 from mlflow_deploy_plugin.cli import main
+from tests.support.pmml import needs_java, write_pmml
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -42,7 +43,7 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
     assert first.endswith(" rows")
     assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
     assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
-    assert lines[-1].split() == ["next:", "onnxserve", "promote", "old", "2", "--to", "Production"]
+    assert lines[-1].split() == ["next:", "onnxserve", "promote", "old", "2", "--to", "@champion"]
     assert done.stderr.splitlines()[:2] == ["reading models:/old/1", "converting and proving a LinearRegression"]
 
 
@@ -54,6 +55,26 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
     assert (document["source"], document["name"], document["version"]) == ("models:/old/1", "old", None)
     assert document["inputs"] == [{"name": "X", "dtype": "float32", "shape": [-1, 2]}]
     assert document["parity"]["state"] == "proven"
+
+
+@pytest.mark.long
+@needs_java
+def test_a_pmml_file_is_shown_with_its_fields(wrapped: Command, tmp_path: Path) -> None:
+    file = write_pmml(tmp_path)
+    done = wrapped(str(file), "--register", "delay")
+    assert done.exit_code == 0, done.output
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith(f"delay version 1: the pyfunc of {file} (")
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["input", "carrier", "str"],
+        ["input", "distance", "float64"],
+        ["output", "delay", "float64"],
+    ]
+    file.write_text("hello")
+    refused = wrapped(str(file), "--register", "delay")
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
+    assert mentions(refused.stderr.splitlines()[-1], str(file), "prolog")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """CSV and Excel files are read as the server reads CSV, and are saved without formulas."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import openpyxl
@@ -22,7 +23,7 @@ def model(mixed: Path) -> OnnxModel:
     return OnnxModel.load(mixed)
 
 
-def workbook(path: Path, *rows: list[object]) -> Path:
+def workbook(path: Path, *rows: Sequence[object]) -> Path:
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)

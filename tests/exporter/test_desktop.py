@@ -66,7 +66,9 @@ def test_a_program_opens_its_window_without_a_network_and_ends_on_sigterm(
         with subprocess.Popen(command, stderr=subprocess.PIPE) as window:
             from PIL import ImageGrab
 
-            wait_until(lambda: len(ImageGrab.grab(xdisplay=f":{display}").getcolors(2**24)) > 10, what="the window")
+            wait_until(
+                lambda: len(ImageGrab.grab(xdisplay=f":{display}").getcolors(2**24) or ()) > 10, what="the window"
+            )
             window.send_signal(signal.SIGTERM)
             assert window.wait(30) == 0
             assert window.stderr is not None

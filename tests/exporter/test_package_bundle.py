@@ -2,14 +2,19 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError
@@ -53,6 +58,50 @@ def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> No
     assert [path.name for path in (made / "wheels").iterdir()] == ["numpy-2.4-py3-none-any.whl"]
     page = (made / "README.md").read_text()
     assert mentions(page, "--no-index --find-links wheels", "'onnxruntime>=1.29'", "'numpy>=1.26'")
+
+
+@pytest.fixture(scope="module")
+def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnxserve.export(str(mixed), "conda", tmp_path_factory.mktemp("conda") / "flights").path
+
+
+def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(conda: Path) -> None:
+    """The format is that of `conda env create`: a name, channels, packages for conda, and at most one list for pip."""
+    environment = yaml.safe_load((conda / "environment.yml").read_text())
+    *packages, last = environment["dependencies"]
+
+    assert list(environment) == ["name", "channels", "dependencies"]
+    assert (environment["name"], environment["channels"]) == ("flight-delay-m-1", ["conda-forge"])
+    assert packages[0] == f"python={platform.python_version()}"
+    assert all(re.fullmatch(r"[a-z]+=\d+(\.\d+)+", package) for package in packages)
+    assert list(last) == ["pip"]
+    assert [Requirement(line) in freeze() for line in last["pip"]] == [True, True]
+    assert mentions((conda / "README.md").read_text(), "conda env create -f environment.yml", environment["name"])
+
+
+def freeze() -> list[Requirement]:
+    return [Requirement(f"{name}=={version(name)}") for name in ("onnxruntime", "numpy")]
+
+
+@pytest.mark.long
+def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) -> None:
+    """Create the environment with micromamba, or only its part for pip in an environment of `venv`."""
+    rows = "carrier,distance,hour,late\nAA,100,3,true\nUA,200,4,false\n"
+    (tmp_path / "rows.csv").write_text(rows)
+    python = tmp_path / "environment" / "bin" / "python"
+    if micromamba := shutil.which("micromamba"):
+        command = [micromamba, "create", "-y", "-p", python.parent.parent, "-f", conda / "environment.yml"]
+        subprocess.run(command, check=True)
+    else:
+        packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1]["pip"]
+        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+        install = [python, "-m", "pip", "install", "-q", "--retries", "0", *packages]
+        if subprocess.run(install, check=False).returncode:
+            pytest.skip("pip cannot install onnxruntime and numpy: there is no package index")
+    done = subprocess.run(
+        [python, "predict.py", tmp_path / "rows.csv"], cwd=conda, capture_output=True, text=True, check=True
+    )
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["yes", "yes"]
 
 
 def test_wheels_that_cannot_be_fetched_are_said(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 from importlib.metadata import Distribution, version
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_flavors_and_requirements(folder: Path) -> None:
     assert f"mlflow-onnxserve[cpu]=={onnxserve.__version__}" in requirements
     assert "requests" in requirements
     assert not any(line.startswith("scikit-learn") for line in requirements)
+
+
+def test_the_conda_environment_has_exact_versions(folder: Path) -> None:
+    environment = yaml.safe_load((folder / "conda.yaml").read_text())
+    python, pip, last = environment["dependencies"]
+
+    assert (environment["channels"], python) == (["conda-forge"], f"python={platform.python_version()}")
+    assert pip.startswith("pip<=")  # An older pip can install the same packages.
+    assert last["pip"] == (folder / "requirements.txt").read_text().splitlines()
+    assert [line for line in last["pip"] if "==" not in line] == ["requests"]  # a requirement of the user
 
 
 def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""A PMML file becomes a pyfunc whose answers are those of jpmml_evaluator."""
+
+import sys
+from pathlib import Path
+
+import mlflow
+import orjson
+import pandas as pd
+import pytest
+import requests
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.flavor.pmml import read_pmml, require_java
+from mlflow_deploy_plugin.registry.model_files import download
+from tests.support.pmml import DELAY, needs_java, write_pmml
+from tests.support.refusals import refused
+from tests.support.servers import gunicorn, one_endpoint
+
+ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [100, 300], "delay": [9, 9]})
+DELAYS = [2 + 1 + 5, 2 + 3]
+
+
+@pytest.mark.long
+@needs_java
+def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: Path, tmp_path: Path) -> None:
+    made = onnxserve.wrap(str(write_pmml(tmp_path)), register="delay", data=ROWS)
+
+    assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
+    assert [(entry.name, entry.dtype) for entry in made.inputs] == [("carrier", "str"), ("distance", "float64")]
+    assert made.prediction == ("delay", "minutes", "hours")
+    loaded = mlflow.pyfunc.load_model("models:/delay/1")
+    answers = loaded.predict(ROWS[["carrier", "distance"]].astype({"distance": float}))
+    assert answers.to_dict("list") == {"delay": DELAYS, "minutes": DELAYS, "hours": [delay / 60 for delay in DELAYS]}
+    folder = download("models:/delay/1", tmp_path / "served")
+    assert "jpmml-evaluator==" in (folder / "requirements.txt").read_text()
+    assert not list(folder.rglob("*.pkl"))
+    with gunicorn(tmp_path / "state", one_endpoint(folder)) as running:
+        body = {"dataframe_records": ROWS[["carrier", "distance"]].to_dict("records")}
+        served = requests.post(f"{running.url}/invocations", json=body, timeout=30)
+        assert served.json()["predictions"] == answers.to_dict("records")
+        body["dataframe_records"][1]["carrier"] = "ZZ"
+        refusal = requests.post(f"{running.url}/invocations", json=body, timeout=30)
+        assert refusal.status_code == 400
+        assert "row 1" in orjson.dumps(refusal.json()).decode()
+
+
+@pytest.mark.long
+@needs_java
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        (DELAY, "", ["Premature end of file"]),
+        (DELAY, "hello", ["prolog"]),
+        ("</PMML>", "", ["XML document"]),
+        ("RegressionModel", "Extension", ["Model"]),
+        ('dataType="string"', 'dataType="words"', ["type"]),
+        ("<PMML", '<!DOCTYPE PMML [<!ENTITY file SYSTEM "file:///etc/passwd">]><PMML', ["DOCTYPE"]),
+        ("<PMML", '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML', ["DOCTYPE"]),
+    ],
+    ids=["empty", "not-xml", "cut", "no-model", "unknown-type", "external-entity", "entity-expansion"],
+)
+def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
+    old: str, new: str, names: list[str], tmp_path: Path
+) -> None:
+    path = write_pmml(tmp_path, DELAY.replace(old, new))
+    with refused(InvalidArtifact, str(path), *names) as refusal:
+        read_pmml(path, None)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.long
+@needs_java
+def test_rows_that_the_file_refuses_are_named(tmp_path: Path) -> None:
+    path = write_pmml(tmp_path)
+    with refused(InvalidArtifact, str(path), "row 1", "carrier", "ZZ"):
+        read_pmml(path, ROWS.assign(carrier=["UA", "ZZ"]))
+    with refused(InvalidConfig, "distance"):
+        read_pmml(path, ROWS.drop(columns="distance"))
+
+
+def test_without_java_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with refused(NotInstalled, "Java", "default-jre-headless"):
+        onnxserve.wrap(str(write_pmml(tmp_path)), register="delay", data=ROWS)
+
+
+def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])  # No package is installed.
+    for name in [name for name in sys.modules if name.startswith("jpmml_evaluator")]:
+        monkeypatch.delitem(sys.modules, name)
+    with refused(NotInstalled, "jpmml-evaluator", "mlflow-onnxserve[pmml]"):
+        require_java()
