@@ -67,16 +67,15 @@ class Window:
         self.fields, self.server_fields = self._add_form(predictions), dict[str, tk.StringVar]()
         self._add_results(predictions)
         for name, (text, note) in _SERVER_FIELDS.items():
-            self.server_fields[name] = _add_field(server, name, note, text)
+            self.server_fields[name] = _add_field(server, self.toggle_server, name, note, text)
         self._server_button = ttk.Button(server, style="Accent.TButton", command=self.toggle_server)
         self._server_button.pack(anchor="w", pady=12)
         ttk.Entry(server, textvariable=self.url, state="readonly", width=32).pack(anchor="w")
         for row, (name, value) in enumerate(facts.items()):
             ttk.Label(about, text=name, style="Note.TLabel").grid(row=row, sticky="nw", padx=(0, 24), pady=4)
             ttk.Label(about, text=value, wraplength=800).grid(row=row, column=1, sticky="w", pady=4)
-        root.bind("<Control-o>", lambda event: self.ask_open())
-        root.bind("<Control-s>", lambda event: self.ask_save())
-        root.bind("<Return>", self._enter)
+        root.bind("<Control-o>", lambda event: self.open_file())
+        root.bind("<Control-s>", lambda event: self.save())
         root.protocol("WM_DELETE_WINDOW", self.close)
         self._show_server("")
         self._report("Fill in the form, or open a CSV or Excel file.")
@@ -93,14 +92,19 @@ class Window:
         body = csv_text([[*self.fields], [field.get() for field in self.fields.values()]]).encode()
         self._start("predicting", lambda: predict_csv(self.model, body), self._show)
 
-    def open_file(self, path: Path) -> None:
-        """Predict the rows of a CSV or Excel file."""
-        self._start(f"predicting {path.name}", lambda: predict_file(self.model, path), self._show)
+    def open_file(self, path: str = "") -> None:
+        """Predict the rows of a CSV or Excel file; without a path, the user selects a file."""
+        if path := path or filedialog.askopenfilename(filetypes=_FILES):
+            self._start(f"predicting {Path(path).name}", lambda: predict_file(self.model, Path(path)), self._show)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str = "") -> None:
         """Write the rows of the last result with their predictions to a CSV or Excel file."""
         columns = self.inputs | self.predictions
-        self._start("saving", lambda: save_columns(path, columns), lambda _: self._report(f"Saved {path}"))
+        if not columns:
+            self._report("There are no predictions yet; predict a row, or open a file.", _RED)
+        # The dialog asks before it returns an existing file.
+        elif path := path or filedialog.asksaveasfilename(filetypes=_FILES, defaultextension=".csv"):
+            self._start("saving", lambda: save_columns(Path(path), columns), lambda _: self._report(f"Saved {path}"))
 
     def toggle_server(self) -> None:
         """Start the server with the settings of its form, or stop it."""
@@ -110,23 +114,6 @@ class Window:
         settings = [field.get().strip() or _SERVER_FIELDS[name][0] for name, field in self.server_fields.items()]
         server = local_server(self._folder, self._facts["name"], self._facts["version"], *settings)
         self._start("starting the server", lambda: self._server.enter_context(server), self._show_server)
-
-    def ask_open(self) -> None:
-        if path := filedialog.askopenfilename(filetypes=_FILES):
-            self.open_file(Path(path))
-
-    def ask_save(self) -> None:
-        if not self.predictions:
-            self._report("There are no predictions yet; predict a row, or open a file.", _RED)
-        elif path := filedialog.asksaveasfilename(filetypes=_FILES, defaultextension=".csv"):  # It asks to overwrite.
-            self.save(Path(path))
-
-    def _enter(self, event: object) -> None:
-        tab = self.tabs.tab("current", "text")  # type: ignore[no-untyped-call]
-        if tab == "Server":
-            self.toggle_server()
-        elif tab == "Predictions" and self.fields:
-            self.predict()
 
     def _start(self, doing: str, work: Callable[[], T], show: Callable[[T], object]) -> None:
         """Call `work` in a thread, and then show its result or its error. Only one call runs at a time."""
@@ -212,7 +199,7 @@ class Window:
         choices, fields = {**artifact.categories, **artifact.refusals.categories}, dict[str, tk.StringVar]()
         for name, kind in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
             text = as_text(rows[name][0]) if name in rows else None
-            fields[name] = _add_field(inner, name, kind, text or "", choices.get(name, ()))
+            fields[name] = _add_field(inner, self.predict, name, kind, text or "", choices.get(name, ()))
         return fields
 
     def _add_results(self, tab: ttk.Frame) -> None:
@@ -220,7 +207,7 @@ class Window:
         results.pack(side="left", fill="both", expand=True)
         buttons = ttk.Frame(results)
         buttons.pack(fill="x", pady=(0, 8))
-        for text, command in (("Open file … (Ctrl+O)", self.ask_open), ("Save … (Ctrl+S)", self.ask_save)):
+        for text, command in (("Open file … (Ctrl+O)", self.open_file), ("Save … (Ctrl+S)", self.save)):
             ttk.Button(buttons, text=text, command=command).pack(side="left", padx=(0, 8))
         self.chart = tk.Canvas(results, height=220, background=_WHITE, highlightthickness=0)
         self.chart.pack(side="bottom", fill="x", pady=(10, 0))
@@ -234,8 +221,10 @@ class Window:
         self.table.pack(fill="both", expand=True)
 
 
-def _add_field(parent: ttk.Frame, name: str, note: str, text: str, choices: Sequence[object] = ()) -> tk.StringVar:
-    """Add a field below its name and a note about its values, and return its text."""
+def _add_field(
+    parent: ttk.Frame, enter: Callable[[], None], name: str, note: str, text: str, choices: Sequence[object] = ()
+) -> tk.StringVar:
+    """Add a field below its name and a note about its values, and return its text. The Enter key calls `enter`."""
     field = tk.StringVar(parent, text)
     ttk.Label(parent, text=name).pack(anchor="w")
     ttk.Label(parent, text=note, style="Note.TLabel").pack(anchor="w")
@@ -246,6 +235,7 @@ def _add_field(parent: ttk.Frame, name: str, note: str, text: str, choices: Sequ
     elif choices:
         values = [as_text(choice) or "" for choice in choices]
         widget = ttk.Combobox(parent, textvariable=field, values=values, width=22)
+    widget.bind("<Return>", lambda event: enter())
     widget.pack(anchor="w", pady=(2, 12))
     return field
 

@@ -29,7 +29,7 @@ def finish(window: Window) -> None:
 
 def opened(window: Window, path: Path, text: str = ROWS) -> None:
     path.write_text(text)
-    window.open_file(path)
+    window.open_file(str(path))
     finish(window)
 
 
@@ -58,10 +58,14 @@ def test_the_form_has_the_example_and_predicts_its_row(window: Window) -> None:
     assert {"probability of no", "probability of yes"} <= texts
 
 
-def test_enter_predicts_on_the_first_tab(window: Window) -> None:
+def test_enter_in_a_field_predicts(window: Window) -> None:
     window.root.update()
-    window.root.focus_force()
-    window.root.event_generate("<Return>")
+    field: tk.Misc | None = window.root
+    while field is not None and not isinstance(field, ttk.Entry):  # The Tab key leads to the first field.
+        field = field.tk_focusNext()
+    assert field is not None
+    field.focus_force()
+    field.event_generate("<Return>")
     finish(window)
     assert window.predictions["prediction"] == ["yes"]
 
@@ -86,14 +90,14 @@ def test_a_file_is_predicted_shown_and_saved(window: Window, tmp_path: Path) -> 
     assert len(window.table.get_children()) == 2
     assert mentions(window.status.get(), "2")
 
-    window.save(tmp_path / "saved.xlsx")
+    window.save(str(tmp_path / "saved.xlsx"))
     finish(window)
     assert mentions(window.status.get(), "saved.xlsx")
     cells = [[cell.value for cell in row] for row in openpyxl.load_workbook(tmp_path / "saved.xlsx").active.rows]
     assert cells[0] == [*window.inputs, *window.predictions]
     assert cells[2][:6] == ["UA", -200000, 23, False, "=1+1", "no"]
 
-    window.open_file(tmp_path / "saved.xlsx")
+    window.open_file(str(tmp_path / "saved.xlsx"))
     finish(window)
     assert window.predictions["prediction"] == ["yes", "no"]
 
