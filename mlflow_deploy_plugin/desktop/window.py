@@ -228,26 +228,33 @@ def _add_field(
     field = tk.StringVar(parent, text)
     ttk.Label(parent, text=name).pack(anchor="w")
     ttk.Label(parent, text=note, style="Note.TLabel").pack(anchor="w")
-    widget: ttk.Widget = ttk.Entry(parent, textvariable=field, width=24)
     if note == _WORDS["boolean"]:
         field.set(text or "false")
-        widget = ttk.Checkbutton(parent, text="yes", variable=field, onvalue="true", offvalue="false")
+        widget: ttk.Widget = ttk.Checkbutton(parent, text="yes", variable=field, onvalue="true", offvalue="false")
     elif choices:
         values = [as_text(choice) or "" for choice in choices]
         widget = ttk.Combobox(parent, textvariable=field, values=values, width=22)
+    else:
+        widget = ttk.Entry(parent, textvariable=field, width=24)
     widget.bind("<Return>", lambda event: enter())
     widget.pack(anchor="w", pady=(2, 12))
     return field
 
 
 def _scrolled(parent: ttk.Frame) -> ttk.Frame:
-    """Return a frame that scrolls in its parent."""
+    """Return a frame that scrolls in its parent, also to a field that the Tab key reaches."""
+
+    def show(event: "tk.Event[tk.Misc]") -> None:
+        if str(event.widget).startswith(f"{inner}."):
+            canvas.yview_moveto((event.widget.winfo_y() - 60) / inner.winfo_height())
+
     canvas, bar = tk.Canvas(parent, background=_PAPER, highlightthickness=0), ttk.Scrollbar(parent)
     inner = ttk.Frame(canvas)
     canvas.create_window(0, 0, anchor="nw", window=inner)
     canvas.configure(yscrollcommand=bar.set)
     bar.configure(command=canvas.yview)
     inner.bind("<Configure>", lambda _: canvas.configure(scrollregion=canvas.bbox("all"), width=inner.winfo_reqwidth()))
+    inner.bind_all("<FocusIn>", show)
     canvas.pack(side="left", fill="both", expand=True)
     bar.pack(side="right", fill="y")
     return inner
