@@ -29,7 +29,8 @@ Columns = dict[str, list[object]]
 
 _MOST_BYTES = 200_000_000
 _ROW = re.compile(r"(^|, )row (\d+)")
-_FORMULA, _NUMBER = re.compile(r"[=+\-@\t\r]"), re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
+_FORMULA = re.compile(r"^(?=[=+\-@\t\r])(?![+-]?[\d.]+(e[+-]?\d+)?$)", re.IGNORECASE)
+"""The start of a text that a spreadsheet runs as a formula. A number such as -5 is not a formula."""
 
 
 def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
@@ -110,7 +111,7 @@ def save_columns(path: Path, columns: Columns) -> None:
     if path.suffix.lower() == ".xlsx":
         content = _workbook(rows)
     else:
-        content = csv_text([_without_formula(as_text(value) or "") for value in row] for row in rows).encode()
+        content = csv_text([_FORMULA.sub("'", as_text(value) or "") for value in row] for row in rows).encode()
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -121,10 +122,6 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()
-
-
-def _without_formula(text: str) -> str:
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _workbook(rows: Iterable[Sequence[object]]) -> bytes:

@@ -56,7 +56,10 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
         "add-data": [f"{data / MODEL}:{MODEL}", f"{data / FACTS}:."],
         "collect-data": ["mlflow_deploy_plugin"],
         "collect-submodules": [f"mlflow_deploy_plugin.{room}" for room in _ROOMS],
-        "exclude-module": ["zstandard._cffi", *sorted(packages_distributions().keys() - _LIBRARIES)],
+        "exclude-module": [
+            "zstandard._cffi",
+            *(packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names),
+        ],
         "paths": [_PACKAGE.parent],
         "name": [name],
         "log-level": ["ERROR"],
