@@ -48,7 +48,7 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     """
     name, data = program_name(described["name"]), folder / "data"
     # The reference sample has rows of the training data, which are not given away.
-    shutil.copytree(artifact.folder, data / MODEL, ignore=shutil.ignore_patterns(artifact.reference or ""))
+    shutil.copytree(artifact.folder, data / MODEL, ignore=shutil.ignore_patterns(Path(artifact.reference or "").name))
     facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")} | {**artifact.provenance}
     facts |= {"onnxserve": __version__, "platform": f"{platform.system()} {platform.machine()}"}
     (data / FACTS).write_text(json.dumps({key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}))
