@@ -3,16 +3,24 @@
 app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
 
-from collections.abc import Mapping
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, temporary_folder, write_state
 
 _WAIT_SECONDS = 120.0
+_END_SECONDS = 5
 
 
 def asgi_app(
@@ -67,6 +75,42 @@ def wsgi_app(
     model cannot be resolved, downloaded or loaded.
     """
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+@contextmanager
+def local_server(folder: Path, name: str, version: str, host: str, port: str, key: str = "") -> Iterator[str]:
+    """Serve the version in an MLmodel folder in a thread during the block, without a registry, and yield the address.
+
+    The server has the routes and pages of `onnxserve serve`. It neither captures nor explains requests. `key` is the
+    only valid API key; an empty key leaves the routes open. Current requests have five seconds to end.
+
+    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version cannot be loaded.
+    """
+    import uvicorn  # The applications above run in any server.
+
+    config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
+    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), config)
+    served = WantedVariant(model_uri=f"models:/{name}/{version}", model=name, version=version, folder=folder)
+    endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
+    keys = {hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read"))}
+    try:
+        listener = socket.create_server((host, int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another host or port") from None
+    with listener, temporary_folder("onnxserve-local-") as state_dir:
+        write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
+        write_state(state_dir / KEYS, ValidKeys(keys=keys))
+        with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
+            options = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
+            server = uvicorn.Server(options)
+            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+            thread.start()
+            try:
+                yield f"http://{host}:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                thread.join()
 
 
 def _embedded_model(

@@ -18,10 +18,12 @@ from werkzeug.test import Client as WsgiClient
 
 from mlflow_deploy_plugin import wsgi_app
 from mlflow_deploy_plugin.client import Client
+from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.http.embedded import WsgiApp
 from mlflow_deploy_plugin.statedir.files import METRICS
 from tests.support.models import mixed_model
+from tests.support.refusals import refused
 from tests.support.waiting import free_port, wait_until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
@@ -117,3 +119,25 @@ def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_field_that_is_not_known_is_refused_before_anything_starts(config: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         wsgi_app("models:/m/1", config=config)
+
+
+def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    with local_server(mixed_model(tmp_path / "model"), "Flight Delay", "3", "127.0.0.1", "0") as url:
+        assert psutil.Process().children() == before
+        assert requests.get(f"{url}/docs", timeout=30).status_code == 200
+        client = Client(url)
+        assert client.predict([RECORD]).values == ["yes"]
+        answer = client.infer({name: [value] for name, value in RECORD.items()})
+        assert (answer.model, answer.version) == ("Flight Delay", "3")
+        with refused(InvalidConfig, url.rpartition(":")[2]), local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]):
+            pass
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=30)
+
+
+def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None:
+    with local_server(mixed_model(tmp_path / "model"), "m", "1", "127.0.0.1", "0", "sesame") as url:
+        body, headers = {"dataframe_records": [RECORD]}, {"Authorization": "Bearer sesame"}
+        assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
+        assert requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code == 200

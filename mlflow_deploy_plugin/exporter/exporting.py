@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
 )
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
+from mlflow_deploy_plugin.exporter.desktop import program_name, write_desktop
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -37,7 +39,7 @@ from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_opt
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
@@ -81,7 +83,8 @@ def export(
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
         path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
-            the path may be an existing folder, to which a wheel with the default name is written.
+            the path may be an existing folder, to which a wheel with the default name is written. For a desktop
+            program, the path is the folder in which the folder of the program is written.
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
             the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
@@ -95,9 +98,12 @@ def export(
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
-    if not (format == "wheel" and target.is_dir()):
+    if not (format in ("wheel", "desktop") and target.is_dir()):
         _refuse_existing(target)
     resolved = resolve(model_uri)
+    if format == "desktop":
+        target /= program_name(resolved.name)
+        _refuse_existing(target)
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
@@ -178,6 +184,13 @@ def _write(
             folder.mkdir()
             has_rows = version.model.schema.has_rows
             return _write_tflite(graph, folder, version.feeds, version.expected, has_rows, progress)
+        case "desktop":
+            progress("building the program with PyInstaller, which takes about a minute")
+            program = write_desktop(version.model.artifact, described, folder)
+            size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
+            outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
+            progress(f"{program.name}: {size / 1e6:,.0f} MB, started in {time.monotonic() - started:.1f} s")
+            return program.parent, _difference(version.expected, outputs, 0.0)
         case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
 
@@ -319,15 +332,19 @@ def _write_tflite(
 
 def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+
+
+def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
+    """Return the outputs that a command writes for the rows; it gets the paths of both files. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file, outputs_file = folder / "rows", folder / "outputs"
         rows_file.write_bytes(pickle.dumps(rows))
-        command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(rows_file), str(outputs_file)]
         try:
-            run_to_end(command, _PROOF_SECONDS)
+            run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
-        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The file is trusted: `_PROOF` wrote it.
+        outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
     return outputs
 
 

@@ -12,7 +12,7 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown format": (
         "pickle",
         {},
-        "the format 'pickle' is unknown; supported are onnx, ort, wheel, bundle, conda, tflite, pmml",
+        "the format 'pickle' is unknown; supported are onnx, ort, wheel, bundle, conda, tflite, pmml, desktop",
     ),
     "wheels for another format": (
         "onnx",

@@ -56,12 +56,13 @@ class EmbeddedModel:
 
     Args:
         folder: the state folder; if another process uses this folder, `FOLDER.2`, `FOLDER.3` and so on are tried.
-        follow: True to follow a stage or alias; False to resolve it once.
+        follow: True to follow a stage or alias; False to resolve it once; None to serve the version in the folder's
+            WANTED without an agent, with the pages at `/` and `/docs`.
         wait_seconds: the time limit for the registry and the load.
     """
 
-    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:
-        self._held = ExitStack()
+    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool | None, wait_seconds: float) -> None:
+        self._held, self._has_pages = ExitStack(), follow is None
         self._process = os.getpid()
         atexit.register(self.close)
         try:
@@ -70,11 +71,12 @@ class EmbeddedModel:
             # Process ids are reused, so that the states of an earlier run could seem to belong to this run.
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
-            agent = _AgentKeeper(self.state_dir, follow)
-            self._held.callback(agent.stop)
             deadline = time.monotonic() + wait_seconds
-            while not agent.is_ready():
-                _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
+            if follow is not None:
+                agent = _AgentKeeper(self.state_dir, follow)
+                self._held.callback(agent.stop)
+                while not agent.is_ready():
+                    _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
             self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
@@ -96,7 +98,7 @@ class EmbeddedModel:
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer a request, whose path does not contain the mount prefix. Never raises."""
-        return _no_page(raw.path) or self.app.handle(raw)
+        return (None if self._has_pages else _no_page(raw.path)) or self.app.handle(raw)
 
 
 class _AgentKeeper:
