@@ -236,8 +236,8 @@ def _operation_object(
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
-        # A client generator names the method of the operation by this id.
-        "operationId": re.sub(r"[/{}:]+", ".", path).strip(".") or "index",
+        # A client generator names the method of the operation by this id. A dot of a name is doubled: /a.b is not /a/b.
+        "operationId": re.sub(r"[/{}:]+", ".", path.replace(".", "..")).strip(".") or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},

@@ -190,6 +190,15 @@ def test_client_generators_get_a_name_for_every_method_and_every_class(server: S
     assert [name for name, _ in nested] == []
 
 
+def test_an_endpoint_that_is_named_like_a_path_of_another_has_its_own_methods(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+) -> None:
+    folder = model_folders["single"]
+    paths = fetched(serve_here({name: {"v": variant(folder)} for name in ("flights", "flights.docs")}))["paths"]
+    names = [paths[path]["get"]["operationId"] for path in ("/endpoints/flights/docs", "/endpoints/flights.docs")]
+    assert names == ["endpoints.flights.docs", "endpoints.flights..docs"]
+
+
 def test_numbers_have_their_width(server: Server) -> None:
     """Generated clients in Go and Java would otherwise read an int64 as int32, and a double as a float."""
     record = fetched(server)["components"]["schemas"]["flights.record"]["properties"]
