@@ -20,6 +20,8 @@ PMML_MODEL = Path(__file__).with_name("pmml_model.py")
 _REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")
 _TYPES = {"double": "double", "float": "float", "integer": "long", "boolean": "boolean"}
 """The MLflow type of each PMML type. Other types, such as dates, are strings in ISO 8601."""
+_INPUT_TYPES = _TYPES | {"integer": "double"}
+"""MLflow's integers cannot be missing. The conversion is exact, because jpmml_evaluator's integers have 32 bits."""
 
 
 def require_java() -> str:
@@ -32,7 +34,7 @@ def require_java() -> str:
 
 
 def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
-    """Evaluate the rows, and return the kind of model and the arguments of `mlflow.pyfunc.log_model`.
+    """Evaluate the rows, and return the kind of model and the arguments of `mlflow.pyfunc.log_model` except `artifacts`.
 
     Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if Java refuses the file or a row.
     """
@@ -46,12 +48,12 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
         jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
         model = PmmlModel(str(path))
-        # The target of a clustering has no name, which Python calls "None".
-        schemas = (
-            Schema([ColSpec(_TYPES.get(kind, "string"), name) for name, kind in fields.items() if name != "None"])
-            for fields in model.fields()
+        signature = ModelSignature(
+            *(
+                Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
+                for types, fields in zip((_INPUT_TYPES, _TYPES), model.fields(), strict=True)
+            )
         )
-        signature = ModelSignature(*schemas)
         batch = None if data is None else Batch.read(data).cast_to_signature(signature)
         if batch is not None:
             model.predict(None, pd.DataFrame(batch.data))
@@ -63,7 +65,6 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
-        "artifacts": {"pmml": str(path.resolve())},
         "signature": signature,
         "input_example": None if batch is None else batch.take(slice(EXAMPLE_ROWS)).data,
         "pip_requirements": [f"{package}=={version(package)}" for package in _REQUIREMENTS],

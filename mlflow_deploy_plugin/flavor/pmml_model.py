@@ -36,11 +36,17 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         return answers[[*types]].astype({name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS})
 
     def fields(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the types of the input fields, and the types of the target fields and output fields, by name."""
+        """Return the types of the input fields, and the types of the target fields and output fields, by name.
+
+        The target of a clustering has no name, and is left out.
+        """
         model = self.evaluator.javaEvaluator
         # jpmml_evaluator fails for output fields without optype, which is optional.
         sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
-        inputs, outputs = ({str(field.getName()): str(field.getDataType().value()) for field in side} for side in sides)
+        inputs, outputs = (
+            {str(field.getName()): str(field.getDataType().value()) for field in side if field.getName() is not None}
+            for side in sides
+        )
         return inputs, outputs
 
     def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -7,6 +7,7 @@ stages and the verdicts of a gate remain on the old version. Packages that diffe
 import importlib
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -197,7 +198,9 @@ def _wrap_pmml(
     if dry_run:
         return outcome
     progress(f"registering the next version of {name}")
-    with registry_errors(f"model {name}"):
+    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
+        # MLflow cannot read a path with the characters # or %.
+        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
         tags = {WRAPPED_FROM_TAG: resolved.source}
         info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)

@@ -1,5 +1,6 @@
 """A PMML file becomes a pyfunc whose answers are those of jpmml_evaluator."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from tests.support.servers import gunicorn, one_endpoint
 
 ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [100, 300], "delay": [9, 9]})
 DELAYS = [2 + 1 + 5, 2 + 3]
+INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).replace(
+    'name="distance" optype="continuous" dataType="double"', 'name="distance" optype="continuous" dataType="integer"'
+)
 
 
 @pytest.mark.long
 @needs_java
 def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: Path, tmp_path: Path) -> None:
-    made = onnxserve.wrap(str(write_pmml(tmp_path)), register="delay", data=ROWS)
+    path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")  # MLflow reads paths as URIs.
+    made = onnxserve.wrap(str(path), register="delay", data=ROWS)
 
     assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
     assert [(entry.name, entry.dtype) for entry in made.inputs] == [("carrier", "str"), ("distance", "float64")]
@@ -68,6 +73,20 @@ def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
     with refused(InvalidArtifact, str(path), *names) as refusal:
         read_pmml(path, None)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.long
+@needs_java
+@pytest.mark.parametrize("name", ["distance", "None"])
+def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name: str, tmp_path: Path) -> None:
+    path = write_pmml(tmp_path, INTEGER_DISTANCE.replace('"distance"', f'"{name}"'))
+    rows = ROWS.rename(columns={"distance": name}).assign(**{name: [100, None]})
+    kind, options = read_pmml(path, rows)
+    assert kind == "Regression"
+    assert options["signature"].inputs.input_names() == ["carrier", name]
+    assert options["input_example"][name].isna().tolist() == [False, True]
+    with refused(InvalidArtifact, "row 1", name, "0.5"):
+        read_pmml(path, rows.assign(**{name: [100, 0.5]}))
 
 
 @pytest.mark.long
