@@ -92,10 +92,13 @@ def known_rows(model: OnnxModel, most: int) -> NamedArrays:
     """Return rows in the types of the signature: the version's input example, otherwise at most `most` rows of its
     reference or (64) of random numbers. Raises SchemaMismatch if the example does not match the model."""
     schema, example = model.schema, model.artifact.folder / INPUT_EXAMPLE
+    feeds: Mapping[str, Array] | None = None
     if example.is_file():
-        return schema.to_columns(protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema))
-    if (reference := reference_rows(model.artifact, most, seed=0)) is not None:
-        return schema.to_columns(schema.from_columns(reference))
+        feeds = protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema)
+    elif (reference := reference_rows(model.artifact, most, seed=0)) is not None:
+        feeds = schema.from_columns(reference)
+    if feeds is not None:  # A graph may stack booleans and integers with floats in one input.
+        return cast_to_signature(model.artifact, schema.to_columns(feeds))
     random = np.random.default_rng(0)
     made_up = {}
     for name, dtype in schema.dtypes.items():

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
 )
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
+from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature
 from mlflow_deploy_plugin.exporter.desktop import program_name, write_desktop
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
@@ -33,7 +34,7 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.settings import absolute_path
@@ -277,17 +278,14 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:
             rows = known_rows(model, _GIVEN_ROWS)
-        elif hasattr(user_rows, "keys"):
-            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
-            rows = schema.to_columns(schema.from_columns(columns))
         else:
-            rows = schema.to_columns(schema.from_array(user_rows))
+            if hasattr(user_rows, "keys"):
+                feeds = schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})
+            else:
+                feeds = schema.from_array(user_rows)
+            rows = cast_to_signature(model.artifact, schema.to_columns(feeds))
     except SchemaMismatch as error:
         raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
-    for column in schema.columns:  # A graph may stack booleans and integers with floats in one input.
-        array, dtype = rows[column.name], COLUMN_TYPES[column.type]
-        if array.dtype.kind == "f" and dtype in ("bool", "int32", "int64") and np.isfinite(array).all():
-            rows[column.name] = array.astype(dtype)
     if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
         return [rows]
     count = row_count(rows)

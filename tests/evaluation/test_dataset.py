@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 )
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, Artifact, Column, OnnxModel, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
-from tests.support.models import mixed_model
+from tests.support.models import columns, mixed_model, write_model
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
@@ -285,3 +285,17 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp
     document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
     (model.artifact.folder / INPUT_EXAMPLE).write_text(json.dumps(document))
     assert {name: values.tolist() for name, values in known_rows(model, 3).items()} == {"a": [1.5], "b": [2.0]}
+
+
+def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_booleans_with_floats(
+    tmp_path: Path,
+) -> None:
+    graph = "stacked (double[N,2] X) => (double[N,2] y) { y = Identity(X) }"
+    stacked = [{"name": "X", "dtype": "float64", "shape": [-1, 2], "columns": ["late", "distance"]}]
+    outputs = [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}]
+    section = {"inputs": stacked, "outputs": outputs, "prediction": ["y"]}
+    folder = write_model(tmp_path / "stacked", graph, columns(late="boolean", distance="double"), section)
+    (folder / INPUT_EXAMPLE).write_text('{"dataframe_records": [{"late": true, "distance": 1.5}]}')
+    rows = known_rows(OnnxModel.load(folder), 3)
+    assert {name: values.tolist() for name, values in rows.items()} == {"late": [True], "distance": [1.5]}
+    assert rows["late"].dtype == bool
