@@ -34,7 +34,7 @@ def require_java() -> str:
 
 
 def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
-    """Evaluate the rows, and return the kind of model and the arguments of `mlflow.pyfunc.log_model` except `artifacts`.
+    """Evaluate the rows, and return the kind of model and the arguments of MLflow's `log_model` except `artifacts`.
 
     Raises NotInstalled, InvalidConfig for rows of another type, and InvalidArtifact if Java refuses the file or a row.
     """
@@ -48,12 +48,13 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
         jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
         model = PmmlModel(str(path))
-        signature = ModelSignature(
-            *(
-                Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
-                for types, fields in zip((_INPUT_TYPES, _TYPES), model.fields(), strict=True)
-            )
+        if not (sides := model.fields())[1]:
+            raise InvalidArtifact(f"{path} has no named target and no output field; add an Output element to its model")
+        schemas = (
+            Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
+            for types, fields in zip((_INPUT_TYPES, _TYPES), sides, strict=True)
         )
+        signature = ModelSignature(*schemas)
         batch = None if data is None else Batch.read(data).cast_to_signature(signature)
         if batch is not None:
             model.predict(None, pd.DataFrame(batch.data))

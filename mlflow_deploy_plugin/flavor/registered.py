@@ -83,22 +83,22 @@ class WrappedVersion:
     Attributes:
         source: models:/old/3, or the path of the model's files.
         name, version: the registered model and the new version; the version is empty after a dry run.
-        model_id, run_id: the new logged model and its run; empty if they do not exist.
         model: the class and framework of the original.
         prediction: names of the outputs that `predict` returns.
+        model_id, run_id: the new logged model and its run; empty if they do not exist.
     """
 
     source: str
     name: str
-    version: str
-    model_id: str
-    run_id: str
     model: str
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     prediction: tuple[str, ...]
     report: ParityReport
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    version: str = ""
+    model_id: str = ""
+    run_id: str = ""
 
 
 def wrap_registered(
@@ -159,9 +159,6 @@ def wrap_registered(
         outcome = WrappedVersion(
             source=resolved.source,
             name=register or resolved.name,
-            version="",
-            model_id="",
-            run_id="",
             model=f"{kind} of {wrapped.converted.framework} {wrapped.converted.framework_version}",
             inputs=wrapped.converted.inputs,
             outputs=wrapped.converted.outputs,
@@ -185,15 +182,11 @@ def _wrap_pmml(
     outcome = WrappedVersion(
         source=str(path),
         name=name,
-        version="",
-        model_id="",
-        run_id="",
         model=f"{kind} in PMML",
         inputs=tuple(Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs),
         outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
         prediction=tuple(outputs.input_names()),
         report=ParityReport("no-original"),
-        warnings=(),
     )
     if dry_run:
         return outcome

@@ -20,6 +20,12 @@ from tests.support.servers import gunicorn, one_endpoint
 
 ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [100, 300], "delay": [9, 9]})
 DELAYS = [2 + 1 + 5, 2 + 3]
+CLUSTERS = """<PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>
+<DataDictionary><DataField name="a" optype="continuous" dataType="double"/></DataDictionary>
+<ClusteringModel functionName="clustering" modelClass="centerBased" numberOfClusters="1">
+<MiningSchema><MiningField name="a"/></MiningSchema>
+<ComparisonMeasure kind="distance"><squaredEuclidean/></ComparisonMeasure><ClusteringField field="a"/>
+<Cluster id="x"><Array type="real" n="1">0</Array></Cluster></ClusteringModel></PMML>"""
 INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).replace(
     'name="distance" optype="continuous" dataType="double"', 'name="distance" optype="continuous" dataType="integer"'
 )
@@ -61,10 +67,21 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: P
         (DELAY, "<html/>", ["unexpected element", "html"]),
         ("RegressionModel", "Extension", ["Model"]),
         ('dataType="string"', 'dataType="words"', ["dataType"]),
+        (DELAY, CLUSTERS, ["Output"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY file SYSTEM "file:///etc/passwd">]><PMML', ["DOCTYPE"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML', ["DOCTYPE"]),
     ],
-    ids=["empty", "not-xml", "cut", "not-pmml", "no-model", "unknown-type", "external-entity", "entity-expansion"],
+    ids=[
+        "empty",
+        "not-xml",
+        "cut",
+        "not-pmml",
+        "no-model",
+        "unknown-type",
+        "no-output",
+        "external-entity",
+        "entity-expansion",
+    ],
 )
 def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
     old: str, new: str, names: list[str], tmp_path: Path
@@ -80,13 +97,15 @@ def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
 @pytest.mark.parametrize("name", ["distance", "None"])
 def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name: str, tmp_path: Path) -> None:
     path = write_pmml(tmp_path, INTEGER_DISTANCE.replace('"distance"', f'"{name}"'))
-    rows = ROWS.rename(columns={"distance": name}).assign(**{name: [100, None]})
+    rows = ROWS.rename(columns={"distance": name})
+    rows[name] = [100, None]
     kind, options = read_pmml(path, rows)
     assert kind == "Regression"
     assert options["signature"].inputs.input_names() == ["carrier", name]
     assert options["input_example"][name].isna().tolist() == [False, True]
+    rows[name] = [100, 0.5]
     with refused(InvalidArtifact, "row 1", name, "0.5"):
-        read_pmml(path, rows.assign(**{name: [100, 0.5]}))
+        read_pmml(path, rows)
 
 
 @pytest.mark.long
