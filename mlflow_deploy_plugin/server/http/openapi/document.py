@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -13,10 +13,10 @@ from mlflow_deploy_plugin.protocols.content import EVENTS
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody, ResponseBody
+from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.http.responses import error_response
-from mlflow_deploy_plugin.server.http.routes import Route, list_routes
+from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.auth import scopes_for
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.variants import ServedEndpoint, ServedVariant
@@ -101,8 +101,7 @@ def document(server: Server, only: str | None = None) -> JsonSchema:
     Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. With more
     than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint.
     """
-    routes, table = list_routes(), server.repository.table.items()
-    answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]
+    answering = [DescribedEndpoint(name, each) for name, each in server.repository.table.items() if each.answering]
     default = next((each for each in answering if each.endpoint == server.repository.default_endpoint), None)
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
@@ -116,25 +115,31 @@ def document(server: Server, only: str | None = None) -> JsonSchema:
         summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
     if not summary:
         summary.append("no model is loaded yet")
-    unique = {each.endpoint: each for each in (*endpoints, default) if each is not None}.values()
+    components: JsonSchema = {}
+    for name, path in _ERROR_FORMS.items():
+        components[name] = _with_references(_error_schema(path), "", components)
+    components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": "/"}],
-        "paths": _paths(routes, endpoints, default, schemes),
-        "components": {"schemas": _components(routes, unique), **({"securitySchemes": schemes} if schemes else {})},
+        "paths": _paths(endpoints, default, schemes, components),
+        "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
     }
 
 
 def _paths(
-    routes: Iterable[Route],
     endpoints: list[DescribedEndpoint],
     default: DescribedEndpoint | None,
     schemes: Mapping[str, JsonSchema],
+    components: JsonSchema,
 ) -> dict[str, JsonSchema]:
-    """Return the operations by path and method; routes without an endpoint's name describe `default`."""
+    """Return the operations by path and method; routes without an endpoint's name describe `default`.
+
+    The schemas to which the operations refer are added to `components`.
+    """
     paths: dict[str, JsonSchema] = {}
-    for route in routes:
+    for route in list_routes():
         is_named = _NAME in route.path
         needed = {}
         if route.need is not None and schemes:  # A caller needs all schemes, and any one of the scopes.
@@ -147,32 +152,12 @@ def _paths(
                 if not route.operation.applies_to(described.artifact):
                     continue
                 path = path.replace(_NAME, quote(described.endpoint, safe=""))
-            operation = _operation_object(route.operation, path, described, errors)
+            operation = _operation_object(route.operation, path, described, errors, components)
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
 
 
-def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
-    components: dict[str, JsonSchema] = {}
-    for name, path in _ERROR_FORMS.items():
-        components[name] = _with_references(_error_schema(path), "", components)
-    components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
-    sides = [side for route in routes for side in (route.operation.request, route.operation.response)]
-    bodies: dict[RequestBody | ResponseBody, None] = {}
-    for body in (body for side in sides for body in side.values()):
-        if isinstance(body, dict):
-            _with_references(body, "", components)
-        else:
-            bodies[body] = None
-    for described in endpoints:
-        for body in bodies:
-            name, artifact = f"{described.endpoint}.{body.name}", described.artifact
-            schema = body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(artifact)
-            components[name] = _with_references(schema, f"{described.endpoint}.", components)
-    return components
-
-
-def _with_references(schema: JsonSchema, prefix: str, components: dict[str, JsonSchema]) -> JsonSchema:
+def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
     """Return the schema with a reference instead of each part that has a title; the parts become `components`.
 
     The name of a component is the prefix, then the title.
@@ -212,7 +197,7 @@ def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
 
 
 def _operation_object(
-    operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int]
+    operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int], components: JsonSchema
 ) -> JsonSchema:
     parameters: list[JsonSchema] = []
     errors = {*operation.errors, *errors}
@@ -225,7 +210,7 @@ def _operation_object(
         errors.add(400)
     response: JsonSchema = {"description": operation.summary}
     if operation.response:
-        response["content"] = _content(operation.response, described)
+        response["content"] = _content(operation.response, described, components)
     if operation.is_prediction:
         parameters += [
             {"name": name, "in": "header", "required": False, "schema": schema, "description": meaning}
@@ -245,25 +230,31 @@ def _operation_object(
     if parameters:
         document["parameters"] = parameters
     if operation.request:
-        content = _content(operation.request, described)
+        content = _content(operation.request, described, components)
         document["requestBody"] = {"required": operation.needs_body, "content": content}
     return document
 
 
-def _content(bodies: Bodies, described: DescribedEndpoint | None) -> JsonSchema:
+def _content(bodies: Bodies, described: DescribedEndpoint | None, components: JsonSchema) -> JsonSchema:
     """Return the `content` of a request or a response. If no endpoint can answer, any body is accepted."""
     content: JsonSchema = {}
     for media_type, body in bodies.items():
         if media_type == EVENTS and not (described and described.artifact.is_streamable):
             continue
         if isinstance(body, dict):
-            content[media_type] = {"schema": _with_references(body, "", {})}
-            continue
-        reference = _reference(f"{described.endpoint}.{body.name}") if described else {}
-        content[media_type] = {"schema": reference}
-        if described and isinstance(body, RequestBody):
-            example = body.example(described.schema, described.example)
-            content[media_type] |= {"example": example} if example else {}
+            content[media_type] = {"schema": _with_references(body, "", components)}
+        elif described is None:
+            content[media_type] = {"schema": {}}
+        else:
+            name = f"{described.endpoint}.{body.name}"
+            content[media_type] = {"schema": _reference(name)}
+            if isinstance(body, RequestBody):
+                schema = body.schema(described.schema)
+                if example := body.example(described.schema, described.example):
+                    content[media_type]["example"] = example
+            else:
+                schema = body.schema(described.artifact)
+            components[name] = _with_references(schema, f"{described.endpoint}.", components)
     return content
 
 

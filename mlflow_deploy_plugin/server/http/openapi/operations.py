@@ -201,53 +201,33 @@ EMBEDDINGS = _openai("/embeddings", "input", {"type": ["string", "array"], "item
 TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
-MODELS = Operation(
-    "The endpoints, for clients of OpenAI and KServe",
-    SERVER,
-    {JSON: _object_of("endpoints", data="array", models="array")},
-)
-TF_STATUS = _readable(
-    "The loaded versions",
-    TENSORFLOW,
-    {JSON: _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")},
-)
-TF_METADATA = _readable(
-    "The inputs and outputs",
-    TENSORFLOW,
-    {JSON: _object_of("tfserving metadata", model_spec="object", metadata="object")},
-)
+_ENDPOINTS = _object_of("endpoints", data="array", models="array")
+MODELS = Operation("The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _ENDPOINTS})
+_TF_STATUS = _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")
+TF_STATUS = _readable("The loaded versions", TENSORFLOW, {JSON: _TF_STATUS})
+_TF_METADATA = _object_of("tfserving metadata", model_spec="object", metadata="object")
+TF_METADATA = _readable("The inputs and outputs", TENSORFLOW, {JSON: _TF_METADATA})
 V2_INFER = _prediction(
     "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
     V2,
     {JSON: _V2_ANSWER, OCTETS: _BYTES},
     {JSON: _V2, OCTETS: _BYTES},
 )
-V2_SERVER = Operation(
-    "The server's name and version",
-    V2,
-    {JSON: _object_of("v2 server", name="string", version="string", extensions="array")},
-)
+_V2_SERVER = _object_of("v2 server", name="string", version="string", extensions="array")
+V2_SERVER = Operation("The server's name and version", V2, {JSON: _V2_SERVER})
 V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of("v2 live", live="boolean")})
 V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of("v2 ready", ready="boolean")})
 V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
-V2_MODEL_READY = _readable(
-    "The readiness of the endpoint, or of a version of it",
-    V2,
-    {JSON: _object_of("v2 model ready", name="string", ready="boolean")},
-)
+_V2_MODEL_READY = _object_of("v2 model ready", name="string", ready="boolean")
+V2_MODEL_READY = _readable("The readiness of the endpoint, or of a version of it", V2, {JSON: _V2_MODEL_READY})
 V2_CONFIG = _readable(
     "The configuration of the endpoint, in Triton's form",
     V2,
     {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
 )
-V2_MODEL_STATISTICS = _readable(
-    "The number and the duration of requests to the endpoint",
-    V2,
-    {JSON: _object_of("v2 statistics", model_stats="array")},
-)
-V2_STATISTICS = _readable(
-    "The statistics of all endpoints", V2, {JSON: _object_of("v2 statistics", model_stats="array")}
-)
+_V2_STATISTICS: Bodies = {JSON: _object_of("v2 statistics", model_stats="array")}
+V2_MODEL_STATISTICS = _readable("The number and the duration of requests to the endpoint", V2, _V2_STATISTICS)
+V2_STATISTICS = _readable("The statistics of all endpoints", V2, _V2_STATISTICS)
 V2_INDEX = Operation(
     "The endpoints and their states",
     V2,
