@@ -50,7 +50,8 @@ public class Flights {
             .columns(List.of(new FlightsColumnName("carrier"), new FlightsColumnName("distance")))
             .addDataItem(List.of("UA", 1400));
         try {
-            predictions.invocations(new FlightsInvocations(new FlightsDataframeSplit().dataframeSplit(split)), null, null);
+            var body = new FlightsInvocations(new FlightsDataframeSplit().dataframeSplit(split));
+            predictions.endpointsFlightsInvocations(body, null, null);
         } catch (ApiException error) {
             var message = new ObjectMapper().readTree(error.getResponseBody()).get("message").asText();
             System.out.println("REST error: " + error.getCode() + " " + message);
