@@ -182,9 +182,7 @@ def _write(
             write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels, format == "conda")
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
-            folder.mkdir()
-            has_rows = version.model.schema.has_rows
-            return _write_tflite(graph, folder, version.feeds, version.expected, has_rows, progress)
+            return _write_tflite(version, folder, progress)
         case "desktop":
             progress("building the program with PyInstaller, which takes about a minute")
             program = write_desktop(version.model.artifact, described, folder)
@@ -197,10 +195,8 @@ def _write(
 
             artifact = version.model.artifact
             file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
-            fields = _run(PMML_MODEL, file, version.rows)
-            outputs = served_outputs(
-                fields, {output.name: output.role for output in artifact.outputs}, version.expected
-            )
+            roles = {output.name: output.role for output in artifact.outputs}
+            outputs = served_outputs(_run(PMML_MODEL, file, version.rows), roles, version.expected)
             expected = {name: version.expected[name] for name in outputs}
             return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
@@ -307,21 +303,20 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 """
 
 
-def _write_tflite(
-    graph: Path, folder: Path, feeds: Rows, expected: Mapping[str, Array], has_rows: bool, progress: ProgressCallback
-) -> tuple[Path, float]:
+def _write_tflite(version: _LoadedVersion, folder: Path, progress: ProgressCallback) -> tuple[Path, float]:
     """Return a checked file and its largest error. If batches fail the check, the file accepts one row per call."""
-    refuse_unconvertible(graph)
+    refuse_unconvertible(version.graph)
     python = converter_python(progress)
+    folder.mkdir()
 
     def attempt(one_row: bool) -> tuple[Path, float]:
-        file = write_tflite(python, graph, folder / f"tflite-{one_row}", one_row)
-        return file, _difference(expected, _run(LITERT, file, feeds, python), _TFLITE_TOLERANCE)
+        file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
+        return file, _difference(version.expected, _run(LITERT, file, version.feeds, python), _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
     except (ConversionError, ParityError):
-        if not has_rows:
+        if not version.model.schema.has_rows:
             raise
         result = attempt(one_row=True)
     progress("the file supports one row per call, because its answers for several rows differ from the model's")
