@@ -248,13 +248,13 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None, components: Js
         else:
             name = f"{described.endpoint}.{body.name}"
             content[media_type] = {"schema": _reference(name)}
-            if isinstance(body, RequestBody):
-                schema = body.schema(described.schema)
-                if example := body.example(described.schema, described.example):
-                    content[media_type]["example"] = example
-            else:
-                schema = body.schema(described.artifact)
-            components[name] = _with_references(schema, f"{described.endpoint}.", components)
+            if name not in components:  # Several paths have the same body.
+                schema = (
+                    body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(described.artifact)
+                )
+                components[name] = _with_references(schema, f"{described.endpoint}.", components)
+            if isinstance(body, RequestBody) and (example := body.example(described.schema, described.example)):
+                content[media_type]["example"] = example
     return content
 
 
