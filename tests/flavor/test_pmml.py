@@ -1,4 +1,4 @@
-"""A PMML file becomes a pyfunc whose answers are those of jpmml_evaluator."""
+"""A PMML file becomes a pyfunc, which gives the same answers as jpmml_evaluator."""
 
 import re
 import sys
