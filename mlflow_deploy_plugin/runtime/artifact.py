@@ -125,6 +125,23 @@ class Output:
 
 
 @dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer of a text model (`runtime/tokenizer.py`).
+
+    Attributes:
+        file: the tokenizer in the format of the `tokenizers` library, with its truncation and padding.
+        graph_inputs: the inputs of the graph: `input_ids`, `attention_mask`, and for some nets `token_type_ids`.
+        max_length: the maximum number of tokens. A longer text is truncated if the file specifies it, or refused.
+        prefix: the prompt that precedes each text.
+    """
+
+    file: Path
+    graph_inputs: tuple[str, ...]
+    max_length: int
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """The content of an MLmodel folder.
 
@@ -145,6 +162,7 @@ class Artifact:
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
         logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).
+        tokenizer: for a text model, the tokenizer that converts the texts of `inputs` into the inputs of the graph.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and answers; empty if not set.
     """
 
@@ -170,6 +188,7 @@ class Artifact:
     optimization: Mapping[str, Any] = field(default_factory=dict)
     undescribed: str = ""
     is_streamable: bool = False
+    tokenizer: TokenizerSpec | None = None
     task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
@@ -306,9 +325,17 @@ def read_artifact(folder: Path) -> Artifact:
             has_signature=bool(columns or tensors),
             digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
             optimization=dict(content.get("optimization", {})),
+            tokenizer=_read_tokenizer(folder, content["tokenizer"]) if "tokenizer" in content else None,
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+
+
+def _read_tokenizer(folder: Path, section: Mapping[str, Any]) -> TokenizerSpec:
+    inputs = tuple(map(checked_name, section["graph_inputs"]))
+    return TokenizerSpec(
+        _inside(folder, str(section["data"])), inputs, int(section["max_length"]), str(section.get("prefix", ""))
+    )
 
 
 def hash_files(folder: Path) -> dict[Path, str]:
