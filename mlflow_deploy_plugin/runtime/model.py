@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.runtime.session import (
     operators_of,
     quiet_options,
 )
-from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
+from mlflow_deploy_plugin.runtime.tokenizer import Run, TextTokenizer
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class OnnxModel:
     queue_seconds, unavailable_reason = 0.0, ""
 
     def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
-        self._first_run = session.run
+        self._first_run: Run = session.run
+        self._tokenizer: TextTokenizer | None = None
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         dimensions = {  # A dimension without a name has an empty string.
             node.name: tuple(
@@ -174,9 +175,10 @@ class OnnxModel:
             own = getattr(session, "_sess", session)
             self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
         if artifact.tokenizer is not None:
-            tokenizer = TextTokenizer(artifact.tokenizer)
-            self._compute = self._compute_large = tokenizer.feeding(self._compute_large)
-            self._first_run = tokenizer.feeding(session.run)
+            self._tokenizer = TextTokenizer(artifact.tokenizer)
+            names = [entry.name for entry in inputs]
+            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large, names)
+            self._first_run = self._tokenizer.feeding(session.run, names)
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
@@ -282,6 +284,12 @@ class OnnxModel:
             return named
         columns = [array.reshape(-1).tolist() for array in named.values()]
         return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
+
+    def graph_feeds(self, feeds: Feeds) -> Feeds:
+        """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
+        if self._tokenizer is None:
+            return feeds
+        return self._tokenizer.feeds(*(feeds[entry.name].tolist() for entry in self.artifact.inputs))
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""

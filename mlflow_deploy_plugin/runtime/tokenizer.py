@@ -7,7 +7,7 @@ the longest text.
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +17,17 @@ from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.values import short_repr
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-_MAX_CHARACTERS = 1_000_000
-"""The maximum length of a text: tokenizing a text of this length takes up to two seconds."""
+_MAX_CHARACTERS = 200_000
+"""The maximum number of characters that are tokenized at once, and thus of a text: they may take a second and 90 MB."""
 _RUN_TOKENS = 2**12
 """The maximum number of tokens in one run, unless a single text is longer. Larger runs are not faster per token."""
 
 Run = Callable[..., list[Array]]
 """A session's `run(output names, feeds, options)`."""
+
+
+_Tokens = tuple[list[int], list[int]]
+"""The ids and the type ids of a row's tokens. The type ids are empty if the graph does not read them."""
 
 
 class TextTokenizer:
@@ -50,6 +51,7 @@ class TextTokenizer:
             raise InvalidArtifact(f"{spec.file.name} cannot be read: {one_line(error, 300)}") from None
         self._spec = spec
         self._padding: dict[str, Any] = self._tokenizer.padding or {}
+        self._has_types = "token_type_ids" in spec.graph_inputs
         self._tokenizer.no_padding()  # The lengths of the texts determine which texts are padded together.
 
     def feeds(self, *columns: Sequence[str]) -> Feeds:
@@ -57,59 +59,63 @@ class TextTokenizer:
 
         Raises SchemaMismatch for a text that has too many characters or tokens, or is not valid Unicode.
         """
-        return self._pad(self._encode(columns))
+        return self._pad(self._tokenize(columns))
 
-    def feeding(self, run: Run) -> Run:
-        """Return a function like `run` whose feeds are texts [N]. It computes several runs for many or long texts."""
+    def feeding(self, run: Run, columns: Sequence[str]) -> Run:
+        """Return a function like `run` whose feeds are texts [N] by column. It may compute several runs."""
 
         def run_texts(names: Sequence[str], feeds: Feeds, options: object = None) -> list[Array]:
-            encodings = self._encode([array.tolist() for array in feeds.values()])
-            lengths = np.array([len(encoding) for encoding in encodings])
-            order = np.argsort(-lengths, kind="stable")
+            rows = self._tokenize([feeds[name].tolist() for name in columns])
+            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
             parts, start = [], 0
             while start < len(order):
-                end = start + max(_RUN_TOKENS // max(int(lengths[order[start]]), 1), 1)
-                parts.append(run(names, self._pad([encodings[row] for row in order[start:end]]), options))
+                end = start + max(_RUN_TOKENS // len(rows[order[start]][0]), 1)
+                parts.append(run(names, self._pad([rows[row] for row in order[start:end]]), options))
                 start = end
-            rows = np.argsort(order)
-            return [np.concatenate(arrays)[rows] for arrays in zip(*parts, strict=True)]
+            places = np.argsort(order)
+            return [np.concatenate(arrays)[places] for arrays in zip(*parts, strict=True)]
 
         return run_texts
 
-    def _encode(self, columns: Sequence[Sequence[str]]) -> "list[Encoding]":
-        spec = self._spec
-        for text in (text for column in columns for text in column):
-            if len(text) > _MAX_CHARACTERS:
+    def _tokenize(self, columns: Sequence[Sequence[str]]) -> list[_Tokens]:
+        """Return the tokens of each row. The rows are tokenized in groups, because the library's objects are large."""
+        tokens: list[_Tokens] = []
+        group: list[tuple[str, ...]] = []
+        characters = 0
+        for row in zip(*columns, strict=True):
+            size = sum(map(len, row))
+            if size > _MAX_CHARACTERS:
                 raise SchemaMismatch(
-                    f"the text {short_repr(text)} has {len(text)} characters; at most {_MAX_CHARACTERS} are accepted"
+                    f"the text {short_repr(row[0])} has {size} characters; at most {_MAX_CHARACTERS} are accepted"
                 )
-        if spec.prefix:
-            columns = [[spec.prefix + text for text in columns[0]], *columns[1:]]
+            if characters + size > _MAX_CHARACTERS:
+                tokens += self._encode(group)
+                group, characters = [], 0
+            group.append(row)
+            characters += size
+        return tokens + self._encode(group)
+
+    def _encode(self, rows: Sequence[tuple[str, ...]]) -> list[_Tokens]:
+        spec = self._spec
+        texts = [(spec.prefix + row[0], *row[1:]) if len(row) > 1 else spec.prefix + row[0] for row in rows]
         try:
-            encodings = self._tokenizer.encode_batch(
-                columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-            )
+            encodings = self._tokenizer.encode_batch_fast(texts)  # The usual function also computes offsets.
         except (TypeError, UnicodeError):
             raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
-        for row, encoding in enumerate(encodings):
+        for row, encoding in zip(rows, encodings, strict=True):
             if not 0 < len(encoding) <= spec.max_length:
                 raise SchemaMismatch(
-                    f"the text {short_repr(columns[0][row])} has {len(encoding)} tokens; 1 to {spec.max_length} are "
-                    "accepted, and this model does not truncate texts"
+                    f"the text {short_repr(row[0])} has {len(encoding)} tokens, and the model accepts 1 to "
+                    f"{spec.max_length}: send a shorter text, or wrap the model with truncation"
                 )
-        return encodings
+        return [(encoding.ids, encoding.type_ids if self._has_types else []) for encoding in encodings]
 
-    def _pad(self, encodings: "Sequence[Encoding]") -> Feeds:
-        longest = max(map(len, encodings))
-        ids, types = (self._padding.get(name, 0) for name in ("pad_id", "pad_type_id"))
-        is_left = self._padding.get("direction") == "left"
-        feeds = {}
-        for name in self._spec.graph_inputs:
-            attribute, pad = {"input_ids": ("ids", ids), "token_type_ids": ("type_ids", types)}.get(
-                name, ("attention_mask", 0)
-            )
-            feeds[name] = array = np.full((len(encodings), longest), pad, np.int64)
-            for row, encoding in enumerate(encodings):
-                values = getattr(encoding, attribute)
-                array[row, longest - len(values) if is_left else 0 :][: len(values)] = values
+    def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
+        padding, longest = self._padding, max(len(ids) for ids, _ in rows)
+        pads = {"input_ids": padding.get("pad_id", 0), "token_type_ids": padding.get("pad_type_id", 0)}
+        feeds = {name: np.full((len(rows), longest), pads.get(name, 0)) for name in self._spec.graph_inputs}
+        for index, (ids, types) in enumerate(rows):
+            part = slice(longest - len(ids), None) if padding.get("direction") == "left" else slice(len(ids))
+            for name, array in feeds.items():
+                array[index, part] = {"input_ids": ids, "token_type_ids": types}.get(name, 1)
         return feeds

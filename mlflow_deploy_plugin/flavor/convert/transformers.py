@@ -49,7 +49,20 @@ _HOSTILE = (
     *("é", "e\u0301", "\u0301", "a" + "\u0300" * 40, "İ", "ß", "ﬁ", "Ⅷ", "½", "\u212a", "ǅ", "ϴ", "\u1e9e"),
     *("👩‍👩‍👧‍👦", "🇩🇪🇩", "👍🏽", "☃️", "日本語のテキスト", "中文字符", "한국어", "각", "ไทย", "हिन्दी", "עברית", "مرحبا"),
     *("\u202eabc\u202c", "\u2066x\u2069", "don't", "U.S.A.", "a_b-c/d", "1,234.50€", "http://x.y/?q=1#z", "…", "``''"),
-    *("[CLS]", "[SEP] [PAD]", "[MASK]", "[UNK]", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>", "▁", "##ing"),
+    *(
+        "[CLS]",
+        "[SEP] [PAD]",
+        "[MASK]",
+        "[UNK]",
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<unk>",
+        "<mask>",
+        "<|endoftext|>",
+        "▁",
+        "##ing",
+    ),
     *("x" * 300, "word " * 40, "A" * 101, "!?" * 50, "\u3000", "\u00a0", "\u2028"),
 )
 _CHECKED_TEXTS = 2_000
@@ -58,7 +71,7 @@ Row: TypeAlias = tuple[str, ...]
 """A text, or a pair of texts."""
 
 
-class _Net(torch.nn.Module):
+class _Net(torch.nn.Module):  # type: ignore[misc]
     """The net as a function of the arrays of the tokenizer, in the order of `names`."""
 
     def __init__(self, module: TrainedModel, names: Sequence[str], output: str, head: Callable[..., Any]) -> None:
@@ -93,7 +106,7 @@ class _TextModel:
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """Return a table with a column of texts, or two columns for pairs. Raises InvalidConfig for other data."""
-    table = data
+    table: pd.DataFrame = data
     if isinstance(data, pd.Series | pd.Index):
         table = pd.DataFrame({data.name or "text": list(data)})
     elif not isinstance(data, pd.DataFrame):
@@ -117,11 +130,18 @@ def known_values(model: TrainedModel, names: list[str]) -> BoundaryValues:
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return one form, the exported net. Raises InvalidConfig and ConversionError for unsupported models and options."""
+    """Return one form, the exported net. Raises InvalidConfig or ConversionError if the model is not supported."""
     text_model = _text_model(model)
     is_classifier = text_model.role == "probabilities"
     batch = require_example(batch, "predict" if is_classifier else predict_fn, type(model).__name__, "predict")
-    return [partial(_convert, model, text_model, pd.DataFrame(batch), predict_fn)]
+    table = pd.DataFrame(batch)
+    is_pair = isinstance(model, sentence_transformers.CrossEncoder)
+    if table.shape[1] != 1 + is_pair:  # A pipeline ignores an empty second text, but a CrossEncoder does not.
+        raise InvalidConfig(
+            f"input_example: {type(model).__name__} needs {1 + is_pair} column(s) of texts, not {table.shape[1]}; "
+            "only a CrossEncoder of sentence-transformers reads pairs"
+        )
+    return [partial(_convert, model, text_model, table, predict_fn)]
 
 
 def _text_model(model: TrainedModel) -> _TextModel:
@@ -157,9 +177,9 @@ def _classifier(pipeline: TrainedModel) -> _TextModel:
         return scores[:, 0] if is_single else scores
 
     def predict(rows: list[Row]) -> dict[str, Array]:
-        inputs = [row[0] if len(row) == 1 else {"text": row[0], "text_pair": row[1]} for row in rows]
-        answers = pipeline(inputs, top_k=None)
-        scores = np.array([[{part["label"]: part["score"] for part in row}[label] for label in labels] for row in answers])
+        answers = pipeline([text for (text,) in rows], top_k=None)
+        by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
+        scores = np.array([[scores[label] for label in labels] for scores in by_label])
         if is_single:
             return {"score": scores[:, 0].astype(np.float32)}
         top = object_array([row[0]["label"] for row in answers])
@@ -170,7 +190,7 @@ def _classifier(pipeline: TrainedModel) -> _TextModel:
 
     def tokenize(rows: list[Row]) -> Mapping[str, Any]:
         arrays: Mapping[str, Any] = pipeline.tokenizer(
-            *map(list, zip(*rows, strict=True)), **{"padding": True, **options, "return_tensors": "np"}
+            [text for (text,) in rows], **{"padding": True, **options, "return_tensors": "np"}
         )
         return arrays
 
@@ -181,17 +201,19 @@ def _classifier(pipeline: TrainedModel) -> _TextModel:
 def _embedding(model: TrainedModel) -> _TextModel:
     prefix = model.prompts.get(model.default_prompt_name) or ""
     if prefix and any(not getattr(module, "include_prompt", True) for module in model):
-        raise ConversionError("its pooling leaves out the prompt (include_prompt=False), which a graph does not support")
+        raise ConversionError(
+            "its pooling leaves out the prompt (include_prompt=False), which a graph does not support"
+        )
 
     def head(module: TrainedModel, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
         embedding: torch.Tensor = module(dict(arrays))["sentence_embedding"]
         return embedding[:, : model.truncate_dim]
 
     def predict(rows: list[Row]) -> dict[str, Array]:
-        return {"embedding": model.encode([row[0] for row in rows], show_progress_bar=False)}
+        return {"embedding": model.encode([text for (text,) in rows], show_progress_bar=False)}
 
     def tokenize(rows: list[Row]) -> Mapping[str, Any]:
-        arrays: Mapping[str, Any] = model.preprocess([row[0] for row in rows], prompt=prefix or None)
+        arrays: Mapping[str, Any] = model.preprocess([text for (text,) in rows], prompt=prefix or None)
         return arrays
 
     return _TextModel(model, model.tokenizer, head, tokenize, predict, "embedding", prefix=prefix)
@@ -228,12 +250,10 @@ def _convert(model: TrainedModel, text_model: _TextModel, table: pd.DataFrame, p
         )
     rows = list(table.itertuples(index=False, name=None))
     names, spec, content = _saved_tokenizer(text_model, rows)
-    net = _Net(text_model.module, names, text_model.output, text_model.head)
+    net = _Net(text_model.module, names, text_model.output, text_model.head).eval()
     arrays = {name: np.asarray(text_model.tokenize(rows)[name]) for name in names}
     kind = text_model.output
-    proto = torch_converter.export(
-        net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net)
-    )
+    proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if text_model.labels:
         _add_labels(proto, kind, text_model.labels)
 
@@ -280,7 +300,11 @@ def _saved_tokenizer(text_model: _TextModel, rows: list[Row]) -> tuple[list[str]
     content = tokenizer.backend_tokenizer.to_str()
     truncation = tokenizer.backend_tokenizer.truncation or {}
     positions = getattr(text_model.module, "config", None) or getattr(text_model.module[0], "config", None)
-    limits = [truncation.get("max_length"), tokenizer.model_max_length, getattr(positions, "max_position_embeddings", None)]
+    limits = [
+        truncation.get("max_length"),
+        tokenizer.model_max_length,
+        getattr(positions, "max_position_embeddings", None),
+    ]
     known = [limit for limit in limits if limit and 0 < limit < _UNLIMITED]
     if not known:
         raise ConversionError("its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512")
