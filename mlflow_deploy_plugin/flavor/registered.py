@@ -57,7 +57,10 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
-_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
+_FRAMEWORKS = (
+    *("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels"),
+    *("transformers", "sentence-transformers"),
+)
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
@@ -178,8 +181,9 @@ def _convert(
     if signature is not None and signature.params:
         notes.append("an ONNX form does not support params; the params of the signature are omitted")
         signature = ModelSignature(signature.inputs, signature.outputs)
-    if signature is not None and original.predict_fn != "predict":
-        signature = ModelSignature(signature.inputs)  # Drop the outputs, which were inferred from `predict`.
+    # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
+    if signature is not None and (original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)):
+        signature = ModelSignature(signature.inputs)
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)
