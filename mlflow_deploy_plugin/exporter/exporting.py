@@ -109,6 +109,11 @@ def export(
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, and its tokenizer cannot be exported; serve it with onnxserve, or build "
+                "an image with onnxserve build-docker"
+            )
         described = _describe(resolved, model)
         reason = ""
         for data in _proof_rows(model, folder, rows):

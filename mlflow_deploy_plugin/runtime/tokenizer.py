@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.runtime.values import short_repr
 
 _MAX_CHARACTERS = 200_000
 """The maximum number of characters that are tokenized at once, and thus of a text: they may take a second and 90 MB."""
-_RUN_TOKENS = 2**12
+_RUN_TOKENS = 2**11
 """The maximum number of tokens in one run, unless a single text is longer. Larger runs are not faster per token."""
 
 Run = Callable[..., list[Array]]
