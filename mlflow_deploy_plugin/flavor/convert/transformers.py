@@ -299,16 +299,13 @@ def _saved_tokenizer(text_model: _TextModel, rows: list[Row]) -> tuple[list[str]
         raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
     content = tokenizer.backend_tokenizer.to_str()
     truncation = tokenizer.backend_tokenizer.truncation or {}
-    positions = getattr(text_model.module, "config", None) or getattr(text_model.module[0], "config", None)
-    limits = [
-        truncation.get("max_length"),
-        tokenizer.model_max_length,
-        getattr(positions, "max_position_embeddings", None),
-    ]
+    config = getattr(text_model.module, "config", None) or getattr(text_model.module[0], "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
     known = [limit for limit in limits if limit and 0 < limit < _UNLIMITED]
     if not known:
         raise ConversionError("its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512")
-    spec = TokenizerSpec(Path(_FILE), tuple(names), min(known), text_model.prefix)
+    spec = TokenizerSpec(Path(_FILE), tuple(names), known[0], text_model.prefix)
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
