@@ -21,10 +21,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
 
 _ROUNDS, _SECONDS = 3, 3.0
 _SIZES = (1, 32)
@@ -33,7 +35,9 @@ _NET = {"vocab_size": 2000, "hidden_size": 384, "num_attention_heads": 12, "inte
 
 def sentences() -> list[str]:
     text = " ".join((ROOT / "docs" / name).read_text() for name in ("wrap.md", "serve.md", "monitor.md"))
-    return [part.strip() for part in text.replace("\n", " ").split(". ") if 20 < len(part) < 400]
+    parts = [part.strip() for part in text.replace("\n", " ").split(". ") if 20 < len(part) < 400]
+    np.random.default_rng(0).shuffle(parts)
+    return parts
 
 
 def save_nets(folder: Path) -> None:
