@@ -111,8 +111,7 @@ def export(
         model = OnnxModel.load(folder)
         if model.artifact.tokenizer is not None:
             raise ConversionError(
-                f"{model_uri} is a text model, and its tokenizer cannot be exported; serve it with onnxserve, or build "
-                "an image with onnxserve build-docker"
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead"
             )
         described = _describe(resolved, model)
         reason = ""

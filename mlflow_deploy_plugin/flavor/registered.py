@@ -57,10 +57,7 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
-_FRAMEWORKS = (
-    *("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels"),
-    *("transformers", "sentence-transformers"),
-)
+_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")

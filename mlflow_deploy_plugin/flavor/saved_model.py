@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
 
@@ -163,10 +163,8 @@ def write_mlmodel(
     for name, content in converted.files.items():
         (folder / name).write_text(content, encoding="utf-8")
         digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
-    tokenizer: dict[str, object] = {}
-    if (spec := converted.tokenizer) is not None:
-        tokenizer = {"data": str(spec.file), "graph_inputs": list(spec.graph_inputs), "max_length": spec.max_length}
-        tokenizer |= {"prefix": spec.prefix} if spec.prefix else {}
+    spec = converted.tokenizer
+    tokenizer = {} if spec is None else asdict(spec) | {"file": spec.file.name}
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,

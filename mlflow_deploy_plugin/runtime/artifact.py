@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -126,17 +126,13 @@ class Output:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """The tokenizer of a text model (`runtime/tokenizer.py`).
+    """The tokenizer of a text model: a file of the `tokenizers` library, and the inputs of the graph that it computes.
 
-    Attributes:
-        file: the tokenizer in the format of the `tokenizers` library, with its truncation and padding.
-        graph_inputs: the inputs of the graph: `input_ids`, `attention_mask`, and for some nets `token_type_ids`.
-        max_length: the maximum number of tokens. A longer text is truncated if the file specifies it, or refused.
-        prefix: the prompt that precedes each text.
+    `prefix` precedes each text. A text of more than `max_length` tokens is refused, unless the file truncates it.
     """
 
     file: Path
-    graph_inputs: tuple[str, ...]
+    graph_inputs: Sequence[str]
     max_length: int
     prefix: str = ""
 
@@ -303,6 +299,7 @@ def read_artifact(folder: Path) -> Artifact:
         missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
         categories = refused.get("categories") or {}
         categories = {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()}
+        tokenizer = content.get("tokenizer")
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -325,17 +322,10 @@ def read_artifact(folder: Path) -> Artifact:
             has_signature=bool(columns or tensors),
             digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
             optimization=dict(content.get("optimization", {})),
-            tokenizer=_read_tokenizer(folder, content["tokenizer"]) if "tokenizer" in content else None,
+            tokenizer=TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])}) if tokenizer else None,
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
-
-
-def _read_tokenizer(folder: Path, section: Mapping[str, Any]) -> TokenizerSpec:
-    inputs = tuple(map(checked_name, section["graph_inputs"]))
-    return TokenizerSpec(
-        _inside(folder, str(section["data"])), inputs, int(section["max_length"]), str(section.get("prefix", ""))
-    )
 
 
 def hash_files(folder: Path) -> dict[Path, str]:

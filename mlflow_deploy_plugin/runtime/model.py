@@ -176,9 +176,8 @@ class OnnxModel:
             self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
         if artifact.tokenizer is not None:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
-            names = [entry.name for entry in inputs]
-            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large, names)
-            self._first_run = self._tokenizer.feeding(session.run, names)
+            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
+            self._first_run = self._tokenizer.feeding(session.run)
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
@@ -287,9 +286,7 @@ class OnnxModel:
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:
         """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
-        if self._tokenizer is None:
-            return feeds
-        return self._tokenizer.feeds(*(feeds[entry.name].tolist() for entry in self.artifact.inputs))
+        return feeds if self._tokenizer is None else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""

@@ -1,4 +1,4 @@
-"""The tokenizer of a text model: it converts columns of texts into the token arrays of the graph, before each run.
+"""The tokenizer of a text model: it converts a column of texts into the token arrays of the graph, before each run.
 
 The schema, the batcher and the capture of a text model only see texts. The `tokenizers` library (Rust) tokenizes as in
 training, without torch or transformers. Texts of similar length are computed together, because a run pads its texts to
@@ -43,7 +43,7 @@ class TextTokenizer:
             from tokenizers import Tokenizer  # Only text models need this library.
         except ImportError:
             raise NotInstalled(
-                "a text model needs tokenizers, which is not installed here: pip install 'mlflow-onnxserve[text]'"
+                "a text model needs tokenizers, which is not installed: pip install 'mlflow-onnxserve[text]'"
             ) from None
         try:
             self._tokenizer = Tokenizer.from_file(str(spec.file))
@@ -54,18 +54,19 @@ class TextTokenizer:
         self._has_types = "token_type_ids" in spec.graph_inputs
         self._tokenizer.no_padding()  # The lengths of the texts determine which texts are padded together.
 
-    def feeds(self, *columns: Sequence[str]) -> Feeds:
-        """Return the arrays [N, longest] int64 by graph input. The second column contains the second text of each row.
+    def feeds(self, texts: Sequence[str]) -> Feeds:
+        """Return the arrays [N, longest] int64 by graph input.
 
         Raises SchemaMismatch for a text that has too many characters or tokens, or is not valid Unicode.
         """
-        return self._pad(self._tokenize(columns))
+        return self._pad(self._tokenize(texts))
 
-    def feeding(self, run: Run, columns: Sequence[str]) -> Run:
-        """Return a function like `run` whose feeds are texts [N] by column. It may compute several runs."""
+    def feeding(self, run: Run) -> Run:
+        """Return a function like `run` whose only feed is texts [N]. It may compute several runs."""
 
         def run_texts(names: Sequence[str], feeds: Feeds, options: object = None) -> list[Array]:
-            rows = self._tokenize([feeds[name].tolist() for name in columns])
+            (texts,) = feeds.values()
+            rows = self._tokenize(texts.tolist())
             order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
             parts, start = [], 0
             while start < len(order):
@@ -77,37 +78,25 @@ class TextTokenizer:
 
         return run_texts
 
-    def _tokenize(self, columns: Sequence[Sequence[str]]) -> list[_Tokens]:
-        """Return the tokens of each row. The rows are tokenized in groups, because the library's objects are large."""
-        tokens: list[_Tokens] = []
-        group: list[tuple[str, ...]] = []
-        characters = 0
-        for row in zip(*columns, strict=True):
-            size = sum(map(len, row))
-            if size > _MAX_CHARACTERS:
-                raise SchemaMismatch(
-                    f"the text {short_repr(row[0])} has {size} characters; at most {_MAX_CHARACTERS} are accepted"
-                )
-            if characters + size > _MAX_CHARACTERS:
-                tokens += self._encode(group)
-                group, characters = [], 0
-            group.append(row)
-            characters += size
-        return tokens + self._encode(group)
+    def _tokenize(self, texts: Sequence[str]) -> list[_Tokens]:
+        if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
+            reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
+            raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
+        # The library's objects are large: drop them after each text if there are many characters.
+        groups = [texts] if sum(map(len, texts)) <= _MAX_CHARACTERS else [[text] for text in texts]
+        return [tokens for group in groups for tokens in self._encode(group)]
 
-    def _encode(self, rows: Sequence[tuple[str, ...]]) -> list[_Tokens]:
-        spec = self._spec
-        texts = [(spec.prefix + row[0], *row[1:]) if len(row) > 1 else spec.prefix + row[0] for row in rows]
+    def _encode(self, texts: Sequence[str]) -> list[_Tokens]:
+        prefix, most = self._spec.prefix, self._spec.max_length
         try:
-            encodings = self._tokenizer.encode_batch_fast(texts)  # The usual function also computes offsets.
+            # The usual function also computes offsets.
+            encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
         except (TypeError, UnicodeError):
             raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
-        for row, encoding in zip(rows, encodings, strict=True):
-            if not 0 < len(encoding) <= spec.max_length:
-                raise SchemaMismatch(
-                    f"the text {short_repr(row[0])} has {len(encoding)} tokens, and the model accepts 1 to "
-                    f"{spec.max_length}: send a shorter text, or wrap the model with truncation"
-                )
+        for text, encoding in zip(texts, encodings, strict=True):
+            if not 0 < len(encoding) <= most:
+                reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}"
+                raise SchemaMismatch(f"the text {short_repr(text)} {reason}: shorten it, or wrap with truncation=True")
         return [(encoding.ids, encoding.type_ids if self._has_types else []) for encoding in encodings]
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:

@@ -88,12 +88,6 @@ def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
     assert feeds["input_ids"].dtype == np.int64
 
 
-def test_the_second_text_has_its_own_type(tmp_path: Path) -> None:
-    file = text_model(tmp_path / "model") / "tokenizer.json"
-    feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["a"], ["a"])
-    assert feeds["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
-
-
 def test_the_prompt_precedes_each_text(tmp_path: Path) -> None:
     prompted = OnnxModel.load(text_model(tmp_path / "prompted", prefix="query: "))
     plain = OnnxModel.load(text_model(tmp_path / "plain"))

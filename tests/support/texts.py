@@ -109,7 +109,7 @@ def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **sec
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
     if truncates:
         tokenizer.enable_truncation(max_length)
-    described = {"data": "tokenizer.json", "graph_inputs": ["input_ids", "attention_mask"], "max_length": max_length}
+    described = {"file": "tokenizer.json", "graph_inputs": ["input_ids", "attention_mask"], "max_length": max_length}
     whole = {
         "inputs": [{"name": "text", "dtype": "str", "shape": [-1], "columns": ["text"]}],
         "outputs": [{"name": "embedding", "dtype": "float32", "shape": [-1, 1], "role": "values"}],

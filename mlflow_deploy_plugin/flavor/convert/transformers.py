@@ -4,34 +4,25 @@ The graph includes pooling, normalization and the function that turns logits int
 a fast tokenizer, which `runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import onnx
 import pandas as pd
-import sentence_transformers
 import torch
 import transformers
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from transformers import Pipeline, TextClassificationPipeline
+from onnx import TensorProto, helper, numpy_helper
+from sentence_transformers import SentenceTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    BoundaryValues,
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    TrainedModel,
-    bind_graph,
-    require_example,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.runtime import Input
 from mlflow_deploy_plugin.runtime.artifact import Role, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, object_array
@@ -41,309 +32,181 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _FILE = "tokenizer.json"
 _ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
-_NOT_FEATURES = ("modality", "prompt_length")
-_UNLIMITED = 10**6
-"""A tokenizer without a limit has a `model_max_length` of 1e30."""
 _HOSTILE = (
-    *("", " ", "\t\r\n", "\x00", "a\x00b", "\x07\x1b[0m", "\u200b", "\ufeff", "\ufffd", "\ue000", "\U0010ffff"),
-    *("é", "e\u0301", "\u0301", "a" + "\u0300" * 40, "İ", "ß", "ﬁ", "Ⅷ", "½", "\u212a", "ǅ", "ϴ", "\u1e9e"),
-    *("👩‍👩‍👧‍👦", "🇩🇪🇩", "👍🏽", "☃️", "日本語のテキスト", "中文字符", "한국어", "각", "ไทย", "हिन्दी", "עברית", "مرحبا"),
-    *("\u202eabc\u202c", "\u2066x\u2069", "don't", "U.S.A.", "a_b-c/d", "1,234.50€", "http://x.y/?q=1#z", "…", "``''"),
-    *(
-        "[CLS]",
-        "[SEP] [PAD]",
-        "[MASK]",
-        "[UNK]",
-        "<s>",
-        "</s>",
-        "<pad>",
-        "<unk>",
-        "<mask>",
-        "<|endoftext|>",
-        "▁",
-        "##ing",
-    ),
-    *("x" * 300, "word " * 40, "A" * 101, "!?" * 50, "\u3000", "\u00a0", "\u2028"),
-)
-_CHECKED_TEXTS = 2_000
-
-Row: TypeAlias = tuple[str, ...]
-"""A text, or a pair of texts."""
-
-
-class _Net(torch.nn.Module):  # type: ignore[misc]
-    """The net as a function of the arrays of the tokenizer, in the order of `names`."""
-
-    def __init__(self, module: TrainedModel, names: Sequence[str], output: str, head: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self._names, self._output, self._head = module, tuple(names), output, head
-
-    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {self._output: self._head(self.module, dict(zip(self._names, tensors, strict=True))).float()}
-
-
-@dataclass(frozen=True)
-class _TextModel:
-    """A text model in the terms of this module.
-
-    Attributes:
-        module: the torch module, which `head` calls with the arrays of the tokenizer.
-        tokenize: the original's function from rows to arrays, padded to the longest row.
-        predict: the original's predictions for rows, by output name.
-        output, role: the output of the net. `labels` names the columns of a classifier.
-    """
-
-    module: TrainedModel
-    tokenizer: TrainedModel
-    head: Callable[..., Any]
-    tokenize: Callable[[list[Row]], Mapping[str, Any]]
-    predict: Callable[[list[Row]], dict[str, Array]]
-    output: str
-    role: Role = "values"
-    labels: tuple[str, ...] = ()
-    prefix: str = ""
+    "|  |\t|\r\n|\x00|a\x00b|\x07\x1b[0m|\u200b|\ufeff|\ufffd|\ue000|\U0010ffff|\u3000|\u00a0|\u2028|é|e\u0301|\u0301"
+    "|İ|ß|ﬁ|Ⅷ|½|\u212a|ǅ|ϴ|\u1e9e|\ufdfa|👩\u200d👩\u200d👧|🇩🇪🇩|👍🏽|☃️|日本語|中文字符|한국어|각|ไทย|हिन्दी|עברית|\u202eabc\u202c"
+    "|don't|U.S.A.|a_b-c/d|1,234.50€|http://x.y/?q=1#z|…|``''|[CLS]|[SEP]|[PAD]|[MASK]|[UNK]|<s>|</s>|<pad>|<unk>"
+    "|<mask>|▁|##ing|" + "A" * 101 + "|" + "!? " * 50
+).split("|")
+"""Texts that tokenizers treat in different ways."""
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table with a column of texts, or two columns for pairs. Raises InvalidConfig for other data."""
+    """Return a table with a single column of texts. Raises InvalidConfig for other data."""
     table: pd.DataFrame = data
-    if isinstance(data, pd.Series | pd.Index):
-        table = pd.DataFrame({data.name or "text": list(data)})
-    elif not isinstance(data, pd.DataFrame):
-        rows = [data] if isinstance(data, str) else list(data)
-        names = ["text"] if rows and isinstance(rows[0], str) else ["text", "text_pair"]
-        try:
-            table = pd.DataFrame(rows, columns=names, dtype=object)
-        except (TypeError, ValueError):
-            table = pd.DataFrame()
-    if not 1 <= table.shape[1] <= 2 or not all(isinstance(text, str) for text in table.to_numpy(object).flat):
-        raise InvalidConfig(
-            f"input_example: {type(model).__name__} needs texts: a list of texts, a list of pairs of texts, or a table "
-            "with one or two columns of texts"
-        )
+    if not isinstance(data, pd.DataFrame):
+        texts = [data] if isinstance(data, str) else list(data)
+        table = pd.DataFrame({getattr(data, "name", None) or "text": pd.Series(texts, dtype=object)})
+    if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
+        raise InvalidConfig(f"input_example: {type(model).__name__} needs a list of texts, or a table with one column")
     return table
-
-
-def known_values(model: TrainedModel, names: list[str]) -> BoundaryValues:
-    """Return texts that tokenizers treat in different ways, for each column."""
-    return BoundaryValues(texts=dict.fromkeys(names, _HOSTILE))
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the model is not supported."""
-    text_model = _text_model(model)
-    is_classifier = text_model.role == "probabilities"
-    batch = require_example(batch, "predict" if is_classifier else predict_fn, type(model).__name__, "predict")
-    table = pd.DataFrame(batch)
-    is_pair = isinstance(model, sentence_transformers.CrossEncoder)
-    if table.shape[1] != 1 + is_pair:  # A pipeline ignores an empty second text, but a CrossEncoder does not.
-        raise InvalidConfig(
-            f"input_example: {type(model).__name__} needs {1 + is_pair} column(s) of texts, not {table.shape[1]}; "
-            "only a CrossEncoder of sentence-transformers reads pairs"
+    net: _Classifier | _Encoder
+    if isinstance(model, transformers.TextClassificationPipeline):
+        net = _Classifier(model)
+    elif isinstance(model, SentenceTransformer):
+        net = _Encoder(model)
+    else:
+        raise ConversionError(
+            f"a {getattr(model, 'task', type(model).__name__)} model cannot be converted to ONNX: supported are "
+            "text-classification pipelines and SentenceTransformer; for embeddings, "
+            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling"
         )
-    return [partial(_convert, model, text_model, table, predict_fn)]
+    method = "predict" if net.output == "probabilities" else predict_fn
+    table = converted.require_example(batch, method, type(model).__name__, "predict")
+    return [partial(_convert, model, net, table, predict_fn)]
 
 
-def _text_model(model: TrainedModel) -> _TextModel:
-    if isinstance(model, TextClassificationPipeline):
-        return _classifier(model)
-    if isinstance(model, sentence_transformers.SentenceTransformer):
-        return _embedding(model)
-    if isinstance(model, sentence_transformers.CrossEncoder):
-        return _cross_encoder(model)
-    kind = f"a pipeline for {model.task}" if isinstance(model, Pipeline) else f"a {type(model).__name__}"
-    raise ConversionError(
-        f"{kind} cannot be converted to ONNX: supported are pipelines for text-classification, and SentenceTransformer "
-        "and CrossEncoder of sentence-transformers; for embeddings, SentenceTransformer(modules=[Transformer(path), "
-        "Pooling(size)]) defines the pooling"
-    )
+class _Classifier(torch.nn.Module):  # type: ignore[misc]
+    """A text-classification pipeline and its net with scores. `names` are the inputs of `forward`, in order."""
 
+    prefix = ""
+    names: Sequence[str] = ()
 
-def _classifier(pipeline: TrainedModel) -> _TextModel:
-    config, options = pipeline.model.config, pipeline._preprocess_params
-    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-    if len(set(labels)) < len(labels):
-        raise ConversionError("two classes have the same name: set other names in model.config.id2label")
-    applied = pipeline._postprocess_params.get("function_to_apply")
-    function = getattr(applied, "value", applied)
-    if function is None:  # The rules of TextClassificationPipeline.postprocess.
-        is_multi_label = config.problem_type == "multi_label_classification" or len(labels) == 1
-        function = "none" if config.problem_type == "regression" else "sigmoid" if is_multi_label else "softmax"
-    activate = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid, "none": torch.nn.Identity()}
-    is_single = len(labels) == 1
+    def __init__(self, pipeline: TrainedModel) -> None:
+        super().__init__()
+        config = pipeline.model.config
+        self.original, self.net, self.tokenizer = pipeline, pipeline.model, pipeline.tokenizer
+        self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+        is_single = len(self.all_labels) == 1
+        function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
+        if not function:  # The rules of TextClassificationPipeline.postprocess.
+            is_multiple = config.problem_type == "multi_label_classification" or is_single
+            function = "none" if config.problem_type == "regression" else "sigmoid" if is_multiple else "softmax"
+        activate = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid, "none": torch.nn.Identity()}
+        self._activate = activate[function]
+        self.output = "score" if is_single else "probabilities" if function == "softmax" else "scores"
+        self.labels = () if is_single else self.all_labels
 
-    def head(module: TrainedModel, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        scores: torch.Tensor = activate[function](module(**arrays).logits.float())
-        return scores[:, 0] if is_single else scores
+    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = self._activate(self.net(**dict(zip(self.names, tensors, strict=True))).logits.float())
+        return {self.output: scores if self.labels else scores[:, 0]}
 
-    def predict(rows: list[Row]) -> dict[str, Array]:
-        answers = pipeline([text for (text,) in rows], top_k=None)
+    def predict(self, texts: list[str]) -> dict[str, Array]:
+        answers = self.original(texts, top_k=None)
         by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
-        scores = np.array([[scores[label] for label in labels] for scores in by_label])
-        if is_single:
-            return {"score": scores[:, 0].astype(np.float32)}
-        top = object_array([row[0]["label"] for row in answers])
-        return {"label": top, output: scores.astype(np.float32)}
+        scores = np.array([[scores[label] for label in self.all_labels] for scores in by_label], np.float32)
+        if not self.labels:
+            return {self.output: scores[:, 0]}
+        return {"label": object_array([parts[0]["label"] for parts in answers]), self.output: scores}
 
-    output = "score" if is_single else "probabilities" if function == "softmax" else "scores"
-    role: Role = "values" if is_single else "probabilities" if function == "softmax" else "scores"
-
-    def tokenize(rows: list[Row]) -> Mapping[str, Any]:
-        arrays: Mapping[str, Any] = pipeline.tokenizer(
-            [text for (text,) in rows], **{"padding": True, **options, "return_tensors": "np"}
-        )
-        return arrays
-
-    names = () if is_single else labels
-    return _TextModel(pipeline.model, pipeline.tokenizer, head, tokenize, predict, output, role, names)
+    def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
+        options = {"padding": True, **self.original._preprocess_params, "return_tensors": "np"}
+        return dict(self.tokenizer(texts, **options))
 
 
-def _embedding(model: TrainedModel) -> _TextModel:
-    prefix = model.prompts.get(model.default_prompt_name) or ""
-    if prefix and any(not getattr(module, "include_prompt", True) for module in model):
-        raise ConversionError(
-            "its pooling leaves out the prompt (include_prompt=False), which a graph does not support"
-        )
+class _Encoder(torch.nn.Module):  # type: ignore[misc]
+    """A SentenceTransformer, like `_Classifier`."""
 
-    def head(module: TrainedModel, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        embedding: torch.Tensor = module(dict(arrays))["sentence_embedding"]
-        return embedding[:, : model.truncate_dim]
+    names: Sequence[str] = ()
+    labels: tuple[str, ...] = ()
+    output = "embedding"
 
-    def predict(rows: list[Row]) -> dict[str, Array]:
-        return {"embedding": model.encode([text for (text,) in rows], show_progress_bar=False)}
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.net, self.tokenizer = model, model.tokenizer
+        self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
+        if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):
+            raise ConversionError("its pooling leaves out the prompt (include_prompt=False), which a graph cannot do")
 
-    def tokenize(rows: list[Row]) -> Mapping[str, Any]:
-        arrays: Mapping[str, Any] = model.preprocess([text for (text,) in rows], prompt=prefix or None)
-        return arrays
+    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        embedding = self.net(dict(zip(self.names, tensors, strict=True)))["sentence_embedding"]
+        return {self.output: embedding[:, : self.net.truncate_dim].float()}
 
-    return _TextModel(model, model.tokenizer, head, tokenize, predict, "embedding", prefix=prefix)
+    def predict(self, texts: list[str]) -> dict[str, Array]:
+        return {self.output: self.net.encode(texts, show_progress_bar=False)}
 
-
-def _cross_encoder(model: TrainedModel) -> _TextModel:
-    output = "score" if model.num_labels == 1 else "scores"
-
-    def head(module: TrainedModel, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        scores: torch.Tensor = model.activation_fn(module(dict(arrays))["scores"])
-        return scores[:, 0] if model.num_labels == 1 and scores.ndim == 2 else scores
-
-    def predict(rows: list[Row]) -> dict[str, Array]:
-        return {output: model.predict(list(map(list, rows)), show_progress_bar=False)}
-
-    def tokenize(rows: list[Row]) -> Mapping[str, Any]:
-        arrays: Mapping[str, Any] = model.preprocess(list(map(list, rows)))
-        return arrays
-
-    return _TextModel(model, model.tokenizer, head, tokenize, predict, output)
+    def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
+        return dict(self.net.preprocess(texts, prompt=self.prefix or None))
 
 
-def _convert(model: TrainedModel, text_model: _TextModel, table: pd.DataFrame, predict_fn: str) -> ConvertedModel:
-    tokenizer = text_model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConversionError(
-            f"its tokenizer {type(tokenizer).__name__} is not a fast tokenizer, so it has no {_FILE}: load the model "
-            "with AutoTokenizer.from_pretrained(path, use_fast=True)"
-        )
-    if tokenizer.pad_token is None:
-        raise ConversionError(
-            "its tokenizer has no padding token: set tokenizer.pad_token = tokenizer.eos_token, and "
-            "model.config.pad_token_id = tokenizer.pad_token_id"
-        )
-    rows = list(table.itertuples(index=False, name=None))
-    names, spec, content = _saved_tokenizer(text_model, rows)
-    net = _Net(text_model.module, names, text_model.output, text_model.head).eval()
-    arrays = {name: np.asarray(text_model.tokenize(rows)[name]) for name in names}
-    kind = text_model.output
-    proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
-    if text_model.labels:
-        _add_labels(proto, kind, text_model.labels)
+def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str) -> ConvertedModel:
+    column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
+    spec, content = _saved_tokenizer(net, texts)
+    net.names = names = list(spec.graph_inputs)
+    net.eval()
+    arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
+    axes = dict.fromkeys(names, (1,))
+    proto = torch_converter.export(net, arrays, names, axes, torch_converter.original_model(net))
+    if net.labels:  # Add the output `label` [N], the class with the highest score.
+        graph, string = proto.graph, TensorProto.STRING
+        graph.initializer.append(numpy_helper.from_array(np.array(net.labels, object), "class_names"))
+        graph.node.append(helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0))
+        graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
+        graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        given = list(pd.DataFrame(batch).itertuples(index=False, name=None))
-        if not all(isinstance(text, str) for row in given for text in row):
+        codes, known = pd.factorize(pd.DataFrame(batch).iloc[:, 0].to_numpy(object))  # The example is repeated.
+        if codes.min() < 0:
             raise InvalidConfig("a text is missing")
-        known = list(dict.fromkeys(given))  # The parity check repeats the rows of the example.
-        with torch.inference_mode():
-            answers = text_model.predict(known)
-        places = {row: index for index, row in enumerate(known)}
-        return {name: array[[places[row] for row in given]] for name, array in answers.items()}
+        return {name: array[codes] for name, array in net.predict(known.tolist()).items()}
 
-    package = transformers if isinstance(model, Pipeline) else sentence_transformers
-    bound = bind_graph(proto, None, package.__name__, package.__version__, original)
-    columns = [str(name) for name in table.columns]
-    outputs = tuple(
-        replace(output, role="label" if output.name == "label" else text_model.role) for output in bound.outputs
-    )
-    prediction = kind if predict_fn == "predict_proba" else outputs[0].name
+    package = type(model).__module__.partition(".")[0]
+    bound = converted.bind_graph(proto, None, package, version(package.replace("_", "-")), original)
+    roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
     return replace(
         bound,
-        inputs=tuple(Input(name, "str", (-1,), (name,)) for name in columns),
-        outputs=outputs,
-        prediction=(prediction,),
-        classes=text_model.labels,
-        boundary_values=known_values(model, columns),
-        move_weights=partial(torch_converter.move_weights, text_model.module),
+        inputs=(Input(column, "str", (-1,), (column,)),),
+        outputs=tuple(replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs),
+        prediction=(net.output if predict_fn == "predict_proba" else bound.outputs[0].name,),
+        classes=net.labels,
+        boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
+        move_weights=partial(torch_converter.move_weights, net),
         tokenizer=spec,
         files={_FILE: content},
     )
 
 
-def _saved_tokenizer(text_model: _TextModel, rows: list[Row]) -> tuple[list[str], TokenizerSpec, str]:
-    """Return the inputs of the graph, the description of the tokenizer, and the content of its file.
+def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple[TokenizerSpec, str]:
+    """Return the description of the tokenizer and the content of its file.
 
-    Raises ConversionError if the saved tokenizer does not return the same arrays as the original.
+    Raises ConversionError if the saved tokenizer does not return the same arrays as the original for hostile texts.
     """
-    tokenizer = text_model.tokenizer
-    arrays = text_model.tokenize(rows)  # This call sets truncation and padding in the tokenizer.
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConversionError(f"{type(tokenizer).__name__} has no {_FILE}: load a fast tokenizer with use_fast=True")
+    if tokenizer.pad_token is None:
+        raise ConversionError("it has no padding token: set tokenizer.pad_token and model.config.pad_token_id")
+    arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.
     names = [name for name in _ARRAYS if name in arrays]
-    if others := [name for name in arrays if name not in (*_ARRAYS, *_NOT_FEATURES)]:
+    if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
         raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
-    content = tokenizer.backend_tokenizer.to_str()
-    truncation = tokenizer.backend_tokenizer.truncation or {}
-    config = getattr(text_model.module, "config", None) or getattr(text_model.module[0], "config", None)
+    content, truncation = tokenizer.backend_tokenizer.to_str(), tokenizer.backend_tokenizer.truncation or {}
+    config = getattr(model.net, "config", None) or model.net[0].config
     positions = getattr(config, "max_position_embeddings", None)
     limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
-    known = [limit for limit in limits if limit and 0 < limit < _UNLIMITED]
-    if not known:
+    most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
+    if not most:  # The `model_max_length` of such a tokenizer is 1e30.
         raise ConversionError("its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512")
-    spec = TokenizerSpec(Path(_FILE), tuple(names), known[0], text_model.prefix)
+    spec = TokenizerSpec(Path(_FILE), names, most, model.prefix)
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
-    width = len(rows[0])
-    random = np.random.default_rng(0)
-    words = [*_HOSTILE, *(text for row in rows for text in row)]
-    hostile = ["".join(random.choice(words, random.integers(1, 5)).tolist()) for _ in range(_CHECKED_TEXTS)]
-    for start in range(0, len(hostile), 50):
-        texts = hostile[start : start + 50]
-        checked: list[Row] = [(text,) if width == 1 else (text, texts[-1]) for text in texts]
-        _compare_tokens(text_model, saved, checked, names)
-    return names, spec, content
-
-
-def _compare_tokens(text_model: _TextModel, saved: TextTokenizer, rows: list[Row], names: Sequence[str]) -> None:
-    try:
-        got = saved.feeds(*zip(*rows, strict=True))
-    except SchemaMismatch:  # A text has no tokens, or too many tokens for a model that does not truncate.
-        if len(rows) > 1:
-            for row in rows:
-                _compare_tokens(text_model, saved, [row], names)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        want = text_model.tokenize(rows)
-    for name in names:
-        expected = np.asarray(want[name])
-        if expected.shape != got[name].shape or not (expected == got[name]).all():
-            raise ConversionError(
-                f"the tokenizers library returns other {name} than the model's tokenizer, for example for texts near "
-                f"{short_repr(rows[0][0])}: the model uses options of its tokenizer that {_FILE} does not contain"
-            )
-
-
-def _add_labels(proto: ModelProto, scores: str, labels: Sequence[str]) -> None:
-    """Add the output `label` [N], the name of the class with the highest score, as the first output."""
-    graph = proto.graph
-    graph.initializer.append(numpy_helper.from_array(np.array(labels, object), "class_names"))
-    graph.node.append(helper.make_node("ArgMax", [scores], ["class_index"], "class_index", axis=-1, keepdims=0))
-    graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"], "label"))
-    graph.output.insert(0, onnx.helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
+    random, words = np.random.default_rng(0), [*_HOSTILE, *texts]
+    for _ in range(2_000):
+        text = "".join(words[index] for index in random.integers(0, len(words), random.integers(1, 5)))
+        try:
+            got = saved.feeds([text, texts[0]])
+        except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
+            continue
+        want = model.tokenize([text, texts[0]])
+        for name in names:
+            if not np.array_equal(got[name], np.asarray(want[name])):
+                raise ConversionError(
+                    f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its tokenizer with an option "
+                    "that this file does not contain"
+                )
+    return spec, content
