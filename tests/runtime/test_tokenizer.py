@@ -51,7 +51,6 @@ def assert_equal_tokens(original: Any, tokenizer: TextTokenizer, rows: list[str]
         np.testing.assert_array_equal(got[name], want[name], err_msg=repr(rows))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved: Any) -> None:
@@ -60,7 +59,7 @@ def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved
     original(["call"], padding=True, truncation=True)
     tokenizer = saved(original)
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(texts(), texts())
     def check(first: str, second: str) -> None:
         assert_equal_tokens(original, tokenizer, [first, second])

@@ -139,8 +139,7 @@ def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, pre
     net.names = names = list(spec.graph_inputs)
     net.eval()
     arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
-    axes = dict.fromkeys(names, (1,))
-    proto = torch_converter.export(net, arrays, names, axes, torch_converter.original_model(net))
+    proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if net.labels:  # Add the output `label` [N], the class with the highest score.
         graph, string = proto.graph, TensorProto.STRING
         graph.initializer.append(numpy_helper.from_array(np.array(net.labels, object), "class_names"))
@@ -149,10 +148,11 @@ def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, pre
         graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        codes, known = pd.factorize(pd.DataFrame(batch).iloc[:, 0].to_numpy(object))  # The example is repeated.
-        if codes.min() < 0:
+        given = pd.DataFrame(batch).iloc[:, 0].tolist()
+        if not all(isinstance(text, str) for text in given):
             raise InvalidConfig("a text is missing")
-        return {name: array[codes] for name, array in net.predict(known.tolist()).items()}
+        places = {text: index for index, text in enumerate(dict.fromkeys(given))}  # The example is repeated.
+        return {name: array[[places[text] for text in given]] for name, array in net.predict(list(places)).items()}
 
     package = type(model).__module__.partition(".")[0]
     bound = converted.bind_graph(proto, None, package, version(package.replace("_", "-")), original)
