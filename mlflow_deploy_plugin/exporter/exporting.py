@@ -115,6 +115,10 @@ def export(
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead"
+            )
         reason = ""
         for data in _proof_rows(model, rows):
             try:

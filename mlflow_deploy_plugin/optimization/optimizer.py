@@ -288,7 +288,8 @@ class _FormMaker:
     def feeds(self) -> list[Feeds]:
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds, count = self.base.feeds(rows), row_count(rows)
-        return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        parts = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        return [self.base.model.graph_feeds(part) for part in parts]
 
     def make_all(
         self, recipes: Iterable[Recipe], progress: ProgressCallback
