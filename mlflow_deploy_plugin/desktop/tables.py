@@ -38,13 +38,14 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise InvalidRequest(f"{path.name} has more than {_MOST_BYTES / 1e6:.0f} MB; split the file")
+            raise InvalidRequest(f"the file has more than {_MOST_BYTES / 1e6:.0f} MB; split it")
         body = _excel_to_csv(path) if path.suffix.lower() == ".xlsx" else path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{path.name} cannot be read: {error.strerror}") from None
-    header = body.partition(b"\n")[0]
-    if b";" in header and b"," not in header:
-        raise InvalidRequest(f"the columns of {path.name} are separated by semicolons; save it with commas or as .xlsx")
+        header = body.partition(b"\n")[0]
+        if b";" in header and b"," not in header:
+            raise InvalidRequest("semicolons separate its columns; save it with commas, or as .xlsx")
+    except Exception as error:  # noqa: BLE001 - openpyxl raises errors of many classes for a broken file
+        reason = one_line(getattr(error, "strerror", None) or error, 200)
+        raise InvalidRequest(f"{path.name} cannot be read: {reason}") from None
     try:
         return predict_csv(model, body)
     except OnnxserveError as error:
@@ -52,16 +53,11 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
 
 
 def _excel_to_csv(path: Path) -> bytes:
-    """Return the first sheet, without columns that have no name. Raises InvalidRequest if it is not a workbook."""
-    try:
-        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
-        sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
-        texts = ([as_text(value) or "" for value in row] for row in sheet.iter_rows(values_only=True))
-        rows = [row for row in texts if any(row)]
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - openpyxl raises errors of many classes for a broken file
-        raise InvalidRequest(f"{path.name} cannot be read as an Excel workbook: {one_line(error, 200)}") from None
+    """Return the first sheet without columns that have no name, and without empty rows."""
+    sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+    sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
+    texts = ([as_text(value) or "" for value in row] for row in sheet.iter_rows(values_only=True))
+    rows = [row for row in texts if any(row)]
     width = max((index for index, name in enumerate(rows[0] if rows else (), 1) if name), default=0)
     return csv_text((row + [""] * width)[:width] for row in rows).encode()
 

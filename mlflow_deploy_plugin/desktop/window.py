@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
 from mlflow_deploy_plugin.runtime.log_columns import as_text
 
-Bars = list[tuple[str, float]]
+Bars = Sequence[tuple[str, float]]
 _WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "long": "whole number"}
 _FILES = [("CSV or Excel", "*.csv *.xlsx"), ("All files", "*")]
 _SERVER_FIELDS = {
@@ -31,7 +31,7 @@ _SERVER_FIELDS = {
     "API key": ("", "optional; clients send it as Authorization: Bearer KEY"),
 }
 _SHOWN_ROWS, _MOST_BARS, _POLL_MS = 1000, 12, 30
-_BLUE, _RED, _PAPER, _INK, _GREY, _WHITE = "#2563a8", "#b3261e", "#f5f6f8", "#1f2933", "#5f6b78", "#ffffff"
+_BLUE, _RED, _BLACK, _GREY, _PAPER = "#2563a8", "#b3261e", "#1f2933", "#5f6b78", "#f5f6f8"
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,16 @@ class Window:
     def __init__(self, folder: Path, facts: Mapping[str, str]) -> None:
         self.model, self.inputs, self.predictions = OnnxModel.load(folder), Columns(), Columns()
         self.is_busy, self._folder, self._facts = False, folder, facts
-        self._thread, self._server, self._title, self._bars = ThreadPoolExecutor(1), ExitStack(), "", Bars()
+        self._thread, self._server = ThreadPoolExecutor(1), ExitStack()
+        self._chart: tuple[str, Bars] = ("", [])
         self.root = root = tk.Tk(className="onnxserve")
         root.title(f"{facts['name']}, version {facts['version']}")
         root.geometry("1180x740")
-        _set_style(root)
+        style = ttk.Style(root)
+        style.theme_use("clam")
+        root.configure(background=_PAPER)
+        style.configure(".", background=_PAPER)
+        style.configure("Treeview", rowheight=24)
         self.status, self.url = tk.StringVar(root), tk.StringVar(root)
         ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(anchor="w", padx=16, pady=(10, 0))
         self._status_line = ttk.Label(root, textvariable=self.status, wraplength=1120)
@@ -134,7 +139,7 @@ class Window:
             logger.exception("%s failed", doing)
             self._report(f"{doing} failed unexpectedly", _RED)
 
-    def _report(self, message: str, colour: str = _INK) -> None:
+    def _report(self, message: str, colour: str = _BLACK) -> None:
         self.status.set(message)
         self._status_line.configure(foreground=colour)
 
@@ -152,16 +157,17 @@ class Window:
         count = len(next(iter(columns.values())))
         shown = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
         self._report(f"Predicted {count:,} row{'s' if count > 1 else ''}{shown}")
-        self._title, self._bars = _chart_of(self.predictions)
+        self._chart = _chart_of(self.predictions)
         self._draw()
 
     def _draw(self) -> None:
+        title, bars = self._chart
         left, right, bottom = 24, self.chart.winfo_width() - 24, self.chart.winfo_height() - 26
         self.chart.delete("all")
-        self.chart.create_text(left, 16, text=self._title, anchor="w", font="TkHeadingFont")
+        self.chart.create_text(left, 16, text=title, anchor="w", font="TkHeadingFont")
         self.chart.create_line(left, bottom, right, bottom)
-        step, highest = (right - left) / max(len(self._bars), 1), max((value for _, value in self._bars), default=0)
-        for index, (label, value) in enumerate(self._bars):
+        step, highest = (right - left) / max(len(bars), 1), max((value for _, value in bars), default=0)
+        for index, (label, value) in enumerate(bars):
             x, y = left + step * (index + 0.5), bottom - (bottom - 48) * (value / highest if value > 0 else 0)
             self.chart.create_rectangle(x - 0.4 * step, y, x + 0.4 * step, bottom, fill=_BLUE, width=0)
             self.chart.create_text(x, y - 9, text=f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
@@ -184,8 +190,8 @@ class Window:
         page = _add_page(form)
         if example.is_file():
             rows = schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
-        choices = {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
-        choices |= {**artifact.categories, **artifact.refusals.categories}
+        choices: dict[str, Sequence[object]] = {**artifact.categories, **artifact.refusals.categories}
+        choices |= {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
         for name, note in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
             text = as_text(rows[name][0]) if name in rows else None
             fields[name] = _add_field(page, self.predict, name, note, text or "", choices.get(name, ()))
@@ -198,7 +204,7 @@ class Window:
         buttons.pack(fill="x", pady=(0, 8))
         for text, command in (("Open file … (Ctrl+O)", self.open_file), ("Save … (Ctrl+S)", self.save)):
             ttk.Button(buttons, text=text, command=command).pack(side="left", padx=(0, 8))
-        self.chart = tk.Canvas(results, height=220, background=_WHITE, highlightthickness=0)
+        self.chart = tk.Canvas(results, height=220, background="white", highlightthickness=0)
         self.chart.pack(side="bottom", fill="x", pady=(10, 0))
         self.chart.bind("<Configure>", lambda event: self._draw())
         self.table = ttk.Treeview(results, show="headings", selectmode="browse")
@@ -225,10 +231,10 @@ def _chart_of(predictions: Columns) -> tuple[str, Bars]:
 
 
 def _add_page(parent: ttk.Frame) -> tk.Text:
-    """Add a text that scrolls, also to its field that the Tab key reaches."""
-    page = tk.Text(parent, width=28, wrap="word", relief="flat", highlightthickness=0, background=_PAPER, takefocus=0)
+    """Add a read-only text that scrolls, in which fields are embedded."""
+    page = tk.Text(parent, width=28, padx=8, wrap="word", relief="flat", font="TkDefaultFont", takefocus=False)
     page.tag_configure("note", foreground=_GREY)
-    page.bind("<Key>", lambda event: "break")  # The text is read-only.
+    page.after_idle(lambda: page.configure(state="disabled"))  # The caller first adds the fields.
     _pack_with_scrollbar(page)
     return page
 
@@ -241,7 +247,7 @@ def _pack_with_scrollbar(widget: tk.Text | ttk.Treeview) -> None:
 
 
 def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> ttk.Button:
-    button = ttk.Button(parent, text=text, style="Accent.TButton", command=command)
+    button = ttk.Button(parent, text=text, command=command)
     button.pack(side="bottom", fill="x", pady=(8, 0))
     return button
 
@@ -251,23 +257,11 @@ def _add_field(
 ) -> tk.StringVar:
     """Add a field below its name and a note about its values, and return its text. The Enter key calls `enter`."""
     field = tk.StringVar(page, text)
-    widget = ttk.Combobox(page, textvariable=field, values=[as_text(choice) or "" for choice in choices], width=22)
-    if not choices:
-        widget = ttk.Entry(page, textvariable=field, width=24)
+    values = [as_text(choice) or "" for choice in choices]
+    widget = ttk.Combobox(page, textvariable=field, values=values) if choices else ttk.Entry(page, textvariable=field)
     widget.bind("<Return>", lambda event: enter())
-    widget.bind("<FocusIn>", lambda event: page.see(str(widget)))
+    widget.bind("<FocusIn>", lambda event: page.see(str(widget)))  # The Tab key may reach a hidden field.
     page.insert("end", f"{name}\n", "", f"{note}\n", "note")
     page.window_create("end", window=widget)
     page.insert("end", "\n\n")
     return field
-
-
-def _set_style(root: tk.Tk) -> None:
-    root.configure(background=_PAPER)
-    style = ttk.Style(root)
-    style.theme_use("clam")
-    root.option_add("*Text.font", "TkDefaultFont")
-    style.configure(".", background=_PAPER, foreground=_INK)
-    style.configure("Treeview", background=_WHITE, fieldbackground=_WHITE, rowheight=24)
-    style.configure("Accent.TButton", background=_BLUE, foreground=_WHITE)
-    style.map("Accent.TButton", background=[("active", _INK)])

@@ -38,7 +38,7 @@ def opened(window: Window, path: Path, text: str = ROWS) -> None:
 
 
 def chart_texts(window: Window) -> set[str]:
-    items = [item for item in window.chart.find_withtag("all") if window.chart.type(item) == "text"]
+    items = [item for item in window.chart.find_withtag("all") if str(window.chart.type(item)) == "text"]
     return {window.chart.itemcget(item, "text") for item in items}
 
 
