@@ -183,32 +183,28 @@ class Window:
         artifact, schema, example = self.model.artifact, self.model.schema, self._folder / INPUT_EXAMPLE
         form, rows, fields = ttk.Frame(tab), dict[str, np.ndarray](), dict[str, tk.StringVar]()
         form.pack(side="left", fill="y", padx=(0, 16))
-        if not schema.columns:
-            ttk.Label(form, text="This model takes tensors, for which\nthere is no form. Start the server.").pack()
-            return fields
-        _add_button(form, "Predict (Enter)", self.predict)
+        _add_button(form, "Save … (Ctrl+S)", self.save)
+        _add_button(form, "Open file … (Ctrl+O)", self.open_file)
+        if schema.columns:
+            _add_button(form, "Predict (Enter)", self.predict)
         page = _add_page(form)
-        if example.is_file():
+        if schema.columns and example.is_file():
             rows = schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
         choices: dict[str, Sequence[object]] = {**artifact.categories, **artifact.refusals.categories}
         choices |= {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
         for name, note in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
             text = as_text(rows[name][0]) if name in rows else None
             fields[name] = _add_field(page, self.predict, name, note, text or "", choices.get(name, ()))
+        if not fields:
+            page.insert("end", "This model takes tensors, for which there is no form. Start the server.")
         return fields
 
     def _add_results(self, tab: ttk.Frame) -> None:
-        results = ttk.Frame(tab)
-        results.pack(side="left", fill="both", expand=True)
-        buttons = ttk.Frame(results)
-        buttons.pack(fill="x", pady=(0, 8))
-        for text, command in (("Open file … (Ctrl+O)", self.open_file), ("Save … (Ctrl+S)", self.save)):
-            ttk.Button(buttons, text=text, command=command).pack(side="left", padx=(0, 8))
-        self.chart = tk.Canvas(results, height=220, background="white", highlightthickness=0)
+        self.chart = tk.Canvas(tab, height=220, background="white", highlightthickness=0)
         self.chart.pack(side="bottom", fill="x", pady=(10, 0))
         self.chart.bind("<Configure>", lambda event: self._draw())
-        self.table = ttk.Treeview(results, show="headings", selectmode="browse")
-        across = ttk.Scrollbar(results, orient="horizontal", command=self.table.xview)
+        self.table = ttk.Treeview(tab, show="headings", selectmode="browse")
+        across = ttk.Scrollbar(tab, orient="horizontal", command=self.table.xview)
         self.table.configure(xscrollcommand=across.set)
         across.pack(side="bottom", fill="x")
         _pack_with_scrollbar(self.table)
