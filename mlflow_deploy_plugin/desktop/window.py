@@ -40,7 +40,7 @@ class Window:
     """The window of the version in an MLmodel folder. Work runs in a thread, so that the window stays responsive.
 
     Attributes:
-        fields / server_fields: the texts of the two forms by name. A model of tensors has no form.
+        fields / server_fields: the texts of the two forms by name; `fields` is empty for a model of tensors.
         inputs / predictions: the columns of the last result.
         status: the last message.
         url: the address of the running server; empty if the server is stopped.
