@@ -74,6 +74,17 @@ def test_enter_in_a_field_predicts(window: Window) -> None:
     assert window.predictions["prediction"] == ["yes"]
 
 
+def test_the_wheel_of_the_mouse_does_not_change_a_list(window: Window) -> None:
+    window.root.update()
+    field: tk.Misc | None = window.root
+    while field is not None and not isinstance(field, ttk.Combobox):
+        field = field.tk_focusNext()
+    assert field is not None
+    for button in ("<Button-4>", "<Button-5>"):
+        field.event_generate(button)
+        assert window.fields["late"].get() == "true"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "names"),
     [("distance", "far", ["distance", "far"]), ("hour", "2.5", ["hour", "2.5"]), ("late", "", ["late"])],
