@@ -108,17 +108,22 @@ def docker(
         )
     except FileNotFoundError:
         raise NotInstalled(f"{what}: the docker command is not installed") from None
-    if report is None:
-        output, errors = process.communicate(text or None)
-        lines = deque(errors.splitlines(), _KEPT)
-    else:
-        lines = deque(maxlen=_KEPT)
-        with process:
+    lines: deque[str] = deque(maxlen=_KEPT)
+    try:
+        if report is None:
+            output, errors = process.communicate(text or None)
+            lines.extend(errors.splitlines())
+        else:
             assert process.stdout is not None
             for line in process.stdout:
                 report(line.rstrip("\n"))
                 lines.append(line)
-        output = "".join(lines)
+            output = "".join(lines)
+    except BaseException:
+        process.kill()  # After Ctrl-C, the command would otherwise create its container later.
+        raise
+    finally:
+        process.wait()
     if process.returncode:
         words = [clean for line in lines if (clean := _NOISE.sub("", line).strip())]
         causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
