@@ -37,7 +37,8 @@ BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
 ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
 Provider = Annotated[
-    dict[ProviderName, dict[str, str | bool | int | float]], WithJsonSchema({"type": ["string", "object"]})
+    dict[ProviderName, dict[str, str | bool | int | float]],
+    WithJsonSchema({"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1}),
 ]
 _OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
