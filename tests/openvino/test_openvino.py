@@ -166,6 +166,11 @@ def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(tmp
         load_warm(one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]), ON_OPENVINO, 1)
 
 
+def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_division_by_zero(tmp_path: Path) -> None:
+    graph = "ratios (int64[N,1] x) => (int64[N,1] y) { y = Div(x, x) }"
+    assert load_warm(one_tensor(tmp_path, graph, "int64"), ON_OPENVINO, 1).predictor.artifact
+
+
 @pytest.mark.parametrize("placement", [ON_OPENVINO, Placement(listed=({OPENVINO: {}},))], ids=str)
 @pytest.mark.parametrize("value", [None, 2**31])
 def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(
