@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.runtime.feeds import array_bytes
 
 TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
-_MANY_BYTES = 8 * 2**20  # Of larger rows, only the first is sent: a server accepts 16 MiB.
+_MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3

@@ -1,4 +1,4 @@
-"""Tests that OpenVINO computes what the CPU provider computes, and refuses what it would compute incorrectly."""
+"""Tests that OpenVINO computes the outputs of the CPU provider, and refuses inputs that it computes incorrectly."""
 
 import json
 import time
