@@ -111,7 +111,8 @@ OLDEST_ONNXRUNTIME = (1, 29)
 (measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
 _OLDEST_OPENVINO = (1, 24)
 """The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
-`_check_weights` and `_FORESTS` exclude the faults of these versions. A missing cosine is an error of ONNX Runtime."""
+`_check_weights` and `_FORESTS` exclude the faults of these versions, except one: an integer division by zero on the CPU
+provider ends the process. A missing cosine is an error of ONNX Runtime."""
 _FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
