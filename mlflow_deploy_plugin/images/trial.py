@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.evaluation import check_outputs, known_rows, take_rows
+from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import array_bytes
@@ -61,7 +61,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     try:
         rows = known_rows(model, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
-            rows = take_rows(rows, slice(1))
+            rows = {name: array[:1] if array.ndim else array for name, array in rows.items()}
         outputs = model.run(model.schema.from_columns(rows))
         head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:

@@ -262,7 +262,7 @@ def _check_weights(onnx_file: Path) -> None:
 
 def run_on_openvino(
     session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
-) -> list[object]:
+) -> list[Any]:
     """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
 
     OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.
