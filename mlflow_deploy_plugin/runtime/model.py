@@ -129,7 +129,6 @@ class OnnxModel:
     queue_seconds, unavailable_reason = 0.0, ""
 
     def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
-        self._first_run: Run = session.run
         self._tokenizer: TextTokenizer | None = None
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         dimensions = {  # A dimension without a name has an empty string.
@@ -169,12 +168,12 @@ class OnnxModel:
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        self._compute = self._compute_large = session.run
+        is_on_openvino = dict(placement.providers).keys() == {OPENVINO}
+        self._run_once: Run = partial(run_on_openvino, session) if is_on_openvino else session.run
+        self._compute = self._compute_large = self._run_once
         self._small_run = None
         if placement.is_bound and can_bind(session):
             self._compute = self._compute_large = BoundSession(session, placement).run
-        elif dict(placement.providers).keys() == {OPENVINO}:
-            self._compute = self._compute_large = partial(run_on_openvino, session)
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
             own = getattr(session, "_sess", session)
@@ -182,7 +181,7 @@ class OnnxModel:
         if artifact.tokenizer is not None:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
             self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
-            self._first_run = self._tokenizer.feeding(session.run)
+            self._run_once = self._tokenizer.feeding(self._run_once)
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
@@ -261,7 +260,7 @@ class OnnxModel:
         timer.daemon = True
         timer.start()
         try:
-            values = self._first_run(self._output_names + self._marks, feeds, options)
+            values = self._run_once(self._output_names + self._marks, feeds, options)
         except Exception as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
