@@ -103,8 +103,7 @@ class Sampling:
 
 def _sums(values: Array, parts: int) -> Array:
     """Return the sums of consecutive parts of the values, [parts]; the parts have nearly equal lengths."""
-    sums: Array = np.add.reduceat(values, np.arange(parts) * len(values) // parts)
-    return sums
+    return np.add.reduceat(values, np.arange(parts) * len(values) // parts)
 
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:

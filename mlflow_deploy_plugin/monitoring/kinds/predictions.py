@@ -52,8 +52,7 @@ class Predictions:
     @property
     def is_labelled(self) -> Array:
         """A mask, [N] bool: True for a row with a label."""
-        known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
-        return known
+        return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
 
     @property
     def unanswered(self) -> int:
@@ -255,8 +254,7 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
     codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
-    filled: Array = np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
-    return filled
+    return np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:

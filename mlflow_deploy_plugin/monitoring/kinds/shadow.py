@@ -54,8 +54,7 @@ class _ShadowRows:
 
     @property
     def comparable(self) -> Array:
-        comparable: Array = self.same >= 0
-        return comparable
+        return self.same >= 0
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
         """Return the share of comparable `rows`, [N] bool, on which the shadow gave a different answer."""

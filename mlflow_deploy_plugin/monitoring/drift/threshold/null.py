@@ -195,8 +195,7 @@ def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
         is_open = (sampled > 0) & (left > 0) & (right > 0) & (sampled < left + right)
         taken[is_open] = rng.hypergeometric(left[is_open], right[is_open], sampled[is_open])
         sampled = np.stack([taken, sampled - taken], axis=2).reshape(len(histograms), -1)
-    kept: Array = sampled[:, : histograms.shape[1]].astype(np.float64)
-    return kept
+    return sampled[:, : histograms.shape[1]].astype(np.float64)
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
