@@ -203,11 +203,10 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         if number // grid.window_steps in is_kept:
             _add(windows, number // grid.window_steps, profile)
     chosen = np.array(sorted(windows), np.int64)
-    empty = Profile(0, {})
     return ReferencePieces(
         windows=tuple(merge(windows[number]) for number in chosen.tolist()),
         window_starts_us=grid.starts_us(chosen),
-        steps=tuple(merge(steps[number]) if number in steps else empty for number in range(grid.steps)),
+        steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),
         lagged=merge(windows.get(grid.windows - grid.lag_windows, [])) if grid.lag_windows else None,
