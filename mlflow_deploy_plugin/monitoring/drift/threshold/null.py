@@ -44,7 +44,6 @@ FIGURES = 4
 """The number of figures: distance of the known values (`bins.py`), change of the missing share, share of rows with a
 category that the other side lacks, and share of rows with a number outside of the other side's range."""
 MIN_COMPARED_ROWS = 30
-MAX_WINDOWS = 500
 SEED = 0
 """The seed of all random draws in nulls, so that the same reference gives the same threshold."""
 _DRAWN_FLOOR = 1e-6

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, evenly
+from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    MAX_WINDOWS,
     ColumnGroup,
     GroupColumn,
     WindowCounts,
