@@ -178,13 +178,7 @@ def cut_pieces(
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
-    return ReferencePieces(
-        windows=tuple(kept),
-        window_starts_us=grid.starts_us(present[chosen]),
-        steps=tuple(steps),
-        grid=grid,
-        total=total,
-    )
+    return ReferencePieces(tuple(kept), grid.starts_us(present[chosen]), tuple(steps), grid, total)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
