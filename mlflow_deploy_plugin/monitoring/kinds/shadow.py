@@ -109,13 +109,9 @@ def judge(request: WindowRequest) -> MonitorResult:
                 f"the shadows are {', '.join(compared)}"
             )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
+    notes += segment_notes
     return request.result(
-        *overall_state(findings),
-        version,
-        len(answered),
-        findings=findings,
-        figures=figures,
-        notes=(*notes, *segment_notes),
+        *overall_state(findings), version, len(answered), findings=findings, figures=figures, notes=notes
     )
 
 

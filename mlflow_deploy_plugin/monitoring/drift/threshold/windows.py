@@ -88,14 +88,9 @@ class WholeReferenceNull(WindowNull):
         supported = max(rate, 1 / (1 + halves.judges))
         sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
         earlier, later = (np.stack(side, axis=1) for side in sides)
+        scales, worth = np.ones(earlier.shape[1:]), halves.judges
         distribution = NullDistribution(
-            self.kind,
-            earlier,
-            np.ones(earlier.shape[1:]),
-            FLOORS,
-            halves.judges,
-            starts=halves.starts,
-            length=halves.length,
+            self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length
         )
         tests = [distribution.test(window, supported) for window in later]
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
