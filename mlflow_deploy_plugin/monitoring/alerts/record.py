@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
     """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
-    alerts, now, endpoint, monitor = Alerts(store), store.now(), result.endpoint, result.monitor
+    alerts, now = Alerts(store), store.now()
+    endpoint, monitor = result.endpoint, result.monitor
     content = _result_content(result, run_url, spec)
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
