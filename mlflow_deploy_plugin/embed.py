@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys, Wanted, WantedEnd
 from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, temporary_folder, write_state
 
 _WAIT_SECONDS = 120.0
-_END_SECONDS = 5
 
 
 def asgi_app(
@@ -102,8 +101,7 @@ def local_server(folder: Path, name: str, version: str, host: str, port: str, ke
         write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
         write_state(state_dir / KEYS, ValidKeys(keys=keys))
         with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
-            options = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
-            server = uvicorn.Server(options)
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
             thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
             thread.start()
             try:

@@ -37,6 +37,7 @@ _QUIET_SECONDS = 5.0
 _PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
 """The time to finish the current work, less than the ten seconds after which Docker kills a process."""
+_port_option = partial(option, type=click.IntRange(1, 65535), metavar="PORT", show_default="no port")
 
 
 @click.command()
@@ -61,20 +62,8 @@ _END_SECONDS = 8.0
     metavar="SECONDS",
     help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
-@option(
-    "--metrics-port",
-    type=click.IntRange(1, 65535),
-    metavar="PORT",
-    show_default="no port",
-    help="Port for Prometheus with the gauges of all monitors.",
-)
-@option(
-    "--webhook-port",
-    type=click.IntRange(1, 65535),
-    metavar="PORT",
-    show_default="no port",
-    help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.",
-)
+@_port_option("--metrics-port", help="Port for Prometheus with the gauges of all monitors.")
+@_port_option("--webhook-port", help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.")
 def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 

@@ -55,9 +55,8 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
     The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format; wheel, a Python package with
     predict(); bundle, a folder or .zip file for machines without a network; conda, the same with an environment.yml;
     tflite, a neural network for TensorFlow Lite (LiteRT); pmml, a scikit-learn, XGBoost or LightGBM model for PMML
-    engines; desktop, a program with a window for this machine's platform, in a new folder in FILE. The export is run on
-    rows in a separate process. If its predictions differ from the predictions of the served version, FILE is not
-    written.
+    engines; desktop, a folder with a program for this machine's platform. The export is run on rows in a separate
+    process. If its predictions differ from the predictions of the served version, FILE is not written.
     """
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     NumberRange,
     align_columns,
+    engine_option,
     key_values,
     list_output_option,
     opened_deployments,
@@ -141,12 +142,7 @@ def expire(keep: str, dry_run: bool) -> None:
 @click.argument("name")
 @_monitor_option
 @_window_option
-@option(
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-    help="Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.",
-)
+@engine_option("Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.")
 @option(
     "--due",
     is_flag=True,

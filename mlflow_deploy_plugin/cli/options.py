@@ -62,6 +62,11 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
+def engine_option(help: str) -> Callable[[_Command], _Command]:
+    """Return the option --engine: `local`, the default, or `spark`."""
+    return option("--engine", type=click.Choice(["local", "spark"]), default="local", help=help)
+
+
 output_option = format_option("Output format: lines for people, or JSON for programs.", "text", "json")
 list_output_option = format_option("Output format of --list.", "text", "json")
 config_option = option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, option, to_names
+from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.registry import hidden_pandas
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output
@@ -249,12 +249,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 )
 @option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
 @option("--device", type=click.Choice(["cpu", "cuda", "tensorrt", "openvino"]), default="cpu", help="Device.")
-@option(
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-    help="Engine: this machine, or the cluster from the Spark configuration.",
-)
+@engine_option("Engine: this machine, or the cluster from the Spark configuration.")
 @option("--restart", is_flag=True, help="Delete the output of an earlier batch, and start from the beginning.")
 @option(
     "--run",

@@ -164,12 +164,17 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
 
             copied = target.enter_context(copied_version(model, version, *destination, show_progress))
             model, version = copied.model, copied.version
-        if is_request:
-            _request_approvals(model, version, output, **options)
-            return
-        deployments = target.enter_context(opened_deployments())
         from mlflow_deploy_plugin.gate import promote as move
 
+        if is_request:
+            from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
+
+            listed_requests(model)  # Call the server before the gate, which takes minutes.
+            move(model, version, **options, is_request=True, progress=show_progress)
+            requested = send_decision("request", model, version, options["to"], options["why"])
+            show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
+            return
+        deployments = target.enter_context(opened_deployments())
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     document, lines = {**asdict(promotion), "served": served}, [*_promotion_lines(promotion, served)]
@@ -248,17 +253,6 @@ def decline(model: str, version: str, to: str, why: str) -> None:
     from mlflow_deploy_plugin.gate.approval_client import send_decision
 
     show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
-
-
-def _request_approvals(model: str, version: str, output: str, **options: Any) -> None:
-    """Execute `onnxserve promote --request`. The server is called before the gate, which takes minutes."""
-    from mlflow_deploy_plugin.gate import promote as judge
-    from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
-
-    listed_requests(model)
-    judge(model, version, **options, is_request=True, progress=show_progress)
-    requested = send_decision("request", model, version, options["to"], options["why"])
-    show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import signal
 import sys
 import tkinter
 from pathlib import Path
@@ -20,17 +19,14 @@ def main(folder: Path, arguments: list[str]) -> None:
     try:
         match arguments:
             case []:
-                window = Window(folder / MODEL, json.loads((folder / FACTS).read_text()))
-                signal.signal(signal.SIGTERM, lambda number, frame: window.close())
-                window.root.mainloop()
+                Window(folder / MODEL, json.loads((folder / FACTS).read_text())).root.mainloop()
             case ["--check", rows, outputs]:
                 tkinter.Tcl()  # Raises TclError if the program does not contain Tcl.
                 model = OnnxModel.load(folder / MODEL)
                 feeds = model.schema.from_columns(pickle.loads(Path(rows).read_bytes()))  # The export wrote the file.
                 Path(outputs).write_bytes(pickle.dumps(model.run(feeds)))
-            case ["--check-server"]:
-                with local_server(folder / MODEL, "check", "1", "127.0.0.1", "0") as url, urlopen(f"{url}/docs"):
-                    return
+                with local_server(folder / MODEL, "check", "1", "127.0.0.1", "0") as url:
+                    urlopen(f"{url}/docs").close()
             case _:
                 sys.exit("usage: the program has no arguments; it opens a window")
     except (OnnxserveError, OSError, tkinter.TclError) as error:

@@ -1,16 +1,15 @@
 """The window of a desktop program: a form, a table and a chart of predictions, a local server, and the provenance."""
 
 import logging
-import queue
-import threading
 import tkinter as tk
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from tkinter import filedialog, ttk
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +22,16 @@ from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
 from mlflow_deploy_plugin.runtime.log_columns import as_text
 
-T = TypeVar("T")
-_WORDS = {"string": "text", "boolean": "yes or no", "integer": "whole number", "long": "whole number"}
+Bars = Sequence[tuple[str, float]]
+_WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "long": "whole number"}
 _FILES = [("CSV or Excel", "*.csv *.xlsx"), ("All files", "*")]
 _SERVER_FIELDS = {
     "host": ("127.0.0.1", "127.0.0.1: only this machine; 0.0.0.0: also other machines"),
     "port": ("8080", "whole number"),
     "API key": ("", "optional; clients send it as Authorization: Bearer KEY"),
 }
-_SHOWN_ROWS, _MOST_BARS, _BINS, _POLL_MS = 1000, 12, 24, 30
-_BLUE, _RED, _PAPER, _INK, _GREY, _WHITE = "#2563a8", "#b3261e", "#f5f6f8", "#1f2933", "#5f6b78", "#ffffff"
+_SHOWN_ROWS, _MOST_BARS, _POLL_MS = 1000, 12, 30
+_BLUE, _RED, _BLACK, _GREY, _PAPER = "#2563a8", "#b3261e", "#1f2933", "#5f6b78", "#f5f6f8"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Window:
     """The window of the version in an MLmodel folder. Work runs in a thread, so that the window stays responsive.
 
     Attributes:
-        fields / server_fields: the texts of the two forms by name. A model of tensors has no form.
+        fields / server_fields: the texts of the two forms by name; `fields` is empty for a model of tensors.
         inputs / predictions: the columns of the last result.
         status: the last message.
         url: the address of the running server; empty if the server is stopped.
@@ -49,14 +48,19 @@ class Window:
 
     def __init__(self, folder: Path, facts: Mapping[str, str]) -> None:
         self.model, self.inputs, self.predictions = OnnxModel.load(folder), Columns(), Columns()
-        self.is_busy, self._folder, self._facts, self._server = False, folder, facts, ExitStack()
-        self._outcomes = queue.SimpleQueue[Callable[[], object]]()
+        self.is_busy, self._folder, self._facts = False, folder, facts
+        self._thread, self._server = ThreadPoolExecutor(1), ExitStack()
+        self._chart: tuple[str, Bars] = ("", [])
         self.root = root = tk.Tk(className="onnxserve")
         root.title(f"{facts['name']}, version {facts['version']}")
         root.geometry("1180x740")
-        _set_style(root)
+        style = ttk.Style(root)
+        style.theme_use("clam")
+        root.configure(background=_PAPER)
+        style.configure(".", background=_PAPER)
+        style.configure("Treeview", rowheight=24)
         self.status, self.url = tk.StringVar(root), tk.StringVar(root)
-        ttk.Label(root, text=root.title(), style="Title.TLabel").pack(anchor="w", padx=16, pady=(10, 0))
+        ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(anchor="w", padx=16, pady=(10, 0))
         self._status_line = ttk.Label(root, textvariable=self.status, wraplength=1120)
         self._status_line.pack(side="bottom", fill="x", padx=16, pady=10)
         self.tabs = ttk.Notebook(root)
@@ -66,24 +70,24 @@ class Window:
             self.tabs.add(tab, text=title)
         self.fields, self.server_fields = self._add_form(predictions), dict[str, tk.StringVar]()
         self._add_results(predictions)
+        ttk.Entry(server, textvariable=self.url, state="readonly").pack(side="bottom", fill="x")
+        self._server_button = _add_button(server, "", self.toggle_server)
+        page = _add_page(server)
         for name, (text, note) in _SERVER_FIELDS.items():
-            self.server_fields[name] = _add_field(server, self.toggle_server, name, note, text)
-        self._server_button = ttk.Button(server, style="Accent.TButton", command=self.toggle_server)
-        self._server_button.pack(anchor="w", pady=12)
-        ttk.Entry(server, textvariable=self.url, state="readonly", width=32).pack(anchor="w")
-        for row, (name, value) in enumerate(facts.items()):
-            ttk.Label(about, text=name, style="Note.TLabel").grid(row=row, sticky="nw", padx=(0, 24), pady=4)
-            ttk.Label(about, text=value, wraplength=800).grid(row=row, column=1, sticky="w", pady=4)
+            self.server_fields[name] = _add_field(page, self.toggle_server, name, note, text)
+        self.about = _add_page(about)
+        for name, text in facts.items():
+            self.about.insert("end", f"{name}\n", "note", f"{text}\n\n")
         root.bind("<Control-o>", lambda event: self.open_file())
         root.bind("<Control-s>", lambda event: self.save())
         root.protocol("WM_DELETE_WINDOW", self.close)
         self._show_server("")
         self._report("Fill in the form, or open a CSV or Excel file.")
-        self._poll()
 
     def close(self) -> None:
-        """Close the window, and stop the server."""
+        """Close the window, wait for the work in the thread, and stop the server."""
         self.root.withdraw()
+        self._thread.shutdown()  # A file is saved completely, and a server that starts can be stopped.
         self._server.close()
         self.root.destroy()
 
@@ -115,33 +119,27 @@ class Window:
         server = local_server(self._folder, self._facts["name"], self._facts["version"], *settings)
         self._start("starting the server", lambda: self._server.enter_context(server), self._show_server)
 
-    def _start(self, doing: str, work: Callable[[], T], show: Callable[[T], object]) -> None:
-        """Call `work` in a thread, and then show its result or its error. Only one call runs at a time."""
-
-        def run() -> None:
-            try:
-                result = work()
-                self._outcomes.put(lambda: show(result))
-            except OnnxserveError as error:
-                message = without_row_number(error.message)
-                self._outcomes.put(lambda: self._report(message, _RED))
-            except Exception:
-                logger.exception("%s failed", doing)
-                self._outcomes.put(lambda: self._report(f"{doing} failed unexpectedly", _RED))
-
+    def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
+        """Call `work` in the thread, and then show its result or its error. Only one call runs at a time."""
         if not self.is_busy:
             self.is_busy = True
             self._report(f"{doing.capitalize()} …")
-            threading.Thread(target=run, daemon=True).start()
+            self._finish(doing, self._thread.submit(work), show)
 
-    def _poll(self) -> None:
-        self.root.after(_POLL_MS, self._poll)
-        with suppress(queue.Empty):
-            outcome = self._outcomes.get_nowait()
-            self.is_busy = False
-            outcome()
+    def _finish(self, doing: str, result: Future[Any], show: Callable[[Any], object]) -> None:
+        if not result.done():
+            self.root.after(_POLL_MS, self._finish, doing, result, show)
+            return
+        self.is_busy = False
+        try:
+            show(result.result())
+        except OnnxserveError as error:
+            self._report(without_row_number(error.message), _RED)
+        except Exception:
+            logger.exception("%s failed", doing)
+            self._report(f"{doing} failed unexpectedly", _RED)
 
-    def _report(self, message: str, colour: str = _INK) -> None:
+    def _report(self, message: str, colour: str = _BLACK) -> None:
         self.status.set(message)
         self._status_line.configure(foreground=colour)
 
@@ -159,24 +157,21 @@ class Window:
         count = len(next(iter(columns.values())))
         shown = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
         self._report(f"Predicted {count:,} row{'s' if count > 1 else ''}{shown}")
+        self._chart = _chart_of(self.predictions)
         self._draw()
 
     def _draw(self) -> None:
-        """Draw the numbers of a single row, a histogram of numeric predictions, or the number of rows per label."""
+        title, bars = self._chart
+        left, right, bottom = 24, self.chart.winfo_width() - 24, self.chart.winfo_height() - 26
         self.chart.delete("all")
-        if not self.predictions:
-            return
-        name, values = next(iter(self.predictions.items()))
-        floats = [value for value in values if isinstance(value, float)]
-        numbers = {label: column[0] for label, column in self.predictions.items() if isinstance(column[0], float)}
-        if len(values) == 1 and numbers:
-            _draw_bars(self.chart, "Predictions for this row", [*numbers], [*numbers.values()])
-        elif floats:
-            counts, edges = np.histogram(floats, _BINS)
-            _draw_bars(self.chart, f"Rows by {name}", [f"{edge:.4g}" for edge in edges], counts.tolist())
-        else:
-            counted = dict(Counter(as_text(value) or "missing" for value in values).most_common(_MOST_BARS))
-            _draw_bars(self.chart, f"Rows by {name}", [*counted], [*counted.values()])
+        self.chart.create_text(left, 16, text=title, anchor="w", font="TkHeadingFont")
+        self.chart.create_line(left, bottom, right, bottom)
+        step, highest = (right - left) / max(len(bars), 1), max((value for _, value in bars), default=0)
+        for index, (label, value) in enumerate(bars):
+            x, y = left + step * (index + 0.5), bottom - (bottom - 48) * (value / highest if value > 0 else 0)
+            self.chart.create_rectangle(x - 0.4 * step, y, x + 0.4 * step, bottom, fill=_BLUE, width=0)
+            self.chart.create_text(x, y - 9, text=f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+            self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
 
     def _show_server(self, url: str) -> None:
         self.url.set(url)
@@ -186,106 +181,85 @@ class Window:
     def _add_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
         """Add one field per column, with the first row of the input example, and return the texts of the fields."""
         artifact, schema, example = self.model.artifact, self.model.schema, self._folder / INPUT_EXAMPLE
-        form, rows = ttk.Frame(tab), dict[str, np.ndarray]()
+        form, rows, fields = ttk.Frame(tab), dict[str, np.ndarray](), dict[str, tk.StringVar]()
         form.pack(side="left", fill="y", padx=(0, 16))
-        if not schema.columns:
-            ttk.Label(form, text="This model takes tensors, for which\nthere is no form. Start the server.").pack()
-            return {}
-        button = ttk.Button(form, text="Predict (Enter)", style="Accent.TButton", command=self.predict)
-        button.pack(side="bottom", fill="x", pady=(8, 0))
-        inner = _scrolled(form)
-        if example.is_file():
+        _add_button(form, "Save … (Ctrl+S)", self.save)
+        _add_button(form, "Open file … (Ctrl+O)", self.open_file)
+        if schema.columns:
+            _add_button(form, "Predict (Enter)", self.predict)
+        page = _add_page(form)
+        if schema.columns and example.is_file():
             rows = schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
-        choices, fields = {**artifact.categories, **artifact.refusals.categories}, dict[str, tk.StringVar]()
-        for name, kind in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
+        choices: dict[str, Sequence[object]] = {**artifact.categories, **artifact.refusals.categories}
+        choices |= {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
+        for name, note in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
             text = as_text(rows[name][0]) if name in rows else None
-            fields[name] = _add_field(inner, self.predict, name, kind, text or "", choices.get(name, ()))
+            fields[name] = _add_field(page, self.predict, name, note, text or "", choices.get(name, ()))
+        if not fields:
+            page.insert("end", "This model takes tensors, for which there is no form. Start the server.")
         return fields
 
     def _add_results(self, tab: ttk.Frame) -> None:
-        results = ttk.Frame(tab)
-        results.pack(side="left", fill="both", expand=True)
-        buttons = ttk.Frame(results)
-        buttons.pack(fill="x", pady=(0, 8))
-        for text, command in (("Open file … (Ctrl+O)", self.open_file), ("Save … (Ctrl+S)", self.save)):
-            ttk.Button(buttons, text=text, command=command).pack(side="left", padx=(0, 8))
-        self.chart = tk.Canvas(results, height=220, background=_WHITE, highlightthickness=0)
+        self.chart = tk.Canvas(tab, height=220, background="white", highlightthickness=0)
         self.chart.pack(side="bottom", fill="x", pady=(10, 0))
         self.chart.bind("<Configure>", lambda event: self._draw())
-        self.table = ttk.Treeview(results, show="headings", selectmode="browse")
-        down = ttk.Scrollbar(results, command=self.table.yview)
-        across = ttk.Scrollbar(results, orient="horizontal", command=self.table.xview)
-        self.table.configure(yscrollcommand=down.set, xscrollcommand=across.set)
+        self.table = ttk.Treeview(tab, show="headings", selectmode="browse")
+        across = ttk.Scrollbar(tab, orient="horizontal", command=self.table.xview)
+        self.table.configure(xscrollcommand=across.set)
         across.pack(side="bottom", fill="x")
-        down.pack(side="right", fill="y")
-        self.table.pack(fill="both", expand=True)
+        _pack_with_scrollbar(self.table)
+
+
+def _chart_of(predictions: Columns) -> tuple[str, Bars]:
+    """Return the title and at most 12 bars of a chart.
+
+    The bars are the largest numbers of a single row, or the number of rows per label or per interval of numbers.
+    """
+    name, values = next(iter(predictions.items()))
+    row = Counter({label: column[0] for label, column in predictions.items() if isinstance(column[0], float)})
+    if len(values) == 1 and row:
+        return "Predictions for this row", row.most_common(_MOST_BARS)
+    floats = [value for value in values if isinstance(value, float)]
+    if len(set(floats)) > _MOST_BARS:
+        counts, edges = np.histogram(floats, _MOST_BARS)
+        return f"Rows by {name}", [*zip((f"≥ {edge:.3g}" for edge in edges), counts.tolist(), strict=False)]
+    return f"Rows by {name}", Counter(as_text(value) or "missing" for value in values).most_common(_MOST_BARS)
+
+
+def _add_page(parent: ttk.Frame) -> tk.Text:
+    """Add a read-only text that scrolls, in which fields are embedded."""
+    page = tk.Text(parent, width=28, padx=8, wrap="word", relief="flat", font="TkDefaultFont", takefocus=False)
+    page.tag_configure("note", foreground=_GREY)
+    page.after_idle(lambda: page.configure(state="disabled"))  # The caller first adds the fields.
+    _pack_with_scrollbar(page)
+    return page
+
+
+def _pack_with_scrollbar(widget: tk.Text | ttk.Treeview) -> None:
+    bar = ttk.Scrollbar(widget.master, command=widget.yview)
+    widget.configure(yscrollcommand=bar.set)
+    bar.pack(side="right", fill="y")
+    widget.pack(side="left", fill="both", expand=True)
+
+
+def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> ttk.Button:
+    button = ttk.Button(parent, text=text, command=command)
+    button.pack(side="bottom", fill="x", pady=(8, 0))
+    return button
 
 
 def _add_field(
-    parent: ttk.Frame, enter: Callable[[], None], name: str, note: str, text: str, choices: Sequence[object] = ()
+    page: tk.Text, enter: Callable[[], None], name: str, note: str, text: str, choices: Sequence[object] = ()
 ) -> tk.StringVar:
     """Add a field below its name and a note about its values, and return its text. The Enter key calls `enter`."""
-    field = tk.StringVar(parent, text)
-    ttk.Label(parent, text=name).pack(anchor="w")
-    ttk.Label(parent, text=note, style="Note.TLabel").pack(anchor="w")
-    if note == _WORDS["boolean"]:
-        field.set(text or "false")
-        widget: ttk.Widget = ttk.Checkbutton(parent, text="yes", variable=field, onvalue="true", offvalue="false")
-    elif choices:
-        values = [as_text(choice) or "" for choice in choices]
-        widget = ttk.Combobox(parent, textvariable=field, values=values, width=22)
-    else:
-        widget = ttk.Entry(parent, textvariable=field, width=24)
+    field = tk.StringVar(page, text)
+    values = [as_text(choice) or "" for choice in choices]
+    widget = ttk.Combobox(page, textvariable=field, values=values) if choices else ttk.Entry(page, textvariable=field)
     widget.bind("<Return>", lambda event: enter())
-    widget.pack(anchor="w", pady=(2, 12))
+    widget.bind("<FocusIn>", lambda event: page.see(str(widget)))  # The Tab key may reach a hidden field.
+    for wheel in ("<Button-4>", "<Button-5>", "<MouseWheel>"):
+        widget.bind(wheel, lambda event: "break")  # A list would change its value while the form scrolls.
+    page.insert("end", f"{name}\n", "", f"{note}\n", "note")
+    page.window_create("end", window=widget)
+    page.insert("end", "\n\n")
     return field
-
-
-def _scrolled(parent: ttk.Frame) -> ttk.Frame:
-    """Return a frame that scrolls in its parent, also to a field that the Tab key reaches."""
-
-    def show(event: "tk.Event[tk.Misc]") -> None:
-        if str(event.widget).startswith(f"{inner}."):
-            canvas.yview_moveto((event.widget.winfo_y() - 60) / inner.winfo_height())
-
-    canvas, bar = tk.Canvas(parent, background=_PAPER, highlightthickness=0), ttk.Scrollbar(parent)
-    inner = ttk.Frame(canvas)
-    canvas.create_window(0, 0, anchor="nw", window=inner)
-    canvas.configure(yscrollcommand=bar.set)
-    bar.configure(command=canvas.yview)
-    inner.bind("<Configure>", lambda _: canvas.configure(scrollregion=canvas.bbox("all"), width=inner.winfo_reqwidth()))
-    inner.bind_all("<FocusIn>", show)
-    canvas.pack(side="left", fill="both", expand=True)
-    bar.pack(side="right", fill="y")
-    return inner
-
-
-def _draw_bars(canvas: tk.Canvas, title: str, labels: Sequence[str], values: Sequence[float]) -> None:
-    """Draw one bar per value. A histogram has one label more than bars: the edges, of which every sixth is written."""
-    is_histogram, left, top = len(labels) > len(values), 24, 48
-    right, bottom = canvas.winfo_width() - left, canvas.winfo_height() - 26
-    canvas.create_text(left, 16, text=title, anchor="w", fill=_INK, font="TkHeadingFont")
-    canvas.create_line(left, bottom, right, bottom, fill=_GREY)
-    step, highest = (right - left) / len(values), max(*values, 0) or 1
-    gap = 1 if is_histogram else min(step * 0.15, 24)
-    for index, value in enumerate(values):
-        x, y = left + step * index, bottom - (bottom - top) * max(value, 0) / highest
-        canvas.create_rectangle(x + gap, y, x + step - gap, bottom, fill=_BLUE, width=0)
-        canvas.create_text(x + step / 2, y - 9, text=f"{value:.4g}", fill=_INK)
-    for index in range(0, len(labels), 6 if is_histogram else 1):
-        x = left + step * (index if is_histogram else index + 0.5)
-        canvas.create_text(x, bottom + 13, text=labels[index], width=0 if is_histogram else step, fill=_INK)
-
-
-def _set_style(root: tk.Tk) -> None:
-    root.configure(background=_PAPER)
-    style = ttk.Style(root)
-    style.theme_use("clam")
-    style.configure(".", background=_PAPER, foreground=_INK)
-    style.configure("Title.TLabel", font=("TkDefaultFont", 18, "bold"))
-    style.configure("Note.TLabel", foreground=_GREY)
-    style.configure("Treeview", background=_WHITE, fieldbackground=_WHITE, rowheight=24)
-    style.configure("TButton", padding=(12, 6))
-    style.configure("Accent.TButton", background=_BLUE, foreground=_WHITE)
-    style.map("Accent.TButton", background=[("active", _INK)])
-    style.map("TNotebook.Tab", background=[("selected", _WHITE), ("!selected", _PAPER)])

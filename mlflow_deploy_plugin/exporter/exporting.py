@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature
-from mlflow_deploy_plugin.exporter.desktop import program_name, write_desktop
+from mlflow_deploy_plugin.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -84,8 +84,7 @@ def export(
         model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
         format: the export format; see docs/export.md.
         path: the file or folder to write, which must not exist. A folder with the suffix .zip is zipped. For a wheel,
-            the path may be an existing folder, to which a wheel with the default name is written. For a desktop
-            program, the path is the folder in which the folder of the program is written.
+            the path may be an existing folder, to which a wheel with the default name is written.
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the check. Default:
             the input example, the reference sample or random numbers. The check adds rows with noise.
         name: the name of the wheel's distribution and package; None: the name of the model.
@@ -99,12 +98,9 @@ def export(
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
-    if not (format in ("wheel", "desktop") and target.is_dir()):
+    if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
     resolved = resolve(model_uri)
-    if format == "desktop":
-        target /= program_name(resolved.name)
-        _refuse_existing(target)
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
@@ -116,6 +112,10 @@ def export(
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead"
+            )
         reason = ""
         for data in _proof_rows(model, rows):
             try:
@@ -188,7 +188,7 @@ def _write(
             program = write_desktop(version.model.artifact, described, folder)
             size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
             outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
-            progress(f"{program.name}: {size / 1e6:,.0f} MB, started in {time.monotonic() - started:.1f} s")
+            progress(f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s")
             return program.parent, _difference(version.expected, outputs, 0.0)
         case "pmml":
             from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml

@@ -143,6 +143,9 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
         if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
+            if not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+                yield batch  # Only the weights of a text model can be moved.
+                continue
             moved = moved_by_roundings(table.to_numpy(np.float32), random)
             yield Batch(pd.DataFrame(moved, columns=table.columns))
         else:

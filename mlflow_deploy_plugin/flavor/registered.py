@@ -214,8 +214,9 @@ def _convert(
     if signature is not None and signature.params:
         notes.append("an ONNX form does not support params; the params of the signature are omitted")
         signature = ModelSignature(signature.inputs, signature.outputs)
-    if signature is not None and original.predict_fn != "predict":
-        signature = ModelSignature(signature.inputs)  # Drop the outputs, which were inferred from `predict`.
+    # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
+    if signature is not None and (original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)):
+        signature = ModelSignature(signature.inputs)
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)

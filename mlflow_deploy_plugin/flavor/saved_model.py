@@ -6,8 +6,8 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import Distribution, distribution, distributions
+from dataclasses import asdict, dataclass
+from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
 
 import mlflow
@@ -132,6 +132,8 @@ def save_model(
     if conda_env is None:
         # Do not let MLflow infer requirements: this needs a second process, and serving needs no training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
+        if wrapped.converted.tokenizer is not None:
+            runtime = [own_requirement("[cpu,text]"), runtime[1], f"tokenizers=={version('tokenizers')}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
     else:
@@ -158,6 +160,11 @@ def write_mlmodel(
 ) -> None:
     """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph is too large."""
     digests = write_graph(folder, converted.proto)
+    for name, content in converted.files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+        digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+    spec = converted.tokenizer
+    tokenizer = {} if spec is None else asdict(spec) | {"file": spec.file.name}
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
@@ -178,6 +185,7 @@ def write_mlmodel(
         prediction=list(converted.prediction),
         classes=list(converted.classes),
         predict_fn=predict_fn,
+        **({"tokenizer": tokenizer} if tokenizer else {}),
         **proofs,
     )
     model.save(str(folder / MLMODEL))

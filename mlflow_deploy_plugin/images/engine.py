@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import tempfile
-from collections import deque
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -108,19 +107,22 @@ def docker(
         )
     except FileNotFoundError:
         raise NotInstalled(f"{what}: the docker command is not installed") from None
-    if report is None:
-        output, errors = process.communicate(text or None)
-        lines = deque(errors.splitlines(), _KEPT)
-    else:
-        lines = deque(maxlen=_KEPT)
-        with process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                report(line.rstrip("\n"))
-                lines.append(line)
-        output = "".join(lines)
+    with process:
+        try:
+            if report is None:
+                output, errors = process.communicate(text or None)
+            else:
+                output = ""
+                for line in process.stdout or ():
+                    report(line.rstrip("\n"))
+                    output += line
+                errors = output
+        except BaseException:
+            process.kill()  # After Ctrl-C, the command would otherwise create its container later.
+            process.wait()
+            raise
     if process.returncode:
-        words = [clean for line in lines if (clean := _NOISE.sub("", line).strip())]
+        words = [clean for line in errors.splitlines()[-_KEPT:] if (clean := _NOISE.sub("", line).strip())]
         causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
         reason = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
         raise BuildFailed(f"{what}: {reason}")

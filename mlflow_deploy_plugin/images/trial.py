@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.client.rows import decode_tensors, dump_json
+from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import array_bytes
 
 TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
+_MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
 from mlflow_deploy_plugin.server.cloud import is_healthy
-seconds, body = json.load(sys.stdin)
+seconds, length, body = json.load(sys.stdin)
 server = urllib3.HTTPConnectionPool("127.0.0.1", int(os.environ.get("ONNXSERVE_PORT", 8080)), timeout=seconds)
 end = time.monotonic() + seconds
 while not is_healthy():
@@ -31,7 +32,8 @@ while not is_healthy():
         sys.exit(f"its server is not ready within {seconds:g} s")
     time.sleep(0.02)
 name = server.request("POST", "/v2/repository/index").json()[0]["name"]
-answer = server.request("POST", f"/v2/models/{name}/infer", body=body)
+headers = {"Inference-Header-Content-Length": str(length)}
+answer = server.request("POST", f"/v2/models/{name}/infer", body=body.encode("latin-1"), headers=headers)
 if answer.status != 200:
     sys.exit(answer.json()["error"])
 print(json.dumps([int(answer.headers["Inference-Header-Content-Length"]), answer.data.decode("latin-1")]))
@@ -58,20 +60,21 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
     try:
         rows = known_rows(model, most=10)
+        if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
+            rows = {name: array[:1] if array.ndim else array for name, array in rows.items()}
         outputs = model.run(model.schema.from_columns(rows))
-        kinds = {name: protocols.v2_tensors.array_datatype(array) for name, array in rows.items()}
-        inputs = [{"name": n, "shape": a.shape, "datatype": kinds[n], "data": a.ravel()} for n, a in rows.items()]
-        body = dump_json({"inputs": inputs, "parameters": {"binary_data_output": True}}).decode()
+        head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:
         raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
     expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
     failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
     rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, TOLERANCE)
+    question = json.dumps([seconds, len(head), (head + data).decode("latin-1")])
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
         try:
-            text = docker("exec", "-i", name, "python", "-c", _ASK, text=json.dumps([seconds, body]), what=failure)
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=question, what=failure)
         except BuildFailed as error:
             log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None).strip()[:500]
             status = docker("inspect", "-f", _EXIT_STATUS, name, what=error.message).strip()
@@ -84,4 +87,5 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
             docker("rm", "-f", "-v", name, what=failure)
     length, answer = json.loads(text)
     largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), tolerance, failure)
-    return ImageTrial(f"{model.schema.count_rows(rows)} {source} rows", largest, answered, memory)
+    count = model.schema.count_rows(rows)
+    return ImageTrial(f"{count} {source} row{'s' * (count != 1)}", largest, answered, memory)

@@ -15,8 +15,10 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -87,19 +89,13 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
     """
     from onnxruntime import quantization  # This import is slow.
 
-    class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.parts: Iterator[Feeds] = iter(rows)
-
-        def get_next(self) -> Feeds | None:
-            return next(self.parts, None)
-
+    reader = SimpleNamespace(get_next=partial(next, iter(rows), None))
     return _quantized(
         proto,
         lambda ready, path: quantization.quantize_static(
             ready,
             path,
-            Rows(),
+            reader,
             activation_type=quantization.QuantType.QUInt8,
             per_channel=per_channel,
             reduce_range=_reduces_range(),

@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,15 +45,9 @@ from mlflow_deploy_plugin.registry import (
     registry_client,
     registry_errors,
     resolve,
+    tags,
 )
 from mlflow_deploy_plugin.registry.runs import get_or_create_experiment, log_flavor, log_metrics
-from mlflow_deploy_plugin.registry.tags import (
-    DATA_DIGEST_TAG,
-    OPTIMIZED_FROM_TAG,
-    OPTIMIZED_WITH_TAG,
-    PARENT_TAG,
-    TRAINING_TAG,
-)
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_feeds
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -65,7 +59,7 @@ CALIBRATION_ROWS = 500
 _PART = 100
 _TRIAL_SECONDS = 300.0
 _SEED = 7
-_LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
+_LINEAGE = (tags.PARENT_TAG, tags.TRAINING_TAG, tags.DATA_DIGEST_TAG)
 
 
 @dataclass(frozen=True)
@@ -288,7 +282,8 @@ class _FormMaker:
     def feeds(self) -> list[Feeds]:
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds, count = self.base.feeds(rows), row_count(rows)
-        return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        parts = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        return [self.base.model.graph_feeds(part) for part in parts]
 
     def make_all(
         self, recipes: Iterable[Recipe], progress: ProgressCallback
@@ -406,16 +401,17 @@ def _log_form(
     }
     with registry_errors(f"the form of {resolved.source}"):
         run_id, is_new = _run_of_base(resolved)
-        tags = {PARITY_TAG: str(parity["state"]), OPTIMIZED_FROM_TAG: resolved.source, OPTIMIZED_WITH_TAG: form.name}
+        form_tags = {tags.OPTIMIZED_FROM_TAG: resolved.source, tags.OPTIMIZED_WITH_TAG: form.name}
+        form_tags[PARITY_TAG] = str(parity["state"])
         if resolved.version.isdigit():
             of_base = client.get_model_version(resolved.name, resolved.version).tags
-            tags |= {key: of_base[key] for key in _LINEAGE if key in of_base}
+            form_tags |= {key: of_base[key] for key in _LINEAGE if key in of_base}
         info = log_flavor(
             saved_form,
             "model",
             run_id=run_id,
             registered_model_name=name,
-            tags=tags,
+            tags=form_tags,
             base=base.artifact.folder,
             graph=draft.graph,
             record=record,
@@ -431,10 +427,8 @@ def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
     """Return the run of the base, or a new run if the run does not exist on this MLflow server."""
     client = registry_client()
     if run_id := resolved.aspects.get("run_id", ""):
-        try:
+        with suppress(MlflowException):  # The run may be deleted, or on another server.
             if client.get_run(run_id).info.lifecycle_stage == "active":
                 return run_id, False
-        except MlflowException:
-            pass  # The run was deleted or is on another server.
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
     return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True

@@ -142,7 +142,8 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
     with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(model.artifact.onnx_file), options, providers=["CPUExecutionProvider"])
-        runs = len(_repeat(lambda: session.run(None, dict(feeds))))
+        arrays = dict(model.graph_feeds(feeds))
+        runs = len(_repeat(lambda: session.run(None, arrays)))
         events = json.loads(Path(session.end_profiling()).read_text())
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]

@@ -42,7 +42,8 @@ def save_model(
     section = base_model.flavors[artifact.flavor]
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
-        section["digests"] = digests
+        kept = {name: digest for name, digest in section.get("digests", {}).items() if (folder / name).is_file()}
+        section["digests"] = kept | digests
         section["parity"] = dict(parity or {})
         proof = {**section["parity"], "optimization": section["optimization"], "parity_of_base": dict(artifact.parity)}
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
@@ -33,6 +34,7 @@ class ProcessCrashed(OnnxserveError):
     """A worker's process ended during a call or could not be started."""
 
 
+@dataclass(eq=False)
 class Worker:
     """Calls functions in a separate process, which is started at the first call. Only one thread may call at a time.
 
@@ -43,17 +45,12 @@ class Worker:
         stderr: the error output of the process, which also receives its standard output.
     """
 
-    def __init__(
-        self,
-        prepare: Callable[[], object] | None = None,
-        max_calls: int | None = None,
-        kept_errors: Sequence[type[OnnxserveError]] = (),
-        stderr: Output = None,
-    ) -> None:
-        self._prepare = prepare
-        self._max_calls = max_calls
-        self._kept_errors = tuple(kept_errors)
-        self._stderr = stderr
+    prepare: Callable[[], object] | None = None
+    max_calls: int | None = None
+    kept_errors: Sequence[type[OnnxserveError]] = ()
+    stderr: Output = None
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._connection: Connection | None = None
@@ -86,10 +83,10 @@ class Worker:
             raise ProcessCrashed(f"the worker process {reason}{hint}") from None
         self._calls += 1
         self._used_at = time.monotonic()
-        if self._max_calls is not None and self._calls >= self._max_calls:
+        if self.max_calls is not None and self._calls >= self.max_calls:
             self._kill()
         if error is not None:
-            raise (error if issubclass(error, self._kept_errors) else OnnxserveError)(answer)
+            raise (error if issubclass(error, tuple(self.kept_errors)) else OnnxserveError)(answer)
         result: Result = answer
         return result
 
@@ -109,15 +106,15 @@ class Worker:
                 raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                output = 2 if self._stderr is None else self._stderr  # Libraries may print; keep our output clean.
+                output = 2 if self.stderr is None else self.stderr  # Libraries may print; keep our output clean.
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
                 try:
                     with theirs:
-                        self._child = Child(command, descriptors=[theirs.fileno()], stdout=output, stderr=self._stderr)
+                        self._child = Child(command, descriptors=[theirs.fileno()], stdout=output, stderr=self.stderr)
                 except OSError as error:
                     raise ProcessCrashed(f"the worker process cannot be started: {error.strerror}") from None
                 self._connection.send(sys.path)  # The child must find functions in the same modules.
-                self._connection.send(self._prepare)
+                self._connection.send(self.prepare)
                 self._calls = 0
             return self._connection
 

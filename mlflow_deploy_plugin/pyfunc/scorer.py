@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
-from mlflow_deploy_plugin.protocols import PART_MESSAGE, SideMessage
+from mlflow_deploy_plugin.protocols import JSON, PART_MESSAGE, SideMessage
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
@@ -54,7 +54,6 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 
 _log = logging.getLogger(__name__)
 
-_JSON = "application/json"
 _A_DATE = "an ISO 8601 date such as 2013-07-01T12:30:00, from 1678 to 2261"
 _ISO_8601 = re.compile(
     r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
@@ -465,7 +464,7 @@ class Scorer:
             return {}
         try:
             with tracing_context(enabled=False):
-                outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
+                outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
         except OnnxserveError as refusal:
             _log.warning("the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message)
             return {}
@@ -486,7 +485,7 @@ class Scorer:
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
-            if mime_type == _JSON:  # MLflow would parse bytes twice. json keeps integers above 64 bits.
+            if mime_type == JSON:  # MLflow would parse bytes twice. json keeps integers above 64 bits.
                 with suppress(ValueError):  # MLflow reports the error.
                     data = json.loads(body)
             if isinstance(data, dict):
@@ -495,7 +494,7 @@ class Scorer:
                 recorder.take_keys(data)
             else:
                 data = body
-            schema = self._json_schema if mime_type == _JSON else self._csv_schema
+            schema = self._json_schema if mime_type == JSON else self._csv_schema
             has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
             if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)

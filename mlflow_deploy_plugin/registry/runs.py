@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
+    LogContent = Callable[[MlflowClient, str, int], None]
+
 _PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets this variable for the process of a project.
 _MAX_METRICS = 1000  # MLflow's limit of metrics per call.
 SUPERSEDED = "onnxserve.superseded_by"
@@ -249,9 +251,7 @@ class IdempotentRun:
     identity: Mapping[str, str]
     done: tuple[str, str]
 
-    def log(
-        self, name: str, tags: Mapping[str, str], log_content: "Callable[[MlflowClient, str, int], None]"
-    ) -> LoggedRun:
+    def log(self, name: str, tags: Mapping[str, str], log_content: "LogContent") -> LoggedRun:
         """Log to the run of the MLflow project of this process, to the existing run, or to a new run.
 
         `log_content` receives the client, the run id and the number of earlier starts of the run. If MLflow does not
@@ -267,11 +267,7 @@ class IdempotentRun:
             raise RegistryUnavailable(f"{self.what}: other processes keep deleting its run")
 
     def _try_log(
-        self,
-        client: "MlflowClient",
-        name: str,
-        tags: Mapping[str, str],
-        log_content: "Callable[[MlflowClient, str, int], None]",
+        self, client: "MlflowClient", name: str, tags: Mapping[str, str], log_content: "LogContent"
     ) -> str | None:
         """Return the id of the complete primary run, or None if another process deleted the run.
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -125,6 +125,19 @@ class Output:
 
 
 @dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer of a text model: a file of the `tokenizers` library, and the inputs of the graph that it computes.
+
+    `prefix` precedes each text. A text of more than `max_length` tokens is refused, unless the file truncates it.
+    """
+
+    file: Path
+    graph_inputs: Sequence[str]
+    max_length: int
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """The content of an MLmodel folder.
 
@@ -145,6 +158,7 @@ class Artifact:
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
         logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).
+        tokenizer: for a text model, the tokenizer that converts the texts of `inputs` into the inputs of the graph.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and answers; empty if not set.
     """
 
@@ -170,6 +184,7 @@ class Artifact:
     optimization: Mapping[str, Any] = field(default_factory=dict)
     undescribed: str = ""
     is_streamable: bool = False
+    tokenizer: TokenizerSpec | None = None
     task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
@@ -284,6 +299,7 @@ def read_artifact(folder: Path) -> Artifact:
         missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
         categories = refused.get("categories") or {}
         categories = {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()}
+        tokenizer = content.get("tokenizer")
         return Artifact(
             folder=folder,
             onnx_file=_inside(folder, str(section["data"])),
@@ -306,6 +322,7 @@ def read_artifact(folder: Path) -> Artifact:
             has_signature=bool(columns or tensors),
             digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
             optimization=dict(content.get("optimization", {})),
+            tokenizer=TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])}) if tokenizer else None,
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.runtime.session import (
     quiet_options,
     run_on_openvino,
 )
+from mlflow_deploy_plugin.runtime.tokenizer import Run, TextTokenizer
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class OnnxModel:
     queue_seconds, unavailable_reason = 0.0, ""
 
     def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
-        self._session = session
+        self._tokenizer: TextTokenizer | None = None
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         dimensions = {  # A dimension without a name has an empty string.
             node.name: tuple(
@@ -167,16 +168,20 @@ class OnnxModel:
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        self._compute = self._compute_large = session.run
+        is_on_openvino = dict(placement.providers).keys() == {OPENVINO}
+        self._run_once: Run = partial(run_on_openvino, session) if is_on_openvino else session.run
+        self._compute = self._compute_large = self._run_once
         self._small_run = None
         if placement.is_bound and can_bind(session):
             self._compute = self._compute_large = BoundSession(session, placement).run
-        elif dict(placement.providers).keys() == {OPENVINO}:
-            self._compute = self._compute_large = partial(run_on_openvino, session)
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
             own = getattr(session, "_sess", session)
             self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
+        if artifact.tokenizer is not None:
+            self._tokenizer = TextTokenizer(artifact.tokenizer)
+            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
+            self._run_once = self._tokenizer.feeding(self._run_once)
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
@@ -255,7 +260,7 @@ class OnnxModel:
         timer.daemon = True
         timer.start()
         try:
-            values = self._session.run(self._output_names + self._marks, feeds, options)
+            values = self._run_once(self._output_names + self._marks, feeds, options)
         except Exception as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
@@ -282,6 +287,10 @@ class OnnxModel:
             return named
         columns = [array.reshape(-1).tolist() for array in named.values()]
         return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
+
+    def graph_feeds(self, feeds: Feeds) -> Feeds:
+        """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
+        return feeds if self._tokenizer is None else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""

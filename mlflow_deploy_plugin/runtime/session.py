@@ -111,7 +111,8 @@ OLDEST_ONNXRUNTIME = (1, 29)
 (measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
 _OLDEST_OPENVINO = (1, 24)
 """The oldest supported version of the OpenVINO build, whose newest release is older than `OLDEST_ONNXRUNTIME`.
-`_check_weights` and `_FORESTS` exclude the faults of these versions. A missing cosine is an error of ONNX Runtime."""
+`_check_weights` and `_FORESTS` exclude the faults of these versions, except one: an integer division by zero on the CPU
+provider ends the process. A missing cosine is an error of ONNX Runtime."""
 _FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
@@ -182,27 +183,27 @@ def open_session(
     check_device_libraries(module, placement)
     if is_old:
         _check_weights(onnx_file)
-    names, providers = [name for name, _ in placement.providers], placement.providers
-    for name, texts in providers:
-        if name == OPENVINO and texts.get("device_type", "CPU") == "CPU":
-            texts.setdefault("num_of_threads", str(intra_op_num_threads))
+    providers = dict(placement.providers)
+    names = list(providers)
+    if OPENVINO in providers and providers[OPENVINO].get("device_type", "CPU") == "CPU":
+        providers[OPENVINO].setdefault("num_of_threads", str(intra_op_num_threads))
     options = session_options(module, intra_op_num_threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
     try:
         try:
             # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
-            session = module.InferenceSession(str(onnx_file), options, providers=providers, enable_fallback=0)
+            session = module.InferenceSession(str(onnx_file), options, [*providers.items()], enable_fallback=0)
         except Exception:
             if _CPU in names:
                 raise
             # A session with the CPU shows the reason: its operators, or an error that names an operator.
             options = session_options(module, intra_op_num_threads)
-            session = module.InferenceSession(str(onnx_file), options, providers=[*providers, _CPU], enable_fallback=0)
+            session = module.InferenceSession(str(onnx_file), options, [*providers.items(), _CPU], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-        raise DeviceUnavailable(f"the model does not run with {placement}: {reason}") from None
+        raise DeviceUnavailable(f"the model does not run with {placement} ({names[0]}): {reason}") from None
     used = [name for name in session.get_providers() if not placement.listed or operators_of(session, name)]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
@@ -261,7 +262,7 @@ def _check_weights(onnx_file: Path) -> None:
 
 def run_on_openvino(
     session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
-) -> list[object]:
+) -> list[Any]:
     """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
 
     OpenVINO computes integers in 32 bits, and some of its operators (Relu, Max, Softmax) convert NaN into a number.

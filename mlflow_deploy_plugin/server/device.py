@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker
+from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
 from mlflow_deploy_plugin.spec import ServerSpec
 
 # The ONNX graph y = x + x, float32 of shape (1).
@@ -22,17 +23,17 @@ _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one additi
 
 def require_device(server: ServerSpec) -> None:
     """Raise DeviceUnavailable unless ONNX Runtime computes on the device, each of its GPUs, and each provider."""
-    if server.device == "cpu" and not server.providers:
+    placement = Placement(server.device, listed=server.providers)
+    if placement == Placement():
         return
-    name = "server.providers" if server.providers else f"--device {server.device}"
     with tempfile.TemporaryFile() as output:
         worker = Worker(stderr=output)
         try:
             worker.call(_compute_on, server, seconds=_TIMEOUT_SECONDS)
         except DeadlineExceeded:
-            raise DeviceUnavailable(f"{name} did not compute one addition in {_TIMEOUT_SECONDS:g} s") from None
+            raise DeviceUnavailable(f"{placement} did not compute one addition in {_TIMEOUT_SECONDS:g} s") from None
         except ProcessCrashed as error:
-            raise DeviceUnavailable(f"{name} cannot be tested: {error.message}") from None
+            raise DeviceUnavailable(f"{placement} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
             log = output.read()
@@ -63,10 +64,7 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
 
 
 def _compute_on(server: ServerSpec) -> None:
-    # Imported here, because the supervisor calls this function in another process, and does not need numpy itself.
-    import numpy as np
-
-    from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
+    import numpy as np  # Imported here, because this function runs in its own process; the supervisor needs no numpy.
 
     base = Placement(server.device, listed=server.providers)
     check_device_libraries(import_onnxruntime(), base)

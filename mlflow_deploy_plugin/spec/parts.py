@@ -37,7 +37,8 @@ BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
 ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
 Provider = Annotated[
-    dict[ProviderName, dict[str, str | bool | int | float]], WithJsonSchema({"type": ["string", "object"]})
+    dict[ProviderName, dict[str, str | bool | int | float]],
+    WithJsonSchema({"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1}),
 ]
 _OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
@@ -213,18 +214,19 @@ class ServerSpec(SpecPart):
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
-        options = self.provider_options.model_dump(exclude_defaults=True)
-        fields = [f"provider_options.{name}" for name in options]
+        fields = [f"provider_options.{name}" for name in self.provider_options.model_dump(exclude_defaults=True)]
         fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
-        if self.providers and (self.device != "cpu" or fields):
-            name = "device" if self.device != "cpu" else fields[0]
-            raise ValueError(f"{name} and providers are both set: providers replaces device, and contains all options")
+        others = (["device"] if self.device != "cpu" else []) + fields
+        if self.providers and others:
+            raise ValueError(f"{others[0]} and providers are both set: providers replaces device, with all options")
+        if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(self.providers):
+            raise ValueError("each entry of providers is a single provider, which no other entry repeats")
         if self.device in ("cpu", "openvino") and fields:
             raise ValueError(
                 f"{fields[0]} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected"
             )
-        if self.device == "cuda" and (name := next((name for name in options if name.startswith("trt_")), "")):
-            raise ValueError(f"provider_options.{name} requires device tensorrt, but device is cuda")
+        if self.device == "cuda" and (name := next((name for name in fields if ".trt_" in name), "")):
+            raise ValueError(f"{name} requires device tensorrt, but device is cuda")
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
         ):

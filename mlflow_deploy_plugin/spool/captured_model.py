@@ -33,6 +33,7 @@ MASK_KEY = "mask.key"
 STREAM_OUTPUT = "stream"
 """The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None
+NamedArrays = Mapping[str, Array]
 _KEY_BYTES, _MAX_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 

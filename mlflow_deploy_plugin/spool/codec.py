@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, as_table
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, Value, decode_model
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, NamedArrays, Value, decode_model
 from mlflow_deploy_plugin.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
@@ -90,12 +90,7 @@ class RequestEncoder:
         self._plans: dict[tuple[object, ...], EncodingPlan] = {}
 
     def encode(
-        self,
-        record: RequestRecord,
-        model: CapturedModel,
-        feeds: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-        max_rows: int,
+        self, record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
     ) -> tuple[EncodingPlan, list[bytes]]:
         """Encode the first `max_rows` rows of a request. Return the plan and the pieces of the payload.
 
@@ -141,7 +136,7 @@ class RequestEncoder:
         return plan, pieces
 
 
-def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def as_one_row(arrays: NamedArrays) -> dict[str, Array]:
     """Return each array as the single entry of a row: [1, …]."""
     return {name: array[np.newaxis] for name, array in arrays.items()}
 
@@ -168,7 +163,7 @@ def decode_layout(
 
 
 def _make_plan(
-    record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
+    record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
 ) -> EncodingPlan:
     """Return the plan of a request. A failed request is one row of its outputs, which are all texts."""
     is_failed = record.status >= FIRST_ERROR_STATUS

@@ -7,12 +7,12 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime.feeds import Array, NarrowedFeeds
-from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, encode_model
+from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds
+from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, NamedArrays, encode_model
 from mlflow_deploy_plugin.spool.codec import EncodingPlan, Feedback, RequestEncoder, RequestRecord, encode_feedback
 from mlflow_deploy_plugin.spool.frames import (
     FEEDBACK_KIND,
@@ -61,12 +61,7 @@ class CaptureWriter:
         self._quiet_until = float("-inf")
 
     def write(
-        self,
-        record: RequestRecord,
-        model: CapturedModel,
-        feeds: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-        max_rows: int,
+        self, record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
     ) -> tuple[int, int, bool]:
         """Append the first `max_rows` rows of a request as they were sent. A failed request becomes a row of texts.
 

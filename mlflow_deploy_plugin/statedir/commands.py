@@ -6,14 +6,8 @@ worker that wrote a command removes the command and its answer. The agent remove
 
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import (
-    InvalidConfig,
-    ModelError,
-    NotFound,
-    NotReady,
-    OnnxserveError,
-    RegistryUnavailable,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.statedir.files import COMMANDS
 from mlflow_deploy_plugin.statedir.models import CommandAnswer
 
@@ -22,9 +16,8 @@ MAX_WAITING = 64
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
 """The age of a command after which no worker waits for the answer."""
-_ERRORS: dict[str, type[OnnxserveError]] = {
-    error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
-}
+_OF_COMMANDS = (errors.InvalidConfig, errors.ModelError, errors.NotFound, errors.NotReady, errors.RegistryUnavailable)
+_ERRORS: dict[str, type[OnnxserveError]] = {error.__name__: error for error in _OF_COMMANDS}
 
 
 def command_answer(error: OnnxserveError | None) -> CommandAnswer:

@@ -58,11 +58,9 @@ def assert_state(path: Path, state: State) -> bool:
 def assert_content(path: Path, content: bytes) -> bool:
     """Write the content unless the file already has this content, and return True if the file was written. The owner of
     a file calls this function repeatedly to restore a lost or damaged file. Raises OSError as `write_atomically`."""
-    try:
+    with suppress(FileNotFoundError, PermissionError):
         if path.read_bytes() == content:
             return False
-    except (FileNotFoundError, PermissionError):
-        pass
     write_atomically(path, content)
     return True
 
@@ -149,11 +147,10 @@ def take_load_deaths(state_dir: Path) -> list[Path]:
 def is_alive(pid: int) -> bool:
     """Return True if a process has this id. The id may have been reused by another process."""
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError):  # The process belongs to another user.
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # The process belongs to another user.
-        pass
     return True
 
 
@@ -244,16 +241,11 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 

@@ -11,7 +11,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +160,8 @@ class RowStream:
         bad: list[RejectedRow] = []
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        with _long_csv_values():
+        limit = csv.field_size_limit(_BLOCK_BYTES)  # By default 128 kB per value, but Arrow has no such limit.
+        try:
             for number, record in enumerate(csv_records(lines), first):
                 if why := record.fault(len(names), positions):
                     bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
@@ -173,6 +173,8 @@ class RowStream:
                     break
             else:
                 end = self._file.size()
+        finally:
+            csv.field_size_limit(limit)
         lines.detach()
         table = (
             self._csv_table(pa.py_buffer(b"".join(good)), columns)
@@ -428,16 +430,6 @@ def _text_bytes(array: pa.Array) -> int:
     ):
         return 0
     return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
-
-
-@contextmanager
-def _long_csv_values() -> Iterator[None]:
-    """Increase the `csv` module's limit for a value from 128 kB to a block's size, because Arrow has no such limit."""
-    limit = csv.field_size_limit(_BLOCK_BYTES)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:

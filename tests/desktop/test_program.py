@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.runtime import OnnxModel
 from tests.support.refusals import mentions
 
 
-def test_the_check_writes_the_outputs_of_the_model(mixed: Path, tmp_path: Path) -> None:
+def test_the_check_starts_the_server_and_writes_the_outputs_of_the_model(mixed: Path, tmp_path: Path) -> None:
     shutil.copytree(mixed, tmp_path / MODEL)
     rows = {"carrier": np.array(["AA", "UA"], object), "distance": np.array([1.0, -1e6]), "hour": np.array([1, 2])}
     rows["late"] = np.array([True, False])
@@ -25,11 +25,6 @@ def test_the_check_writes_the_outputs_of_the_model(mixed: Path, tmp_path: Path) 
     model = OnnxModel.load(mixed)
     outputs = pickle.loads((tmp_path / "outputs").read_bytes())
     np.testing.assert_equal(outputs, model.run(model.schema.from_columns(rows)))
-
-
-def test_the_check_of_the_server_returns_when_its_pages_are_served(mixed: Path, tmp_path: Path) -> None:
-    shutil.copytree(mixed, tmp_path / MODEL)
-    main(tmp_path, ["--check-server"])
 
 
 def test_other_arguments_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The window on a real X server: the form, files, the chart, and the local server."""
 
 import socket
+import threading
 import tkinter as tk
+from collections.abc import Sequence
 from pathlib import Path
 from tkinter import ttk
 
@@ -11,6 +13,8 @@ import requests
 from PIL import ImageGrab
 
 from mlflow_deploy_plugin.desktop.window import Window
+from tests.desktop.conftest import FACTS
+from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port, wait_until
 
@@ -33,6 +37,11 @@ def opened(window: Window, path: Path, text: str = ROWS) -> None:
     finish(window)
 
 
+def chart_texts(window: Window) -> set[str]:
+    items = [item for item in window.chart.find_withtag("all") if str(window.chart.type(item)) == "text"]
+    return {window.chart.itemcget(item, "text") for item in items}
+
+
 def test_the_form_has_the_example_and_predicts_its_row(window: Window) -> None:
     assert {name: field.get() for name, field in window.fields.items()} == {
         "carrier": "AA",
@@ -50,12 +59,7 @@ def test_the_form_has_the_example_and_predicts_its_row(window: Window) -> None:
     assert window.inputs == {"carrier": ["AA"], "distance": [-200000.0], "hour": [17], "late": [False]}
     (row,) = window.table.get_children()
     assert window.table.item(row)["values"][0] == "no"
-    texts = {
-        window.chart.itemcget(item, "text")
-        for item in window.chart.find_withtag("all")
-        if str(window.chart.type(item)) == "text"
-    }
-    assert {"probability of no", "probability of yes"} <= texts
+    assert {"probability of no", "probability of yes"} <= chart_texts(window)
 
 
 def test_enter_in_a_field_predicts(window: Window) -> None:
@@ -68,6 +72,17 @@ def test_enter_in_a_field_predicts(window: Window) -> None:
     field.event_generate("<Return>")
     finish(window)
     assert window.predictions["prediction"] == ["yes"]
+
+
+def test_the_wheel_of_the_mouse_does_not_change_a_list(window: Window) -> None:
+    window.root.update()
+    field: tk.Misc | None = window.root
+    while field is not None and not isinstance(field, ttk.Combobox):
+        field = field.tk_focusNext()
+    assert field is not None
+    for button in ("<Button-4>", "<Button-5>"):
+        field.event_generate(button)
+        assert window.fields["late"].get() == "true"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +110,7 @@ def test_a_file_is_predicted_shown_and_saved(window: Window, tmp_path: Path) -> 
     assert mentions(window.status.get(), "saved.xlsx")
     cells = [[cell.value for cell in row] for row in openpyxl.load_workbook(tmp_path / "saved.xlsx").active.rows]
     assert cells[0] == [*window.inputs, *window.predictions]
-    assert cells[2][:6] == ["UA", -200000, 23, False, "=1+1", "no"]
+    assert cells[2][:6] == ["UA", -200000, 23, False, "'=1+1", "no"]
 
     window.open_file(str(tmp_path / "saved.xlsx"))
     finish(window)
@@ -105,7 +120,7 @@ def test_a_file_is_predicted_shown_and_saved(window: Window, tmp_path: Path) -> 
 def test_a_cell_that_does_not_fit_is_named_with_its_row(window: Window, tmp_path: Path) -> None:
     opened(window, tmp_path / "rows.csv")
     opened(window, tmp_path / "bad.csv", ROWS + "\nUA,far,1,true,y\n")
-    assert mentions(window.status.get(), "distance", "far", "row 5"), window.status.get()
+    assert mentions(window.status.get(), "distance", "far", "row 4"), window.status.get()
     assert window.predictions["prediction"] == ["yes", "no"]  # The last result remains.
 
 
@@ -130,6 +145,40 @@ def test_the_server_answers_and_ends_with_the_window(window: Window, display: st
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
+    display: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", display)
+    saving, serving, port = Window(mixed, FACTS), Window(mixed, FACTS), free_port()
+    opened(saving, tmp_path / "rows.csv", ROWS + "AA,1,2,true,y\n" * 10_000)
+    saving.save(str(tmp_path / "saved.csv"))
+    saving.close()
+    assert len((tmp_path / "saved.csv").read_text().splitlines()) == 10_003
+
+    serving.server_fields["port"].set(str(port))
+    serving.toggle_server()
+    serving.close()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(("numbers", "bars"), [([1e20] * 5, {"Rows by prediction", "5"}), (range(24), {"≥ 0", "2"})])
+def test_numbers_are_counted_by_value_or_by_interval(
+    numbers: Sequence[float], bars: set[str], display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", display)
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    window = Window(write_model(tmp_path / "m", signature=columns(x="float"), section=section), FACTS)
+    opened(window, tmp_path / "rows.csv", "x\n" + "\n".join(map(str, numbers)))
+    assert bars <= chart_texts(window), window.status.get()
+    window.close()
+
+
 @pytest.mark.parametrize("port", ["used", "eighty", "99999999"])
 def test_a_port_that_cannot_be_used_is_named(port: str, window: Window) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -152,12 +201,8 @@ def test_a_model_of_tensors_has_no_form(tensor_window: Window) -> None:
 
 
 def test_the_window_shows_the_provenance_and_fits_a_small_screen(window: Window, display: str, tmp_path: Path) -> None:
-    def texts(widget: tk.Misc) -> list[str]:
-        own = [str(widget["text"])] if isinstance(widget, ttk.Label) else []
-        return own + [text for child in widget.winfo_children() for text in texts(child)]
-
     opened(window, tmp_path / "rows.csv")
-    assert {"git commit", "6d1f0ab"} <= set(texts(window.root))
+    assert mentions(window.about.get("1.0", "end"), "git commit", "6d1f0ab")
     assert (window.root.winfo_width(), window.root.winfo_height()) <= (1280, 800)
     picture = ImageGrab.grab(xdisplay=display)
     assert len(picture.getcolors(2**24) or ()) > 50  # An empty screen has a single colour.

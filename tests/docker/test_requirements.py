@@ -96,4 +96,4 @@ def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}
     # Add the modules of the stage for CPU or GPU, of boto3, and of tokenizers, which is installed without dependencies.
-    assert modules | {"onnxruntime", "pynvml", "botocore", "tokenizers"} == imported | {"tokenizers"}
+    assert modules | {"onnxruntime", "pynvml", "botocore", "tokenizers"} == imported

@@ -1,6 +1,10 @@
 """Tests of Docker's errors as one-line messages, and of the login to ECR."""
 
 import base64
+import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticat
 from mlflow_deploy_plugin.images import engine
 from mlflow_deploy_plugin.images.context import BuildContext
 from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
 
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
@@ -65,6 +70,30 @@ def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path: Path, mon
     command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # The script does not list any images.
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
+
+
+def follow(line: str) -> None:
+    """Ignore a line of the output."""
+
+
+@pytest.mark.parametrize("report", [None, follow])
+def test_an_interrupted_command_does_not_continue(
+    report: Callable[[str], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(tmp_path, f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60", monkeypatch)
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        wait_until((tmp_path / "pid").exists, 30, "the command runs")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.docker("run", what="x", report=report)
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 class _Ecr:

@@ -229,6 +229,8 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
         ({"server": {"device": "openvino"}}, ["endpoints.flights.server.device", "container.image"]),
         ({"server": {"providers": ["MIGraphXExecutionProvider"]}}, ["server.providers", "container.image"]),
+        ({"server": {"providers": ["cuda"]}}, ["/endpoints/flights/server/providers/0", "'cuda'"]),
+        ({"server": {"providers": [{}]}}, ["/endpoints/flights/server/providers/0", "minProperties"]),
     ],
 )
 def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tests that OpenVINO computes what the CPU provider computes, and refuses what it would compute incorrectly."""
+"""Tests that OpenVINO computes the outputs of the CPU provider, and refuses inputs that it computes incorrectly."""
 
 import json
 import time
@@ -39,6 +39,7 @@ SIDE = 64
 LAYER = f"layer (float[N,{SIDE}] x) => (float[N,{SIDE}] y) {{ m = MatMul(x, w) a = Add(m, b) y = Relu(a) }}"
 DOUBLES = "doubles (double[N,1] x) => (double[N,1] y) { y = Add(x, x) }"
 HALF_DOUBLES = "half (float[N,1] x) => (double[N,1] y) { a = Add(x, x) r = Relu(a) d = Cast<to=11>(r) y = Mul(d, d) }"
+FLOATS = "floats (float[N,1] x) => (float[N,1] y) { a = Add(x, x) y = Relu(a) }"
 INTEGERS = "sums (int64[N,1] x) => (int64[N,1] y) { y = Add(x, x) }"
 
 
@@ -152,8 +153,7 @@ def test_an_integer_above_32_bits_is_refused_by_the_name_of_its_input(tmp_path: 
 
 
 def test_a_missing_value_is_refused_because_openvino_makes_it_a_number(tmp_path: Path) -> None:
-    graph = "relu (float[N,1] x) => (float[N,1] y) { a = Add(x, x) y = Relu(a) }"
-    model = OnnxModel.load(one_tensor(tmp_path, graph, "float32"), ON_OPENVINO)
+    model = OnnxModel.load(one_tensor(tmp_path, FLOATS, "float32"), ON_OPENVINO)
     assert model.run({"x": np.array([[np.inf], [-1]], np.float32)})["y"].tolist() == [[np.inf], [0.0]]
     with refused(InferenceError, "x", "NaN"):
         model.run({"x": np.array([[1.0], [np.nan]], np.float32)})
@@ -166,11 +166,25 @@ def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(tmp
         load_warm(one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]), ON_OPENVINO, 1)
 
 
+def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_division_by_zero(tmp_path: Path) -> None:
+    graph = "ratios (int64[N,1] x) => (int64[N,1] y) { y = Div(x, x) }"
+    assert load_warm(one_tensor(tmp_path, graph, "int64"), ON_OPENVINO, 1).predictor.artifact
+
+
+@pytest.mark.parametrize("placement", [ON_OPENVINO, Placement(listed=({OPENVINO: {}},))], ids=str)
+@pytest.mark.parametrize("value", [None, 2**31])
+def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(
+    tmp_path: Path, placement: Placement, value: int | None
+) -> None:
+    graph, dtype = (FLOATS, "float32") if value is None else (INTEGERS, "int64")
+    with refused(InvalidArtifact, INPUT_EXAMPLE, "'x'", "OpenVINO"):
+        load_warm(one_tensor(tmp_path, graph, dtype, example=[[1], [value]]), placement, 1)
+
+
 def test_a_server_answers_over_http_and_does_not_start_if_a_node_remains(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
-    graph = "one (float[N,1] x) => (float[N,1] y) { a = Add(x, x) y = Relu(a) }"
-    served = serve("-m", str(one_tensor(tmp_path / "model", graph, "float32")), "--device", "openvino").wait_ready()
+    served = serve("-m", str(one_tensor(tmp_path / "model", FLOATS, "float32")), "--device", "openvino").wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     model = str(one_tensor(tmp_path / "doubles", DOUBLES, "float64"))
     unserved = serve("-m", model, "--device", "openvino", state="other")

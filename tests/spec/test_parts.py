@@ -53,6 +53,14 @@ def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text: str) -> N
 
 
 @pytest.mark.parametrize(
+    "text", ["[{}]", f"[{{{OPENVINO}: {{}}, {CPU}: {{}}}}]", f"[{CPU}, {{{CPU}: {{a: 1}}}}]", f"'{CPU},{CPU}'"]
+)
+def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> None:
+    with refused(InvalidConfig, "server", "providers"):
+        load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
+
+
+@pytest.mark.parametrize(
     ("config", "image"),
     [
         ({}, "onnxserve:cpu"),

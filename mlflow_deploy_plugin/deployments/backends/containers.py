@@ -164,7 +164,7 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
         if "could not select device driver" in engine_error:
             raise InvalidConfig(
-                "server.device is a GPU, but the NVIDIA container toolkit is not installed in this engine"
+                "the server computes on a GPU, but the NVIDIA container toolkit is not installed in this engine"
             ) from None
         if "bind source path does not exist" in engine_error:
             raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {engine_error}") from None

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
@@ -68,6 +69,8 @@ class ConvertedModel:
         margin: the decision function of a classifier, [N] or [N, C], which determines ties.
         many_rows: the minimum batch size for which the graph uses other operators, or 0. Both branches are compared.
         move_weights: a context manager that moves each weight of a neural network by random rounding steps.
+        tokenizer: for a text model, its tokenizer, whose `file` is only a file name. `inputs` are then texts.
+        files: the contents of additional files by name.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """
 
@@ -83,6 +86,8 @@ class ConvertedModel:
     margin: Callable[[ModelInput], Array] | None = None
     many_rows: int = 0
     move_weights: Callable[[np.random.Generator], AbstractContextManager[None]] | None = None
+    tokenizer: TokenizerSpec | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     repair: str = ""
 
 

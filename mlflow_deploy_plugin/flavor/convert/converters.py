@@ -26,7 +26,8 @@ GROUP = "onnxserve.converters"
 _ROOM = "mlflow_deploy_plugin.flavor.convert"
 _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
-    **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
+    **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch", "transformers")},
+    "sentence_transformers": "transformers",
 }
 """The converter module for each package of model classes. The module and its pip extra have the same name."""
 
@@ -114,7 +115,10 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         except Exception as error:  # noqa: BLE001 - code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    known = (name for name in packages_of(model) if name in _MODULES or name in _NEVER)
+    packages = packages_of(model)
+    if "torch" in packages and "sentence_transformers" not in packages:
+        packages = [name for name in packages if name != "transformers"]  # A net without its pipeline reads token ids.
+    known = (name for name in packages if name in _MODULES or name in _NEVER)
     framework = "onnx" if is_onnx(model) else next(known, None)
     if framework is None or framework in _NEVER:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
     """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
+    endpoint, monitor = result.endpoint, result.monitor
     content = _result_content(result, run_url, spec)
     if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
@@ -38,11 +39,7 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
     elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
     recovered = AlertContent(
-        _failing(result.endpoint, result.monitor),
-        result.endpoint,
-        result.monitor,
-        lines=("the monitor works again",),
-        link=content.link,
+        _failing(endpoint, monitor), endpoint, monitor, lines=("the monitor works again",), link=content.link
     )
     alerts.change(recovered.fingerprint, lambda before: resolve(before, recovered, now))
 
@@ -162,11 +159,8 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
     """Return the alert after a window without an alarm; None if the alert does not change."""
     if before is None or content.order < _last_order(before, now):
         return None
-    detail = {
-        **content.event_detail("resolved", now, before),
-        "told_weight": 0.0,
-        "tags": before.detail.get("tags", []),
-    }
+    over = {"told_weight": 0.0, "tags": before.detail.get("tags", [])}
+    detail = content.event_detail("resolved", now, before) | over
     return replace(before, state="resolved", last_at=now, detail=detail)
 
 

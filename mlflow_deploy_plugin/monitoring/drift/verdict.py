@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.monitoring.drift.column_findings import (
     schema_findings,
     sort_findings,
 )
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     HoldOutAlarms,
@@ -52,7 +52,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
     dependence_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    MAX_WINDOWS,
     MIN_COMPARED_ROWS,
     ColumnGroup,
     Null,

@@ -233,8 +233,7 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
             return np.stack([1 - parts[0], parts[0]], axis=1)
         stacked = np.stack(parts, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
-        result: Array = np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
-        return result
+        return np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
 
     return corrected
 

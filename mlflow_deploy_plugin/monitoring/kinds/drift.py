@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
+from mlflow_deploy_plugin.monitoring.drift.references.rows import choose_rows
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     ColumnValues,
@@ -63,7 +64,6 @@ CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant"
 _MOST_COLUMNS = 20
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000
-_SEED = 0
 _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
 _KEY = "capture.keys lists it: it identifies rows and is not an input of the model"
@@ -194,18 +194,13 @@ class WindowComparison:
         parts = [window]
         if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
             hours = request.log.hours(request.endpoint, window)
-            count = min(math.ceil(len(hours) * READ_ROWS / rows), len(hours))
-            chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), count, replace=False))
-            picked = [hours[index] for index in chosen]
+            picked = [hours[index] for index in choose_rows(len(hours), math.ceil(len(hours) * READ_ROWS / rows))]
             parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
         samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
         tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
         if not tables or self.reference is None:
             return []
-        sample = self.reference.sample
-        if len(sample) > _SHOWN_ROWS:
-            chosen = np.random.default_rng(_SEED).choice(len(sample), _SHOWN_ROWS, replace=False)
-            sample = sample.take(pa.array(np.sort(chosen)))
+        sample = self.reference.sample.take(choose_rows(len(self.reference.sample), _SHOWN_ROWS))
         pairs = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
         return [pair for pair in pairs if pair[0].name in subjects]
 

@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import expit
 from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.errors import Refused
@@ -103,8 +104,7 @@ class Sampling:
 
 def _sums(values: Array, parts: int) -> Array:
     """Return the sums of consecutive parts of the values, [parts]; the parts have nearly equal lengths."""
-    sums: Array = np.add.reduceat(values, np.arange(parts) * len(values) // parts)
-    return sums
+    return np.add.reduceat(values, np.arange(parts) * len(values) // parts)
 
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
@@ -219,11 +219,8 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
     logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
-    return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", effective_n)
-
-
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+    low, high = expit([logit - half, logit + half]).tolist()
+    return MetricInterval("roc_auc", value, low, high, count, "DeLong", effective_n)
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:

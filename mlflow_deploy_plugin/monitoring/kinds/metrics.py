@@ -159,5 +159,4 @@ def _confusion_metric(
 
 
 def _first(means: Array) -> Array:
-    first: Array = means[..., 0]
-    return first
+    return means[..., 0]

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.inference_log import InferenceLog
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded
 from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import ModelVersion, WindowRequest
 from mlflow_deploy_plugin.runtime import Artifact, Output, read_artifact
@@ -52,8 +52,7 @@ class Predictions:
     @property
     def is_labelled(self) -> Array:
         """A mask, [N] bool: True for a row with a label."""
-        known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
-        return known
+        return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
 
     @property
     def unanswered(self) -> int:
@@ -152,10 +151,7 @@ class _Columns:
         return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
 
     def _named(self, name: str) -> pa.Array | None:
-        if name not in self._table.column_names:
-            return None
-        column = self._table.column(name).combine_chunks()
-        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        return decoded(self._table.column(name)).combine_chunks() if name in self._table.column_names else None
 
     def _parts(self, base: str) -> list[Array]:
         """Return the columns of the vector `base` in order, or the column `base` itself if it is not a vector."""
@@ -255,8 +251,7 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
     codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
-    filled: Array = np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
-    return filled
+    return np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:

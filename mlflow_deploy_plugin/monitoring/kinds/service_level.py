@@ -114,13 +114,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
+    figures, notes = dict(total.figures(spec.requirements)), [*notes, *segment_notes]
     return request.result(
-        *overall_state(findings),
-        version,
-        total.requests,
-        findings=findings,
-        figures=dict(total.figures(spec.requirements)),
-        notes=(*notes, *segment_notes),
+        *overall_state(findings), version, total.requests, findings=findings, figures=figures, notes=notes
     )
 
 

@@ -54,8 +54,7 @@ class _ShadowRows:
 
     @property
     def comparable(self) -> Array:
-        comparable: Array = self.same >= 0
-        return comparable
+        return self.same >= 0
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
         """Return the share of comparable `rows`, [N] bool, on which the shadow gave a different answer."""
@@ -110,13 +109,9 @@ def judge(request: WindowRequest) -> MonitorResult:
                 f"the shadows are {', '.join(compared)}"
             )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
+    notes += segment_notes
     return request.result(
-        *overall_state(findings),
-        version,
-        len(answered),
-        findings=findings,
-        figures=figures,
-        notes=(*notes, *segment_notes),
+        *overall_state(findings), version, len(answered), findings=findings, figures=figures, notes=notes
     )
 
 

@@ -63,7 +63,7 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
     earlier = [window.figures for window in past if window.start < first]
-    values = [figures.get(criterion_metric("criterion", finding, figures)) for figures in earlier]
+    values = [figures.get(metric_of("criterion", finding, figures)) for figures in earlier]
     known = [value for value in values if value is not None]
     if not known:
         return finding
@@ -80,15 +80,12 @@ def _was_alarm(result: MonitorResult, finding: Finding, window: PastWindow) -> b
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if finding.check == "criterion":
-        if state := state_in(window.figures, criterion_metric("criterion_state", finding, window.figures)):
+        if state := state_in(window.figures, metric_of("criterion_state", finding, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
         # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
-    scores = {
-        check: window.figures[name]
-        for check in get_args(Check)
-        if (name := score_metric(replace(finding, check=check), window.figures))
-    }
+    named = {check: metric_of(f"{check}_score", finding, window.figures) for check in get_args(Check)}
+    scores = {check: window.figures[name] for check, name in named.items() if name}
     if any(scores.get(check, 0.0) > 0 for check in EXACT):
         return True
     if window.state == "not judged" or "threshold" not in window.figures:
@@ -117,14 +114,10 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
     return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
 
 
-def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
-    """Return the name of the metric for a column's check in a window; empty if the window does not have it."""
-    return _found(f"{finding.check}_score/{_subject(finding)}", figures)
-
-
-def criterion_metric(kind: str, finding: Finding, figures: Mapping[str, float]) -> str:
-    """Return the name of a criterion's metric, with a prefix of `_CRITERION`; empty if the window lacks the metric."""
-    return _found(f"{kind}/{_subject(finding)}", figures)
+def metric_of(prefix: str, finding: Finding, figures: Mapping[str, float]) -> str:
+    """Return the name of a finding's metric in a window, with a prefix of `_CRITERION` or `CHECK_score`; empty if the
+    window lacks the metric."""
+    return _found(f"{prefix}/{_subject(finding)}", figures)
 
 
 def state_in(figures: Mapping[str, float], name: str) -> State | None:
@@ -192,16 +185,16 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+        score = metric_of(f"{finding.check}_score", finding, figures)
         if finding.check == "criterion":
-            value, threshold, state = (criterion_metric(kind, finding, figures) for kind in _CRITERION)
+            value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
             line = TrendLine(name, value, threshold, state)
         elif finding.check in EXACT:
             title = f"{name}: {finding.change or finding.check}"
-            line = TrendLine(title, score_metric(finding, figures), is_column=True)
+            line = TrendLine(title, score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
-            score = _found(largest + finding.subject, figures) or score_metric(finding, figures)
-            line = TrendLine(name, score, "threshold", is_column=True)
+            line = TrendLine(name, _found(largest + finding.subject, figures) or score, "threshold", is_column=True)
         if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
     return list(drawn.values())[:_MOST_PANELS]

@@ -140,12 +140,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
         "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
     }
     name = result.monitor, str(result.window), result.tried
-    run = IdempotentRun(
-        f"the experiment of endpoint {result.endpoint}",
-        f"onnxserve/{result.endpoint}",
-        identity,
-        (TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state),
-    ).log(" ".join(filter(None, name)), tags, log_content)
+    done = TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state
+    run = _run_of(result, identity, done).log(" ".join(filter(None, name)), tags, log_content)
     if not result.tried:
         _log_series(result, figures, monitor)
         _link_report_to_version(result, run.page_of(PAGE))
@@ -159,9 +155,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
     for run in runs_of_windows(result.endpoint, result.monitor):
         tags = run.data.tags
         start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
-        if start is None or end is None or end - start != result.window.length:
-            continue
-        if start >= result.window.start:
+        if start is None or end is None or end - start != result.window.length or start >= result.window.start:
             continue
         if result.endpoint_created not in ("", tags.get(CREATED_TAG)):
             continue
@@ -213,12 +207,13 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Ma
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
 
-    IdempotentRun(
-        f"the experiment of endpoint {result.endpoint}",
-        f"onnxserve/{result.endpoint}",
-        {**monitor, SERIES_TAG: "windows"},
-        (SERIES_UNTIL_TAG, result.window.end.isoformat()),
-    ).log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
+    run = _run_of(result, {**monitor, SERIES_TAG: "windows"}, (SERIES_UNTIL_TAG, result.window.end.isoformat()))
+    run.log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
+
+
+def _run_of(result: MonitorResult, identity: Mapping[str, str], done: tuple[str, str]) -> IdempotentRun:
+    endpoint = result.endpoint
+    return IdempotentRun(f"the experiment of endpoint {endpoint}", f"onnxserve/{endpoint}", identity, done)
 
 
 def _link_report_to_version(result: MonitorResult, report: str) -> None:

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelEr
 from mlflow_deploy_plugin.protocols import JSON, mlflow
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
-from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement, memory_limit, open_session, physical_memory
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
@@ -105,6 +105,8 @@ def load_warm(
         try:
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
             model.try_out(feeds, timeout_seconds)
+            if placement.device == "openvino" and not has_random_nodes(model.artifact.onnx_file):
+                _compare_with_cpu(model, feeds)
         except OnnxserveError as error:
             reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
             raise InvalidArtifact(reason) from None
@@ -118,10 +120,6 @@ def load_warm(
             if policy is not None:
                 logger.warning("%s: requests are not batched, because the model has no example", folder.name)
             return WarmVersion(model, is_deterministic=is_deterministic)
-    if placement.device == "openvino" and not has_random_nodes(model.artifact.onnx_file):
-        on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
-        if bad := [name for name, array in model.run(feeds).items() if not is_close(array, on_cpu[name], _TOLERANCE)]:
-            raise InvalidArtifact(f"OpenVINO computes its output {bad[0]!r} incorrectly: use device cpu")
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
@@ -133,6 +131,14 @@ def load_warm(
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
+
+
+def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
+    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's output by more than rounding."""
+    on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
+    for name, array in model.run(feeds).items():
+        if not is_close(array, on_cpu[name], _TOLERANCE):
+            raise InvalidArtifact(f"OpenVINO computes its output {name!r} incorrectly: use device cpu")
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

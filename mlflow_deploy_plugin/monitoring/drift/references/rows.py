@@ -212,7 +212,7 @@ def _read_dataset(uri: str) -> _Dataset:
     with _dataset_path(uri) as path:
         if files := _csv_files(path):
             count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
-            chosen = _chosen_rows(count)
+            chosen = choose_rows(count, MAX_ROWS)
             tables, first = [], 0
             for table in (table for file in files for table in csv_tables(file)):
                 start, stop = np.searchsorted(chosen, [first, first + len(table)])
@@ -222,17 +222,17 @@ def _read_dataset(uri: str) -> _Dataset:
         data = _open_parquet(path)
         count = data.count_rows()
         require_few_values([fragment.metadata for fragment in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
-        table = data.take(_chosen_rows(count)) if count > MAX_ROWS else data.to_table()
+        table = data.take(choose_rows(count, MAX_ROWS)) if count > MAX_ROWS else data.to_table()
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
         return _Dataset(_shown(uri), table, count, False)
 
 
-def _chosen_rows(count: int) -> Array:
-    """Return ascending indices of at most `MAX_ROWS` of `count` rows, always the same indices for the same count."""
-    if count <= MAX_ROWS:
+def choose_rows(count: int, most: int) -> Array:
+    """Return ascending indices of at most `most` of `count` rows, always the same indices for the same numbers."""
+    if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False))
+    return np.sort(np.random.default_rng(_SEED).choice(count, most, replace=False))
 
 
 def _shown(uri: str) -> str:

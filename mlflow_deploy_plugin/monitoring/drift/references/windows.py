@@ -178,13 +178,7 @@ def cut_pieces(
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
-    return ReferencePieces(
-        windows=tuple(kept),
-        window_starts_us=grid.starts_us(present[chosen]),
-        steps=tuple(steps),
-        grid=grid,
-        total=total,
-    )
+    return ReferencePieces(tuple(kept), grid.starts_us(present[chosen]), tuple(steps), grid, total)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -203,11 +197,10 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         if number // grid.window_steps in is_kept:
             _add(windows, number // grid.window_steps, profile)
     chosen = np.array(sorted(windows), np.int64)
-    empty = Profile(0, {})
     return ReferencePieces(
         windows=tuple(merge(windows[number]) for number in chosen.tolist()),
         window_starts_us=grid.starts_us(chosen),
-        steps=tuple(merge(steps[number]) if number in steps else empty for number in range(grid.steps)),
+        steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),
         lagged=merge(windows.get(grid.windows - grid.lag_windows, [])) if grid.lag_windows else None,

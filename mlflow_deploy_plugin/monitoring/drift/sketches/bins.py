@@ -66,8 +66,7 @@ class OrderedBins:
     @cached_property
     def edges(self) -> Array:
         """The bounds between bins: [K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
-        edges: Array = (self.positions[1:] + self.positions[:-1]) / 2
-        return edges
+        return (self.positions[1:] + self.positions[:-1]) / 2
 
     def encode(self, feature: ColumnValues) -> Array:
         """Return the bin of each value, [N] int64; -1 for a missing value."""
@@ -223,8 +222,7 @@ def _shares(counts: Array) -> Array:
 
 def _entropy(shares: Array) -> Array:
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    entropy: Array = -shares * logs
-    return entropy
+    return -shares * logs
 
 
 def _where_known(distance: Array, left: Array, right: Array) -> Array:
@@ -233,8 +231,7 @@ def _where_known(distance: Array, left: Array, right: Array) -> Array:
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:
     """Return the hash of each text, [N] uint64, uniform: SipHash with pandas' fixed key, the same in every process."""
-    hashes: Array = hash_array(np.asarray(texts, dtype=object), categorize=False)
-    return hashes
+    return hash_array(np.asarray(texts, dtype=object), categorize=False)
 
 
 def hash_numbers(values: Array) -> Array:

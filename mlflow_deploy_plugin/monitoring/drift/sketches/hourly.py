@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -46,6 +46,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
     Profile,
+    SketchKind,
     coalesce_batches,
     merge,
     sketch_by,
@@ -71,22 +72,9 @@ _META = b"onnxserve"
 _FORMAT = 2
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
-_PLAIN = {
-    "kind": pa.string(),
-    "arrow_type": pa.string(),
-    "rows": pa.int64(),
-    "missing": pa.int64(),
-    "mistyped": pa.int64(),
-    "below": pa.int64(),
-    "above": pa.int64(),
-    "unseen": pa.int64(),
-    "minimum": pa.float64(),
-    "maximum": pa.float64(),
-    "finite": pa.int64(),
-    "mean": pa.float64(),
-    "m2": pa.float64(),
-    "expected_type": pa.string(),
-}
+_ARROW_TYPES = {SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
+_PLAIN = {each.name: _ARROW_TYPES[each.type] for each in fields(ColumnSketch)[1:] if each.type in _ARROW_TYPES}
+"""The fields of a sketch, except its name, that are stored as single values, with their Arrow types."""
 _plain_values = attrgetter(*_PLAIN)
 _NO_COUNTS = np.empty(0, np.int64)
 SCHEMA = pa.schema(

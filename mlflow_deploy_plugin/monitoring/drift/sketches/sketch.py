@@ -224,15 +224,9 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
     missing = np.bincount(groups[is_missing], minlength=count)
     counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
     counts[:, -1] = missing
-    fields: ColumnCounts = {
-        "kind": ["other"] * count,
-        "arrow_type": [_type_name(column.type)] * count,
-        "counts": counts,
-    }
-    fields["missing"] = missing.tolist()
-    if bins is not None:
-        fields["mistyped"] = (rows - missing).tolist()
-    return fields
+    mistyped = {"mistyped": (rows - missing).tolist()} if bins is not None else {}
+    types = [_type_name(column.type)] * count
+    return {"kind": ["other"] * count, "arrow_type": types, "counts": counts, "missing": missing.tolist(), **mistyped}
 
 
 def _type_name(kind: pa.DataType) -> str:

@@ -216,8 +216,7 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
         means = np.tensordot(weights, centred, 1) / others
         squares = np.tensordot(weights, np.square(centred), 1)
     deviations = np.maximum(np.sqrt(np.maximum(squares / others - np.square(means), 0)), floors)
-    standardised: Array = np.where(is_known, (centred - means) / deviations, -np.inf)
-    return standardised
+    return np.where(is_known, (centred - means) / deviations, -np.inf)
 
 
 def threshold(statistics: Array, rate: float) -> float:

@@ -232,8 +232,7 @@ def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_len
     begins[:, 0] = True
     positions_in_series = np.arange(length)
     latest = np.maximum.accumulate(np.where(begins, positions_in_series, 0), axis=1)
-    positions: Array = (np.take_along_axis(starts, latest, axis=1) + positions_in_series - latest) % count
-    return positions
+    return (np.take_along_axis(starts, latest, axis=1) + positions_in_series - latest) % count
 
 
 def _stretch(length: int) -> int:

@@ -44,7 +44,6 @@ FIGURES = 4
 """The number of figures: distance of the known values (`bins.py`), change of the missing share, share of rows with a
 category that the other side lacks, and share of rows with a number outside of the other side's range."""
 MIN_COMPARED_ROWS = 30
-MAX_WINDOWS = 500
 SEED = 0
 """The seed of all random draws in nulls, so that the same reference gives the same threshold."""
 _DRAWN_FLOOR = 1e-6
@@ -195,8 +194,7 @@ def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
         is_open = (sampled > 0) & (left > 0) & (right > 0) & (sampled < left + right)
         taken[is_open] = rng.hypergeometric(left[is_open], right[is_open], sampled[is_open])
         sampled = np.stack([taken, sampled - taken], axis=2).reshape(len(histograms), -1)
-    kept: Array = sampled[:, : histograms.shape[1]].astype(np.float64)
-    return kept
+    return sampled[:, : histograms.shape[1]].astype(np.float64)
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, evenly
+from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    MAX_WINDOWS,
     ColumnGroup,
     GroupColumn,
     WindowCounts,
@@ -89,14 +88,9 @@ class WholeReferenceNull(WindowNull):
         supported = max(rate, 1 / (1 + halves.judges))
         sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
         earlier, later = (np.stack(side, axis=1) for side in sides)
+        scales, worth = np.ones(earlier.shape[1:]), halves.judges
         distribution = NullDistribution(
-            self.kind,
-            earlier,
-            np.ones(earlier.shape[1:]),
-            FLOORS,
-            halves.judges,
-            starts=halves.starts,
-            length=halves.length,
+            self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length
         )
         tests = [distribution.test(window, supported) for window in later]
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)

@@ -1,0 +1,159 @@
+"""Tests of texts as token arrays: the tokens of the original, padding, limits and refusals."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+pytest.importorskip("tokenizers")
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, NotInstalled, SchemaMismatch
+from mlflow_deploy_plugin.runtime import OnnxModel, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
+from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
+from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
+from tests.support.refusals import refused
+from tests.support.texts import LANGUAGES, hostile_texts, original_tokenizer, text_model, texts
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], TextTokenizer]:
+    """Return a function that saves a tokenizer of transformers after a call, and loads it as a server does."""
+
+    def save(original: Any, max_length: int = 32) -> TextTokenizer:
+        file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+        file.write_text(original.backend_tokenizer.to_str())
+        return TextTokenizer(TokenizerSpec(file, INPUTS, max_length))
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    return OnnxModel.load(text_model(tmp_path_factory.mktemp("texts") / "model"))
+
+
+def embed(model: OnnxModel, *rows: str) -> list[float]:
+    return model.run(model.schema.from_columns({"text": list(rows)}))["embedding"][:, 0].tolist()
+
+
+def assert_equal_tokens(original: Any, tokenizer: TextTokenizer, rows: list[str]) -> None:
+    want = original(rows, padding=True, truncation=True, return_tensors="np", return_token_type_ids=True)
+    got = tokenizer.feeds(rows)
+    for name in INPUTS:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=repr(rows))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer(language, padding_side=side, truncation_side=side)
+    original(["call"], padding=True, truncation=True)
+    tokenizer = saved(original)
+
+    @settings(max_examples=100)
+    @given(texts(), texts())
+    def check(first: str, second: str) -> None:
+        assert_equal_tokens(original, tokenizer, [first, second])
+
+    check()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_100000_hostile_texts_have_the_tokens_of_the_original(language: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer(language)
+    original(["call"], padding=True, truncation=True)
+    tokenizer, rows = saved(original), list(hostile_texts(100_000))
+    assert len(set(rows)) > 90_000
+    for start in range(0, len(rows), 500):
+        assert_equal_tokens(original, tokenizer, rows[start : start + 500])
+
+
+def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
+    file = text_model(tmp_path / "model") / "tokenizer.json"
+    feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
+    assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (feeds["input_ids"].shape[1] - 2)  # [CLS] [SEP] [PAD] …
+    assert feeds["attention_mask"].sum(axis=1).tolist() == [feeds["input_ids"].shape[1], 2]
+    assert feeds["input_ids"].dtype == np.int64
+
+
+def test_the_prompt_precedes_each_text(tmp_path: Path) -> None:
+    prompted = OnnxModel.load(text_model(tmp_path / "prompted", prefix="query: "))
+    plain = OnnxModel.load(text_model(tmp_path / "plain"))
+    assert embed(prompted, "the model") == embed(plain, "query: the model")
+
+
+def test_a_text_has_the_same_answer_among_other_texts(model: OnnxModel) -> None:
+    rows = [text[:200] for text in hostile_texts(400)]
+    together = embed(model, *rows)
+    assert together == [embed(model, text)[0] for text in rows]
+
+
+def test_texts_of_different_lengths_are_batched(model: OnnxModel) -> None:
+    feeds = model.schema.from_columns({"text": ["the model answers a request", "a"]})
+    assert unbatchable_reason(model, feeds) == ""
+
+
+def test_many_characters_are_tokenized_in_parts(model: OnnxModel) -> None:
+    rows = ["model " * 20_000, "a", "request " * 20_000]
+    assert embed(model, *rows) == [embed(model, text)[0] for text in rows]
+
+
+def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    model = OnnxModel.load(text_model(tmp_path / "model", max_length=8, truncates=False))
+    with refused(InferenceError, "tokens", "8", "truncation"):
+        embed(model, "a", "one two three four five six seven eight nine")
+    with refused(InferenceError, "200001", "200000"):
+        embed(model, "x" * 200_001)
+
+
+def test_half_of_a_surrogate_pair_is_refused(model: OnnxModel) -> None:
+    with refused(InferenceError, "Unicode"):
+        embed(model, "a", "\ud83d")
+
+
+def test_a_missing_text_is_refused(model: OnnxModel) -> None:
+    with refused(SchemaMismatch, "text", "null"):
+        model.schema.from_columns({"text": ["a", None]})
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    folder = text_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    with refused(InvalidArtifact, "tokenizer.json"):
+        OnnxModel.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with refused(InvalidArtifact, "tokenizer.json"):
+        read_artifact(folder)
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = text_model(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with refused(NotInstalled, "tokenizers", "mlflow-onnxserve[text]"):
+        OnnxModel.load(folder)
+
+
+def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> None:
+    folder = text_model(tmp_path / "model")
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'sentence_transformers', 'huggingface_hub', 'mlflow', 'pandas'):\n"
+        "    sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from mlflow_deploy_plugin.runtime import OnnxModel\n"
+        "model = OnnxModel.load(Path(sys.argv[1]))\n"
+        "print(model.run(model.schema.from_columns({'text': ['']}))['embedding'].tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), done.stderr  # The mean of [CLS] and [SEP].
