@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
+from itertools import takewhile
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     EvaluatedWindow,
@@ -241,15 +242,9 @@ class WindowRunner:
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return the number of consecutive alarms up to the newest window. Use newest revisions of decided windows."""
-    newest = {(row.start): row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
-    count = 0
-    for verdict in reversed(newest.values()):
-        if verdict in UNDECIDED:
-            continue
-        if verdict not in ALARMS:
-            break
-        count += 1
-    return count
+    newest = {row.start: row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
+    decided = (verdict for verdict in reversed(newest.values()) if verdict not in UNDECIDED)
+    return len([*takewhile(ALARMS.__contains__, decided)])
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
