@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.store.tables import (
     LeaseRow,
     MonitorRow,
     MonitorWindowRow,
+    RegistryChangeRow,
     RolloutRow,
     RowT,
     SilenceRow,
@@ -49,6 +50,8 @@ from mlflow_deploy_plugin.store.tables import (
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
+_RECENT = timedelta(minutes=1)
+"""The age up to which changes are read again. A transaction may be committed long after its `changed_at`."""
 _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
@@ -216,6 +219,20 @@ class Store:
         """Write an audit event of a change outside the store, such as a start, a promotion or a rollout step."""
         with self.transaction() as session:
             self._audit(session, action, actor, **fields)
+
+    def count_change(self, model: str) -> None:
+        """Count a change of a model, its versions, aliases, stages or tags, for the workers of MLflow's servers."""
+        with self.transaction(alone_with=f"changes of {model}") as session:
+            row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(model=model, count=0)
+            row.count, row.changed_at = row.count + 1, self.shared_now()
+            session.add(row)
+
+    def recent_changes(self) -> dict[str, int]:
+        """Return the counters of all models that have changed within the last minute."""
+        with self.transaction(is_read_only=True) as session:
+            is_recent = RegistryChangeRow.changed_at > self.shared_now() - _RECENT
+            recent = select(RegistryChangeRow.model, RegistryChangeRow.count).where(is_recent)
+            return dict(session.execute(recent).all())
 
     def record_unless_repeated(self, event: AuditEvent) -> None:
         """Write the event unless the last event with this endpoint, monitor and kind of action had the same reason."""
