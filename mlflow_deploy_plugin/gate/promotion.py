@@ -1,16 +1,17 @@
 """Promotion: run the gate, move the stage or the alias, and record the gate and the move in the audit trail."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
-from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
+from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     ResolvedModel,
@@ -122,7 +123,9 @@ def promote(
         before = version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             entry = registry_client().get_model_version(candidate.name, candidate.version)
-        request = _Request(candidate, entry, target, before, chosen, why, actor or current_actor(), begun)
+        by = actor or current_actor()
+        run = partial(gate_version, candidate, before, chosen, by, trail, progress, allowed=allowed, original=original)
+        request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
         refusal = rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
@@ -130,7 +133,7 @@ def promote(
         is_there = not refusal and before is None and version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
-        status = request.gate_status(force, trail, progress, allowed, original)
+        status = request.gate_status(force, progress)
         if not status.passed and not force:
             request.record(trail, "refused", status)
             report = f"; report: {status.report}" if status.report else ""
@@ -161,7 +164,10 @@ def promote(
 
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`."""
+    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`.
+
+    `run_gate` judges the candidate now.
+    """
 
     candidate: ResolvedModel
     entry: "ModelVersion"
@@ -171,6 +177,7 @@ class _Request:
     why: str
     actor: str
     begun: datetime
+    run_gate: Callable[[], GateRun]
 
     @cached_property
     def verdict(self) -> GateStatus:
@@ -178,9 +185,7 @@ class _Request:
         known = gate_status_of(self.entry.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
-    def gate_status(
-        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
-    ) -> GateStatus:
+    def gate_status(self, force: bool, progress: ProgressCallback) -> GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless there is a fresh verdict."""
         if (ungated := self.ungated()) is not None:
             return ungated
@@ -191,16 +196,7 @@ class _Request:
                 version, at = self.candidate.version, self.entry.tags[GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
-            gated = gate_version(
-                self.candidate,
-                self.before,
-                self.chosen,
-                self.actor,
-                store,
-                progress,
-                allowed=allowed,
-                original=original,
-            )
+            gated = self.run_gate()
         except OnnxserveError as error:
             if not force:
                 raise
