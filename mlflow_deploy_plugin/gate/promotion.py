@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.registry import (
     registered_version,
     registry_client,
     registry_errors,
+    transitions,
 )
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.tags import (
@@ -34,14 +35,7 @@ from mlflow_deploy_plugin.registry.tags import (
     gate_status_of,
     tag_version,
 )
-from mlflow_deploy_plugin.registry.transitions import (
-    STARTED_AT,
-    StageOrAlias,
-    move_version,
-    parse_stage_or_alias,
-    rolled_back_refusal,
-    version_at,
-)
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
 if TYPE_CHECKING:
@@ -111,7 +105,7 @@ def promote(
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")
-    target = parse_stage_or_alias(to)
+    target = transitions.parse_stage_or_alias(to)
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_models_own:
@@ -120,17 +114,17 @@ def promote(
         chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
         begun = trail.now()
-        before = version_at(model, target, exclude=candidate.version)
+        before = transitions.version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             entry = registry_client().get_model_version(candidate.name, candidate.version)
         by = actor or current_actor()
         run = partial(gate_version, candidate, before, chosen, by, trail, progress, allowed=allowed, original=original)
         request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
-        refusal = rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
+        refusal = transitions.rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
             raise GateRefused(refusal)
-        is_there = not refusal and before is None and version_at(candidate.name, target) is not None
+        is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, progress)
@@ -150,14 +144,15 @@ def promote(
         if not status.passed:
             status = request.tag_forced(status)
         elif not force and chosen.policy.gates(target):
-            now = version_at(model, target, exclude=candidate.version)
+            now = transitions.version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
                     f"version {now.version} moved to {target} while version {candidate.version} was judged; "
                     f"promote version {candidate.version} again to compare both versions"
                 )
         progress(f"moving version {candidate.version} to {target}")
-        move_version(parse_model_uri(target.uri(model)), candidate.version, clears_rollback=target.is_served_from)
+        reference = parse_model_uri(target.uri(model))
+        transitions.move_version(reference, candidate.version, clears_rollback=target.is_served_from)
         request.record(trail, "promote", status)
     return request.promotion(status, before=before.version if before else "")
 
@@ -240,7 +235,7 @@ class _Request:
             after=f"version {self.candidate.version} in {self.place}" if action == "promote" else "",
             why=self.why or status.reason,
             detail=detail
-            | {STARTED_AT: self.begun.isoformat()}
+            | {transitions.STARTED_AT: self.begun.isoformat()}
             | ({"gate_reason": status.reason} if self.why else {})
             | ({"forced": True} if status.state == "forced" else {})
             | (move_detail(str(self.place), self.before.version if self.before else "") if action == "promote" else {}),
