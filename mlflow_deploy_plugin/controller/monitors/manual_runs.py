@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.monitors import evaluation
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
@@ -205,7 +205,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which lists the due windows")
     stored.spec.monitor(monitor.name)
-    runner = WindowRunner(deployments, Evaluator(evaluation.judge_and_log), say)
+    runner = WindowRunner(deployments, Evaluator(judge_and_log), say)
     while True:
         with _hold_lease(deployments, monitor) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
