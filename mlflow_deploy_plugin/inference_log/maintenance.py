@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import FileVanished, read_file
-from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocation
+from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocation, write_file
 from mlflow_deploy_plugin.inference_log.tables import (
     IDENTITY,
     Deduplicator,
@@ -171,7 +171,7 @@ def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Sc
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
-        storage.write_file(location, name, content.getvalue())
+        write_file(location, name, content.getvalue())
         return sum(_delete(location, file) for file in whole)
 
 
