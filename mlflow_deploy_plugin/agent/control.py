@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,12 +49,9 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
         try:
             from mlflow_deploy_plugin import store  # Some images lack SQLAlchemy, which also takes memory.
 
-            opened = store.open_store(store_url)
-            try:
+            with closing(store.open_store(store_url)) as opened:
                 done = "failed" if error else f"{action}ed"
                 opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
-            finally:
-                opened.close()
         except (OnnxserveError, ImportError) as failure:
             _log.error("the command of %s to %s %s is not audited: %s", actor, action, command.endpoint, failure)
 

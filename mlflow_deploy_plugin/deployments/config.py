@@ -300,8 +300,7 @@ def _entry_points(folder: Path) -> dict[str, Json]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        text = one_line(error, 200)
-        raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {text}") from None
+        raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}") from None
     return {
         str(name): {str(key): value for key, value in _field(entry, "parameters").items()}
         for name, entry in _field(document, "entry_points").items()

@@ -1,16 +1,17 @@
 """Promotion: run the gate, move the stage or the alias, and record the gate and the move in the audit trail."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
-from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
+from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     ResolvedModel,
@@ -18,6 +19,7 @@ from mlflow_deploy_plugin.registry import (
     registered_version,
     registry_client,
     registry_errors,
+    transitions,
 )
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.tags import (
@@ -33,14 +35,7 @@ from mlflow_deploy_plugin.registry.tags import (
     gate_status_of,
     tag_version,
 )
-from mlflow_deploy_plugin.registry.transitions import (
-    STARTED_AT,
-    StageOrAlias,
-    move_version,
-    parse_stage_or_alias,
-    rolled_back_refusal,
-    version_at,
-)
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
 if TYPE_CHECKING:
@@ -110,7 +105,7 @@ def promote(
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")
-    target = parse_stage_or_alias(to)
+    target = transitions.parse_stage_or_alias(to)
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_models_own:
@@ -119,18 +114,20 @@ def promote(
         chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
         begun = trail.now()
-        before = version_at(model, target, exclude=candidate.version)
+        before = transitions.version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             entry = registry_client().get_model_version(candidate.name, candidate.version)
-        request = _Request(candidate, entry, target, before, chosen, why, actor or current_actor(), begun)
-        refusal = rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
+        by = actor or current_actor()
+        run = partial(gate_version, candidate, before, chosen, by, trail, progress, allowed=allowed, original=original)
+        request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
+        refusal = transitions.rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
             raise GateRefused(refusal)
-        is_there = not refusal and before is None and version_at(candidate.name, target) is not None
+        is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
-        status = request.gate_status(force, trail, progress, allowed, original)
+        status = request.gate_status(force, progress)
         if not status.passed and not force:
             request.record(trail, "refused", status)
             report = f"; report: {status.report}" if status.report else ""
@@ -147,21 +144,25 @@ def promote(
         if not status.passed:
             status = request.tag_forced(status)
         elif not force and chosen.policy.gates(target):
-            now = version_at(model, target, exclude=candidate.version)
+            now = transitions.version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
                     f"version {now.version} moved to {target} while version {candidate.version} was judged; "
                     f"promote version {candidate.version} again to compare both versions"
                 )
         progress(f"moving version {candidate.version} to {target}")
-        move_version(parse_model_uri(target.uri(model)), candidate.version, clears_rollback=target.is_served_from)
+        reference = parse_model_uri(target.uri(model))
+        transitions.move_version(reference, candidate.version, clears_rollback=target.is_served_from)
         request.record(trail, "promote", status)
     return request.promotion(status, before=before.version if before else "")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`."""
+    """A requested promotion. `entry` is the candidate in the registry, and `before` the current version in `place`.
+
+    `run_gate` judges the candidate now.
+    """
 
     candidate: ResolvedModel
     entry: "ModelVersion"
@@ -171,6 +172,7 @@ class _Request:
     why: str
     actor: str
     begun: datetime
+    run_gate: Callable[[], GateRun]
 
     @cached_property
     def verdict(self) -> GateStatus:
@@ -178,9 +180,7 @@ class _Request:
         known = gate_status_of(self.entry.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
-    def gate_status(
-        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
-    ) -> GateStatus:
+    def gate_status(self, force: bool, progress: ProgressCallback) -> GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless there is a fresh verdict."""
         if (ungated := self.ungated()) is not None:
             return ungated
@@ -191,16 +191,7 @@ class _Request:
                 version, at = self.candidate.version, self.entry.tags[GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
-            gated = gate_version(
-                self.candidate,
-                self.before,
-                self.chosen,
-                self.actor,
-                store,
-                progress,
-                allowed=allowed,
-                original=original,
-            )
+            gated = self.run_gate()
         except OnnxserveError as error:
             if not force:
                 raise
@@ -244,7 +235,7 @@ class _Request:
             after=f"version {self.candidate.version} in {self.place}" if action == "promote" else "",
             why=self.why or status.reason,
             detail=detail
-            | {STARTED_AT: self.begun.isoformat()}
+            | {transitions.STARTED_AT: self.begun.isoformat()}
             | ({"gate_reason": status.reason} if self.why else {})
             | ({"forced": True} if status.state == "forced" else {})
             | (move_detail(str(self.place), self.before.version if self.before else "") if action == "promote" else {}),

@@ -176,8 +176,7 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
     except (pa.ArrowException, OSError, OverflowError) as error:  # OverflowError: a time outside of Python's range
-        reason = one_line(error)
-        raise InvalidConfig(f"{name} cannot be read as Parquet: {reason[:200]}") from None
+        raise InvalidConfig(f"{name} cannot be read as Parquet: {one_line(error, 200)}") from None
 
 
 def _plain(value: object) -> object:

@@ -26,15 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.scan import read_folder
-from mlflow_deploy_plugin.inference_log.storage import (
-    DAY,
-    LogLocation,
-    encode_parquet,
-    list_days,
-    wrap_log_errors,
-    write_file,
-)
+from mlflow_deploy_plugin.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, distinct, hash_ids, splitmix64
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
@@ -144,8 +138,8 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
 def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
     """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if the log is unreachable."""
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
-    with wrap_log_errors(location):
-        write_file(location, name, encode_parquet(labels))
+    with storage.wrap_log_errors(location):
+        storage.write_file(location, name, storage.encode_parquet(labels))
 
 
 def read_labels(
@@ -157,8 +151,8 @@ def read_labels(
 ) -> Iterator[pa.Table]:
     """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated. Labels before `since` that
     identify a prediction by id may be skipped. Columns that are not in `columns` are null."""
-    for day, folder in list_days(location, labels_folder(location, endpoint)):
-        is_early = since is not None and day + DAY <= since
+    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
+        is_early = since is not None and day + storage.DAY <= since
         for table in read_folder(
             location, folder, unreadable, lambda table: conform(table, SCHEMA), lambda names: columns, SCHEMA.names
         ):

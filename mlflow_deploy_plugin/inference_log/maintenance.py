@@ -21,21 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import FileVanished, read_file
-from mlflow_deploy_plugin.inference_log.storage import (
-    DAY,
-    SKETCHES,
-    Hour,
-    LogFile,
-    LogLocation,
-    list_days,
-    list_files,
-    parquet_options,
-    wrap_log_errors,
-    write_file,
-)
+from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocation, write_file
 from mlflow_deploy_plugin.inference_log.tables import (
     IDENTITY,
     Deduplicator,
@@ -101,15 +91,15 @@ def expire(
         return end <= oldest and not any(start < window.end and window.start < end for window in spared)
 
     folders = {hour.folder: files for hour, files in _all_hours(log, endpoint) if is_expired(hour.start, hour.end)}
-    with wrap_log_errors(location):
-        selector = fs.FileSelector(f"{location.root}/{SKETCHES}", allow_not_found=True)
+    with storage.wrap_log_errors(location):
+        selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
         sketches = [f"{info.path}/endpoint={endpoint}" for info in location.filesystem.get_file_info(selector)]
     for root in [labels_folder(location, endpoint), *sketches]:
-        for day, folder in list_days(location, root):
-            if is_expired(day, day + DAY):
-                folders[folder] = list_files(location, folder)
+        for day, folder in storage.list_days(location, root):
+            if is_expired(day, day + storage.DAY):
+                folders[folder] = storage.list_files(location, folder)
     if not only_count:
-        with wrap_log_errors(location):
+        with storage.wrap_log_errors(location):
             for folder in folders:
                 with suppress(FileNotFoundError):
                     location.filesystem.delete_dir(folder)
@@ -124,8 +114,8 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     location = log.location
     compacted = written = 0
     folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
-    for day, folder in list_days(location, labels_folder(location, endpoint)):
-        folders.append((folder, day + DAY, list_files(location, folder)))
+    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
+        folders.append((folder, day + storage.DAY, storage.list_files(location, folder)))
     for folder, end, files in folders:
         if end + QUIET > now:
             continue
@@ -174,13 +164,13 @@ def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Sc
     schema = unify_schemas(group.values())
     if not set(IDENTITY) <= set(schema.names):
         return 0
-    with pq.ParquetWriter(content, schema, **parquet_options(schema)) as writer:
+    with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
         for tables in group_tables(_distinct_rows(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
-    with wrap_log_errors(location):
+    with storage.wrap_log_errors(location):
         write_file(location, name, content.getvalue())
         return sum(_delete(location, file) for file in whole)
 

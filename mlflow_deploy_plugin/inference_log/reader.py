@@ -12,19 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels, LabelMatches, join_labels
 from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
-from mlflow_deploy_plugin.inference_log.storage import (
-    FAILURES,
-    Hour,
-    LogFile,
-    LogLocation,
-    iter_hours,
-    list_endpoints,
-    list_files,
-    list_files_by_hour,
-    locate_log,
-)
+from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocation
 from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_list, summarise_lists, unify_schemas
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.messages import did_you_mean
@@ -86,14 +77,14 @@ class InferenceLog:
     @property
     def failures(self) -> "InferenceLog":
         """The log of requests without an answer. This log contains the reasons, and no columns of the model."""
-        root, title = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
+        root, title = (f"{name.rstrip('/')}/{storage.FAILURES}" for name in (self.location.root, self.location.shown))
         return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
         return EndpointLabels(self.location, endpoint, self.unreadable)
 
     def endpoints(self) -> list[str]:
-        return list_endpoints(self.location)
+        return storage.list_endpoints(self.location)
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
         """Return the hours that have rows, in ascending order. With a window, return only overlapping hours."""
@@ -103,7 +94,7 @@ class InferenceLog:
         """Yield the hours that have rows, ascending unless `newest_first`; list each folder when it is reached."""
         since = self.since
         if since is None:
-            yield from iter_hours(self.location, endpoint, window, newest_first)
+            yield from storage.iter_hours(self.location, endpoint, window, newest_first)
             return
         # Scan the rows of an hour before `since`: old files may be compacted or shipped later, and new rows may have
         # old event times.
@@ -112,13 +103,14 @@ class InferenceLog:
                 yield hour
 
     def files(self, hour: Hour) -> list[LogFile]:
-        return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
+        files = storage.list_files(self.location, hour.folder)
+        return [file for file in files if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
         """Return the hours in order with their files. With a window, return only hours that overlap the window."""
         if window is None:
-            return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
-        hours = iter_hours(self.location, endpoint, window)
+            return _with_rows(storage.list_files_by_hour(self.location, endpoint), self._received)
+        hours = storage.iter_hours(self.location, endpoint, window)
         return {hour: files for hour in hours if (files := self.files(hour))}
 
     def batches(
@@ -126,7 +118,7 @@ class InferenceLog:
     ) -> Iterator[pa.Table]:
         """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read. A
         table lacks the columns that its file lacks. Raises OnnxserveError if the log is unreachable."""
-        for hour in iter_hours(self.location, endpoint, window):
+        for hour in storage.iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
     def scan(
@@ -226,7 +218,7 @@ class InferenceLog:
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
     """Return the log at `log_uri`. If an earlier endpoint had the same name, `since` is the endpoint's `rows_since`.
     Raises InvalidConfig for an unsupported URI."""
-    return InferenceLog(locate_log(log_uri), since=since)
+    return InferenceLog(storage.locate_log(log_uri), since=since)
 
 
 @dataclass(frozen=True)

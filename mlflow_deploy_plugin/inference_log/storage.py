@@ -152,8 +152,7 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = one_line(error)
-        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {reason}") from None
+        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {one_line(error)}") from None
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:

@@ -4,8 +4,6 @@ from .alerts import Silences as Silences
 from .audit import AuditEvent as AuditEvent
 from .audit import current_actor as current_actor
 from .audit import move_detail as move_detail
-from .changes import count_change as count_change
-from .changes import recent_changes as recent_changes
 from .database import open_store as open_store
 from .expiry import expire as expire
 from .keys import ApiKeys as ApiKeys

@@ -12,21 +12,11 @@ from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from mlflow_deploy_plugin.store import tables
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import (
-    AlertRow,
-    EndpointRow,
-    MonitorRow,
-    MonitorWindowRow,
-    RetrainingRow,
-    from_row,
-    given,
-    read_rows,
-    storable_text,
-    write_fields,
-)
+from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow, RetrainingRow
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 MonitorKey = tuple[str, str]
@@ -101,10 +91,10 @@ class Monitors:
     def state(self, endpoint: str, monitor: str) -> MonitorState:
         with self._store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
-            return MonitorState(endpoint, monitor) if row is None else from_row(row, MonitorState)
+            return MonitorState(endpoint, monitor) if row is None else tables.from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
-        query = select(MonitorRow).filter_by(**given(endpoint=endpoint))
+        query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
         return self._store.read(query, MonitorState)
 
@@ -114,7 +104,7 @@ class Monitors:
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
                 return False
-            row.paused, row.paused_by = paused, storable_text(by, 255) if paused else ""
+            row.paused, row.paused_by = paused, tables.storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
             event = AuditEvent(self._store.now(), by, action, endpoint, why=why, detail={"monitor": monitor})
             write_event(session, event)
@@ -137,7 +127,7 @@ class Monitors:
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note, row.note_kind = storable_text(note, None), note_kind
+                row.note, row.note_kind = tables.storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
         """Continue the schedule at `to`, and delete scheduled windows after `to`, created while a clock was ahead."""
@@ -173,7 +163,7 @@ class Monitors:
                 return save_row(session, added, MonitorWindow)
         except IntegrityError:
             with self._store.transaction() as session:
-                return from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
+                return tables.from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
 
     def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
         same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
@@ -188,7 +178,7 @@ class Monitors:
             row = session.get(MonitorWindowRow, window.id, with_for_update=True)
             if row is None or row.state == "judged":
                 return None
-            write_fields(row, window, *_WRITTEN, "run_id", "run_url")
+            tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
             row.figures = {  # PostgreSQL rejects JSON with NaN or infinity.
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in window.figures.items()
@@ -219,7 +209,7 @@ class Monitors:
 
         The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
         """
-        of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
+        of, query = tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
@@ -263,7 +253,7 @@ class Monitors:
                 starts = select(row.start).filter_by(**of).distinct().order_by(row.start.desc()).limit(limit).subquery()
                 since = select(func.min(starts.c.start)).scalar_subquery()
                 query = select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
-                windows += read_rows(session, query, MonitorWindow)
+                windows += tables.read_rows(session, query, MonitorWindow)
         return windows[::-1]
 
     @contextmanager
@@ -312,10 +302,10 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
             scheduled = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
             scheduled = scheduled.order_by(*_NEWEST_FIRST)
             of_judged = scheduled.where(window.state == "judged")
-            windows_found = read_rows(session, scheduled.limit(1), MonitorWindow)
+            windows_found = tables.read_rows(session, scheduled.limit(1), MonitorWindow)
             newest.update((key, window_found) for window_found in windows_found)
             if windows_found and windows_found[0].state != "judged":
-                windows_found = read_rows(session, of_judged.limit(1), MonitorWindow)
+                windows_found = tables.read_rows(session, of_judged.limit(1), MonitorWindow)
             judged.update((key, window_found) for window_found in windows_found)
             values = [window_found.figures.get(figure) for window_found in windows_found]
             if values == [None]:  # A window without the figure is skipped, for example a window without rows.

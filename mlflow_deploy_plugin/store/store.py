@@ -18,14 +18,8 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
-from mlflow_deploy_plugin.store.audit import (
-    AuditEvent,
-    current_actor,
-    describe_change,
-    describe_traffic,
-    save_row,
-    write_event,
-)
+from mlflow_deploy_plugin.store import audit
+from mlflow_deploy_plugin.store.audit import AuditEvent
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, held_row
 from mlflow_deploy_plugin.store.tables import (
     IS_DELETED,
@@ -37,6 +31,7 @@ from mlflow_deploy_plugin.store.tables import (
     LeaseRow,
     MonitorRow,
     MonitorWindowRow,
+    RegistryChangeRow,
     RolloutRow,
     RowT,
     SilenceRow,
@@ -49,6 +44,8 @@ from mlflow_deploy_plugin.store.tables import (
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
+_RECENT = timedelta(minutes=1)
+"""The age up to which changes are read again. A transaction may be committed long after its `changed_at`."""
 _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
@@ -133,7 +130,7 @@ class Store:
             with self.transaction() as session:
                 session.add(row)
                 _delete_monitors(session, spec.name, now)  # Windows may exist, judged by hand earlier.
-                event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
+                event = {"after": audit.describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", None, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
@@ -156,7 +153,7 @@ class Store:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
             before = _to_endpoint(row, ()).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
-            was, became = describe_change(before, spec)
+            was, became = audit.describe_change(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
             self._audit(session, action, actor, endpoint=spec.name, **event)
             session.flush()
@@ -171,7 +168,7 @@ class Store:
                 return False
             before, now = "", self._clock()
             with suppress(InvalidConfig):
-                before = describe_traffic(_to_endpoint(row, ()).spec)
+                before = audit.describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name, now)
             live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
@@ -217,6 +214,20 @@ class Store:
         with self.transaction() as session:
             self._audit(session, action, actor, **fields)
 
+    def count_change(self, model: str) -> None:
+        """Count a change of a model, its versions, aliases, stages or tags, for the workers of MLflow's servers."""
+        with self.transaction(alone_with=f"changes of {model}") as session:
+            row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(model=model, count=0)
+            row.count, row.changed_at = row.count + 1, self.shared_now()
+            session.add(row)
+
+    def recent_changes(self) -> dict[str, int]:
+        """Return the counters of all models that have changed within the last minute."""
+        with self.transaction(is_read_only=True) as session:
+            is_recent = RegistryChangeRow.changed_at > self.shared_now() - _RECENT
+            recent = select(RegistryChangeRow.model, RegistryChangeRow.count).where(is_recent)
+            return dict(session.execute(recent).all())
+
     def record_unless_repeated(self, event: AuditEvent) -> None:
         """Write the event unless the last event with this endpoint, monitor and kind of action had the same reason."""
         kind = event.action.partition(".")[0]
@@ -225,7 +236,7 @@ class Store:
         with self.transaction(alone_with=f"events/{event.endpoint}/{event.detail['monitor']}") as session:
             last = session.scalars(earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1)).first()
             if last is None or (last.action, last.why) != (event.action, event.why):
-                write_event(session, event)
+                audit.write_event(session, event)
 
     def record_next(
         self, model: str, actions: Collection[str], decide: Callable[[list[AuditEvent]], AuditEvent | None]
@@ -237,7 +248,7 @@ class Store:
         query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions)).order_by(AuditRow.id)
         with self.transaction(alone_with=f"events of {model}") as session:
             if (event := decide(read_rows(session, query, AuditEvent))) is not None:
-                write_event(session, event)
+                audit.write_event(session, event)
         return event is not None
 
     def events(
@@ -274,7 +285,7 @@ class Store:
         row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
         try:
             with self.transaction() as session:
-                return save_row(session, row, Rollout, event)
+                return audit.save_row(session, row, Rollout, event)
         except IntegrityError:
             raise _rollout_exists(endpoint) from None
 
@@ -307,7 +318,7 @@ class Store:
                 return None
             write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
             row.updated_at, row.revision = self._clock(), row.revision + 1
-            return save_row(session, row, Rollout, event)
+            return audit.save_row(session, row, Rollout, event)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease of this name, or None while another process holds it.
@@ -405,7 +416,7 @@ class Store:
                     yield UnreadableEndpoint(row.name, row.target, row.spec, error.message)
 
     def _audit(self, session: Session, action: str, actor: str | None, **fields: Any) -> None:
-        write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **fields))
+        audit.write_event(session, AuditEvent(self._clock(), actor or audit.current_actor(), action, **fields))
 
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:

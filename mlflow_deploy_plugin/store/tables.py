@@ -8,23 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    DateTime,
-    Dialect,
-    Float,
-    Index,
-    Integer,
-    Select,
-    String,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    false,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 if TYPE_CHECKING:
@@ -38,16 +22,16 @@ READS_ONLY = "onnxserve_reads_only"
 """The name of the execution option that marks a connection whose transactions only read."""
 
 
-class UtcDateTime(TypeDecorator[datetime]):
+class UtcDateTime(sa.TypeDecorator[datetime]):
     """A time in UTC. SQLite stores no time zone, so the time zone is removed on writes and added on reads."""
 
-    impl = DateTime(timezone=True)
+    impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         return value.astimezone(UTC) if value is not None else None
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -101,14 +85,14 @@ class RetrainingFigures:
         return cls(**known | {"evaluation": scores})
 
 
-class _FiguresJson(TypeDecorator[RetrainingFigures]):
-    impl = JSON
+class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
+    impl = sa.JSON
     cache_ok = True
 
-    def process_bind_param(self, value: RetrainingFigures | None, dialect: Dialect) -> Mapping[str, Any] | None:
+    def process_bind_param(self, value: RetrainingFigures | None, dialect: sa.Dialect) -> Mapping[str, Any] | None:
         return value.as_json() if value is not None else None
 
-    def process_result_value(self, value: Mapping[str, Any] | None, dialect: Dialect) -> RetrainingFigures | None:
+    def process_result_value(self, value: Mapping[str, Any] | None, dialect: sa.Dialect) -> RetrainingFigures | None:
         return RetrainingFigures.from_json(value) if value is not None else None
 
 
@@ -123,7 +107,7 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
-def read_rows(session: Session, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
+def read_rows(session: Session, query: sa.Select[RowT], kind: type[ValueT]) -> list[ValueT]:
     """Return the rows of a query as frozen dataclasses. This takes up to half the time of ORM entities."""
     row = query.column_descriptions[0]["entity"]
     columns = query.with_only_columns(*(getattr(row, field.name) for field in fields(kind)))
@@ -150,14 +134,14 @@ def given(**columns: object) -> dict[str, object]:
 class EndpointRow(Base):
     __tablename__ = "onnxserve_endpoints"
 
-    name: Mapped[str] = mapped_column(String(63), primary_key=True)
-    target: Mapped[str] = mapped_column(String(255))
-    spec: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
+    target: Mapped[str] = mapped_column(sa.String(255))
+    spec: Mapped[str] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-IS_DELETED = text("action = 'delete'")
+IS_DELETED = sa.text("action = 'delete'")
 """The condition of a partial index. A query uses the index only if the query's condition has the same text."""
 
 
@@ -166,24 +150,24 @@ class AuditRow(Base):
 
     __tablename__ = "onnxserve_audit_events"
     __table_args__ = (
-        Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
+        sa.Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
     )
 
     # SQLite generates ids only for the type INTEGER.
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
-    actor: Mapped[str] = mapped_column(String(255))
-    action: Mapped[str] = mapped_column(String(63))
-    endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    model: Mapped[str] = mapped_column(String(512), index=True, server_default="")
-    version: Mapped[str] = mapped_column(String(255), server_default="")
-    before: Mapped[str] = mapped_column(Text, server_default="")
-    after: Mapped[str] = mapped_column(Text, server_default="")
-    why: Mapped[str] = mapped_column(Text, server_default="")
-    detail: Mapped[Json] = mapped_column(JSON)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    action: Mapped[str] = mapped_column(sa.String(63))
+    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    model: Mapped[str] = mapped_column(sa.String(512), index=True, server_default="")
+    version: Mapped[str] = mapped_column(sa.String(255), server_default="")
+    before: Mapped[str] = mapped_column(sa.Text, server_default="")
+    after: Mapped[str] = mapped_column(sa.Text, server_default="")
+    why: Mapped[str] = mapped_column(sa.Text, server_default="")
+    detail: Mapped[Json] = mapped_column(sa.JSON)
 
 
-_IS_LIVE = text("ended_at IS NULL")
+_IS_LIVE = sa.text("ended_at IS NULL")
 
 
 class RolloutRow(Base):
@@ -191,18 +175,20 @@ class RolloutRow(Base):
 
     __tablename__ = "onnxserve_rollouts"
     __table_args__ = (
-        Index("ux_onnxserve_rollouts_live", "endpoint", unique=True, sqlite_where=_IS_LIVE, postgresql_where=_IS_LIVE),
+        sa.Index(
+            "ux_onnxserve_rollouts_live", "endpoint", unique=True, sqlite_where=_IS_LIVE, postgresql_where=_IS_LIVE
+        ),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    spec: Mapped[Json] = mapped_column(JSON)
-    state: Mapped[str] = mapped_column(String(31))
-    step: Mapped[int] = mapped_column(Integer, default=0)
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    spec: Mapped[Json] = mapped_column(sa.JSON)
+    state: Mapped[str] = mapped_column(sa.String(31))
+    step: Mapped[int] = mapped_column(sa.Integer, default=0)
     step_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    figures: Mapped[Json] = mapped_column(JSON, default=dict)
-    reason: Mapped[str] = mapped_column(Text, default="")
-    revision: Mapped[int] = mapped_column(Integer, default=0)
+    figures: Mapped[Json] = mapped_column(sa.JSON, default=dict)
+    reason: Mapped[str] = mapped_column(sa.Text, default="")
+    revision: Mapped[int] = mapped_column(sa.Integer, default=0)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -213,11 +199,11 @@ class LeaseRow(Base):
 
     __tablename__ = "onnxserve_leases"
 
-    name: Mapped[str] = mapped_column(String(255), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(255))
-    token: Mapped[int] = mapped_column(BigInteger)
-    renewals: Mapped[int] = mapped_column(BigInteger)
-    seconds: Mapped[float] = mapped_column(Float)
+    name: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    holder: Mapped[str] = mapped_column(sa.String(255))
+    token: Mapped[int] = mapped_column(sa.BigInteger)
+    renewals: Mapped[int] = mapped_column(sa.BigInteger)
+    seconds: Mapped[float] = mapped_column(sa.Float)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -229,29 +215,29 @@ class MonitorWindowRow(Base):
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
-        UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
+        sa.UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
         # The counts for Prometheus read only this index, not the table.
-        Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
+        sa.Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    endpoint: Mapped[str] = mapped_column(String(63))
-    monitor: Mapped[str] = mapped_column(String(255))
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(sa.String(63))
+    monitor: Mapped[str] = mapped_column(sa.String(255))
     start: Mapped[datetime] = mapped_column("window_start", UtcDateTime)
     end: Mapped[datetime] = mapped_column("window_end", UtcDateTime)
-    revision: Mapped[int] = mapped_column(Integer)
-    by_hand: Mapped[bool] = mapped_column(Boolean, server_default=false())
-    state: Mapped[str] = mapped_column(String(31), index=True)
-    verdict: Mapped[str] = mapped_column(String(31), default="")
-    reason: Mapped[str] = mapped_column(Text, default="")
-    rows: Mapped[int] = mapped_column(BigInteger, default=0)
-    log_rows: Mapped[int] = mapped_column(BigInteger, default=0)
-    log_digest: Mapped[str] = mapped_column(String(64), default="")
-    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    revision: Mapped[int] = mapped_column(sa.Integer)
+    by_hand: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
+    state: Mapped[str] = mapped_column(sa.String(31), index=True)
+    verdict: Mapped[str] = mapped_column(sa.String(31), default="")
+    reason: Mapped[str] = mapped_column(sa.Text, default="")
+    rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    log_rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    log_digest: Mapped[str] = mapped_column(sa.String(64), default="")
+    attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
     not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    run_id: Mapped[str] = mapped_column(String(63), default="")
-    run_url: Mapped[str] = mapped_column(Text, default="")
-    figures: Mapped[Json] = mapped_column(JSON, default=dict)
+    run_id: Mapped[str] = mapped_column(sa.String(63), default="")
+    run_url: Mapped[str] = mapped_column(sa.Text, default="")
+    figures: Mapped[Json] = mapped_column(sa.JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -259,43 +245,43 @@ class MonitorWindowRow(Base):
 class MonitorRow(Base):
     __tablename__ = "onnxserve_monitors"
 
-    endpoint: Mapped[str] = mapped_column(String(63), primary_key=True)
-    monitor: Mapped[str] = mapped_column(String(255), primary_key=True)
-    paused: Mapped[bool] = mapped_column(Boolean, default=False)
-    paused_by: Mapped[str] = mapped_column(String(255), default="")
+    endpoint: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
+    monitor: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    paused: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    paused_by: Mapped[str] = mapped_column(sa.String(255), default="")
     made_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    consecutive: Mapped[int] = mapped_column(Integer, default=0)
-    note: Mapped[str] = mapped_column(Text, default="")
-    note_kind: Mapped[str] = mapped_column(String(31), default="", server_default="")
+    consecutive: Mapped[int] = mapped_column(sa.Integer, default=0)
+    note: Mapped[str] = mapped_column(sa.Text, default="")
+    note_kind: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
     # The counts of expired scheduled windows: judged windows by verdict, and failed attempts.
-    expired: Mapped[dict[str, int]] = mapped_column(JSON, default=dict, server_default="{}")
-    expired_failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    expired: Mapped[dict[str, int]] = mapped_column(sa.JSON, default=dict, server_default="{}")
+    expired_failures: Mapped[int] = mapped_column(sa.Integer, default=0, server_default="0")
 
 
 class AlertRow(Base):
     __tablename__ = "onnxserve_alerts"
 
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    fingerprint: Mapped[str] = mapped_column(String(255), index=True)
-    endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    monitor: Mapped[str] = mapped_column(String(255))
-    state: Mapped[str] = mapped_column(String(31))
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(sa.String(255), index=True)
+    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    monitor: Mapped[str] = mapped_column(sa.String(255))
+    state: Mapped[str] = mapped_column(sa.String(31))
     first_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_at: Mapped[datetime] = mapped_column(UtcDateTime)
     told_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    count: Mapped[int] = mapped_column(Integer)
-    detail: Mapped[Json] = mapped_column(JSON)
+    count: Mapped[int] = mapped_column(sa.Integer)
+    detail: Mapped[Json] = mapped_column(sa.JSON)
 
 
 class SilenceRow(Base):
     __tablename__ = "onnxserve_silences"
 
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    monitor: Mapped[str] = mapped_column(String(255))
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    monitor: Mapped[str] = mapped_column(sa.String(255))
     until: Mapped[datetime] = mapped_column(UtcDateTime)
-    why: Mapped[str] = mapped_column(Text)
-    actor: Mapped[str] = mapped_column(String(255))
+    why: Mapped[str] = mapped_column(sa.Text)
+    actor: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -304,15 +290,15 @@ class ApiKeyRow(Base):
 
     __tablename__ = "onnxserve_api_keys"
 
-    name: Mapped[str] = mapped_column(String(63), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64), unique=True)
-    scopes: Mapped[list[str]] = mapped_column(JSON)
-    endpoints: Mapped[list[str]] = mapped_column(JSON)
-    actor: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
+    digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(sa.JSON)
+    endpoints: Mapped[list[str]] = mapped_column(sa.JSON)
+    actor: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    limits: Mapped[list[str]] = mapped_column(JSON, server_default="[]")
+    limits: Mapped[list[str]] = mapped_column(sa.JSON, server_default="[]")
 
 
 class RetrainingRow(Base):
@@ -320,18 +306,18 @@ class RetrainingRow(Base):
 
     __tablename__ = "onnxserve_retrainings"
 
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    monitor: Mapped[str] = mapped_column(String(255))
-    model: Mapped[str] = mapped_column(String(512), index=True)
-    cause: Mapped[Json] = mapped_column(JSON)
-    spec: Mapped[Json] = mapped_column(JSON)
-    state: Mapped[str] = mapped_column(String(31))
-    run_id: Mapped[str] = mapped_column(String(63), default="")
-    version: Mapped[str] = mapped_column(String(255), default="")
-    rollout_id: Mapped[int | None] = mapped_column(BigInteger)
-    waits_for: Mapped[str] = mapped_column(String(31), default="", server_default="")
-    reason: Mapped[str] = mapped_column(Text, default="")
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    monitor: Mapped[str] = mapped_column(sa.String(255))
+    model: Mapped[str] = mapped_column(sa.String(512), index=True)
+    cause: Mapped[Json] = mapped_column(sa.JSON)
+    spec: Mapped[Json] = mapped_column(sa.JSON)
+    state: Mapped[str] = mapped_column(sa.String(31))
+    run_id: Mapped[str] = mapped_column(sa.String(63), default="")
+    version: Mapped[str] = mapped_column(sa.String(255), default="")
+    rollout_id: Mapped[int | None] = mapped_column(sa.BigInteger)
+    waits_for: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
+    reason: Mapped[str] = mapped_column(sa.Text, default="")
     figures: Mapped[RetrainingFigures] = mapped_column(_FiguresJson, default=RetrainingFigures)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -341,6 +327,6 @@ class RetrainingRow(Base):
 class RegistryChangeRow(Base):
     __tablename__ = "onnxserve_registry_changes"
 
-    model: Mapped[str] = mapped_column(String(512), primary_key=True)
-    count: Mapped[int] = mapped_column(BigInteger)
+    model: Mapped[str] = mapped_column(sa.String(512), primary_key=True)
+    count: Mapped[int] = mapped_column(sa.BigInteger)
     changed_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

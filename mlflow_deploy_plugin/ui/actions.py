@@ -25,15 +25,10 @@ from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import redact_addresses
+from mlflow_deploy_plugin.registry import redact_addresses, transitions
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.registry.transitions import (
-    PreviousVersion,
-    StageOrAlias,
-    parse_stage_or_alias,
-    rolled_back_refusal,
-)
+from mlflow_deploy_plugin.registry.transitions import PreviousVersion, StageOrAlias
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
@@ -104,7 +99,7 @@ def promotion_blocker(
 ) -> str:
     """Return the blocker of a promotion to a stage or alias that the versions `holders` have now."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
-    return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
+    return transitions.rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
@@ -142,7 +137,7 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
         model, version = form.get("model", ""), form.get("version", "")
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
-        to = "" if action == "gate" else str(parse_stage_or_alias(form.get("to", "")))
+        to = "" if action == "gate" else str(transitions.parse_stage_or_alias(form.get("to", "")))
         models, arguments = [model], {"model": model, "version": version, "to": to, "report": form.get("report", "")}
         move = f"version {version} of {model} to {to}"
         descriptions = {"gate": f"run the gate for version {version} of {model}", "promote": f"promote {move}"}

@@ -7,21 +7,9 @@ from functools import partial
 from flask import g, request
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate import approvals
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
-from mlflow_deploy_plugin.gate.approvals import (
-    Person,
-    PromotionRequest,
-    Subject,
-    approval_status,
-    approve,
-    decline,
-    open_request,
-    promotion_requests,
-    request_promotion,
-    require_may_approve,
-    require_may_decline,
-    subject_of,
-)
+from mlflow_deploy_plugin.gate.approvals import Person, PromotionRequest, Subject
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
@@ -49,7 +37,7 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     """
     requested = {event.model for event in store.events(actions=("request",))}
     names = [name for name in sorted(requested) if (models is None or name in models) and access.may_read(name)]
-    entries = [entry for name in names for entry in promotion_requests(store, name)]
+    entries = [entry for name in names for entry in approvals.promotion_requests(store, name)]
     return [_row(store, entry) for entry in sorted(entries, key=lambda entry: entry.at, reverse=True)]
 
 
@@ -63,13 +51,13 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
         who = _person(entry.model)
-        known["no_decline"] = refusal_of(partial(require_may_decline, required, entry, who))
+        known["no_decline"] = refusal_of(partial(approvals.require_may_decline, required, entry, who))
         version = guard.registry().get_model_version(entry.model, entry.version)
-        now = subject_of(version, place, entry.subject.files, policy)
-        status = approval_status(required, entry, now, store.now())
+        now = approvals.subject_of(version, place, entry.subject.files, policy)
+        status = approvals.approval_status(required, entry, now, store.now())
         known |= {"approved_by": status.approved_by, "missing": status.missing}
         known["reason"] = "" if status.is_complete else status.reason
-        known["no_approval"] = refusal_of(partial(require_may_approve, required, entry, now, who))
+        known["no_approval"] = refusal_of(partial(approvals.require_may_approve, required, entry, now, who))
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
@@ -119,18 +107,18 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         raise NotFound(one_line(error)) from None
     who = _person(model)
     if action == "request":
-        entry, is_new = request_promotion(store, policy, subject, who, why)
+        entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
         if is_new:
             _announce(store, entry)
     elif action == "approve":
-        known = open_request(store, subject)
+        known = approvals.open_request(store, subject)
         if known and known.report_run and guard.report_digest(known.report_run) != known.report_digest:
             raise GateRefused(
                 f"the gate report {known.report} was changed after the run of the gate; run the gate again"
             )
-        entry, _ = approve(store, policy, subject, who, arguments["report"], why)
+        entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
     else:
-        return RequestRow.model_validate(decline(store, policy, subject, who, why).model_dump())
+        return RequestRow.model_validate(approvals.decline(store, policy, subject, who, why).model_dump())
     return _row(store, entry)
 
 

@@ -2,8 +2,8 @@
 
 A Flask view checks the caller's permissions and registers a subscription. An ASGI middleware around all other apps
 replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker reads
-the counters of `store/changes.py`, resolves the URIs of changed models in MLflow's own store, and passes new results to
-the subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app.
+`Store.recent_changes`, resolves the URIs of changed models in MLflow's own store, and passes new results to the
+subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError,
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
 from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.store import Store, recent_changes
+from mlflow_deploy_plugin.store import Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import registry
 
@@ -187,7 +187,7 @@ class ChangeFeed:
             watched.due_at = begun_at + _RESOLVE_SECONDS
         due, watched.waiting = watched.waiting[:_DUE_AT_ONCE], watched.waiting[_DUE_AT_ONCE:]
         try:
-            watched.counts |= recent_changes(subscriptions[0].store)
+            watched.counts |= subscriptions[0].store.recent_changes()
         except OnnxserveError as error:
             if due:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)

@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.registry.tags import (
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store, count_change, move_detail, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Json, Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class AuditTrail:
     def notify_agents(self, model: str) -> None:
         """Send the change of a model to the agents that follow it, from all workers (`change_feed.py`)."""
         what = f"the agents are not notified of {model}"
-        self._submit(lambda: count_change(self.store(), model), logging.WARNING, what)
+        self._submit(lambda: self.store().count_change(model), logging.WARNING, what)
 
     def store(self) -> Store:
         """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if no store is set."""

@@ -20,16 +20,10 @@ from mlflow_deploy_plugin.deployments import (
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import all_versions, parse_model_uri
+from mlflow_deploy_plugin.registry import all_versions, parse_model_uri, transitions
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names, registered_model_uris
 from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
-from mlflow_deploy_plugin.registry.transitions import (
-    ROLLED_BACK_TAG,
-    StageOrAlias,
-    event_history,
-    parse_stage_or_alias,
-    without_step_events,
-)
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import Span
@@ -193,7 +187,7 @@ def build_overview(
     listed = names[page_index * _SHOWN :][:_SHOWN]
     unseen = access.hidden_endpoints(store, listed)  # This hides endpoints of deleted models too.
     on_page = [name for name in listed if name not in unseen]
-    events = [*event_history(store, only or None, None, _EVENTS * 3)]
+    events = [*transitions.event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
     readable = deployments.list_endpoints(on_page)
@@ -217,7 +211,7 @@ def build_overview(
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
         models=tuple(_model_cards(specs)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(access.visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
+        events=tuple(access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS]),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
@@ -319,7 +313,7 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
-    holders = {place: _holders(model, entries, place) for place in map(parse_stage_or_alias, names)}
+    holders = {place: _holders(model, entries, place) for place in map(transitions.parse_stage_or_alias, names)}
     versions = []
     for index, entry in enumerate(entries):
         number, standing = str(entry.version), gate_status_of(entry.tags)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
-from mlflow_deploy_plugin.store import recent_changes
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -313,7 +312,7 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     def is_counted() -> None:
         expected = next(counts)
         wait_until(
-            lambda: recent_changes(mlflow_app.store).get(model) == expected, what=f"change {expected} is counted"
+            lambda: mlflow_app.store.recent_changes().get(model) == expected, what=f"change {expected} is counted"
         )
 
     version = {"name": model, "version": "1"}
@@ -333,7 +332,7 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     rename = {"name": model, "new_name": new_name}
     assert mlflow_app.client.post(f"{API}/registered-models/rename", json=rename).status_code == 200
     is_counted()
-    wait_until(lambda: recent_changes(mlflow_app.store).get(new_name) == 1, what="the new name has changed")
+    wait_until(lambda: mlflow_app.store.recent_changes().get(new_name) == 1, what="the new name has changed")
 
 
 def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(

@@ -17,14 +17,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    Evaluator,
-    digest,
-    endpoint_log,
-    files_digest,
-    judging_worker,
-    window_request,
-)
+from mlflow_deploy_plugin.controller.monitors import evaluation
+from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -65,7 +59,9 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
     """Return for each window a digest of the files that its judgement reads; empty for a window without rows."""
-    rows = [files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows]
+    rows = [
+        evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows
+    ]
     if spec.kind != "performance" or not any(rows):
         return rows
     since = min(window.start for window in windows) - DAY  # Read one more day, because clocks may differ.
@@ -76,7 +72,7 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
         for file in list_files(log.location, folder)
     ]
     return [
-        digest((of_rows, [file for file in labels if file[0] + DAY > window.start - DAY])) if of_rows else ""
+        evaluation.digest((of_rows, [file for file in labels if file[0] + DAY > window.start - DAY])) if of_rows else ""
         for of_rows, window in zip(rows, windows, strict=True)
     ]
 
@@ -99,9 +95,9 @@ def add_revisions(
     ]
     if spec.kind == "performance":
         candidates = candidates[-_MOST_LABELLED:]
-    digests = files_digests(endpoint_log(settings, endpoint), candidates, spec)
+    digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
     changed = [(window, new) for window, new in zip(candidates, digests, strict=True) if new != window.log_digest]
-    requests = {window.id: window_request(window, spec, settings, endpoint) for window, _ in changed}
+    requests = {window.id: evaluation.window_request(window, spec, settings, endpoint) for window, _ in changed}
     late: dict[int, LateData] = {}
     for window, _ in changed:
         if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:
@@ -148,7 +144,7 @@ def maintain_logs(
     deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
 ) -> None:
     """Maintain the store and its endpoints' logs every hour until the lease is lost or `over` is set."""
-    process = judging_worker()
+    process = evaluation.judging_worker()
 
     def end() -> None:
         over.wait()

@@ -16,16 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    EvaluatedWindow,
-    Evaluator,
-    Judge,
-    endpoint_log,
-    has_rows,
-    judge_and_log,
-    latest_window,
-    window_request,
-)
+from mlflow_deploy_plugin.controller.monitors import evaluation
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
@@ -137,13 +129,14 @@ def run_window(
             f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not {monitor.spec.kind}"
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
-    log, left = endpoint_log(deployments.settings, endpoint), left_specs(monitor.endpoint, deployments.settings)
-    folders = {deployments.settings.state_dir(monitor.endpoint), *(folder for folder, _ in left)}
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
+    left = [folder for folder, _ in left_specs(monitor.endpoint, deployments.settings)]
+    folders = {deployments.settings.state_dir(monitor.endpoint), *left}
     is_shipped = all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
     now = deployments.store.now()
-    window = window or latest_window(log, monitor.endpoint, monitor.spec, now)
-    if not has_rows(log, monitor.endpoint, window, monitor.spec.kind):
-        latest = latest_window(log, monitor.endpoint, monitor.spec, now)
+    window = window or evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
+    if not evaluation.has_rows(log, monitor.endpoint, window, monitor.spec.kind):
+        latest = evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
         raise NotFound(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete window with rows is "
             f"{latest}"
@@ -159,7 +152,7 @@ def run_window(
     if monitor.tried:
         unsaved = unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
         notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
-        request = window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
+        request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
         return as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
     taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
     if taken.state != "judged":
@@ -291,7 +284,7 @@ def run_files(
         alone = settings.model_copy(update={"log_uri": folder})
         _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        request = window_request(unsaved, monitor.spec, alone, None, notes)
+        request = evaluation.window_request(unsaved, monitor.spec, alone, None, notes)
         result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
     return as_judged(unsaved, result, notes), result
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
+from itertools import takewhile
 
+from mlflow_deploy_plugin.controller.monitors import schedule
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     EvaluatedWindow,
     Evaluator,
@@ -19,14 +21,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     window_request,
 )
 from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
-from mlflow_deploy_plugin.controller.monitors.schedule import (
-    MAX_CATCH_UP,
-    Readiness,
-    is_ahead,
-    next_due_window,
-    oldest_pending,
-    readiness,
-)
+from mlflow_deploy_plugin.controller.monitors.schedule import Readiness
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
@@ -72,7 +67,7 @@ class WindowRunner:
     evaluator: Evaluator
     say: Callable[[str], None]
     by_hand: bool = False
-    max_catch_up: int = MAX_CATCH_UP
+    max_catch_up: int = schedule.MAX_CATCH_UP
 
     @property
     def monitors(self) -> Monitors:
@@ -89,7 +84,7 @@ class WindowRunner:
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
         spec = endpoint.spec.monitors[monitor]
-        if is_ahead(endpoint, state, now):
+        if schedule.is_ahead(endpoint, state, now):
             self.monitors.go_back(name, monitor, window_at(microseconds(now), spec.every).start)
             state = self.monitors.state(name, monitor)
         pending = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
@@ -97,8 +92,8 @@ class WindowRunner:
             marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
         except OSError as error:
             raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
-        ready = readiness(marks, name, now)
-        window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
+        ready = schedule.readiness(marks, name, now)
+        window = schedule.oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
             self.monitors.update_state(name, monitor, note="")  # Remove the note: the monitor can run again.
         if window is None:
@@ -146,7 +141,7 @@ class WindowRunner:
         """Store and return the next window that is due and complete. Skip windows that were already judged."""
         monitor = state.monitor
         while True:
-            due = next_due_window(endpoint, state, now, self.max_catch_up)
+            due = schedule.next_due_window(endpoint, state, now, self.max_catch_up)
             if due is None:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
@@ -241,15 +236,9 @@ class WindowRunner:
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return the number of consecutive alarms up to the newest window. Use newest revisions of decided windows."""
-    newest = {(row.start): row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
-    count = 0
-    for verdict in reversed(newest.values()):
-        if verdict in UNDECIDED:
-            continue
-        if verdict not in ALARMS:
-            break
-        count += 1
-    return count
+    newest = {row.start: row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
+    decided = (verdict for verdict in reversed(newest.values()) if verdict not in UNDECIDED)
+    return len([*takewhile(ALARMS.__contains__, decided)])
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:

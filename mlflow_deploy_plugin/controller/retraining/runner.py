@@ -61,14 +61,8 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
         update = {"dataset": dataset, "target": retraining.figures.target or ""}
         policy = policy.model_copy(update={"evaluation": policy.evaluation.model_copy(update=update)})
         choice = PolicyChoice(policy, f"{choice.where}, on the newest labelled rows", choice.is_models_own)
-    gated = gate_version(
-        registered_version(plan.model, retraining.version),
-        resolve(f"models:/{plan.model}/{against}"),
-        choice,
-        context.actor,
-        context.deployments.store,
-        lambda _: None,
-    )
+    candidate, current = registered_version(plan.model, retraining.version), resolve(f"models:/{plan.model}/{against}")
+    gated = gate_version(candidate, current, choice, context.actor, context.deployments.store, lambda _: None)
     verdict = gated.verdict
     evaluations = [check for check in verdict.checks if check.name == "evaluation"]
     is_skipped = any(check.state == "skipped" for check in evaluations)

@@ -14,27 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import (
-    LEASE_SECONDS,
-    BackgroundTask,
-    lead,
-    reached_places,
-    reaches,
-    rollouts_lease_name,
-)
+from mlflow_deploy_plugin.controller import leadership
+from mlflow_deploy_plugin.controller.leadership import BackgroundTask
+from mlflow_deploy_plugin.controller.rollouts import state_machine
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
-from mlflow_deploy_plugin.controller.rollouts.state_machine import (
-    Progress,
-    RolloutAction,
-    after_failure,
-    after_success,
-    decide,
-    progress_event,
-    progress_of,
-    rollout_summary,
-    step_weights,
-    with_progress,
-)
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
@@ -69,7 +53,7 @@ class RolloutActions:
     say: Callable[[str], None]
 
     def reaches(self, endpoint: str, place: str) -> bool:
-        return reaches(self.deployments, endpoint, place)
+        return leadership.reaches(self.deployments, endpoint, place)
 
     def take_snapshot(self, endpoint: str) -> EndpointSnapshot | None:
         try:
@@ -90,7 +74,7 @@ class RolloutActions:
                         self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
                 why = f"step {plan.steps[progress.step]} % of a rollout"
-                self._set_weights(plan, step_weights(plan, progress.step), why)
+                self._set_weights(plan, state_machine.step_weights(plan, progress.step), why)
             case "promote":
                 why = f"rollout to version {plan.version} has passed its steps"
                 if plan.kind == "pinned":
@@ -170,15 +154,15 @@ class RolloutController:
     holder: str
     place: str
     servers: str = "the servers here"
-    lease_seconds: float = LEASE_SECONDS
+    lease_seconds: float = leadership.LEASE_SECONDS
     monotonic: Callable[[], float] = time.monotonic
     background: Sequence[BackgroundTask] = ()
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
-        name, role = rollouts_lease_name(self.place), f"runs the rollouts of {self.servers}"
+        name, role = leadership.rollouts_lease_name(self.place), f"runs the rollouts of {self.servers}"
         tasks, say = (self._work, *self.background), self.actions.say
-        lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
+        leadership.lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         self._looked_at.clear()  # Do not count time without the lease.
@@ -195,10 +179,10 @@ class RolloutController:
             runner.stop(wait=True)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
-        plan, progress = plan_of(rollout), progress_of(rollout)
+        plan, progress = plan_of(rollout), state_machine.progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()
-        decision = decide(plan, progress, snapshot, now - self._looked_at.get(rollout.id, now))
+        decision = state_machine.decide(plan, progress, snapshot, now - self._looked_at.get(rollout.id, now))
         self._looked_at[rollout.id] = now
         written = self._write(rollout, decision.progress, keeper)
         if written is None or decision.action == "wait" or not keeper.is_held:
@@ -207,9 +191,9 @@ class RolloutController:
             self.actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
             is_transient = isinstance(error, TRANSIENT_ERRORS)
-            after = after_failure(plan, decision.progress, decision.action, error.message, is_transient)
+            after = state_machine.after_failure(plan, decision.progress, decision.action, error.message, is_transient)
         else:
-            after = after_success(decision.then or decision.progress)
+            after = state_machine.after_success(decision.then or decision.progress)
         self._looked_at[rollout.id] = self.monotonic()
         if after != decision.progress:
             self._write(written, after, keeper)
@@ -233,7 +217,7 @@ class RolloutController:
         """Write the progress. Return None if the lease is lost or a user has changed the rollout in the meantime."""
         written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
         if written is not None and _news(written) != _news(rollout):
-            self.actions.say(rollout_summary(written))
+            self.actions.say(state_machine.rollout_summary(written))
         return written
 
 
@@ -242,9 +226,8 @@ def write_progress(
 ) -> Rollout | None:
     """Write the progress and its audit event. `lease` and the return value are as in `Store.update_rollout`."""
     now = store.now()
-    return store.update_rollout(
-        with_progress(rollout, progress, now), lease, progress_event(rollout, progress, actor, now)
-    )
+    event = state_machine.progress_event(rollout, progress, actor, now)
+    return store.update_rollout(state_machine.with_progress(rollout, progress, now), lease, event)
 
 
 def run_rollouts(
@@ -267,7 +250,7 @@ def run_rollouts(
             while not ended.is_set():
                 failures, reached = set[str](), set[str]()
                 try:
-                    for location, servers in reached_places(deployments, failures.add):
+                    for location, servers in leadership.reached_places(deployments, failures.add):
                         reached.add(location)
                         last = running[location][0] if location in running else None
                         if last is None or (last.done() and last.exception() is None):

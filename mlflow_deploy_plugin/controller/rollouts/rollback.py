@@ -12,18 +12,10 @@ from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, total_metrics
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry import parse_model_uri, registry_address
+from mlflow_deploy_plugin.registry import parse_model_uri, registry_address, transitions
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
 from mlflow_deploy_plugin.registry.tags import tag_version
-from mlflow_deploy_plugin.registry.transitions import (
-    ROLLED_BACK_TAG,
-    STARTED_AT,
-    PreviousVersion,
-    current_version,
-    move_version,
-    previous_in_registry,
-    was_rolled_back,
-)
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.store import Json, Store, current_actor, move_detail
 
@@ -138,7 +130,7 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         current, earlier = follower.current(), PreviousVersion(requested.selector, "requested by the user")
     if earlier.version == current:
         raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}")
-    move_version(reference, earlier.version)
+    transitions.move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if observed.observation.state in ("running", "starting"):
         try:
@@ -146,12 +138,12 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         except DeploymentFailed as error:
             if not current:
                 raise
-            move_version(reference, current)  # Let the registry name the served version.
+            transitions.move_version(reference, current)  # Let the registry name the served version.
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} was restored in the registry") from None
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    detail = {STARTED_AT: begun_at.isoformat()} | move_detail("", current)
+    detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
     return _Move(reference.name, current, earlier.version, earlier.source, detail)
 
 
@@ -172,7 +164,7 @@ class _Follower:
 
     def current(self) -> str:
         """Return the version that the reference names; if there is none, the served version, or an empty text."""
-        followed = current_version(self.reference, self.registry)
+        followed = transitions.current_version(self.reference, self.registry)
         return followed or take_snapshot(self.observed).versions.get(self.main, "")
 
     def current_and_earlier(self) -> tuple[str, PreviousVersion]:
@@ -180,7 +172,7 @@ class _Follower:
         name, current = self.observed.endpoint.name, self.current()
         for earlier in self._candidates(current):
             try:
-                is_back = was_rolled_back(self.reference.name, earlier.version, self.registry)
+                is_back = transitions.was_rolled_back(self.reference.name, earlier.version, self.registry)
             except NotFound:  # The version was deleted.
                 continue
             if not is_back:
@@ -199,7 +191,7 @@ class _Follower:
             yield from in_trail
         counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
-        registered = previous_in_registry(self.reference, current, self.registry)
+        registered = transitions.previous_in_registry(self.reference, current, self.registry)
         passed = ""
         if registered is not None and registered.version not in answered:
             passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"

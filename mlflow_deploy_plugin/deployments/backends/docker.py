@@ -26,7 +26,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.images import Image
 
-from mlflow_deploy_plugin.deployments.backends import Observation, Progress
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress, served_state
 from mlflow_deploy_plugin.deployments.backends.containers import (
     ADDRESS,
     DIGEST,
@@ -47,14 +47,7 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
     volume_name,
 )
 from mlflow_deploy_plugin.deployments.backends.local import check_port
-from mlflow_deploy_plugin.deployments.backends.served_state import (
-    STARTING,
-    STOPPED,
-    MachineBackend,
-    ServedState,
-    server_url,
-    written_spec,
-)
+from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend, ServedState
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
@@ -105,7 +98,7 @@ class DockerBackend(MachineBackend):
                 self._wait(spec, folder, server, before, progress)
             else:
                 self._replace(spec, server, options, progress)
-        return server_url(spec.server)
+        return served_state.server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         with docker_errors(spec):
@@ -124,7 +117,7 @@ class DockerBackend(MachineBackend):
         written = read_state(folder / SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
         if written is None or written.started_at < started - 1:  # The file is from an earlier start.
-            return Observation("starting", STARTING, log=log)
+            return Observation("starting", served_state.STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
@@ -137,7 +130,7 @@ class DockerBackend(MachineBackend):
             if (listener := self._listener(name)) is not None:
                 listener.stop()
         if (folder := self.settings.state_dir(name)).exists():
-            (folder / STOPPED).touch()
+            (folder / served_state.STOPPED).touch()
 
     def remove(self, name: str) -> None:
         with docker_errors():
@@ -247,7 +240,7 @@ class DockerBackend(MachineBackend):
             self._end(server)
         folder = home_folder(name, self.settings) / slot
         make_folder(folder)
-        for name_of_file in (SERVER, AGENT, STOPPED):
+        for name_of_file in (SERVER, AGENT, served_state.STOPPED):
             (folder / name_of_file).unlink(missing_ok=True)
         shutil.rmtree(folder / "workers", ignore_errors=True)
         for file in _KEPT if takes_over else ():
@@ -344,7 +337,7 @@ class DockerBackend(MachineBackend):
 
     def _stop(self, server: Container) -> None:
         """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
-        spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
+        spec = served_state.written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         server_spec = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.
 

@@ -7,13 +7,7 @@ Each resample weights a row equally for both versions. Pairing needs far fewer r
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation.metrics import (
-    HIGHER_IS_BETTER,
-    RELATIVE_METRICS,
-    default_metric,
-    paired_bootstrap,
-    weighted_metric,
-)
+from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
@@ -34,9 +28,9 @@ def check_evaluation(
 
     Without `current`, only `at_least` is checked. Raises InvalidConfig if the metric does not fit predictions or truth.
     """
-    metric = policy.metric or default_metric(truth, candidate)
+    metric = policy.metric or metrics.default_metric(truth, candidate)
     rows = len(truth)
-    ours = weighted_metric(metric, truth, candidate)
+    ours = metrics.weighted_metric(metric, truth, candidate)
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
     if rows < policy.min_rows:
@@ -46,7 +40,7 @@ def check_evaluation(
         return CheckResult(NAME, "failed", f"{metric} of the new version is {value}: not a finite number", figures)
     too_low = ""
     if policy.at_least is not None and (
-        value < policy.at_least if HIGHER_IS_BETTER[metric] else value > policy.at_least
+        value < policy.at_least if metrics.HIGHER_IS_BETTER[metric] else value > policy.at_least
     ):
         too_low = f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
     state: CheckState = "failed" if too_low else "passed"
@@ -54,13 +48,13 @@ def check_evaluation(
         reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
         return CheckResult(NAME, state, reason, figures)
     try:
-        theirs = weighted_metric(metric, truth, current)
+        theirs = metrics.weighted_metric(metric, truth, current)
         if not np.isfinite(served := theirs(np.ones(rows))):
             raise InvalidConfig(f"its {metric} is {served}: not a finite number")
     except InvalidConfig as error:
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
-    compared = paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
+    compared = metrics.paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
     figures |= {
         f"{metric}_current": compared.current,
         "difference": compared.difference,
@@ -69,7 +63,7 @@ def check_evaluation(
         "margin": policy.margin,
         "confidence": policy.confidence,
     }
-    unit = ".1%" if metric in RELATIVE_METRICS else ".4f"
+    unit = ".1%" if metric in metrics.RELATIVE_METRICS else ".4f"
     comparison = (
         f"{metric} {compared.candidate:.4f} compared with {compared.current:.4f} of {against}: "
         f"{abs(compared.difference):{unit}} {'worse' if compared.difference < 0 else 'better'} on {rows:,} rows "

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.store import Store, count_change, open_store, recent_changes
+from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.tables import RegistryChangeRow
 
 
@@ -22,18 +22,18 @@ def store(store_url: str) -> Iterator[Store]:
 def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, store_url: str) -> None:
     others = [open_store(store_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(count_change, other, model) for other in others for model in "XY" * 10]
+        futures = [pool.submit(other.count_change, model) for other in others for model in "XY" * 10]
     assert [future.exception() for future in futures] == [None] * 80
-    assert recent_changes(store) == {"X": 40, "Y": 40}
+    assert store.recent_changes() == {"X": 40, "Y": 40}
     for other in others:
         other.close()
 
 
 def test_only_recent_changes_are_read(store: Store) -> None:
-    count_change(store, "old")
-    count_change(store, "new")
+    store.count_change("old")
+    store.count_change("new")
     with store.transaction() as session:
         row = session.get(RegistryChangeRow, "old")
         assert row is not None
         row.changed_at = row.changed_at.replace(year=2020)
-    assert recent_changes(store) == {"new": 1}
+    assert store.recent_changes() == {"new": 1}
