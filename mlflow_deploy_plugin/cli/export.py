@@ -44,6 +44,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 )
 @option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
+@option("--original", default="", metavar="URI", help="Fitted model behind MODEL_URI, for pmml.")
 @option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
 def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
     """Export a version as files that run without onnxserve.
@@ -62,6 +63,8 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
     if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
         raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
+    if options["original"] and export_format != "pmml":
+        raise click.UsageError(f"--original is for pmml; the format is {export_format}")
     from mlflow_deploy_plugin.exporter import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)

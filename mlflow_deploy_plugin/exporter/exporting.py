@@ -76,6 +76,7 @@ def export(
     name: str | None = None,
     wheels: Path | str | None = None,
     download_wheels: bool = False,
+    original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served version.
@@ -90,13 +91,16 @@ def export(
         name: the name of the wheel's distribution and package; None: the name of the model.
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
+        original: the URI of the fitted model for PMML, whose code the caller consents to run. Not needed if MLflow's
+            flavor of its library logged the version.
         progress: called with a message before a long step, or for a tflite file of one row per call.
 
     Raises AlreadyExists, ConversionError if the version has no ONNX form or the format cannot be written, ParityError
     if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
     RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
     """
-    _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
+    options_of = {"bundle": bool(wheels or download_wheels), "wheel": name is not None, "pmml": bool(original)}
+    _check_format(format, options_of)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
@@ -108,7 +112,7 @@ def export(
         if format == "pmml":
             from mlflow_deploy_plugin.exporter.pmml import fitted_model  # Importing MLflow is slow.
 
-            fitted, folder = fitted_model(resolved, folder, work / "converted", progress)
+            fitted, folder = fitted_model(resolved, folder, work / "converted", original)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
@@ -205,7 +209,7 @@ def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
     """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is")):
+    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is"), ("pmml", "an original is")):
         if options_of[other] and format != other:
             raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
 

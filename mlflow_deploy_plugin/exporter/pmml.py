@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidConfig
 from mlflow_deploy_plugin.evaluation import downloaded_version
 from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.flavor.pmml import require_java
 from mlflow_deploy_plugin.flavor.registered import load_folder, onnx_form
-from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
@@ -24,26 +23,27 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _CONVERSION_SECONDS = 600
 
 
-def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, progress: ProgressCallback) -> tuple[Any, Path]:
+def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, original_uri: str) -> tuple[Any, Path]:
     """Return the fitted model of a version or of its original, and the folder with its ONNX form (`target` if new).
 
-    Raises NotInstalled, InvalidConfig if the version does not name its original, and the errors of `wrap_registered`.
+    Raises NotInstalled, InvalidConfig if the version has only its ONNX form and `original_uri` is empty, CodeRefused if
+    its original is known, and the errors of `wrap_registered`.
     """
     require_java()
     document = read_mlmodel(folder)
     if FLAVOR not in document.get("flavors", {}):
         original = load_folder(folder, resolved.source)
         return original.model, onnx_form(original, folder, resolved.source, target)
-    uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
-    uri = uri or wrapped_from(resolved.name, resolved.version)
-    if not uri.startswith(("models:/", "runs:/")):
+    if not original_uri:
+        uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
+        if uri := uri or wrapped_from(resolved.name, resolved.version):
+            raise CodeRefused(f"loading the original {uri} runs its own code; to consent, set --original {uri}")
         raise InvalidConfig(
             f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted model: log that model with "
-            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version"
+            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version or set --original URI"
         )
-    progress(f"loading the original {uri}")
-    with downloaded_version(resolve(uri)) as downloaded:
-        return load_folder(downloaded, uri).model, folder
+    with downloaded_version(resolve(original_uri)) as downloaded:
+        return load_folder(downloaded, original_uri).model, folder
 
 
 def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:

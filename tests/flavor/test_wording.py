@@ -30,9 +30,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: _save({}),
         (
             "builtins.dict cannot be converted to ONNX: its framework is not supported; supported are catboost, keras, "
-            "lightgbm, onnx, sklearn, statsmodels, tensorflow, torch, xgboost. Log it with "
-            "mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel and deploy "
-            "it with the same command; it is then served as pyfunc."
+            "lightgbm, onnx, sentence_transformers, sklearn, statsmodels, tensorflow, torch, "
+            "transformers, xgboost. Log it with mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel "
+            "and deploy it with the same command; it is then served as pyfunc."
         ),
     ),
     "no example": (
