@@ -94,8 +94,10 @@ class TextTokenizer:
         except (TypeError, UnicodeError):
             raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
         for text, encoding in zip(texts, encodings, strict=True):
-            if not 0 < len(encoding) <= most:
-                reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}"
+            if not len(encoding):
+                raise SchemaMismatch(f"the text {short_repr(text)} has 0 tokens, and the model needs at least 1")
+            if len(encoding) > most:
+                reason = f"has {len(encoding)} tokens, and the model accepts at most {most}"
                 raise SchemaMismatch(f"the text {short_repr(text)} {reason}: shorten it, or wrap with truncation=True")
         return [(encoding.ids, encoding.type_ids if self._has_types else []) for encoding in encodings]
 

@@ -186,7 +186,10 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
         raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
     content, truncation = tokenizer.backend_tokenizer.to_str(), tokenizer.backend_tokenizer.truncation or {}
     config = getattr(model.net, "config", None) or model.net[0].config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
     limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
     most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
     if not most:  # The `model_max_length` of such a tokenizer is 1e30.
