@@ -135,9 +135,8 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
 
 def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str) -> ConvertedModel:
     column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
-    spec, content = _saved_tokenizer(net, texts)
+    spec, content = _saved_tokenizer(net.eval(), texts)
     net.names = names = list(spec.graph_inputs)
-    net.eval()
     arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
     proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if net.labels:  # Add the output `label` [N], the class with the highest score.
@@ -185,7 +184,7 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
     if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
         raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
     content, truncation = tokenizer.backend_tokenizer.to_str(), tokenizer.backend_tokenizer.truncation or {}
-    config = getattr(model.net, "config", None) or model.net[0].config
+    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
     positions = getattr(config, "max_position_embeddings", None) or 0
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

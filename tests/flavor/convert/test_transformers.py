@@ -213,7 +213,8 @@ def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Pat
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     model = load_model(str(tmp_path / "model"))
     lengths = {len(pipeline.tokenizer(text)["input_ids"]): text for text in ("a " * count for count in range(20, 60))}
-    assert pipeline(lengths[37]) and len(model.run(model.schema.from_columns({"text": [lengths[37]]}))["label"]) == 1
+    assert pipeline(lengths[37])
+    assert len(model.run(model.schema.from_columns({"text": [lengths[37]]}))["label"]) == 1
     with pytest.raises(RuntimeError):
         pipeline(lengths[38])
     with refused(InferenceError, "38", "37", "truncation"):
