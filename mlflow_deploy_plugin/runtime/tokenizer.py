@@ -5,7 +5,6 @@ training, without torch or transformers. Texts of similar length are computed to
 the longest text.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,8 +35,6 @@ class TextTokenizer:
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
-        # The server's threads use all cores, and the library's own threads do not survive a fork.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             from tokenizers import Tokenizer  # Only text models need this library.
         except ImportError:
@@ -75,7 +72,7 @@ class TextTokenizer:
         return run_texts
 
     def _tokenize(self, texts: Sequence[str]) -> list[_Tokens]:
-        """Raises SchemaMismatch for a text that has too many characters or tokens, or is not valid Unicode."""
+        """Return each text's tokens. Raises SchemaMismatch for too many characters or tokens, or invalid Unicode."""
         if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
             reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
             raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
