@@ -161,10 +161,9 @@ def write_mlmodel(
     """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph is too large."""
     digests = write_graph(folder, converted.proto)
     for name, content in converted.files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content.encode())
         digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
     spec = converted.tokenizer
-    tokenizer = {} if spec is None else asdict(spec) | {"file": spec.file.name}
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
@@ -185,7 +184,7 @@ def write_mlmodel(
         prediction=list(converted.prediction),
         classes=list(converted.classes),
         predict_fn=predict_fn,
-        **({"tokenizer": tokenizer} if tokenizer else {}),
+        **({"tokenizer": asdict(spec) | {"file": spec.file.name}} if spec is not None else {}),
         **proofs,
     )
     model.save(str(folder / MLMODEL))

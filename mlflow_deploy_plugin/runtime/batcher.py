@@ -371,9 +371,9 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
             return f"its output {name!r} does not have one entry per row"
-        is_same = _is_equal if _is_equal(both, again[name]) else is_close  # A GPU may sum in any order.
-        if predictor.artifact.tokenizer is not None and is_same is _is_equal:
-            is_same = partial(is_close, relative=_PADDED)  # The padding of texts changes the order of sums.
+        # The padding of texts changes the order of sums, and a GPU may sum in any order.
+        is_exact = _is_equal if predictor.artifact.tokenizer is None else partial(is_close, relative=_PADDED)
+        is_same = is_exact if _is_equal(both, again[name]) else is_close
         if not (
             is_close(both[:1], array)
             and is_close(both[1:], array)

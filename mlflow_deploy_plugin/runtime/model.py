@@ -295,9 +295,10 @@ class OnnxModel:
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""
         feeds: Feeds = {}
+        text = "" if self._tokenizer is None else "a"  # An empty text may have no tokens.
         for entry in self.artifact.inputs:
             shape = [1 if size == -1 else size for size in entry.shape]
-            blank = "" if entry.dtype == "str" else 0
+            blank = text if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
 

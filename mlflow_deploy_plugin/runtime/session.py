@@ -17,7 +17,7 @@ from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
@@ -380,7 +380,9 @@ def quiet_options() -> "ort.RunOptions":
 
 
 def describe_error(error: Exception) -> str:
-    """Return ONNX Runtime's message in one line, without prefix codes and build paths."""
+    """Return ONNX Runtime's message in one line, without prefix codes and build paths. Our own errors are unchanged."""
+    if isinstance(error, OnnxserveError):
+        return error.message
     text = one_line(str(error))
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     text = _CPP.sub("", text)

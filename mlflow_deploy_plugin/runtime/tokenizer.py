@@ -5,7 +5,6 @@ training, without torch or transformers. Texts of similar length are computed to
 the longest text.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ _RUN_TOKENS = 2**11
 Run = Callable[..., list[Array]]
 """A session's `run(output names, feeds, options)`."""
 
-
 _Tokens = tuple[list[int], list[int]]
 """The ids and the type ids of a row's tokens. The type ids are empty if the graph does not read them."""
 
@@ -37,8 +35,6 @@ class TextTokenizer:
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
-        # The server's threads use all cores, and the library's own threads do not survive a fork.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             from tokenizers import Tokenizer  # Only text models need this library.
         except ImportError:
@@ -55,10 +51,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()  # The lengths of the texts determine which texts are padded together.
 
     def feeds(self, texts: Sequence[str]) -> Feeds:
-        """Return the arrays [N, longest] int64 by graph input.
-
-        Raises SchemaMismatch for a text that has too many characters or tokens, or is not valid Unicode.
-        """
+        """Return the arrays [N, longest] int64 by graph input. Raises SchemaMismatch for a text that is refused."""
         return self._pad(self._tokenize(texts))
 
     def feeding(self, run: Run) -> Run:
@@ -79,6 +72,7 @@ class TextTokenizer:
         return run_texts
 
     def _tokenize(self, texts: Sequence[str]) -> list[_Tokens]:
+        """Return each text's tokens. Raises SchemaMismatch for too many characters or tokens, or invalid Unicode."""
         if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
             reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
             raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
@@ -87,16 +81,16 @@ class TextTokenizer:
         return [tokens for group in groups for tokens in self._encode(group)]
 
     def _encode(self, texts: Sequence[str]) -> list[_Tokens]:
-        prefix, most = self._spec.prefix, self._spec.max_length
+        most, prompted = self._spec.max_length, [self._spec.prefix + text for text in texts]
         try:
-            # The usual function also computes offsets.
-            encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
+            encodings = self._tokenizer.encode_batch_fast(prompted)  # The usual function also computes offsets.
         except (TypeError, UnicodeError):
             raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
         for text, encoding in zip(texts, encodings, strict=True):
             if not 0 < len(encoding) <= most:
-                reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}"
-                raise SchemaMismatch(f"the text {short_repr(text)} {reason}: shorten it, or wrap with truncation=True")
+                remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
+                reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
+                raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
         return [(encoding.ids, encoding.type_ids if self._has_types else []) for encoding in encodings]
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:

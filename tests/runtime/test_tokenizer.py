@@ -1,5 +1,6 @@
 """Tests of texts as token arrays: the tokens of the original, padding, limits and refusals."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,8 +114,20 @@ def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
     model = OnnxModel.load(text_model(tmp_path / "model", max_length=8, truncates=False))
     with refused(InferenceError, "tokens", "8", "truncation"):
         embed(model, "a", "one two three four five six seven eight nine")
+    with refused(InferenceError, "'look at /etc/passwd and then'"):
+        embed(model, "look at /etc/passwd and then")
     with refused(InferenceError, "200001", "200000"):
         embed(model, "x" * 200_001)
+
+
+def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path: Path) -> None:
+    folder = text_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))  # as in GPT-2
+    model = OnnxModel.load(folder)
+    with pytest.raises(InferenceError, check=lambda error: "shorten" not in str(error)):
+        embed(model, "a", "")
+    model.try_out(model.example_feeds(), seconds=60)
 
 
 def test_half_of_a_surrogate_pair_is_refused(model: OnnxModel) -> None:

@@ -135,9 +135,8 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
 
 def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str) -> ConvertedModel:
     column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
-    spec, content = _saved_tokenizer(net, texts)
+    spec, content = _saved_tokenizer(net.eval(), texts)
     net.names = names = list(spec.graph_inputs)
-    net.eval()
     arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
     proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if net.labels:  # Add the output `label` [N], the class with the highest score.
@@ -177,7 +176,9 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
     """
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
-        raise ConversionError(f"{type(tokenizer).__name__} has no {_FILE}: load a fast tokenizer with use_fast=True")
+        raise ConversionError(
+            f"its {type(tokenizer).__name__} is not a fast tokenizer of transformers: load one with use_fast=True"
+        )
     if tokenizer.pad_token is None:
         raise ConversionError("it has no padding token: set tokenizer.pad_token and model.config.pad_token_id")
     arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.
@@ -185,8 +186,11 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
     if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
         raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
     content, truncation = tokenizer.backend_tokenizer.to_str(), tokenizer.backend_tokenizer.truncation or {}
-    config = getattr(model.net, "config", None) or model.net[0].config
-    positions = getattr(config, "max_position_embeddings", None)
+    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
     limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
     most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
     if not most:  # The `model_max_length` of such a tokenizer is 1e30.

@@ -207,6 +207,20 @@ def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -
         model.run(model.schema.from_columns({"text": [long]}))
 
 
+def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Path) -> None:
+    """RoBERTa numbers its positions from `pad_token_id + 1`. On a GPU, a larger number is not an error."""
+    pipeline = classifier("RoBERTa", truncation=False)
+    save_model(pipeline, tmp_path / "model", input_example=TEXTS)
+    model = load_model(str(tmp_path / "model"))
+    lengths = {len(pipeline.tokenizer(text)["input_ids"]): text for text in ("a " * count for count in range(20, 60))}
+    assert pipeline(lengths[37])
+    assert len(model.run(model.schema.from_columns({"text": [lengths[37]]}))["label"]) == 1
+    with pytest.raises(RuntimeError):
+        pipeline(lengths[38])
+    with refused(InferenceError, "38", "37", "truncation"):
+        model.run(model.schema.from_columns({"text": [lengths[38]]}))
+
+
 def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(tmp_path: Path) -> None:
     convert = partial(_convert, texts=TEXTS)
     plain = classifier()

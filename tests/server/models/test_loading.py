@@ -1,6 +1,7 @@
 """Loading a version warms it up and determines if its requests can be batched."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplo
         load_warm(write_model(tmp_path / "model", graph), Placement(), 1)
 
     assert mentions(caplog.text, "no warm-up", "row 0", "refuses it")
+
+
+def test_only_a_server_stops_the_threads_of_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that wraps a text model may train with these threads afterwards."""
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model  # This module imports tokenizers.
+
+    name, folder = "TOKENIZERS_PARALLELISM", text_model(tmp_path / "model")
+    monkeypatch.setenv(name, "")  # Restore the environment at the end.
+    monkeypatch.delenv(name)
+    OnnxModel.load(folder)
+    assert name not in os.environ
+    load_warm(folder, Placement(), 1)
+    assert os.environ[name] == "false"
 
 
 def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
