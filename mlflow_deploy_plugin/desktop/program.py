@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
-from mlflow_deploy_plugin.desktop.window import Window
+from mlflow_deploy_plugin.desktop.window import ProgramWindow
 from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import OnnxModel
@@ -19,7 +19,7 @@ def main(folder: Path, arguments: list[str]) -> None:
     try:
         match arguments:
             case []:
-                Window(folder / MODEL, json.loads((folder / FACTS).read_text())).root.mainloop()
+                ProgramWindow(folder / MODEL, json.loads((folder / FACTS).read_text())).root.mainloop()
             case ["--check", rows, outputs]:
                 tkinter.Tcl()  # Raises TclError if the program does not contain Tcl.
                 model = OnnxModel.load(folder / MODEL)

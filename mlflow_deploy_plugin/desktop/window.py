@@ -36,7 +36,7 @@ _BLUE, _RED, _BLACK, _GREY, _PAPER = "#2563a8", "#b3261e", "#1f2933", "#5f6b78",
 logger = logging.getLogger(__name__)
 
 
-class Window:
+class ProgramWindow:
     """The window of the version in an MLmodel folder. Work runs in a thread, so that the window stays responsive.
 
     Attributes:

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.protocols.v2_tensors import (
 )
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.keyed_schema import KeyedSchema
+from mlflow_deploy_plugin.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.runtime.values import fits_shape, shape_text, short_repr
 from mlflow_deploy_plugin.version import __version__
 

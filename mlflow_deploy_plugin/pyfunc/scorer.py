@@ -48,8 +48,8 @@ from mlflow_deploy_plugin.protocols import JSON, PART_MESSAGE, SideMessage
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
-from mlflow_deploy_plugin.runtime.keyed_schema import key_array
 from mlflow_deploy_plugin.runtime.model import too_many_values
+from mlflow_deploy_plugin.runtime.schemas.keyed_schema import key_array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 
 _log = logging.getLogger(__name__)

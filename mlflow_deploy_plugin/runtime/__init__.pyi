@@ -19,7 +19,7 @@ from .model import OnnxModel as OnnxModel
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT
 from .pyfunc_artifact import pyfunc_schema as pyfunc_schema
 from .pyfunc_artifact import read_served_artifact as read_served_artifact
-from .schema import Schema as Schema
+from .schemas.schema import Schema as Schema
 from .shadow_compare import compare_outputs as compare_outputs
 
 __all__: list[str]

@@ -12,7 +12,7 @@ from decimal import Decimal
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 
 PREDICTION = "prediction"
 OUTPUT_PREFIX = "output."

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tenso
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
     OPENVINO,

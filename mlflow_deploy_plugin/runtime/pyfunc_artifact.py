@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.artifact import (
     read_tensor,
 )
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 
 UNNAMED_OUTPUT = "prediction"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.desktop.window import Window
+from mlflow_deploy_plugin.desktop.window import ProgramWindow
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE
 from tests.support.models import mixed_model, tensor_model
 
@@ -39,16 +39,16 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def window(display: str, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
+def window(display: str, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramWindow]:
     monkeypatch.setenv("DISPLAY", display)
-    window = Window(mixed, FACTS)
+    window = ProgramWindow(mixed, FACTS)
     yield window
     window.close()
 
 
 @pytest.fixture
-def tensor_window(display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
+def tensor_window(display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramWindow]:
     monkeypatch.setenv("DISPLAY", display)
-    window = Window(tensor_model(tmp_path / "images"), FACTS)
+    window = ProgramWindow(tensor_model(tmp_path / "images"), FACTS)
     yield window
     window.close()

@@ -12,7 +12,7 @@ import pytest
 import requests
 from PIL import ImageGrab
 
-from mlflow_deploy_plugin.desktop.window import Window
+from mlflow_deploy_plugin.desktop.window import ProgramWindow
 from tests.desktop.conftest import FACTS
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
@@ -21,7 +21,7 @@ from tests.support.waiting import free_port, wait_until
 ROWS = "carrier,distance,hour,late,id\nAA,10.5,1,true,x\nUA,-200000,23,false,=1+1\n"
 
 
-def finish(window: Window) -> None:
+def finish(window: ProgramWindow) -> None:
     """Handle the events of the window until its work has ended."""
 
     def is_idle() -> bool:
@@ -31,18 +31,18 @@ def finish(window: Window) -> None:
     wait_until(is_idle, 60, "the work of the window")
 
 
-def opened(window: Window, path: Path, text: str = ROWS) -> None:
+def opened(window: ProgramWindow, path: Path, text: str = ROWS) -> None:
     path.write_text(text)
     window.open_file(str(path))
     finish(window)
 
 
-def chart_texts(window: Window) -> set[str]:
+def chart_texts(window: ProgramWindow) -> set[str]:
     items = [item for item in window.chart.find_withtag("all") if str(window.chart.type(item)) == "text"]
     return {window.chart.itemcget(item, "text") for item in items}
 
 
-def test_the_form_has_the_example_and_predicts_its_row(window: Window) -> None:
+def test_the_form_has_the_example_and_predicts_its_row(window: ProgramWindow) -> None:
     assert {name: field.get() for name, field in window.fields.items()} == {
         "carrier": "AA",
         "distance": "1400.5",
@@ -62,7 +62,7 @@ def test_the_form_has_the_example_and_predicts_its_row(window: Window) -> None:
     assert {"probability of no", "probability of yes"} <= chart_texts(window)
 
 
-def test_enter_in_a_field_predicts(window: Window) -> None:
+def test_enter_in_a_field_predicts(window: ProgramWindow) -> None:
     window.root.update()
     field: tk.Misc | None = window.root
     while field is not None and not isinstance(field, ttk.Entry):  # The Tab key leads to the first field.
@@ -74,7 +74,7 @@ def test_enter_in_a_field_predicts(window: Window) -> None:
     assert window.predictions["prediction"] == ["yes"]
 
 
-def test_the_wheel_of_the_mouse_does_not_change_a_list(window: Window) -> None:
+def test_the_wheel_of_the_mouse_does_not_change_a_list(window: ProgramWindow) -> None:
     window.root.update()
     field: tk.Misc | None = window.root
     while field is not None and not isinstance(field, ttk.Combobox):
@@ -89,7 +89,7 @@ def test_the_wheel_of_the_mouse_does_not_change_a_list(window: Window) -> None:
     ("name", "text", "names"),
     [("distance", "far", ["distance", "far"]), ("hour", "2.5", ["hour", "2.5"]), ("late", "", ["late"])],
 )
-def test_a_value_that_does_not_fit_is_named(name: str, text: str, names: list[str], window: Window) -> None:
+def test_a_value_that_does_not_fit_is_named(name: str, text: str, names: list[str], window: ProgramWindow) -> None:
     window.fields[name].set(text)
     window.predict()
     finish(window)
@@ -98,7 +98,7 @@ def test_a_value_that_does_not_fit_is_named(name: str, text: str, names: list[st
     assert window.predictions == {}
 
 
-def test_a_file_is_predicted_shown_and_saved(window: Window, tmp_path: Path) -> None:
+def test_a_file_is_predicted_shown_and_saved(window: ProgramWindow, tmp_path: Path) -> None:
     opened(window, tmp_path / "rows.csv")
     assert window.predictions["prediction"] == ["yes", "no"]
     assert window.inputs["id"] == ["x", "=1+1"]
@@ -117,14 +117,14 @@ def test_a_file_is_predicted_shown_and_saved(window: Window, tmp_path: Path) -> 
     assert window.predictions["prediction"] == ["yes", "no"]
 
 
-def test_a_cell_that_does_not_fit_is_named_with_its_row(window: Window, tmp_path: Path) -> None:
+def test_a_cell_that_does_not_fit_is_named_with_its_row(window: ProgramWindow, tmp_path: Path) -> None:
     opened(window, tmp_path / "rows.csv")
     opened(window, tmp_path / "bad.csv", ROWS + "\nUA,far,1,true,y\n")
     assert mentions(window.status.get(), "distance", "far", "row 4"), window.status.get()
     assert window.predictions["prediction"] == ["yes", "no"]  # The last result remains.
 
 
-def test_the_server_answers_and_ends_with_the_window(window: Window, display: str, mixed: Path) -> None:
+def test_the_server_answers_and_ends_with_the_window(window: ProgramWindow, display: str, mixed: Path) -> None:
     port = free_port()
     window.server_fields["port"].set(str(port))
     window.server_fields["API key"].set("sesame")
@@ -149,7 +149,7 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
     display: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
-    saving, serving, port = Window(mixed, FACTS), Window(mixed, FACTS), free_port()
+    saving, serving, port = ProgramWindow(mixed, FACTS), ProgramWindow(mixed, FACTS), free_port()
     opened(saving, tmp_path / "rows.csv", ROWS + "AA,1,2,true,y\n" * 10_000)
     saving.save(str(tmp_path / "saved.csv"))
     saving.close()
@@ -173,14 +173,14 @@ def test_numbers_are_counted_by_value_or_by_interval(
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
     }
-    window = Window(write_model(tmp_path / "m", signature=columns(x="float"), section=section), FACTS)
+    window = ProgramWindow(write_model(tmp_path / "m", signature=columns(x="float"), section=section), FACTS)
     opened(window, tmp_path / "rows.csv", "x\n" + "\n".join(map(str, numbers)))
     assert bars <= chart_texts(window), window.status.get()
     window.close()
 
 
 @pytest.mark.parametrize("port", ["used", "eighty", "99999999"])
-def test_a_port_that_cannot_be_used_is_named(port: str, window: Window) -> None:
+def test_a_port_that_cannot_be_used_is_named(port: str, window: ProgramWindow) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         text = str(other.getsockname()[1]) if port == "used" else port
         window.server_fields["port"].set(text)
@@ -190,7 +190,7 @@ def test_a_port_that_cannot_be_used_is_named(port: str, window: Window) -> None:
     assert window.url.get() == ""
 
 
-def test_a_model_of_tensors_has_no_form(tensor_window: Window) -> None:
+def test_a_model_of_tensors_has_no_form(tensor_window: ProgramWindow) -> None:
     assert tensor_window.fields == {}
     tensor_window.server_fields["port"].set("0")
     tensor_window.toggle_server()
@@ -200,7 +200,9 @@ def test_a_model_of_tensors_has_no_form(tensor_window: Window) -> None:
     assert answer["predictions"]["total"] == [10.0]
 
 
-def test_the_window_shows_the_provenance_and_fits_a_small_screen(window: Window, display: str, tmp_path: Path) -> None:
+def test_the_window_shows_the_provenance_and_fits_a_small_screen(
+    window: ProgramWindow, display: str, tmp_path: Path
+) -> None:
     opened(window, tmp_path / "rows.csv")
     assert mentions(window.about.get("1.0", "end"), "git commit", "6d1f0ab")
     assert (window.root.winfo_width(), window.root.winfo_height()) <= (1280, 800)

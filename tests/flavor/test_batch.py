@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, as_pandas, colu
 from mlflow_deploy_plugin.runtime import Column, Input
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from tests.support.refusals import mentions
 
 

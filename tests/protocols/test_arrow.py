@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Te
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import FrameSchema
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 
 LIMIT = 4_000_000
 

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 
 
 def schema_of(**types: ColumnType) -> Schema:

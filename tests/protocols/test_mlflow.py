@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, Unsuppor
 from mlflow_deploy_plugin.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.protocols.mlflow import decode, encode
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.tabular import csv_records
 
 COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))

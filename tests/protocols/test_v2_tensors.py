@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.runtime import Artifact, Input, Output, Schema, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 
 DTYPES = {
     "BOOL": "bool",

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input
 from mlflow_deploy_plugin.runtime.artifact import Refusals
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from tests.support.messages import message_of
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 

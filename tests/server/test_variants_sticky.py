@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.server.variants import has_sticky_column, sticky_key
 
 COLUMNS = (Column("user", "string"), Column("account", "long"), Column("amount", "double"))

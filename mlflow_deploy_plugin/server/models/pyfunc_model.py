@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.protocols import SideMessage
 from mlflow_deploy_plugin.runtime import UNNAMED_OUTPUT, Artifact, Output, pyfunc_schema
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.keyed_schema import add_keys
 from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueResponse
+from mlflow_deploy_plugin.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 
 logger = logging.getLogger(__name__)

@@ -75,8 +75,8 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "kinds of JSON": (),  # everywhere a document is read
     "depth of base64": _answer(protocols__tfserving___DEEPEST="10**9"),
     "types": _answer(runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))"),
-    "columns": _answer(runtime__schema__Counter="lambda names: original()"),
-    "rows": (),  # runtime/schema.py: from_rows
+    "columns": _answer(runtime__schemas__schema__Counter="lambda names: original()"),
+    "rows": (),  # runtime/schemas/schema.py: from_rows
     "shapes": _answer(
         runtime__values___check_nesting=_NOTHING, runtime__values___SOURCES="dict.fromkeys(original, 'fiubUO')"
     ),

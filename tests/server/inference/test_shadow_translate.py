@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import Column, Input
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.server.inference.shadow import translate_feeds
 
 COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))

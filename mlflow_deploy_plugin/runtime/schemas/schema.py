@@ -1,7 +1,7 @@
 """The compiled signature: it converts columns, records, rows or tensors into the feeds of the graph, and back.
 
 Unknown columns are ignored; a missing column is an error. `runtime/values.py` checks the values. A table with the
-expected types takes the fast path of `runtime/fast_decode.py`; any other table is decoded here.
+expected types takes the fast path of `runtime/schemas/fast_decode.py`; any other table is decoded here.
 """
 
 from collections import Counter
@@ -17,7 +17,6 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.messages import hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, NO_REFUSALS, Column, Input, Output, Refusals, Tensor
-from mlflow_deploy_plugin.runtime.fast_decode import FastDecoder, compile_fast_tensor_decoder, type_blocks
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
     Feeds,
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.runtime.feeds import (
     size_mismatch,
 )
 from mlflow_deploy_plugin.runtime.refusals import ValueCheck, check_values, compile_checks
+from mlflow_deploy_plugin.runtime.schemas.fast_decode import FastDecoder, compile_fast_tensor_decoder, type_blocks
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,

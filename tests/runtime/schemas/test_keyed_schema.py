@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.keyed_schema import key_array, with_keys
+from mlflow_deploy_plugin.runtime.schemas.keyed_schema import key_array, with_keys
 
 LARGEST = 2**63 - 1
 

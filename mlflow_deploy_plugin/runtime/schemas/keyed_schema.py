@@ -13,7 +13,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds, narrowed_feeds, object_array, sent_arrays
 from mlflow_deploy_plugin.runtime.log_columns import as_text
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import LISTS, short_repr
 
 _INTEGERS = range(-(2**63), 2**63)

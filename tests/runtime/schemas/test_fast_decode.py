@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -156,7 +156,7 @@ def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
     inputs = tuple(Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns)
     schema = compile_schema(columns, (), inputs)
-    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.convert_column", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schemas.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
     record = dict(zip("sdnb", row, strict=True))
     schema.from_rows(list("sdnb"), [row])
@@ -236,7 +236,7 @@ def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(matrix: tuple[Schem
 
 @pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))
 def test_a_matrix_that_plainly_fits_goes_the_fast_path(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.convert_tensor", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schemas.schema.convert_tensor", None)
     fed = "float32" if dtype == "float64" else dtype
     value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]
     for name in ("", "x"):

@@ -1,8 +1,8 @@
 """The fast path from a table to feeds, for tables with the expected columns and types and without missing texts.
 
 `FastDecoder` compiles the columns and inputs of a version once. Each request then takes one check of its types and one
-array per type. For any other table, the result is None and `runtime/schema.py` decodes the table. A property test
-checks that both modules return the same feeds.
+array per type. For any other table, the result is None and `schema.py` decodes the table. A property test checks that
+both modules return the same feeds.
 """
 
 import struct
