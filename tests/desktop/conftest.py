@@ -1,5 +1,6 @@
 """An X server without a screen, and a version with an input example."""
 
+import gc
 import json
 import os
 import shutil
@@ -36,6 +37,13 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = {"carrier": "AA", "distance": 1400.5, "hour": 17, "late": True}
     (folder / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def closed_windows_are_deleted_here() -> Iterator[None]:
+    """Delete closed windows in Tk's thread. Otherwise the thread of a server might collect them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
