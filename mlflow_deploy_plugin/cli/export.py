@@ -116,7 +116,6 @@ def build_docker(
     """
     from mlflow_deploy_plugin.images.build import build_image, planned_image
     from mlflow_deploy_plugin.images.engine import image_sbom, push_image
-    from mlflow_deploy_plugin.images.trial import try_image
 
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")
@@ -137,6 +136,8 @@ def build_docker(
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
         if test and plan.folder:
+            from mlflow_deploy_plugin.images.trial import try_image  # Importing numpy is slow.
+
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
             used = f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, {trial.memory} memory"
