@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import requests
@@ -17,12 +16,11 @@ from mlflow_deploy_plugin.runtime.session import Placement, open_session, operat
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spec.parts import ProviderOptions
-from tests.support.models import parse_graph, write_model
+from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
 from tests.support.serving import Served
 
 SIDE = 64
-LAYER = f"layer (float[N,{SIDE}] x) => (float[N,{SIDE}] y) {{ m = MatMul(x, w) a = Add(m, b) y = Relu(a) }}"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 TEXTS = "texts (string[N] text) => (string[N] y) { y = StringConcat(text, text) }"
 HALF_TEXTS = """half (float[N] x, string[N] text) => (float[N] double, string[N] y) {
@@ -38,19 +36,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, random = parse_graph(LAYER), np.random.default_rng(0)
-    for name, shape in (("w", (SIDE, SIDE)), ("b", (SIDE,))):
-        weights = random.random(shape, dtype=np.float32) - 0.5
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
-    file = tmp_path_factory.mktemp("layer") / "layer.onnx"
-    file.write_bytes(model.SerializeToString())
-    return file
-
-
-def saved(folder: Path, graph: str) -> Path:
-    file = folder / "model.onnx"
-    file.write_bytes(parse_graph(graph).SerializeToString())
-    return file
+    return save_graph(tmp_path_factory.mktemp("layer"), dense_layer(SIDE))
 
 
 def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
@@ -96,21 +82,21 @@ def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
 
 def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
     with refused(DeviceUnavailable, "--device cuda", "StringConcat", "--device cpu", f"{CUDA},{CPU}"):
-        open_session(saved(tmp_path, TEXTS), Placement("cuda"))
+        open_session(save_graph(tmp_path, TEXTS), Placement("cuda"))
 
 
 def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path: Path) -> None:
     listed: tuple[dict[str, dict[str, object]], ...] = ({CUDA: {"device_id": 0, "use_tf32": False}}, {CPU: {}})
-    session = open_session(saved(tmp_path, HALF_TEXTS), Placement(listed=listed))
+    session = open_session(save_graph(tmp_path, HALF_TEXTS), Placement(listed=listed))
     assert "StringConcat" in operators_of(session, CPU)
     assert "Add" in operators_of(session, CUDA)
     assert session.get_provider_options()[CUDA]["use_tf32"] == "0"
     x, text = np.ones(1, np.float32), np.array(["a"])
     assert [array.tolist() for array in session.run(None, {"x": x, "text": text})] == [[2.0], ["aa"]]
     with refused(DeviceUnavailable, "server.providers", "StringConcat"):
-        open_session(saved(tmp_path, HALF_TEXTS), Placement(listed=listed[:1]))
+        open_session(save_graph(tmp_path, HALF_TEXTS), Placement(listed=listed[:1]))
     with refused(DeviceUnavailable, "server.providers", CUDA):
-        open_session(saved(tmp_path, TEXTS), Placement(listed=listed))
+        open_session(save_graph(tmp_path, TEXTS), Placement(listed=listed))
 
 
 def test_listed_providers_are_checked_before_the_start() -> None:

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.runtime.session import (
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.spec import ServerSpec
-from tests.support.models import parse_graph, write_model
+from tests.support.models import dense_layer, parse_graph, save_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.serving import Served
 
@@ -36,7 +36,6 @@ CPU = "CPUExecutionProvider"
 ON_OPENVINO = Placement("openvino")
 MIXED = Placement(listed=({OPENVINO: {}}, {CPU: {}}))
 SIDE = 64
-LAYER = f"layer (float[N,{SIDE}] x) => (float[N,{SIDE}] y) {{ m = MatMul(x, w) a = Add(m, b) y = Relu(a) }}"
 DOUBLES = "doubles (double[N,1] x) => (double[N,1] y) { y = Add(x, x) }"
 HALF_DOUBLES = "half (float[N,1] x) => (double[N,1] y) { a = Add(x, x) r = Relu(a) d = Cast<to=11>(r) y = Mul(d, d) }"
 FLOATS = "floats (float[N,1] x) => (float[N,1] y) { a = Add(x, x) y = Relu(a) }"
@@ -45,17 +44,7 @@ INTEGERS = "sums (int64[N,1] x) => (int64[N,1] y) { y = Add(x, x) }"
 
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, random = parse_graph(LAYER), np.random.default_rng(0)
-    for name, shape in (("w", (SIDE, SIDE)), ("b", (SIDE,))):
-        weights = random.random(shape, dtype=np.float32) - 0.5
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
-    return saved(tmp_path_factory.mktemp("layer"), model)
-
-
-def saved(folder: Path, graph: onnx.ModelProto | str) -> Path:
-    file = folder / "model.onnx"
-    onnx.save(parse_graph(graph) if isinstance(graph, str) else graph, file)
-    return file
+    return save_graph(tmp_path_factory.mktemp("layer"), dense_layer(SIDE))
 
 
 def one_tensor(folder: Path, graph: str, dtype: str, example: Any = None) -> Path:
@@ -102,11 +91,11 @@ def test_a_run_uses_as_many_threads_as_it_is_given(layer: Path) -> None:
 
 def test_a_graph_that_openvino_cannot_compute_is_refused_with_its_operators_and_two_remedies(tmp_path: Path) -> None:
     with refused(DeviceUnavailable, "--device openvino", "Add", "--device cpu", f"{OPENVINO},{CPU}"):
-        open_session(saved(tmp_path, DOUBLES), ON_OPENVINO)
+        open_session(save_graph(tmp_path, DOUBLES), ON_OPENVINO)
 
 
 def test_a_list_with_the_cpu_computes_the_rest_there(tmp_path: Path) -> None:
-    session = open_session(saved(tmp_path, HALF_DOUBLES), MIXED)
+    session = open_session(save_graph(tmp_path, HALF_DOUBLES), MIXED)
     assert "Mul" in operators_of(session, CPU)
     assert "Relu" in operators_of(session, OPENVINO)
     assert session.run(None, {"x": np.full((1, 1), 3, np.float32)})[0].tolist() == [[36.0]]
@@ -114,7 +103,7 @@ def test_a_list_with_the_cpu_computes_the_rest_there(tmp_path: Path) -> None:
 
 def test_a_list_whose_provider_would_compute_nothing_is_refused(tmp_path: Path) -> None:
     with refused(DeviceUnavailable, "server.providers", OPENVINO):
-        open_session(saved(tmp_path, DOUBLES), MIXED)
+        open_session(save_graph(tmp_path, DOUBLES), MIXED)
 
 
 def test_the_options_of_a_listed_provider_are_passed_on(layer: Path, tmp_path: Path) -> None:
@@ -141,7 +130,7 @@ def test_a_forest_is_not_computed_by_an_old_cpu_provider(tmp_path: Path) -> None
     model = parse_graph("forest (float[N,1] x) => (float[N,1] y) { y = Identity(x) }")
     model.graph.node[0].CopyFrom(tree)
     with refused(RuntimeMissing, onnxruntime.__version__, "forest", "pip install"):
-        open_session(saved(tmp_path, model), ON_CPU)
+        open_session(save_graph(tmp_path, model), ON_CPU)
 
 
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import yaml
 
@@ -22,6 +23,23 @@ FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 
 def parse_graph(text: str) -> onnx.ModelProto:
     """Return the model of a graph in ONNX's text form, without its header."""
     return onnx.parser.parse_model(HEADER + text)
+
+
+def save_graph(folder: Path, graph: onnx.ModelProto | str) -> Path:
+    """Write a graph, or its text form, to a file in the folder, and return the file."""
+    file = folder / "model.onnx"
+    onnx.save(parse_graph(graph) if isinstance(graph, str) else graph, file)
+    return file
+
+
+def dense_layer(side: int) -> onnx.ModelProto:
+    """Return a layer of a network with random weights, from x [N, side] to y [N, side]."""
+    nodes, random = "m = MatMul(x, w) a = Add(m, b) y = Relu(a)", np.random.default_rng(0)
+    model = parse_graph(f"layer (float[N,{side}] x) => (float[N,{side}] y) {{ {nodes} }}")
+    for name, shape in (("w", (side, side)), ("b", (side,))):
+        weights = random.random(shape, dtype=np.float32) - 0.5
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
+    return model
 
 
 def adder(amount: float) -> onnx.ModelProto:
