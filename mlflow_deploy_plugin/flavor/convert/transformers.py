@@ -177,7 +177,7 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ConversionError(
-            f"its {type(tokenizer).__name__} is not a fast tokenizer of transformers: load one with use_fast=True"
+            f"its {type(tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True"
         )
     if tokenizer.pad_token is None:
         raise ConversionError("it has no padding token: set tokenizer.pad_token and model.config.pad_token_id")
