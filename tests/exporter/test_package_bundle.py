@@ -66,7 +66,7 @@ def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(conda: Path) -> None:
-    """The format is that of `conda env create`: a name, channels, packages for conda, and at most one list for pip."""
+    """A file of `conda env create` has a name, channels, packages for conda, and at most one list for pip."""
     environment = yaml.safe_load((conda / "environment.yml").read_text())
     *packages, last = environment["dependencies"]
 
