@@ -51,6 +51,7 @@ _GROUPS = {
     "Ship": {
         "build-docker": ("export", "Build an image that serves a model."),
         "render": ("export", "Show an endpoint as manifests for GitOps."),
+        "size": ("size", "Measure the pods, cores and memory that a load needs."),
         "export": ("export", "Export a version as files that run without onnxserve."),
         "batch": ("predict", "Predict files of any size with a model, without a server."),
         "migrate": ("controller", "Create the store, or upgrade it to this version."),
@@ -59,6 +60,8 @@ _GROUPS = {
         "monitor": ("monitor", "Judge captured traffic on a schedule or by hand."),
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
         "log": ("log", "Query, count, compact and expire captured rows."),
+        "errors": ("log", "Group the failed requests of an endpoint by cause."),
+        "replay": ("replay", "Compute captured requests again, with their version or a candidate."),
         "feedback": ("predict", "Import labels of earlier predictions from a file."),
         "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),
         "retrain": ("controller", "Retrain the served model on captured, labelled rows."),

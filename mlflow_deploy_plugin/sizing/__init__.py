@@ -1,0 +1,1 @@
+"""The resources that an endpoint needs for a load, measured on this machine."""
