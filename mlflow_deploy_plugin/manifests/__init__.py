@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "kubernetes": kubernetes.render,
+    "keda": kubernetes.render_keda,
     "helm": helm.render,
     "kserve": kserve.render,
     "seldon": seldon.render,

@@ -45,14 +45,27 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place))}
 
 
-def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
+def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return the file of `render` with a ScaledObject of KEDA instead of the HorizontalPodAutoscaler.
+
+    Raises InvalidConfig if a field that KEDA needs is not set, and the errors of `kubernetes_documents`.
+    """
+    needed = {"requests_per_second": "the requests per second of one pod", "max_replicas": "the maximum number of pods"}
+    for field, meaning in needed.items():
+        if getattr(spec.kubernetes, field) is None:
+            raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…, {meaning}")
+    return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place, scales_by_requests=True))}
+
+
+def kubernetes_documents(spec: EndpointSpec, place: Place, scales_by_requests: bool = False) -> list[Document]:
     """Return the objects of an endpoint, in the order in which they must be applied.
 
+    With `max_replicas`, KEDA scales by requests, or Kubernetes by CPU.
     Raises InvalidConfig if the name is not valid for a Service, the endpoint is open without auth, or fields conflict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
-    if kubernetes.max_replicas is not None and spec.container.cpus is None:
+    if kubernetes.max_replicas is not None and spec.container.cpus is None and not scales_by_requests:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod")
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
@@ -83,7 +96,9 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
-    if kubernetes.max_replicas is not None:
+    if scales_by_requests:
+        documents.append(document("keda.sh/v1alpha1", "ScaledObject", spec=_scaled_object(spec, place)))
+    elif kubernetes.max_replicas is not None:
         target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
         scaled = {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
@@ -109,7 +124,8 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
-        scraped: Document = {"port": "http", "path": "/metrics"}
+        # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
+        scraped: Document = {"port": "http", "path": "/metrics", "honorLabels": True}
         if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
             scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
         if kubernetes.service_monitor_key is not None:
@@ -284,6 +300,26 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
         "podSelector": {"matchLabels": dict(selector)},
         "policyTypes": ["Ingress"],
         "ingress": [{"from": callers, "ports": ports}],
+    }
+
+
+def _scaled_object(spec: EndpointSpec, place: Place) -> Document:
+    """Return the spec of a ScaledObject. KEDA divides the rate of all pods by the threshold.
+
+    The range is two minutes, because `rate` needs two samples and the Prometheus operator scrapes every 30 s.
+    """
+    kubernetes = spec.kubernetes
+    selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
+    query = {
+        "serverAddress": kubernetes.prometheus_url,
+        "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
+        "threshold": str(kubernetes.requests_per_second),
+    }
+    return {
+        "scaleTargetRef": {"name": spec.name},
+        "minReplicaCount": kubernetes.replicas,
+        "maxReplicaCount": kubernetes.max_replicas,
+        "triggers": [{"type": "prometheus", "metadata": query}],
     }
 
 

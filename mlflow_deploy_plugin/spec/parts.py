@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
 from mlflow_deploy_plugin.spec.types import (
     DNS_NAME,
+    HTTP_URL,
     IMAGE,
     NETWORK,
     NODE_LABEL,
@@ -88,7 +89,7 @@ class ServerSpec(SpecPart):
     """Port to listen on. Default: the first free port from 8080."""
     api_keys: bool = False
     """Require an API key (onnxserve keys create) for every request except health checks."""
-    jwt_issuer: str | None = Field(default=None, pattern=r"^https?://[!-~]{1,500}$")
+    jwt_issuer: str | None = Field(default=None, pattern=HTTP_URL)
     """OpenID Connect issuer whose tokens are accepted instead of a key. Requires jwt_audience."""
     jwt_audience: str | None = Field(default=None, min_length=1)
     """Name of this server in the claim aud of the issuer's tokens."""
@@ -335,10 +336,16 @@ class KubernetesSpec(SpecPart):
     replicas: int = Field(default=3, ge=0, le=1000)
     """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the number."""
     max_replicas: int | None = Field(default=None, ge=2, le=1000)
-    """Maximum number of pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: no autoscaler."""
+    """Maximum number of pods of a HorizontalPodAutoscaler, which needs container.cpus, or of KEDA. Default: no
+    autoscaler."""
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
     """Target CPU utilization of the autoscaler, in percent of container.cpus. A worker with a small model uses at most
     one core. With fewer workers than cores, the target may never be reached."""
+    requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
+    prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
+    """Address of the Prometheus that KEDA queries. Default: the Service of the Prometheus operator in the namespace
+    monitoring."""
     gpus: int | None = Field(default=None, ge=0, le=64)
     """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
     host: HostName | None = None

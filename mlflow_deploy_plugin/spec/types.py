@@ -32,6 +32,7 @@ _LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 NODE_LABEL = f"^{_LABEL}={_LABEL_VALUE}$"
 TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
 IMAGE = r"^\S+$"
+HTTP_URL = r"^https?://[!-~]{1,500}$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
 PROVIDER = r"^[A-Za-z0-9]{1,60}ExecutionProvider$"
 PATTERNS_IN_WORDS = {
@@ -39,6 +40,7 @@ PATTERNS_IN_WORDS = {
     NODE_LABEL: "a Kubernetes label is expected, e.g. pool=gpu",
     TAINT: "a Kubernetes taint is expected, e.g. dedicated=ml:NoSchedule",
     IMAGE: "the name of an image without spaces is expected",
+    HTTP_URL: "an address is expected that begins with http:// or https://",
     SECRET_KEY: "SECRET/KEY is expected",
     PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",

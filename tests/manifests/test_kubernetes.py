@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, kubernetes_documents
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs, new_endpoint
 from tests.support.refusals import refused
 
@@ -62,6 +63,7 @@ KUBERNETES = st.fixed_dictionaries(
         "target_cpu_percent": st.integers(1, 100),
         "gpus": st.integers(0, 8),
         "service_monitor": st.booleans(),
+        "requests_per_second": st.floats(0.1, 1000),
         "service_account": names("[a-z][a-z0-9-]{0,20}[a-z]"),
         "image_pull_secrets": st.lists(names("[a-z]{1,9}"), max_size=2),
         "allowed_namespaces": st.lists(names(r"[a-z]{1,9}|\*"), max_size=2),
@@ -243,6 +245,45 @@ def test_an_autoscaler_of_theirs_is_left_the_number_of_pods() -> None:
     assert "HorizontalPodAutoscaler" not in documents
 
 
+KEDA = {"kubernetes.max_replicas": "9", "kubernetes.requests_per_second": "50"}
+
+
+def rendered_for_keda(config: dict[str, Any]) -> dict[str, Document]:
+    text = FORMATS["keda"](new_endpoint("flights", MODEL, config), PLACE)["flights.yaml"]
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(tmp_path: Path) -> None:
+    documents = rendered_for_keda(KEDA)
+    scaled = documents.pop("ScaledObject")
+    (trigger,) = scaled["spec"].pop("triggers")
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    assert scaled["spec"] == {"scaleTargetRef": {"name": "flights"}, "minReplicaCount": 3, "maxReplicaCount": 9}
+    metadata = trigger["metadata"]
+    assert trigger["type"] == "prometheus"
+    assert metadata["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
+    assert float(metadata["threshold"]) == 50
+    assert metadata["query"] == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
+    assert "replicas" not in documents["Deployment"]["spec"]
+    assert documents == rendered({"kubernetes.replicas": "0"})  # The other objects are those of any autoscaler.
+    # The server exports the metric of the query with its label.
+    metrics = Metrics(tmp_path)
+    metrics.count_request(("flights", "champion", "flight-delay", "1", "v2", "200"), 0.1)
+    assert b'\nonnxserve_requests_total{endpoint="flights",' in metrics.page()
+
+
+@pytest.mark.parametrize("field", list(KEDA))
+def test_keda_is_refused_without_its_fields(field: str) -> None:
+    with refused(InvalidConfig, "KEDA", f"-C {field}="):
+        rendered_for_keda({name: value for name, value in KEDA.items() if name != field})
+
+
+def test_keda_is_asked_to_query_another_prometheus() -> None:
+    url = "https://prometheus.example/tenant"
+    (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"]["spec"]["triggers"]
+    assert trigger["metadata"]["serverAddress"] == url
+
+
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
@@ -276,6 +317,8 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
         ({"kubernetes.max_replicas": "9"}, ["kubernetes.max_replicas", "CPU", "container.cpus"]),
         ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas 3"]),
         ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas 0"]),
+        ({"kubernetes.requests_per_second": "0"}, ["kubernetes.requests_per_second", "more than 0"]),
+        ({"kubernetes.prometheus_url": "prom:9090"}, ["kubernetes.prometheus_url", "http://", "'prom:9090'"]),
         ({"kubernetes.tls_secret": "t"}, ["tls_secret", "`host`"]),
         ({"kubernetes.tolerations": "a b"}, ["Kubernetes taint", "dedicated=ml:NoSchedule"]),
         ({"container.secrets.A": "store"}, ["container.secrets.A", "SECRET/KEY"]),
@@ -299,7 +342,7 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
         return endpoint  # type: ignore[no-any-return]
 
-    plain = {"port": "http", "path": "/metrics"}
+    plain = {"port": "http", "path": "/metrics", "honorLabels": True}  # Keep the label `endpoint` of the server.
     asked = {"kubernetes.service_monitor": "true"}
     assert scraped(asked) == plain
     keyed = {**asked, "server.api_keys": "true", "kubernetes.service_monitor_key": "prometheus/key"}
