@@ -124,16 +124,21 @@ def kubernetes_documents(spec: EndpointSpec, place: Place, scales_by_requests: b
             ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
-        # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
-        scraped: Document = {"port": "http", "path": "/metrics", "honorLabels": True}
-        if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
-            scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
-        if kubernetes.service_monitor_key is not None:
-            key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
-            scraped["authorization"] = {"credentials": key}
-        monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
+        monitor = {"selector": {"matchLabels": selector}, "endpoints": [_scraped(spec)]}
         documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
     return documents
+
+
+def _scraped(spec: EndpointSpec) -> Document:
+    """Return the endpoint of the ServiceMonitor."""
+    # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
+    scraped: Document = {"port": "http", "path": "/metrics", "honorLabels": True}
+    if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
+        scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    if spec.kubernetes.service_monitor_key is not None:
+        key = _secret_key("kubernetes.service_monitor_key", spec.kubernetes.service_monitor_key)
+        scraped["authorization"] = {"credentials": key}
+    return scraped
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
