@@ -134,7 +134,7 @@ def query(
         limit = _TABLE_ROWS if limit is None else limit
     with usage_errors():
         view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
-    opened = _open()
+    opened = open_user_log()
     if failed:
         of_answers, opened = opened, opened.failures
         if name not in opened.endpoints():
@@ -157,7 +157,7 @@ def query(
                     rows += len(batch)
             if file != "-":
                 click.echo(f"{rows:,} rows in {file}", err=True)
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
@@ -181,13 +181,13 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     if span is None:
         with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
             present = store.endpoint(name)
-    opened = _open(present.rows_since if present is not None else None)
+    opened = open_user_log(present.rows_since if present is not None else None)
     if opened.since is not None:
         older = f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint of this name"
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
@@ -204,7 +204,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
-    opened = _open()
+    opened = open_user_log()
     _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
@@ -221,11 +221,11 @@ def compact(name: str) -> None:
     """
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 
-    opened = _open()
+    opened = open_user_log()
     _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
@@ -238,14 +238,14 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
         require_endpoint(opened, name)
 
 
-def _open(since: datetime | None = None) -> "InferenceLog":
+def open_user_log(since: datetime | None = None) -> "InferenceLog":
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
     return open_log(load_settings().inference_log, since)
 
 
-def _warn_of_unreadable(log: "InferenceLog") -> None:
+def warn_of_unreadable(log: "InferenceLog") -> None:
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 
@@ -275,7 +275,7 @@ def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield f"{stats.endpoint} in {location}"
-    span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
+    span = f", {time_text(stats.first)} to {time_text(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
     if stats.failed_rows:
@@ -296,7 +296,7 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
         )
         if labels.unmatched is not None and (gone := account.gone(stats.rows)):
             yield f"            {gone:,} shipped rows are no longer in the log: they expired or were deleted"
-        yield f"            the log is complete until {_time(account.complete_until)}"
+        yield f"            the log is complete until {time_text(account.complete_until)}"
     yield from _histogram(stats.by_hour)
 
 
@@ -336,7 +336,7 @@ def _cell(widest: int, value: object) -> str:
     elif isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, datetime | date):
-        text = _time(value) if isinstance(value, datetime) else value.isoformat()
+        text = time_text(value) if isinstance(value, datetime) else value.isoformat()
     else:
         text = printable(str(value))
     return text if len(text) <= widest else text[: widest - 1] + "…"
@@ -350,5 +350,5 @@ def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
     return "  ".join(laid).rstrip()
 
 
-def _time(moment: datetime) -> str:
+def time_text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")

@@ -100,7 +100,7 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
     times = TimeRange()
     if since is not None:
         if is_duration(since):
-            times = replace(times, received_from=_before(now, since, "--since"))
+            times = replace(times, received_from=time_before(now, since, "--since"))
         elif "/" in since:
             window = parse_window(since)
             times = replace(times, start=window.start, end=window.end)
@@ -110,7 +110,7 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
         if since is not None and "/" in since:
             raise InvalidConfig(f"--since {since} is already a window: remove --until {until}")
         if is_duration(until):
-            times = replace(times, received_until=_before(now, until, "--until"))
+            times = replace(times, received_until=time_before(now, until, "--until"))
         else:
             times = replace(times, end=_parse_bound(until, "--until"))
     if times.end <= times.start or times.received_until <= times.received_from:
@@ -118,7 +118,7 @@ def parse_time_range(since: str | None, until: str | None, now: datetime) -> Tim
     return times
 
 
-def _before(now: datetime, duration: str, option: str) -> datetime:
+def time_before(now: datetime, duration: str, option: str) -> datetime:
     try:
         return now - parse_duration(duration, option)
     except OverflowError:
