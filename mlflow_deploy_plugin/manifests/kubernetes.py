@@ -130,9 +130,11 @@ def kubernetes_documents(spec: EndpointSpec, place: Place, scales_by_requests: b
 
 
 def _scraped(spec: EndpointSpec) -> Document:
-    """Return the endpoint of the ServiceMonitor."""
+    """Return the endpoint of the ServiceMonitor: the metrics port, which needs neither a key nor TLS, if it is set."""
     # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
     scraped: Document = {"port": "http", "path": "/metrics", "honorLabels": True}
+    if spec.server.metrics_port is not None:
+        return {**scraped, "port": "metrics"}
     if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
         scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
     if spec.kubernetes.service_monitor_key is not None:
@@ -157,8 +159,9 @@ def check_name(spec: EndpointSpec) -> None:
 def _service_ports(spec: EndpointSpec) -> list[Document]:
     # Specify the protocol of each port, because server-side apply of older Kubernetes versions requires it.
     ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
-    if spec.server.grpc_port is not None:
-        ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc", "protocol": "TCP"})
+    for name, port in (("grpc", spec.server.grpc_port), ("metrics", spec.server.metrics_port)):
+        if port is not None:
+            ports.append({"name": name, "port": port, "targetPort": name, "protocol": "TCP"})
     return ports
 
 

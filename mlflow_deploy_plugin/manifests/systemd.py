@@ -128,7 +128,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         if server.is_on_nvidia
         else ["PrivateDevices=yes"],
     }
-    is_low = min(http_port(spec), server.grpc_port or _FIRST_FREE_PORT) < _FIRST_FREE_PORT
+    used = (http_port(spec), server.grpc_port, server.metrics_port)
+    is_low = min(port for port in used if port is not None) < _FIRST_FREE_PORT
     text = _UNIT.format(
         name=name,
         unit=unit,

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
+_METRICS_PAUSE_SECONDS = 5.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
@@ -89,13 +90,18 @@ def supervise(
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
-    with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
+    with (
+        reserve_grpc_port(server),
+        _metrics_listener(server) as metrics,  # Open it before a server without `port` takes the first free port.
+        shared_listener(load_settings().listener) as shared,
+    ):
         # Clients connect to the shared listener; the server's own address is for the readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         adopt_orphans()
         try:
             with awaiting_signals() as wait:
-                _Supervisor(state_dir, server, listener, shared, follow, announce, wait).run(refresh or (lambda: None))
+                supervisor = _Supervisor(state_dir, server, listener, shared, metrics, follow, announce, wait)
+                supervisor.run(refresh or (lambda: None))
         finally:
             listener.close()
             with suppress(OSError):  # The disk may be read-only.
@@ -112,6 +118,7 @@ class _Supervisor:
     server: ServerSpec
     listener: socket.socket
     shared: SharedListener | None
+    metrics: socket.socket | None
     follow: bool
     announce: Callable[[str], None]
     wait_for_signal: Callable[[float], int | None]
@@ -132,6 +139,8 @@ class _Supervisor:
         self._gunicorn_deaths = Crashes()
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
+        self._metrics_process: SupervisedChild | None = None
+        self._restart_metrics_at = 0.0
         self._restarts = 0
         self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
@@ -168,6 +177,7 @@ class _Supervisor:
             self._children.reap()
             self._check_gunicorn()
             self._check_agent()
+            self._check_metrics_process()
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 
@@ -227,6 +237,19 @@ class _Supervisor:
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
 
+    def _check_metrics_process(self) -> None:
+        """Start the process of the metrics port, and start it again after it has ended. Scrapes wait meanwhile."""
+        process, now = self._metrics_process, time.monotonic()
+        if self.metrics is None or (process and process.exit_status is None) or now < self._restart_metrics_at:
+            return
+        if process is not None and process.exit_status is not None:
+            _log.error("the process of the metrics port %s; it is restarted", exit_reason(process.exit_status))
+        self._restart_metrics_at = now + _METRICS_PAUSE_SECONDS
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.server.observability.metrics_port", str(self.state_dir)]
+        command += [str(self.metrics.fileno()), *(["--gpu"] if self.server.is_on_nvidia else [])]
+        with suppress(OSError):  # The limit of processes or files is reached.
+            self._metrics_process = self._children.start(command, [self.metrics.fileno()])
+
     def _start_gunicorn(self) -> None:
         descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]
         may_fork = self._may_fork.fileno()
@@ -266,6 +289,8 @@ class _Supervisor:
         if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
             # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
+        if self._metrics_process is not None:
+            self._end_child(self._metrics_process, _AGENT_END_SECONDS)
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:
         self._children.reap()
@@ -358,6 +383,13 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
             raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port")
+
+
+def _metrics_listener(server: ServerSpec) -> socket.socket | nullcontext[None]:
+    """Return the listening socket of `metrics_port`, if it is set. Raises InvalidConfig if it cannot be opened."""
+    if server.metrics_port is None:
+        return nullcontext()
+    return open_listener(server.host, server.metrics_port, "--metrics-port (-C server.metrics_port=…)")
 
 
 @contextmanager

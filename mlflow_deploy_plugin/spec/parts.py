@@ -1,6 +1,7 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
 from datetime import timedelta
+from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
@@ -97,6 +98,8 @@ class ServerSpec(SpecPart):
     """Allow a server without authentication to accept other machines, e.g. behind a gateway that authenticates."""
     grpc_port: int | None = Field(default=None, ge=1, le=65535)
     """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for GET /metrics over plain HTTP without authentication, in addition to /metrics on port. Default: none."""
     workers: int = Field(default=1, ge=1, le=256)
     """Number of worker processes. Each worker loads every model."""
     threads: int = Field(default=4, ge=1, le=256)
@@ -204,8 +207,9 @@ class ServerSpec(SpecPart):
             raise ValueError("ca_certs requires certfile and keyfile")
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ValueError("jwt_issuer and jwt_audience must be set together")
-        if self.grpc_port is not None and self.grpc_port == self.port:
-            raise ValueError(f"port and grpc_port are both {self.port}; they must differ")
+        for one, other in combinations(("port", "grpc_port", "metrics_port"), 2):
+            if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both {getattr(self, one)}; they must differ")
         return self
 
     @property

@@ -59,8 +59,9 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
     """Return a server's arguments for `containers.create`. Raises InvalidConfig if a required file is missing."""
     container, is_host = spec.container, spec.container.network == "host"
-    if spec.server.grpc_port is not None and not is_host:
-        raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
+    for field in ("grpc_port", "metrics_port"):
+        if getattr(spec.server, field) is not None and not is_host:
+            raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
     own = {**container.environment, **container.secret_files, **secrets}
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]

@@ -1,4 +1,4 @@
-"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on each request for metrics."""
+"""The page of all metrics, with the gauges that workers do not maintain: the state of the agent and of the GPUs."""
 
 import contextlib
 import logging
@@ -11,7 +11,14 @@ from mlflow_deploy_plugin.statedir import AgentState
 from mlflow_deploy_plugin.statedir.files import AGENT, is_alive, read_state
 from mlflow_deploy_plugin.statedir.metric_files import MetricFamily, MetricSeries, prometheus_text
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger(__name__)
+
+
+def metrics_page(of_workers: bytes, state_dir: Path, has_gpu: bool) -> bytes:
+    """Return all metrics of a server in Prometheus' text format: those of its workers, and the gauges."""
+    page = of_workers + agent_metrics_page(state_dir)
+    return page + gpu_metrics_page() if has_gpu else page
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:

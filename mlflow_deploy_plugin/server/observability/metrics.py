@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.statedir.metric_files import (
     read_series,
 )
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100
 """The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""
 _OTHER = "other"

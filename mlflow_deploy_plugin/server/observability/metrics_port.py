@@ -1,0 +1,58 @@
+"""`python -m mlflow_deploy_plugin.server.observability.metrics_port STATE_DIR DESCRIPTOR [--gpu]`: the metrics port.
+
+This small process answers only `GET /metrics` and `GET /v2/health/live`, over plain HTTP and without authentication.
+The supervisor owns the listening socket, and restarts this process if it ends. Scrapes do not depend on the workers.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, metrics_page
+from mlflow_deploy_plugin.statedir.files import METRICS
+from mlflow_deploy_plugin.statedir.metric_files import prometheus_text, read_families
+
+_MOST_SECONDS = 10.0
+"""The time limit of a connection, which is Prometheus' default timeout of a scrape."""
+_MOST_CONNECTIONS = 32
+_NICE = 10
+
+
+def _response(target: bytes, state_dir: Path, has_gpu: bool) -> bytes:
+    status, body = b"200 OK", b""
+    match target.partition(b"?")[0]:
+        case b"GET /metrics":
+            body = metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
+        case b"GET /v2/health/live":
+            pass
+        case _:
+            status, body = b"404 Not Found", b"this port has only GET /metrics and GET /v2/health/live\n"
+    head = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return b"HTTP/1.1 %b\r\n%b%b" % (status, head.encode(), body)
+
+
+async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
+    """Answer one request per connection. Connections above the limits of number, size or time are closed."""
+    free = asyncio.Semaphore(_MOST_CONNECTIONS)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not free.locked():
+                async with free, asyncio.timeout(_MOST_SECONDS):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
+                    writer.write(_response(request.partition(b" HTTP/1.")[0], state_dir, has_gpu))
+                    await writer.drain()
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            pass  # The client is gone, too slow, or does not send HTTP.
+        finally:
+            writer.transport.abort()
+
+    await (await asyncio.start_server(answer, sock=listener)).serve_forever()
+
+
+if __name__ == "__main__":
+    os.nice(_NICE)
+    asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv))
