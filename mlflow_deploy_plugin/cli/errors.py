@@ -1,7 +1,7 @@
 """`onnxserve errors`: the failed requests of an endpoint by cause."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,17 @@ from mlflow_deploy_plugin.cli.options import opened_deployments, option, output_
 from mlflow_deploy_plugin.errors import REMEDIES, OnnxserveError, Refused
 
 _SHOWN_CAUSES = 20
+_VARIABLE_PARTS = (
+    (r"[;:] (?:did you mean|the allowed values are) .*", ""),  # This hint depends on the value.
+    (
+        r"""\B'(?:[^'\\]|\\.)*'|\B"(?:[^"\\]|\\.)*"|"""  # \B, because the apostrophe of "model's" is not a quote.
+        r"\b[0-9A-Fa-f]{8}[0-9A-Fa-f-]{4,}\b|"  # an id
+        r"[-+]?\b\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\b|\b(?:null|true|false|nan|inf)\b",
+        "…",
+    ),
+    (r"[\[({]*…(?:[\[\](){}.,:… ]*[…\])}])?", "…"),  # a list, an object or a sequence of values
+)
+"""The regular expressions (RE2) of the parts that differ between messages of the same cause, and their replacements."""
 
 
 @click.command()
@@ -27,50 +38,67 @@ def errors(name: str, last: str, output: str) -> None:
       onnxserve errors flights --last 24h
       onnxserve errors flights --last 7d -o json
     """
-    from mlflow_deploy_plugin.inference_log import TimeRange
-    from mlflow_deploy_plugin.inference_log.failures import group_failures
+    from mlflow_deploy_plugin.inference_log import Query, TimeRange, View, run_query
+    from mlflow_deploy_plugin.inference_log.reader import require_endpoint, view_schema
     from mlflow_deploy_plugin.inference_log.windows import time_before
 
     with usage_errors():
-        times = TimeRange(received_from=time_before(datetime.now(UTC), last, "--last"))
-    opened = open_user_log()
-    answered, groups = group_failures(opened, name, times)
-    failed = sum(group.count for group in groups)
-    document: dict[str, Any] = {
-        "endpoint": name,
-        "answered": answered,
-        "failed": failed,
-        "causes": [
-            asdict(group)
-            | {"share": group.count / (answered + failed), "remedy": REMEDIES.get(group.error_code, "").format(name)}
-            for group in groups
-        ],
-        "unrouted": _unrouted(name),
-    }
-    show_result(output, document, _lines(document, last))
+        view = View(name, TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")), labels=False)
+    opened, answered, causes = open_user_log(), 0, list[dict[str, Any]]()
+    if name in (failures := opened.failures).endpoints():
+        with run_query(failures, Query(view, statement=_statement(view_schema(failures, view).names))) as result:
+            causes = [row for batch in result.batches for row in batch.to_pylist()]
+    else:
+        require_endpoint(opened, name)
+    if name in opened.endpoints():
+        with run_query(opened, Query(view, "count(*) FILTER (_row = 0)")) as result:
+            answered = sum(sum(batch.column(0).to_pylist()) for batch in result.batches)
+    failed = sum(cause["count"] for cause in causes)
+    for cause in causes:
+        cause["share"] = cause["count"] / (answered + failed)
+        cause["remedy"] = REMEDIES.get(cause["error_code"], "").format(name)
+    document = {"answered": answered, "failed": failed, "causes": causes, "unrouted": _unrouted(name)}
+    show_result(output, document, _lines(f"failed in the last {last}", **document))
     warn_of_unreadable(opened)
 
 
+def _statement(known: Collection[str]) -> str:
+    """Return the SQL that groups the failures, which have the columns `known`. `newest` is the last request of a cause.
+
+    Texts are empty if `capture` does not keep them.
+    """
+    reason = (name if name in known else "NULL::VARCHAR" for name in ("_error_code", "_column", "_message"))
+    code, column, message = (f"ifnull({name}, '')" for name in reason)
+    cause = message
+    for pattern, replacement in _VARIABLE_PARTS:
+        quoted = pattern.replace("'", "''")
+        cause = f"regexp_replace({cause}, '{quoted}', '{replacement}', 'g')"
+    newest = f"{{'request_id': _request_id, 'prediction_id': _prediction_id, 'message': {message}}}"
+    return (
+        f'SELECT _status AS status, {code} AS error_code, {column} AS "column", {cause} AS cause, count(*) AS "count", '
+        f'min(_received_time) AS "first", max(_received_time) AS "last", list_sort(list(DISTINCT _version)) AS versions'
+        f', arg_max({newest}, _received_time) AS newest FROM log GROUP BY ALL ORDER BY "count" DESC, "first"'
+    )
+
+
 def _unrouted(name: str) -> dict[str, int] | None:
-    """Return status → the number of requests that were refused before a version was selected; None without a server."""
+    """Return status → the number of requests that did not reach a version; None if no server answers."""
     try:
         with opened_deployments(quiet=True) as deployments:
-            pages = deployments.server_metrics(deployments.get_endpoint(name)).values()
+            servers = deployments.server_metrics(deployments.get_endpoint(name)).values()
     except OnnxserveError:  # The log may have endpoints that the store does not have.
         return None
-    servers = [page.unrouted for page in pages if not isinstance(page, Refused)]
-    statuses = sorted({status for server in servers for status in server})
-    return {status: int(sum(server.get(status, 0) for server in servers)) for status in statuses} if servers else None
+    counts = [Counter(metrics.unrouted) for metrics in servers if not isinstance(metrics, Refused)]
+    return sum(counts, Counter()) if counts else None
 
 
-def _lines(document: dict[str, Any], last: str) -> Iterator[str]:
-    failed, causes, unrouted = document["failed"], document["causes"], document["unrouted"]
-    count = f"{failed:,} of {document['answered'] + failed:,} requests" if failed else "no request"
-    yield f"{document['endpoint']}: {count} failed in the last {last}"
+def _lines(
+    when: str, answered: int, failed: int, causes: list[dict[str, Any]], unrouted: dict[str, int] | None
+) -> Iterator[str]:
+    yield f"{failed:,} of {answered + failed:,} requests {when}" if failed else f"no request {when}"
     for cause in causes[:_SHOWN_CAUSES]:
-        column = f"column {cause['column']!r}" if cause["column"] else ""
-        newest = cause["newest"]
-        yield f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} {cause['error_code']} {column}".rstrip()
+        column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
+        yield f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} {cause['error_code']}{column}"
         yield f"  time      {time_text(cause['first'])} to {time_text(cause['last'])}"
         yield f"  versions  {', '.join(cause['versions'])}"
         yield f"  example   {newest['message'] or 'the message is not captured if capture drops or masks columns'}"

@@ -110,7 +110,7 @@ class ServerMetrics:
 
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    unrouted: Mapping[str, float] = field(default_factory=dict)
+    unrouted: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
@@ -198,7 +198,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    unrouted: defaultdict[str, float] = defaultdict(float)
+    unrouted: defaultdict[str, int] = defaultdict(int)
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             labels, value = sample.labels, sample.value
@@ -211,7 +211,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             if sample.name == _REQUESTS:
                 _count(sums[key], labels["status"], value)
                 if not labels["endpoint"]:
-                    unrouted[labels["status"]] += value
+                    unrouted[labels["status"]] += int(value)
             elif sample.name == _DURATIONS and labels["protocol"] != _EXPLANATIONS:
                 timed[key][float(labels["le"])] += value
             elif sample.name == _SHADOW_ROWS:

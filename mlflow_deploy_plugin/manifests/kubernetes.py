@@ -46,26 +46,24 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the file of `render` with a ScaledObject of KEDA instead of the HorizontalPodAutoscaler.
+    """Return the file of `render` with a ScaledObject of KEDA instead of a HorizontalPodAutoscaler.
 
     Raises InvalidConfig if a field that KEDA needs is not set, and the errors of `kubernetes_documents`.
     """
-    needed = {"requests_per_second": "the requests per second of one pod", "max_replicas": "the maximum number of pods"}
-    for field, meaning in needed.items():
+    for field in ("requests_per_second", "max_replicas"):
         if getattr(spec.kubernetes, field) is None:
-            raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…, {meaning}")
-    return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place, scales_by_requests=True))}
+            raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…")
+    return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place, has_keda=True))}
 
 
-def kubernetes_documents(spec: EndpointSpec, place: Place, scales_by_requests: bool = False) -> list[Document]:
+def kubernetes_documents(spec: EndpointSpec, place: Place, has_keda: bool = False) -> list[Document]:
     """Return the objects of an endpoint, in the order in which they must be applied.
 
-    With `max_replicas`, KEDA scales by requests, or Kubernetes by CPU.
     Raises InvalidConfig if the name is not valid for a Service, the endpoint is open without auth, or fields conflict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
-    if kubernetes.max_replicas is not None and spec.container.cpus is None and not scales_by_requests:
+    if kubernetes.max_replicas is not None and spec.container.cpus is None and not has_keda:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod")
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
@@ -96,7 +94,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place, scales_by_requests: b
         document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
-    if scales_by_requests:
+    if has_keda:
         documents.append(document("keda.sh/v1alpha1", "ScaledObject", spec=_scaled_object(spec, place)))
     elif kubernetes.max_replicas is not None:
         target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
@@ -312,22 +310,18 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
 
 
 def _scaled_object(spec: EndpointSpec, place: Place) -> Document:
-    """Return the spec of a ScaledObject. KEDA divides the rate of all pods by the threshold.
-
-    The range is two minutes, because `rate` needs two samples and the Prometheus operator scrapes every 30 s.
-    """
-    kubernetes = spec.kubernetes
-    selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
-    query = {
+    kubernetes, selected = spec.kubernetes, f'namespace="{place.namespace}",endpoint="{spec.name}"'
+    trigger = {
         "serverAddress": kubernetes.prometheus_url,
+        # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
         "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
-        "threshold": str(kubernetes.requests_per_second),
+        "threshold": str(kubernetes.requests_per_second),  # KEDA divides the sum by the number of pods.
     }
     return {
         "scaleTargetRef": {"name": spec.name},
         "minReplicaCount": kubernetes.replicas,
         "maxReplicaCount": kubernetes.max_replicas,
-        "triggers": [{"type": "prometheus", "metadata": query}],
+        "triggers": [{"type": "prometheus", "metadata": trigger}],
     }
 
 

@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
-_METRICS_PAUSE_SECONDS = 5.0
+_METRICS_MODULE, _METRICS_PAUSE_SECONDS = "mlflow_deploy_plugin.server.observability.metrics_port", 5.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
@@ -92,7 +92,10 @@ def supervise(
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with (
         reserve_grpc_port(server),
-        _metrics_listener(server) as metrics,  # Open it before a server without `port` takes the first free port.
+        # Open this port before a server without `port` takes the first free port.
+        open_listener(server.host, server.metrics_port, "--metrics-port")
+        if server.metrics_port
+        else nullcontext() as metrics,
         shared_listener(load_settings().listener) as shared,
     ):
         # Clients connect to the shared listener; the server's own address is for the readiness check.
@@ -242,13 +245,13 @@ class _Supervisor:
         process, now = self._metrics_process, time.monotonic()
         if self.metrics is None or (process and process.exit_status is None) or now < self._restart_metrics_at:
             return
-        if process is not None and process.exit_status is not None:
-            _log.error("the process of the metrics port %s; it is restarted", exit_reason(process.exit_status))
+        if process and process.exit_status is not None:
+            _log.error("the process of the metrics port %s and is restarted", exit_reason(process.exit_status))
         self._restart_metrics_at = now + _METRICS_PAUSE_SECONDS
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.server.observability.metrics_port", str(self.state_dir)]
-        command += [str(self.metrics.fileno()), *(["--gpu"] if self.server.is_on_nvidia else [])]
+        port = self.metrics.fileno()
+        arguments = [str(self.state_dir), str(port), *(["--gpu"] if self.server.is_on_nvidia else [])]
         with suppress(OSError):  # The limit of processes or files is reached.
-            self._metrics_process = self._children.start(command, [self.metrics.fileno()])
+            self._metrics_process = self._children.start([sys.executable, "-m", _METRICS_MODULE, *arguments], [port])
 
     def _start_gunicorn(self) -> None:
         descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]
@@ -383,13 +386,6 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
             raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port")
-
-
-def _metrics_listener(server: ServerSpec) -> socket.socket | nullcontext[None]:
-    """Return the listening socket of `metrics_port`, if it is set. Raises InvalidConfig if it cannot be opened."""
-    if server.metrics_port is None:
-        return nullcontext()
-    return open_listener(server.host, server.metrics_port, "--metrics-port (-C server.metrics_port=…)")
 
 
 @contextmanager

@@ -348,8 +348,7 @@ class KubernetesSpec(SpecPart):
     requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
     """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
     prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
-    """Address of the Prometheus that KEDA queries. Default: the Service of the Prometheus operator in the namespace
-    monitoring."""
+    """Address of the Prometheus that KEDA queries. The default is a Service of the Prometheus operator."""
     gpus: int | None = Field(default=None, ge=0, le=64)
     """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
     host: HostName | None = None

@@ -14,23 +14,19 @@ from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, metri
 from mlflow_deploy_plugin.statedir.files import METRICS
 from mlflow_deploy_plugin.statedir.metric_files import prometheus_text, read_families
 
-_MOST_SECONDS = 10.0
-"""The time limit of a connection, which is Prometheus' default timeout of a scrape."""
-_MOST_CONNECTIONS = 32
-_NICE = 10
+_MOST_SECONDS, _MOST_CONNECTIONS, _NICE = 10.0, 32, 10
+"""The limits of the time and the number of connections. Prometheus waits for 10 s by default."""
 
 
-def _response(target: bytes, state_dir: Path, has_gpu: bool) -> bytes:
-    status, body = b"200 OK", b""
-    match target.partition(b"?")[0]:
-        case b"GET /metrics":
-            body = metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
-        case b"GET /v2/health/live":
-            pass
-        case _:
-            status, body = b"404 Not Found", b"this port has only GET /metrics and GET /v2/health/live\n"
+def _response(request: bytes, state_dir: Path, has_gpu: bool) -> bytes:
+    target, _, _ = request.partition(b" HTTP/1.")
+    if (path := target.partition(b"?")[0]) not in (b"GET /metrics", b"GET /v2/health/live"):
+        return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    body = b""
+    if path == b"GET /metrics":
+        body = metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
     head = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return b"HTTP/1.1 %b\r\n%b%b" % (status, head.encode(), body)
+    return b"HTTP/1.1 200 OK\r\n%b%b" % (head.encode(), body)
 
 
 async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
@@ -43,7 +39,7 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                 async with free, asyncio.timeout(_MOST_SECONDS):
                     request = await reader.readuntil(b"\r\n\r\n")
                     writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
-                    writer.write(_response(request.partition(b" HTTP/1.")[0], state_dir, has_gpu))
+                    writer.write(_response(request, state_dir, has_gpu))
                     await writer.drain()
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # The client is gone, too slow, or does not send HTTP.
