@@ -10,7 +10,7 @@ import yaml
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.settings import workspace_environment, workspace_of
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 
 Document = dict[str, Any]
 
@@ -99,15 +99,15 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
     """Return the spec for the server, without the fields that only the controller or the platform needs.
 
     The server listens on `host`, by default on all addresses of its container. The platform protects a server without
-    auth by a NetworkPolicy, or by a port that is published only on loopback.
+    auth by a NetworkPolicy, or by a port that is published only on loopback. Raises InvalidConfig for equal ports.
     """
     update = {
-        "host": host or "0.0.0.0",
-        "port": http_port(spec),
-        "insecure": spec.server.insecure or (host is None and spec.server.is_open),
+        "server.host": host or "0.0.0.0",
+        "server.port": http_port(spec),
+        "server.insecure": spec.server.insecure or (host is None and spec.server.is_open),
     }
     left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
-    return spec.model_copy(update={**left_out, "server": spec.server.model_copy(update=update)})
+    return apply_config(spec.model_copy(update=left_out), update)  # Another port may be equal to the default port.
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:

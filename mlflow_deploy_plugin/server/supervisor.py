@@ -93,7 +93,7 @@ def supervise(
     with (
         reserve_grpc_port(server),
         # Open this port before a server without `port` takes the first free port.
-        open_listener(server.host, server.metrics_port, "--metrics-port")
+        open_listener(server.host, server.metrics_port, "-C server.metrics_port=…")
         if server.metrics_port
         else nullcontext() as metrics,
         shared_listener(load_settings().listener) as shared,
