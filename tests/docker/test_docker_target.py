@@ -317,6 +317,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"server.host": "0.0.0.0"}, "0.0.0.0 is reachable from other machines, and no caller would need a key"),
         ({"server.device": "cuda"}, "the NVIDIA container toolkit is not installed in this engine"),
         ({"server.grpc_port": 8999}, "container.network=host"),
+        ({"server.metrics_port": 9100}, "container.network=host"),
         ({"container.cpus": 999}, "container.cpus: Range of CPUs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -95,6 +95,12 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
         {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
         {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},
         {"server.providers": "CUDAExecutionProvider,CPUExecutionProvider"},
+        {
+            **TLS,
+            "server.metrics_port": "9100",
+            "kubernetes.service_monitor": "true",
+            "kubernetes.service_monitor_key": "prometheus/key",
+        },
         {"server.device": "openvino", "container.image": "registry.example/onnxserve:openvino"},
     ],
 )

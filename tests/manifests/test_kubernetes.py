@@ -96,7 +96,8 @@ SERVER = st.fixed_dictionaries(
     {"api_keys": st.just(True)},
     optional={
         "port": st.integers(1, 40000),
-        "grpc_port": st.integers(40001, 65535),
+        "grpc_port": st.integers(40001, 50000),
+        "metrics_port": st.integers(50001, 65535),
         "device": st.sampled_from(["cpu", "cuda"]),
         "graceful_timeout_seconds": st.integers(1, 3600),
     },
@@ -337,6 +338,16 @@ def test_a_name_that_no_service_can_have_is_refused() -> None:
         kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
 
 
+def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_policy() -> None:
+    documents = rendered({"server.metrics_port": "9100", "server.grpc_port": "8081"})
+    port = {"name": "metrics", "protocol": "TCP"}
+    assert {**port, "containerPort": 9100} in container_of(documents)["ports"]
+    assert {**port, "port": 9100, "targetPort": "metrics"} in documents["Service"]["spec"]["ports"]
+    assert {"protocol": "TCP", "port": "metrics"} in documents["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    with refused(InvalidConfig, "port", "metrics_port", "8080"):  # 8080 is the default port of a pod.
+        rendered({"server.metrics_port": "8080"})
+
+
 def test_prometheus_gets_past_auth_and_certificates() -> None:
     def scraped(config: dict[str, str]) -> Document:
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
@@ -349,6 +360,8 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
     assert scraped(keyed) == {**plain, "authorization": {"credentials": {"name": "prometheus", "key": "key"}}}
     tls = {**asked, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
     assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+    with_port = {**keyed, **tls, "server.metrics_port": "9100"}  # This port needs neither a key nor TLS.
+    assert scraped(with_port) == {**plain, "port": "metrics"}
     with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})
     with refused(InvalidConfig, "kubernetes.service_monitor_key", "SECRET/KEY"):

@@ -67,18 +67,19 @@ def test_the_port_is_kept_for_those_that_share_it() -> None:
     open_listener(spec.host, spec.grpc_port).close()
 
 
+@pytest.mark.parametrize("field", ["server.grpc_port", "server.metrics_port"])
 def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
-    serve: Callable[..., Served], model_folders: dict[str, Path]
+    serve: Callable[..., Served], model_folders: dict[str, Path], field: str
 ) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # Otherwise a gRPC server would share it silently.
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused = serve("-m", str(model_folders["stock"]), "-C", f"server.grpc_port={port}")
+        refused = serve("-m", str(model_folders["stock"]), "-C", f"{field}={port}")
         assert refused.process.wait(60) == 1
     lines = refused.log.read_text().splitlines()
-    assert lines == [f"Error: port {port} on 127.0.0.1 is in use; set another port with -C server.grpc_port=…"]
+    assert lines == [f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…"]
 
 
 @pytest.mark.long

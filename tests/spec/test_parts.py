@@ -88,6 +88,8 @@ def test_a_container_gets_an_image_with_its_providers(config: dict[str, str], im
         ({"server.jwt_issuer": "https://i"}, "jwt_issuer and jwt_audience must be set together"),
         ({"server.jwt_audience": "flights"}, "jwt_issuer and jwt_audience must be set together"),
         ({"server.grpc_port": "8080"}, "port and grpc_port are both 8080"),
+        ({"server.metrics_port": "8080"}, "port and metrics_port are both 8080"),
+        ({"server.grpc_port": "9100", "server.metrics_port": "9100"}, "grpc_port and metrics_port are both 9100"),
         ({"server.device_ids": "0"}, "device_ids requires a GPU, but device is cpu"),
         (
             {"server.device": "openvino", "server.io_binding": "true"},
