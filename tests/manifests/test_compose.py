@@ -140,3 +140,9 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[st
 def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
     with refused(InvalidConfig, *names):
         rendered(config, model)
+
+
+def test_every_port_of_the_server_is_published() -> None:
+    spec = new_endpoint("flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"})
+    services = yaml.safe_load(FORMATS["compose"](spec, Place())["compose.yaml"])["services"]
+    assert services["flights"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)]

@@ -141,3 +141,13 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
 def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
     with refused(InvalidConfig, *names):
         rendered(config, model)
+
+
+@pytest.mark.parametrize("field", ["port", "grpc_port", "metrics_port"])
+def test_only_a_port_below_1024_needs_the_right_to_open_it(field: str) -> None:
+    def unit(port: str) -> str:
+        files = FORMATS["systemd"](new_endpoint("flights", "models:/f/1", {f"server.{field}": port}), Place())
+        return files["etc/systemd/system/onnxserve-flights.service"]
+
+    assert "CAP_NET_BIND_SERVICE" in unit("999")
+    assert "CAP_NET_BIND_SERVICE" not in unit("9100")
