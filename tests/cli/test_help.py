@@ -32,7 +32,7 @@ _IMPERATIVES = {
         "Decline",
         "Delete",
     ),
-    *("Export", "Go", "Import"),
+    *("Export", "Go", "Group", "Import"),
     *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
     *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop", "Write"),
 }

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def metrics_page(of_workers: bytes, state_dir: Path, has_gpu: bool) -> bytes:
-    """Return all metrics of a server in Prometheus' text format: those of its workers, and the gauges."""
+    """Return all metrics of a server in Prometheus' text format: its workers' metrics and the gauges."""
     page = of_workers + agent_metrics_page(state_dir)
     return page + gpu_metrics_page() if has_gpu else page
 
