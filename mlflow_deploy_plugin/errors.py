@@ -45,13 +45,11 @@ become HTTP responses in `server/http/responses.py`, gRPC responses in `server/g
 `deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `client/` turns responses into errors again.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-REMEDIES: Mapping[str, str] = {
+REMEDIES = {
     "BAD_REQUEST": "correct the callers' requests; if only a new version refuses them, run `onnxserve rollback {0}`",
-    "INVALID_PARAMETER_VALUE": "correct the parameters of the callers' requests",
     "TEMPORARILY_UNAVAILABLE": "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers",
     "REQUEST_LIMIT_EXCEEDED": "add workers or pods (`onnxserve size`), or raise server.max_queue_size",
     "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",

@@ -1,6 +1,5 @@
 """`onnxserve errors`: the failed requests of an endpoint by cause."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import click
 
 from mlflow_deploy_plugin.cli.log import open_user_log, time_text, warn_of_unreadable
-from mlflow_deploy_plugin.cli.options import opened_deployments, option, output_option, show_result, usage_errors
-from mlflow_deploy_plugin.errors import REMEDIES, OnnxserveError, Refused
+from mlflow_deploy_plugin.cli.options import option, output_option, show_result, usage_errors
+from mlflow_deploy_plugin.errors import REMEDIES
 
-_SHOWN_CAUSES = 20
 _VARIABLE_PARTS = (
     (r"[;:] (?:did you mean|the allowed values are) .*", ""),  # This hint depends on the value.
     (
@@ -57,7 +55,7 @@ def errors(name: str, last: str, output: str) -> None:
     for cause in causes:
         cause["share"] = cause["count"] / (answered + failed)
         cause["remedy"] = REMEDIES.get(cause["error_code"], "").format(name)
-    document = {"answered": answered, "failed": failed, "causes": causes, "unrouted": _unrouted(name)}
+    document = {"answered": answered, "failed": failed, "causes": causes}
     show_result(output, document, _lines(f"failed in the last {last}", **document))
     warn_of_unreadable(opened)
 
@@ -81,22 +79,9 @@ def _statement(known: Collection[str]) -> str:
     )
 
 
-def _unrouted(name: str) -> dict[str, int] | None:
-    """Return status → the number of requests that did not reach a version; None if no server answers."""
-    try:
-        with opened_deployments(quiet=True) as deployments:
-            servers = deployments.server_metrics(deployments.get_endpoint(name)).values()
-    except OnnxserveError:  # The log may have endpoints that the store does not have.
-        return None
-    counts = [Counter(metrics.unrouted) for metrics in servers if not isinstance(metrics, Refused)]
-    return sum(counts, Counter()) if counts else None
-
-
-def _lines(
-    when: str, answered: int, failed: int, causes: list[dict[str, Any]], unrouted: dict[str, int] | None
-) -> Iterator[str]:
+def _lines(when: str, answered: int, failed: int, causes: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{failed:,} of {answered + failed:,} requests {when}" if failed else f"no request {when}"
-    for cause in causes[:_SHOWN_CAUSES]:
+    for cause in causes:
         column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
         yield f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} {cause['error_code']}{column}"
         yield f"  time      {time_text(cause['first'])} to {time_text(cause['last'])}"
@@ -105,10 +90,3 @@ def _lines(
         yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
         if cause["remedy"]:
             yield f"  remedy    {cause['remedy']}"
-    if (more := len(causes) - _SHOWN_CAUSES) > 0:
-        yield f"… and {more:,} more causes: -o json shows all"
-    if unrouted is None:
-        yield "note: requests that did not reach a version are counted only in /metrics, and no server answers"
-    elif unrouted:
-        counts = ", ".join(f"{count:,} with status {status}" for status, count in unrouted.items())
-        yield f"since the server's start, these requests did not reach a version: {counts}"

@@ -104,13 +104,11 @@ class ServerMetrics:
     """The counters of one server.
 
     `counters` maps (endpoint, variant, model, version) to counters. `last_requests` maps (endpoint, model, version) to
-    the time of the last request in seconds since 1970. `unrouted` maps the status to the number of requests that were
-    refused before a version was selected.
+    the time of the last request in seconds since 1970.
     """
 
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    unrouted: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
@@ -198,7 +196,6 @@ def parse_server_metrics(page: str) -> ServerMetrics:
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    unrouted: defaultdict[str, int] = defaultdict(int)
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             labels, value = sample.labels, sample.value
@@ -210,8 +207,6 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             key = labels["endpoint"], labels["variant"], labels["model"], labels["version"]
             if sample.name == _REQUESTS:
                 _count(sums[key], labels["status"], value)
-                if not labels["endpoint"]:
-                    unrouted[labels["status"]] += int(value)
             elif sample.name == _DURATIONS and labels["protocol"] != _EXPLANATIONS:
                 timed[key][float(labels["le"])] += value
             elif sample.name == _SHADOW_ROWS:
@@ -219,7 +214,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
                 sums[key]["different"] += value
     counters = {key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items()))) for key in {*sums, *timed}}
-    return ServerMetrics(counters, dict(last), dict(unrouted))
+    return ServerMetrics(counters, dict(last))
 
 
 def parse_server_history(lines: bytes) -> list[CountedInterval]:

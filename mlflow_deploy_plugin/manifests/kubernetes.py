@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec, spec_document
 from mlflow_deploy_plugin.spec.types import SECRET_KEY
 
 _INSTANCE = "app.kubernetes.io/instance"
@@ -50,20 +50,38 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
     Raises InvalidConfig if a field that KEDA needs is not set, and the errors of `kubernetes_documents`.
     """
+    kubernetes = spec.kubernetes
     for field in ("requests_per_second", "max_replicas"):
-        if getattr(spec.kubernetes, field) is None:
+        if getattr(kubernetes, field) is None:
             raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…")
-    return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place, has_keda=True))}
+    selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
+    trigger = {
+        "serverAddress": kubernetes.prometheus_url,
+        # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
+        "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
+        "threshold": str(kubernetes.requests_per_second),  # KEDA divides the sum by the number of pods.
+    }
+    scaled = {
+        "scaleTargetRef": {"name": spec.name},
+        "minReplicaCount": kubernetes.replicas,
+        "maxReplicaCount": kubernetes.max_replicas,
+        "triggers": [{"type": "prometheus", "metadata": trigger}],
+    }
+    # With 0 replicas, the Deployment leaves the number of pods to KEDA.
+    unscaled = apply_config(spec, {"kubernetes.replicas": 0, "kubernetes.max_replicas": ""})
+    labels = {**endpoint_labels(spec.name), **MANAGED_BY}
+    scaler = make_document(spec.name, place, "keda.sh/v1alpha1", "ScaledObject", labels, spec=scaled)
+    return {f"{spec.name}.yaml": dump_documents([*kubernetes_documents(unscaled, place), scaler])}
 
 
-def kubernetes_documents(spec: EndpointSpec, place: Place, has_keda: bool = False) -> list[Document]:
+def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     """Return the objects of an endpoint, in the order in which they must be applied.
 
     Raises InvalidConfig if the name is not valid for a Service, the endpoint is open without auth, or fields conflict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
-    if kubernetes.max_replicas is not None and spec.container.cpus is None and not has_keda:
+    if kubernetes.max_replicas is not None and spec.container.cpus is None:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod")
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
@@ -94,9 +112,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place, has_keda: bool = Fals
         document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
-    if has_keda:
-        documents.append(document("keda.sh/v1alpha1", "ScaledObject", spec=_scaled_object(spec, place)))
-    elif kubernetes.max_replicas is not None:
+    if kubernetes.max_replicas is not None:
         target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
         scaled = {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
@@ -306,22 +322,6 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
         "podSelector": {"matchLabels": dict(selector)},
         "policyTypes": ["Ingress"],
         "ingress": [{"from": callers, "ports": ports}],
-    }
-
-
-def _scaled_object(spec: EndpointSpec, place: Place) -> Document:
-    kubernetes, selected = spec.kubernetes, f'namespace="{place.namespace}",endpoint="{spec.name}"'
-    trigger = {
-        "serverAddress": kubernetes.prometheus_url,
-        # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
-        "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
-        "threshold": str(kubernetes.requests_per_second),  # KEDA divides the sum by the number of pods.
-    }
-    return {
-        "scaleTargetRef": {"name": spec.name},
-        "minReplicaCount": kubernetes.replicas,
-        "maxReplicaCount": kubernetes.max_replicas,
-        "triggers": [{"type": "prometheus", "metadata": trigger}],
     }
 
 

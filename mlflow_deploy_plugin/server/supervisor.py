@@ -57,7 +57,8 @@ _log = logging.getLogger(__name__)
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
-_METRICS_MODULE, _METRICS_PAUSE_SECONDS = "mlflow_deploy_plugin.server.observability.metrics_port", 5.0
+_METRICS_SECONDS = 5.0
+"""The minimum time between two starts of the process of the metrics port."""
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
@@ -143,7 +144,6 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._metrics_process: SupervisedChild | None = None
-        self._restart_metrics_at = 0.0
         self._restarts = 0
         self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
@@ -242,16 +242,19 @@ class _Supervisor:
 
     def _check_metrics_process(self) -> None:
         """Start the process of the metrics port, and start it again after it has ended. Scrapes wait meanwhile."""
-        process, now = self._metrics_process, time.monotonic()
-        if self.metrics is None or (process and process.exit_status is None) or now < self._restart_metrics_at:
-            return
-        if process and process.exit_status is not None:
+        process = self._metrics_process
+        if process and process.exit_status is not None and time.monotonic() - process.started_at > _METRICS_SECONDS:
             _log.error("the process of the metrics port %s and is restarted", exit_reason(process.exit_status))
-        self._restart_metrics_at = now + _METRICS_PAUSE_SECONDS
-        port = self.metrics.fileno()
-        arguments = [str(self.state_dir), str(port), *(["--gpu"] if self.server.is_on_nvidia else [])]
-        with suppress(OSError):  # The limit of processes or files is reached.
-            self._metrics_process = self._children.start([sys.executable, "-m", _METRICS_MODULE, *arguments], [port])
+            process = self._metrics_process = None
+        if self.metrics is not None and process is None:
+            options = [
+                str(self.state_dir),
+                str(self.metrics.fileno()),
+                *(["--gpu"] if self.server.is_on_nvidia else []),
+            ]
+            command = [sys.executable, "-m", "mlflow_deploy_plugin.server.observability.metrics_port", *options]
+            with suppress(OSError):  # The limit of processes or files is reached.
+                self._metrics_process = self._children.start(command, [self.metrics.fileno()])
 
     def _start_gunicorn(self) -> None:
         descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]

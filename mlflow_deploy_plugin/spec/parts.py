@@ -340,12 +340,11 @@ class KubernetesSpec(SpecPart):
     replicas: int = Field(default=3, ge=0, le=1000)
     """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the number."""
     max_replicas: int | None = Field(default=None, ge=2, le=1000)
-    """Maximum number of pods of a HorizontalPodAutoscaler, which needs container.cpus, or of KEDA. Default: no
-    autoscaler."""
+    """Maximum number of pods of a HorizontalPodAutoscaler (needs container.cpus) or of KEDA. Default: no autoscaler."""
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
     """Target CPU utilization of the autoscaler, in percent of container.cpus. A worker with a small model uses at most
     one core. With fewer workers than cores, the target may never be reached."""
-    requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
+    requests_per_second: float | None = Field(default=None, ge=0.001, le=1_000_000)
     """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
     prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
     """Address of the Prometheus that KEDA queries. The default is a Service of the Prometheus operator."""

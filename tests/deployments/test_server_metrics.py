@@ -42,11 +42,6 @@ def test_explanations_are_requests_whose_times_do_not_count() -> None:
     assert found.timed == {0.1: 86, float("inf"): 100}
 
 
-def test_requests_that_did_not_reach_a_version_are_counted_by_status() -> None:
-    limited = 'onnxserve_requests_total{endpoint="",variant="",model="",version="",protocol="v2",status="429"} 5\n'
-    assert parse_server_metrics(PAGE + limited).unrouted == {"404": 11, "429": 5}
-
-
 def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
     found = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
 

@@ -285,6 +285,13 @@ def test_keda_is_asked_to_query_another_prometheus() -> None:
     assert trigger["metadata"]["serverAddress"] == url
 
 
+@pytest.mark.parametrize("rate", ["0.001", "7", "1000000"])
+def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> None:
+    spec = new_endpoint("flights", MODEL, {**KEDA, "kubernetes.requests_per_second": rate})
+    (line,) = [line for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines() if "threshold" in line]
+    assert line.split()[1] == f"'{float(rate)}'"  # Without quotes, Kubernetes reads a number and refuses the object.
+
+
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
@@ -318,7 +325,7 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
         ({"kubernetes.max_replicas": "9"}, ["kubernetes.max_replicas", "CPU", "container.cpus"]),
         ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas 3"]),
         ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas 0"]),
-        ({"kubernetes.requests_per_second": "0"}, ["kubernetes.requests_per_second", "more than 0"]),
+        ({"kubernetes.requests_per_second": "0"}, ["kubernetes.requests_per_second", "at least 0.001"]),
         ({"kubernetes.prometheus_url": "prom:9090"}, ["kubernetes.prometheus_url", "http://", "'prom:9090'"]),
         ({"kubernetes.tls_secret": "t"}, ["tls_secret", "`host`"]),
         ({"kubernetes.tolerations": "a b"}, ["Kubernetes taint", "dedicated=ml:NoSchedule"]),

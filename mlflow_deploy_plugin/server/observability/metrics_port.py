@@ -1,32 +1,29 @@
 """`python -m mlflow_deploy_plugin.server.observability.metrics_port STATE_DIR DESCRIPTOR [--gpu]`: the metrics port.
 
-This small process answers only `GET /metrics` and `GET /v2/health/live`, over plain HTTP and without authentication.
-The supervisor owns the listening socket, and restarts this process if it ends. Scrapes do not depend on the workers.
+This small process answers only `GET /metrics`, over plain HTTP and without authentication. The supervisor owns the
+listening socket, and restarts this process if it ends. Scrapes do not depend on the workers.
 """
 
 import asyncio
-import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, metrics_page
 from mlflow_deploy_plugin.statedir.files import METRICS
 from mlflow_deploy_plugin.statedir.metric_files import prometheus_text, read_families
 
-_MOST_SECONDS, _MOST_CONNECTIONS, _NICE = 10.0, 32, 10
+_MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
 """The limits of the time and the number of connections. Prometheus waits for 10 s by default."""
 
 
 def _response(request: bytes, state_dir: Path, has_gpu: bool) -> bytes:
-    target, _, _ = request.partition(b" HTTP/1.")
-    if (path := target.partition(b"?")[0]) not in (b"GET /metrics", b"GET /v2/health/live"):
-        return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    body = b""
-    if path == b"GET /metrics":
-        body = metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
-    head = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return b"HTTP/1.1 200 OK\r\n%b%b" % (head.encode(), body)
+    status, page = "404 Not Found", b""
+    if request.startswith((b"GET /metrics ", b"GET /metrics?")):
+        status, page = "200 OK", metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
+    headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
+    return f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page
 
 
 async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
@@ -34,21 +31,18 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
     free = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        # The client may be gone or too slow, or may not send HTTP.
+        with suppress(OSError, EOFError, asyncio.LimitOverrunError):
             if not free.locked():
                 async with free, asyncio.timeout(_MOST_SECONDS):
                     request = await reader.readuntil(b"\r\n\r\n")
                     writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
                     writer.write(_response(request, state_dir, has_gpu))
                     await writer.drain()
-        except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # The client is gone, too slow, or does not send HTTP.
-        finally:
-            writer.transport.abort()
+        writer.transport.abort()
 
     await (await asyncio.start_server(answer, sock=listener)).serve_forever()
 
 
 if __name__ == "__main__":
-    os.nice(_NICE)
     asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv))

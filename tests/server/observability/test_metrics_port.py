@@ -73,8 +73,7 @@ def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
             head, _, page = get(address, "/metrics?name=any").partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200")
             assert requests_by_status(page.decode()) == {"200": 2}
-            assert get(address, "/v2/health/live").startswith(b"HTTP/1.1 200")
-            for path in ("/", "/metrics/history", "/invocations", "/v2/models/flights"):
+            for path in ("/", "/metrics/history", "/metricsx", "/v2/health/live", "/invocations", "/v2/models/flights"):
                 assert get(address, path).startswith(b"HTTP/1.1 404"), path
             assert exchange(address, b"POST /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
             assert exchange(address, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 404")  # TLS
@@ -86,7 +85,7 @@ def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path: Path) -> None:
     with metrics_process(tmp_path) as address, ExitStack() as idle:
-        assert get(address, "/v2/health/live")
+        assert get(address, "/")
         began = time.monotonic()
         connections = [idle.enter_context(socket.create_connection(address, timeout=30)) for _ in range(40)]
         ended = [connection for connection in connections[32:] if connection.recv(1) == b""]
