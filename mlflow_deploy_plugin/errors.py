@@ -48,15 +48,6 @@ become HTTP responses in `server/http/responses.py`, gRPC responses in `server/g
 from dataclasses import dataclass
 from typing import ClassVar
 
-REMEDIES = {
-    "BAD_REQUEST": "correct the callers' requests; if only a new version refuses them, run `onnxserve rollback {0}`",
-    "TEMPORARILY_UNAVAILABLE": "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers",
-    "REQUEST_LIMIT_EXCEEDED": "add workers or pods (`onnxserve size`), or raise server.max_queue_size",
-    "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",
-    "INTERNAL_ERROR": "search for the request id in `onnxserve logs {0}`, which has the traceback",
-}
-"""The code of a failed request → a remedy for the operator of the endpoint `{0}`, in addition to the message."""
-
 
 class OnnxserveError(Exception):
     """Base class of all errors that onnxserve raises on purpose.

@@ -60,7 +60,7 @@ _GROUPS = {
         "monitor": ("monitor", "Judge captured traffic on a schedule or by hand."),
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
         "log": ("log", "Query, count, compact and expire captured rows."),
-        "errors": ("errors", "Group the failed requests of an endpoint by cause."),
+        "errors": ("log", "Group the failed requests of an endpoint by cause."),
         "replay": ("replay", "Compute captured requests again, with their version or a candidate."),
         "feedback": ("predict", "Import labels of earlier predictions from a file."),
         "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),

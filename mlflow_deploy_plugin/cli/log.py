@@ -1,4 +1,4 @@
-"""`onnxserve log …`: query, count, compact and expire captured rows."""
+"""`onnxserve log …` and `onnxserve errors`: query, count, compact and expire captured rows; failures by cause."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -41,6 +41,25 @@ _MEMORY_BYTES = 2 * 2**30
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
 """The columns that a table omits by default, because only programs need these columns."""
+_REMEDIES = {
+    "BAD_REQUEST": "correct the callers' requests; if only a new version refuses them, run `onnxserve rollback {0}`",
+    "TEMPORARILY_UNAVAILABLE": "callers may retry; `onnxserve list` and `onnxserve logs {0}` show why no model answers",
+    "REQUEST_LIMIT_EXCEEDED": "add workers or pods (`onnxserve size`), or raise server.max_queue_size",
+    "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",
+}
+"""The code of a failed request → a remedy for the operator of the endpoint `{0}`, in addition to the message."""
+_OTHER_REMEDY = "search for the request id in `onnxserve logs {0}`, which has the traceback"
+_VARIABLE_PARTS = (
+    (r"[;:] (?:did you mean|the allowed values are) .*", ""),  # This hint depends on the value.
+    (
+        r"""\B'(?:[^'\\]|\\.)*'|\B"(?:[^"\\]|\\.)*"|"""  # \B, because the apostrophe of "model's" is not a quote.
+        r"\b[0-9A-Fa-f]{8}[0-9A-Fa-f-]{4,}\b|"  # an id
+        r"[-+]?\b\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\b|\b(?:null|true|false|nan|inf)\b",
+        "…",
+    ),
+    (r"[\[({]*…(?:[\[\](){}.,:… ]*[…\])}])?", "…"),  # a list, an object or a sequence of values
+)
+"""The regular expressions (RE2) of the parts that differ between messages of the same cause, and their replacements."""
 _since = option(
     "--since",
     "--window",
@@ -134,7 +153,7 @@ def query(
         limit = _TABLE_ROWS if limit is None else limit
     with usage_errors():
         view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
-    opened = open_user_log()
+    opened = _open()
     if failed:
         of_answers, opened = opened, opened.failures
         if name not in opened.endpoints():
@@ -157,7 +176,7 @@ def query(
                     rows += len(batch)
             if file != "-":
                 click.echo(f"{rows:,} rows in {file}", err=True)
-    warn_of_unreadable(opened)
+    _warn_of_unreadable(opened)
 
 
 @log.command()
@@ -181,13 +200,13 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     if span is None:
         with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
             present = store.endpoint(name)
-    opened = open_user_log(present.rows_since if present is not None else None)
+    opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:
         older = f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint of this name"
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
-    warn_of_unreadable(opened)
+    _warn_of_unreadable(opened)
 
 
 @log.command()
@@ -204,7 +223,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
-    opened = open_user_log()
+    opened = _open()
     _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
@@ -221,11 +240,75 @@ def compact(name: str) -> None:
     """
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 
-    opened = open_user_log()
+    opened = _open()
     _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
-    warn_of_unreadable(opened)
+    _warn_of_unreadable(opened)
+
+
+@click.command()
+@click.argument("name")
+@option("--last", default="24h", metavar="DURATION", help="Maximum age by the time of receipt: 90s, 1h, 7d.")
+@output_option
+def errors(name: str, last: str, output: str) -> None:
+    """Group the failed requests of the endpoint NAME by cause.
+
+    A cause is a status, an error code, a column and a message without values. Only captured requests are counted.
+
+    \b
+      onnxserve errors flights --last 24h
+      onnxserve errors flights --last 7d -o json
+    """
+    from mlflow_deploy_plugin.inference_log import Query, TimeRange, View, run_query
+    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.inference_log.windows import time_before
+
+    with usage_errors():
+        view = View(name, TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")), labels=False)
+    opened, answered, causes = _open(), 0, list[dict[str, Any]]()
+    if name in opened.failures.endpoints():
+        with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
+            causes = [row for batch in result.batches for row in batch.to_pylist()]
+    else:
+        require_endpoint(opened, name)
+    if name in opened.endpoints():
+        with run_query(opened, Query(view, "count(*) FILTER (_row = 0)")) as result:
+            answered = sum(sum(batch.column(0).to_pylist()) for batch in result.batches)
+    failed = sum(cause["count"] for cause in causes)
+    for cause in causes:
+        cause["share"] = cause["count"] / (answered + failed)
+        cause["remedy"] = _REMEDIES.get(cause["error_code"], _OTHER_REMEDY).format(name)
+    document = {"answered": answered, "failed": failed, "causes": causes}
+    show_result(output, document, _cause_lines(last, **document))
+    _warn_of_unreadable(opened)
+
+
+def _causes_statement() -> str:
+    """Return the SQL that groups failures. `newest` is the last request of a cause. Masked messages are NULL."""
+    cause = "ifnull(_message, '')"
+    for pattern, replacement in _VARIABLE_PARTS:
+        quoted = pattern.replace("'", "''")
+        cause = f"regexp_replace({cause}, '{quoted}', '{replacement}', 'g')"
+    newest = "{request_id: _request_id, prediction_id: _prediction_id, message: _message}"
+    return f"""
+        SELECT _status AS status, _error_code AS error_code, _column AS "column", {cause} AS cause,
+            count(*) AS "count", min(_received_time) AS "first", max(_received_time) AS "last",
+            list_sort(list(DISTINCT _version)) AS versions, arg_max({newest}, _received_time) AS newest
+        FROM log GROUP BY ALL ORDER BY "count" DESC, "first"
+    """
+
+
+def _cause_lines(last: str, answered: int, failed: int, causes: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
+    for cause in causes:
+        column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
+        yield f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} {cause['error_code']}{column}"
+        yield f"  time      {_time(cause['first'])} to {_time(cause['last'])}"
+        yield f"  versions  {', '.join(cause['versions'])}"
+        yield f"  example   {newest['message'] or 'the message is not captured if capture drops or masks columns'}"
+        yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
+        yield f"  remedy    {cause['remedy']}"
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
@@ -238,14 +321,14 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
         require_endpoint(opened, name)
 
 
-def open_user_log(since: datetime | None = None) -> "InferenceLog":
+def _open(since: datetime | None = None) -> "InferenceLog":
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
     return open_log(load_settings().inference_log, since)
 
 
-def warn_of_unreadable(log: "InferenceLog") -> None:
+def _warn_of_unreadable(log: "InferenceLog") -> None:
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 
@@ -275,7 +358,7 @@ def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield f"{stats.endpoint} in {location}"
-    span = f", {time_text(stats.first)} to {time_text(stats.last)}" if stats.first and stats.last else ""
+    span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
     if stats.failed_rows:
@@ -296,7 +379,7 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
         )
         if labels.unmatched is not None and (gone := account.gone(stats.rows)):
             yield f"            {gone:,} shipped rows are no longer in the log: they expired or were deleted"
-        yield f"            the log is complete until {time_text(account.complete_until)}"
+        yield f"            the log is complete until {_time(account.complete_until)}"
     yield from _histogram(stats.by_hour)
 
 
@@ -336,7 +419,7 @@ def _cell(widest: int, value: object) -> str:
     elif isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, datetime | date):
-        text = time_text(value) if isinstance(value, datetime) else value.isoformat()
+        text = _time(value) if isinstance(value, datetime) else value.isoformat()
     else:
         text = printable(str(value))
     return text if len(text) <= widest else text[: widest - 1] + "…"
@@ -350,5 +433,5 @@ def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
     return "  ".join(laid).rstrip()
 
 
-def time_text(moment: datetime) -> str:
+def _time(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")

@@ -37,9 +37,7 @@ _log = logging.getLogger(__name__)
 @option(
     "-p", "--port", type=int, metavar="PORT", show_default="the first free port from 8080", help="Port to listen on."
 )
-@option(
-    "--metrics-port", type=int, metavar="PORT", show_default="none", help="Additional port for /metrics, without a key."
-)
+@option("--metrics-port", type=int, metavar="PORT", show_default="none", help="Port for /metrics without a key.")
 @option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
 @option("--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint.")
 @option(

@@ -106,6 +106,5 @@ def _network(spec: EndpointSpec) -> Document:
         return {"network_mode": "host"}
     at = server.host if ":" not in server.host else f"[{server.host}]"
     at = "127.0.0.1" if at == "localhost" else at
-    used = (http_port(spec), server.grpc_port, server.metrics_port)
-    ports = [f"{at}:{port}:{port}" for port in used if port is not None]
+    ports = [f"{at}:{port}:{port}" for port in (http_port(spec), server.grpc_port, server.metrics_port) if port]
     return {"ports": ports, **({"networks": [network]} if network is not None else {})}

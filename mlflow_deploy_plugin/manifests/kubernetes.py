@@ -138,23 +138,17 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
             ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
-        monitor = {"selector": {"matchLabels": selector}, "endpoints": [_scraped(spec)]}
+        has_port = spec.server.metrics_port is not None  # This port needs neither TLS nor a key.
+        # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
+        scraped: Document = {"port": "metrics" if has_port else "http", "path": "/metrics", "honorLabels": True}
+        if spec.server.certfile and not has_port:  # Prometheus uses a pod's IP, which the certificate does not contain.
+            scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+        if kubernetes.service_monitor_key is not None and not has_port:
+            key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
+            scraped["authorization"] = {"credentials": key}
+        monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
         documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
     return documents
-
-
-def _scraped(spec: EndpointSpec) -> Document:
-    """Return the endpoint of the ServiceMonitor: the metrics port, which needs neither a key nor TLS, if it is set."""
-    # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
-    scraped: Document = {"port": "http", "path": "/metrics", "honorLabels": True}
-    if spec.server.metrics_port is not None:
-        return {**scraped, "port": "metrics"}
-    if spec.server.certfile:  # Prometheus uses a pod's IP, which the certificate does not contain.
-        scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
-    if spec.kubernetes.service_monitor_key is not None:
-        key = _secret_key("kubernetes.service_monitor_key", spec.kubernetes.service_monitor_key)
-        scraped["authorization"] = {"credentials": key}
-    return scraped
 
 
 def endpoint_labels(name: str) -> dict[str, str]:

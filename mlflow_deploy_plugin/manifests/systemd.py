@@ -128,8 +128,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         if server.is_on_nvidia
         else ["PrivateDevices=yes"],
     }
-    used = (http_port(spec), server.grpc_port, server.metrics_port)
-    is_low = min(port for port in used if port is not None) < _FIRST_FREE_PORT
+    is_low = min(port for port in (http_port(spec), server.grpc_port, server.metrics_port) if port) < _FIRST_FREE_PORT
     text = _UNIT.format(
         name=name,
         unit=unit,

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +57,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
-_METRICS_SECONDS = 5.0
-"""The minimum time between two starts of the process of the metrics port."""
+_METRICS_MODULE, _METRICS_SECONDS = "mlflow_deploy_plugin.server.observability.metrics_port", 5.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
@@ -91,14 +90,10 @@ def supervise(
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
-    with (
-        reserve_grpc_port(server),
-        # Open this port before a server without `port` takes the first free port.
-        open_listener(server.host, server.metrics_port, "-C server.metrics_port=…")
-        if server.metrics_port
-        else nullcontext() as metrics,
-        shared_listener(load_settings().listener) as shared,
-    ):
+    with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
+        # Open the metrics port before a server without `port` takes the first free port.
+        port = server.metrics_port
+        metrics = open_listener(server.host, port, "-C server.metrics_port=…") if port is not None else None
         # Clients connect to the shared listener; the server's own address is for the readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         adopt_orphans()
@@ -107,7 +102,8 @@ def supervise(
                 supervisor = _Supervisor(state_dir, server, listener, shared, metrics, follow, announce, wait)
                 supervisor.run(refresh or (lambda: None))
         finally:
-            listener.close()
+            for opened in filter(None, (listener, metrics)):
+                opened.close()
             with suppress(OSError):  # The disk may be read-only.
                 (state_dir / SERVER).unlink(missing_ok=True)
 
@@ -247,14 +243,10 @@ class _Supervisor:
             _log.error("the process of the metrics port %s and is restarted", exit_reason(process.exit_status))
             process = self._metrics_process = None
         if self.metrics is not None and process is None:
-            options = [
-                str(self.state_dir),
-                str(self.metrics.fileno()),
-                *(["--gpu"] if self.server.is_on_nvidia else []),
-            ]
-            command = [sys.executable, "-m", "mlflow_deploy_plugin.server.observability.metrics_port", *options]
+            port, gpu = self.metrics.fileno(), ["--gpu"] if self.server.is_on_nvidia else []
+            command = [sys.executable, "-m", _METRICS_MODULE, str(self.state_dir), str(port), *gpu]
             with suppress(OSError):  # The limit of processes or files is reached.
-                self._metrics_process = self._children.start(command, [self.metrics.fileno()])
+                self._metrics_process = self._children.start(command, [port])
 
     def _start_gunicorn(self) -> None:
         descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]
@@ -290,13 +282,12 @@ class _Supervisor:
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
-        if self._agent is not None:
-            self._end_child(self._agent, _AGENT_END_SECONDS)
+        for child in (self._agent, self._metrics_process):
+            if child is not None:
+                self._end_child(child, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
             # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
-        if self._metrics_process is not None:
-            self._end_child(self._metrics_process, _AGENT_END_SECONDS)
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:
         self._children.reap()

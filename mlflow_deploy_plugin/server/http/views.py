@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, VERTEX, Protocol
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, request_id
-from mlflow_deploy_plugin.server.observability import gauges
+from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.server.variants import ServedEndpoint
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_history
@@ -85,8 +85,8 @@ def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
 
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
-    page = gauges.metrics_page(server.metrics.page(), server.repository.state_dir, server.spec.is_on_nvidia)
-    return RawResponse(200, page, gauges.CONTENT_TYPE)
+    page = server.metrics.page() + gauges_page(server.repository.state_dir, server.spec.is_on_nvidia)
+    return RawResponse(200, page, CONTENT_TYPE)
 
 
 def metrics_history(server: Server, request: RawRequest) -> RawResponse:

@@ -1,4 +1,4 @@
-"""The page of all metrics, with the gauges that workers do not maintain: the state of the agent and of the GPUs."""
+"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on each request for metrics."""
 
 import contextlib
 import logging
@@ -15,10 +15,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger(__name__)
 
 
-def metrics_page(of_workers: bytes, state_dir: Path, has_gpu: bool) -> bytes:
-    """Return all metrics of a server in Prometheus' text format: its workers' metrics and the gauges."""
-    page = of_workers + agent_metrics_page(state_dir)
-    return page + gpu_metrics_page() if has_gpu else page
+def gauges_page(state_dir: Path, has_gpu: bool) -> bytes:
+    """Return the gauges in Prometheus' text format."""
+    return agent_metrics_page(state_dir) + (gpu_metrics_page() if has_gpu else b"")
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:

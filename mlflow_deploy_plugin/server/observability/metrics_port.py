@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, metrics_page
+from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.statedir.files import METRICS
 from mlflow_deploy_plugin.statedir.metric_files import prometheus_text, read_families
 
@@ -21,7 +21,7 @@ _MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
 def _response(request: bytes, state_dir: Path, has_gpu: bool) -> bytes:
     status, page = "404 Not Found", b""
     if request.startswith((b"GET /metrics ", b"GET /metrics?")):
-        status, page = "200 OK", metrics_page(prometheus_text(read_families(state_dir / METRICS)), state_dir, has_gpu)
+        status, page = "200 OK", prometheus_text(read_families(state_dir / METRICS)) + gauges_page(state_dir, has_gpu)
     headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
     return f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page
 
