@@ -48,7 +48,7 @@ _REMEDIES = {
     "DEADLINE_EXCEEDED": "add workers or pods (`onnxserve size`), or raise the timeout of the callers or the server",
 }
 """The code of a failed request → a remedy for the operator of the endpoint `{0}`, in addition to the message."""
-_OTHER_REMEDY = "search for the request id in `onnxserve logs {0}`, which has the traceback"
+_OTHER_REMEDY = "search for the request id in `onnxserve logs {0}`, which has the traceback of an internal error"
 _VARIABLE_PARTS = (
     (r"[;:] (?:did you mean|the allowed values are) .*", ""),  # This hint depends on the value.
     (
