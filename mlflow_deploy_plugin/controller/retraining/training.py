@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, mic
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.tables import hash_rows
 from mlflow_deploy_plugin.inference_log.windows import microseconds
-from mlflow_deploy_plugin.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.spec import CaptureSpec, duration_seconds
@@ -223,7 +223,13 @@ def collect_training_data(
     if earlier is not None and plan.sample is not None:
         earlier, numbers = select_rows(earlier, SampleSpec(**plan.sample), window.start)
     if earlier is not None:
-        learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
+        try:
+            learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
+        except (
+            pa.ArrowTypeError
+        ) as error:  # For example, numbers were hashed until they were removed from capture.mask.
+            remedy = "train in mode incremental with a shorter retrain.sample.recent, or without retrain.sample"
+            raise InvalidConfig(f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}") from None
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(

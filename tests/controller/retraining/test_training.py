@@ -368,6 +368,14 @@ def test_a_column_that_cannot_be_stratified_is_refused(
         sampled(four_days, stratify=column)
 
 
+def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(world: RetrainingWorld) -> None:
+    world.capture()
+    hashes = np.array([f"{number:016x}" for number in range(600)])
+    world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
+    with refused(InvalidConfig, "Field b", "string", "double", "2026-06-01", "retrain.sample.recent"):
+        sampled(world)
+
+
 def test_lists_cannot_be_stratified() -> None:
     rows = pa.table(
         {
