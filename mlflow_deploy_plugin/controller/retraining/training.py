@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, microseconds_of, open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
-from mlflow_deploy_plugin.inference_log.tables import hash_rows
+from mlflow_deploy_plugin.inference_log.tables import hash_rows, splitmix64
 from mlflow_deploy_plugin.inference_log.windows import microseconds
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES
@@ -265,7 +265,8 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa
 
     Raises InvalidConfig if the column `stratify` is missing, contains lists, or has more than `MAX_STRATA` values.
     """
-    numbers = (hash_rows(rows) >> np.uint64(11)) / 2.0**53
+    # Hash once more: if there are more than `MAX_ROWS` rows, `Sample` has kept the rows with the smallest hashes.
+    numbers = (splitmix64(hash_rows(rows)) >> np.uint64(11)) / 2.0**53
     probabilities = np.full(len(rows), sample.fraction)
     if sample.weight is not None:
         ages = (microseconds(until) - microseconds_of(rows.column(EVENT_TIME))) / 1e6

@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
+from mlflow_deploy_plugin.controller.retraining import training
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_for, plan_of
 from mlflow_deploy_plugin.controller.retraining.process import MARK
 from mlflow_deploy_plugin.controller.retraining.training import (
@@ -318,6 +319,17 @@ def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(fo
     later = sampled(four_days, "later", fraction=0.2, weight="1d")
     assert later.sample["rows"] == first.sample["rows"] + 60
     assert set(written(first.data).column("a").to_pylist()) < set(written(later.data).column("a").to_pylist())
+
+
+def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
+    four_days: RetrainingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MAX_ROWS", 400)
+
+    data = sampled(four_days, fraction=0.2)
+
+    assert data.sample["rows"] == 400
+    assert 0.1 < data.sample["selected"] / 400 < 0.3
 
 
 def test_the_share_of_rows_halves_with_each_half_life_before_the_window(four_days: RetrainingWorld) -> None:
