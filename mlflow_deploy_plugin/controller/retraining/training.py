@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, mic
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.tables import hash_rows, splitmix64
 from mlflow_deploy_plugin.inference_log.windows import microseconds
-from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.spec import CaptureSpec, duration_seconds
@@ -84,7 +84,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     if plan.sample is not None:
         why += f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the window"
         detail |= {"sample": plan.sample, "data_digest": data.digest}
-        (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2, default=str))
+        (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, file)
     event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
     if context.write(running, event) is not None:
@@ -274,31 +274,26 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa
     if sample.stratify is None:
         selected = rows.filter(pa.array(numbers < probabilities))
         return selected, {"rows": len(rows), "selected": len(selected)}
-    values, codes = _strata(rows, sample.stratify)
+    values = _strata(rows, sample.stratify)
+    codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
     order, counts = np.lexsort((numbers, codes)), np.bincount(codes)
-    ranks = np.empty(len(rows))
-    ranks[order] = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ranks = np.argsort(order) - (np.cumsum(counts) - counts)[codes]
     is_selected = pa.array((ranks == 0) | (ranks / counts[codes] < probabilities))
     selected, counted = rows.filter(is_selected), (pc.value_counts(values), pc.value_counts(values.filter(is_selected)))
     strata = {"rows_by_value": counted[0].to_pylist(), "selected_by_value": counted[1].to_pylist()}
     return selected, {"rows": len(rows), "selected": len(selected), **strata}
 
 
-def _strata(rows: pa.Table, name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Return a column, and the number of each row's value, [N] int from 0 without gaps. Raises as `select_rows`."""
-    where, known = "retrain.sample.stratify: the rows before the window", _model_columns(rows).column_names
-    if name not in rows.column_names:
-        hint = did_you_mean(name, known, f"they have {join_names(known)}")
-        raise InvalidConfig(f"{where} have no column {name!r}{hint}")
-    values = rows.column(name)
-    if pa.types.is_dictionary(values.type) or pa.types.is_null(values.type):
-        values = values.cast(pa.string())
-    codes = None if pa.types.is_nested(values.type) else pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
-    if codes is None or codes.max(initial=0) >= MAX_STRATA:
-        contents = "lists" if codes is None else f"{codes.max() + 1:,} values"
-        remedy = f"name a column with at most {MAX_STRATA} values, or remove stratify"
-        raise InvalidConfig(f"{where} have {contents} in column {name!r}: {remedy}")
-    return values, codes
+def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return the values of a column as texts. Raises as `select_rows`."""
+    problem = "is missing" if name not in rows.column_names else "contains lists"
+    if name in rows.column_names and not pa.types.is_nested(rows.schema.field(name).type):
+        values = rows.column(name).cast(pa.string())
+        if (count := pc.count_distinct(values, mode="all").as_py()) <= MAX_STRATA:
+            return values
+        problem = f"has {count:,} values"
+    remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
+    raise InvalidConfig(f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: {remedy}")
 
 
 def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Collection[str]) -> pa.Table | None:

@@ -371,7 +371,7 @@ def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(four
 
 
 @pytest.mark.parametrize(
-    ("column", "names"), [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "'_label'"))]
+    ("column", "names"), [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))]
 )
 def test_a_column_that_cannot_be_stratified_is_refused(
     four_days: RetrainingWorld, column: str, names: tuple[str, ...]
@@ -403,8 +403,9 @@ def test_lists_cannot_be_stratified() -> None:
 
 
 def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(four_days: RetrainingWorld) -> None:
+    fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing"})
-    four_days.monitor(**{"sample.recent": "3d", "sample.fraction": 0.2, "sample.stratify": "_label"})
+    four_days.monitor(**{f"sample.{name}": value for name, value in fields.items()})
     request_retraining(four_days.deployments, ENDPOINT, window=DAY)
 
     running = four_days.take()
@@ -413,7 +414,7 @@ def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(
     version = four_days.register(running.run_id)
     assert four_days.take().state == "registered"
     four_days.context.fail(four_days.latest(), "the test ends here")
-    fields = {"recent": "3d", "fraction": 0.2, "stratify": "_label", "weight": None}
+    fields["weight"] = None
     run = MlflowClient().get_run(running.run_id)
     assert json.loads(run.data.tags["onnxserve.training.sample"]) == fields
     assert json.loads(MlflowClient().get_model_version(MODEL, version).tags["onnxserve.training.sample"]) == fields
@@ -429,7 +430,7 @@ def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(
 
 
 def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(four_days: RetrainingWorld) -> None:
-    four_days.monitor(**{"mode": "incremental", "sample.recent": "3d", "sample.fraction": 0.2})
+    four_days.monitor(**{"mode": "incremental", "sample.recent": "3d"})
     requested = request_retraining(four_days.deployments, ENDPOINT, mode="full", window=DAY)
 
     data = collect_training_data(log(four_days), plan_of(requested), four_days.folder / "material", {})
