@@ -425,9 +425,7 @@ class EndpointSpec(SpecPart):
         for name, monitor in self.monitors.items():
             column = monitor.sample.stratify if monitor.sample is not None else None
             if by := [field for field in ("drop", "mask", "keys") if column in getattr(self.capture, field)]:
-                why = (
-                    f"{column!r} is in capture.{by[0]}, so a training lacks it: name another column, or remove it there"
-                )
+                why = f"{column!r} is in capture.{by[0]}: name another column, or remove it from capture.{by[0]}"
                 raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}")
         return self
 

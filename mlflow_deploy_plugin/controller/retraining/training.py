@@ -225,9 +225,8 @@ def collect_training_data(
     if earlier is not None:
         try:
             learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
-        except (
-            pa.ArrowTypeError
-        ) as error:  # For example, numbers were hashed until they were removed from capture.mask.
+        except pa.ArrowTypeError as error:
+            # For example, the numbers of a column were hashed until the column was removed from capture.mask.
             remedy = "train in mode incremental with a shorter retrain.sample.recent, or without retrain.sample"
             raise InvalidConfig(f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}") from None
     if _distinct_labels(learned) < 2:
