@@ -239,6 +239,8 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
     named = [(f"{field}: ", name) for field in ("columns", "segment_by") for name in getattr(monitor, field)]
     if monitor.kind == "data_quality":
         named += [(f"require: {requirement.text}: ", requirement.argument) for requirement in required]
+    if monitor.sample is not None and monitor.sample.stratify is not None:
+        named.append(("retrain.sample.stratify: ", monitor.sample.stratify))
     for where, name in named:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.messages import did_you_mean, one_line
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec, SampleSpec
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
     ContainerSpec,
@@ -51,6 +51,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "variants.NAME.": VariantSpec,
     "monitors.NAME.": MonitorSpec,
     "monitors.NAME.retrain.": RetrainSpec,
+    "monitors.NAME.retrain.sample.": SampleSpec,
     "sticky.": StickySpec,
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
@@ -186,6 +187,9 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
             target[leaf] = value
     for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
         del document[part]
+    for monitor in document.get("monitors", {}).values():
+        if monitor.get("retrain", {}).get("sample") == {}:  # `config` has removed its last field.
+            del monitor["retrain"]["sample"]
     return validate_spec(document)
 
 

@@ -183,6 +183,19 @@ MIN_LABELLED_WINDOWS = 3
 """The number of earlier labelled windows that are needed to determine the error of an estimate."""
 
 
+class SampleSpec(SpecPart):
+    """The rows before the window that an incremental retraining uses, in addition to all rows of the window."""
+
+    recent: Length
+    """Period before the end of the window from which rows are selected: 30d."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the rows before the window that are used."""
+    stratify: str | None = None
+    """Column with at most 200 values, or _label. The fraction is taken of the rows of each value, at least one row."""
+    weight: Length | None = None
+    """Half-life: 14d. Each such period between a row and the window halves the probability that the row is used."""
+
+
 class RetrainSpec(SpecPart):
     """The retraining that an alarm of the monitor starts: an MLflow project run that creates a candidate version."""
 
@@ -192,7 +205,9 @@ class RetrainSpec(SpecPart):
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
     """full: train a new model on all labelled rows; incremental: continue training of the served model on the window's
-    rows."""
+    rows, and on the rows that `sample` selects."""
+    sample: SampleSpec | None = None
+    """Rows before the window for an incremental retraining."""
     parameters: dict[str, str | float] = Field(default_factory=dict)
     """Additional parameters of the run (-P)."""
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = "virtualenv"
@@ -269,6 +284,10 @@ class MonitorSpec(SpecPart):
                 raise ValueError(f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}")
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
+        if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
+            raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
+        if self.retrain is not None and self.retrain.sample is not None and self.retrain.mode == "full":
+            raise ValueError("retrain.sample is for retrain.mode incremental, not full: change the mode or remove it")
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
@@ -284,6 +303,10 @@ class MonitorSpec(SpecPart):
         if not self.require:
             return ()
         return parse_requirements(self.require, MONITOR_METRICS[self.kind], f"a monitor of kind {self.kind}")
+
+    @property
+    def sample(self) -> SampleSpec | None:
+        return self.retrain.sample if self.retrain is not None else None
 
     @property
     def is_rolling(self) -> bool:
@@ -304,4 +327,5 @@ class MonitorSpec(SpecPart):
     def max_row_age(self) -> timedelta:
         """The age of the oldest rows that the monitor reads if a window is judged in time."""
         waited = length_of(self.grace) + length_of(self.labels_within or "0s")
-        return self.history + length_of(self.every) + waited
+        sampled = length_of(self.sample.recent) if self.sample is not None else timedelta()
+        return max(self.history + length_of(self.every), sampled) + waited

@@ -430,6 +430,15 @@ class EndpointSpec(SpecPart):
         return self.monitors[name]
 
     @model_validator(mode="after")
+    def _captures_the_columns_of_its_samples(self) -> "EndpointSpec":
+        for name, monitor in self.monitors.items():
+            column = monitor.sample.stratify if monitor.sample is not None else None
+            if by := [field for field in ("drop", "mask", "keys") if column in getattr(self.capture, field)]:
+                why = f"{column!r} is in capture.{by[0]}: name another column, or remove it from capture.{by[0]}"
+                raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _keeps_what_its_monitors_read(self) -> "EndpointSpec":
         keep = self.capture.retention
         if keep is None:

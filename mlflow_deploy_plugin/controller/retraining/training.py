@@ -1,6 +1,7 @@
 """The training of a retraining: collect the rows, start the MLflow run, and process the end of the run."""
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -17,11 +18,14 @@ from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, microseconds_of, open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
-from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.inference_log.tables import hash_rows, splitmix64
+from mlflow_deploy_plugin.inference_log.windows import microseconds
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
-from mlflow_deploy_plugin.spec import CaptureSpec
-from mlflow_deploy_plugin.store import Retraining
+from mlflow_deploy_plugin.spec import CaptureSpec, duration_seconds
+from mlflow_deploy_plugin.spec.monitors import SampleSpec
+from mlflow_deploy_plugin.store import Json, Retraining
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 
@@ -32,6 +36,7 @@ SILENT = timedelta(minutes=2)
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
+MAX_STRATA = 200
 HELD_OUT = 0.2
 """The share of the labelled rows that is held out. These are the newest rows, because a model predicts the future."""
 
@@ -75,7 +80,12 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     why = f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
     if hidden := sorted(withheld & types.keys()):
         why += f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from the log"
-    detail = {"held_out_rows": data.held_out_rows, "window": figures.window, "attempt": attempt}
+    detail: Json = {"held_out_rows": data.held_out_rows, "window": figures.window, "attempt": attempt}
+    if plan.sample is not None:
+        why += f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the window"
+        detail |= {"sample": plan.sample, "data_digest": data.digest}
+        (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
+        process.log_file(run_id, file)
     event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
     if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
@@ -169,6 +179,7 @@ class TrainingData:
         target: the label column of `held_out` whose values can be compared with the model's output.
         digest: SHA-256 of `data`.
         window: the window of the newest rows; a full training also uses the rows before this window.
+        sample: the numbers of rows before the window from `select_rows`.
     """
 
     data: Path
@@ -178,18 +189,21 @@ class TrainingData:
     rows: int
     held_out_rows: int
     window: Window
+    sample: Json
 
 
 def collect_training_data(
     log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str], withheld: Collection[str] = ()
 ) -> TrainingData:
-    """Write the window's labelled rows to the folder. For a full training, add all labelled rows before the window.
+    """Write the window's labelled rows to the folder, and labelled rows before the window: all rows for a full
+    training, or the rows that `plan.sample` selects.
 
     Args:
         types: the types to cast to, from the model's signature: the log may contain integers and booleans as floats.
         withheld: columns to omit, also from older rows, because capture drops or masks these columns or they are keys.
 
-    Raises NotFound if no rows were captured, and InvalidConfig for too few labelled rows or if all labels are equal.
+    Raises NotFound if no rows were captured, InvalidConfig for too few labelled rows or if all labels are equal, and
+    InvalidConfig as `select_rows`.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)
@@ -200,11 +214,21 @@ def collect_training_data(
             "POST /feedback or `onnxserve feedback`"
         )
     learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
+    since, numbers = window.start, {"rows": 0, "selected": 0}
     if plan.mode == "full":
-        hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
-        earlier = _labelled(log, plan, Window(hours[0], window.start), withheld) if hours else None
-        if earlier is not None:
+        since = next((hour.start for hour in log.hours(plan.endpoint)), since)
+    elif plan.sample is not None:
+        since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
+    earlier = _labelled(log, plan, Window(since, window.start), withheld) if since < window.start else None
+    if earlier is not None and plan.sample is not None:
+        earlier, numbers = select_rows(earlier, SampleSpec(**plan.sample), window.start)
+    if earlier is not None:
+        try:
             learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
+        except pa.ArrowTypeError as error:
+            # For example, the numbers of a column were hashed until the column was removed from capture.mask.
+            remedy = "train in mode incremental with a shorter retrain.sample.recent, or without retrain.sample"
+            raise InvalidConfig(f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}") from None
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
@@ -227,7 +251,48 @@ def collect_training_data(
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
+        sample=numbers,
     )
+
+
+def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa.Table, Json]:
+    """Return the rows that the sample selects from the rows before `until`, and the numbers of rows before and after.
+
+    Each row has a number in [0, 1) that depends only on its identity. The row is selected if the number is below its
+    probability: the fraction, halved for each half-life between the row and `until`. With `stratify`, the number is
+    replaced by rank / n among the n rows of the same value, and the first row of each value is always selected.
+
+    Raises InvalidConfig if the column `stratify` is missing, contains lists, or has more than `MAX_STRATA` values.
+    """
+    # Hash once more: if there are more than `MAX_ROWS` rows, `Sample` has kept the rows with the smallest hashes.
+    numbers = (splitmix64(hash_rows(rows)) >> np.uint64(11)) / 2.0**53
+    probabilities = np.full(len(rows), sample.fraction)
+    if sample.weight is not None:
+        ages = (microseconds(until) - microseconds_of(rows.column(EVENT_TIME))) / 1e6
+        probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
+    if sample.stratify is None:
+        selected = rows.filter(pa.array(numbers < probabilities))
+        return selected, {"rows": len(rows), "selected": len(selected)}
+    values = _strata(rows, sample.stratify)
+    codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
+    order, counts = np.lexsort((numbers, codes)), np.bincount(codes)
+    ranks = np.argsort(order) - (np.cumsum(counts) - counts)[codes]
+    is_selected = pa.array((ranks == 0) | (ranks / counts[codes] < probabilities))
+    selected, counted = rows.filter(is_selected), (pc.value_counts(values), pc.value_counts(values.filter(is_selected)))
+    strata = {"rows_by_value": counted[0].to_pylist(), "selected_by_value": counted[1].to_pylist()}
+    return selected, {"rows": len(rows), "selected": len(selected), **strata}
+
+
+def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return the values of a column as texts. Raises as `select_rows`."""
+    problem = "is missing" if name not in rows.column_names else "contains lists"
+    if name in rows.column_names and not pa.types.is_nested(rows.schema.field(name).type):
+        values = rows.column(name).cast(pa.string())
+        if (count := pc.count_distinct(values, mode="all").as_py()) <= MAX_STRATA:
+            return values
+        problem = f"has {count:,} values"
+    remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
+    raise InvalidConfig(f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: {remedy}")
 
 
 def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Collection[str]) -> pa.Table | None:

@@ -1,6 +1,7 @@
 """Retrainings with unsuitable rows or versions end with a clear reason and do not block the next retraining."""
 
 import hashlib
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -8,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,14 +17,21 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_for
+from mlflow_deploy_plugin.controller.retraining import training
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_for, plan_of
 from mlflow_deploy_plugin.controller.retraining.process import MARK
-from mlflow_deploy_plugin.controller.retraining.training import collect_training_data, end_training
+from mlflow_deploy_plugin.controller.retraining.training import (
+    TrainingData,
+    collect_training_data,
+    end_training,
+    select_rows,
+)
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.classifiers import labelled
@@ -263,3 +272,168 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world: Retr
         home = folders[0].parent
         assert {path.parent.name for path in home.rglob("*.parquet")} == kept
         assert len(list(home.rglob("log.txt"))) == 2 * one.id
+
+
+def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> TrainingData:
+    """Return the data of an incremental training with this sample of the rows before the window."""
+    retrain = world.spec(mode="incremental", sample={"recent": "3d", **sample}).retrain
+    assert retrain is not None
+    plan = plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
+    return collect_training_data(log(world), plan, world.folder / folder, {})
+
+
+def times_of(data: TrainingData) -> list[Any]:
+    return [time for time in written(data.data).column("_event_time").to_pylist() if time < DAY.start]
+
+
+@pytest.fixture
+def four_days(world: RetrainingWorld) -> RetrainingWorld:
+    """600 labelled rows on the day of the window and on each of the three days before it; `b` is an integer."""
+    for days in range(4):
+        start = DAY.start - timedelta(days=days)
+        world.capture(start=start, seed=days + 1, change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))})
+    return world
+
+
+def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(four_days: RetrainingWorld) -> None:
+    plain = collect_training_data(log(four_days), plan(four_days, "incremental"), four_days.folder / "plain", {})
+
+    data = sampled(four_days, fraction=0.2)
+
+    older = times_of(data)
+    assert data.sample == {"rows": 1200, "selected": len(older)}  # The last 3 days before the end of the window.
+    assert 0.15 < len(older) / 1200 < 0.25
+    assert min(older) >= DAY.end - timedelta(days=3)
+    assert data.rows == plain.rows + len(older)
+    assert plain.held_out is not None
+    assert data.held_out is not None
+    assert written(data.held_out) == written(plain.held_out)
+
+
+def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(four_days: RetrainingWorld) -> None:
+    first = sampled(four_days, "first", fraction=0.2, weight="1d")
+    assert sampled(four_days, "again", fraction=0.2, weight="1d").digest == first.digest
+
+    four_days.capture(rows=60, start=DAY.start - timedelta(hours=30), seed=9)
+
+    later = sampled(four_days, "later", fraction=0.2, weight="1d")
+    assert later.sample["rows"] == first.sample["rows"] + 60
+    assert set(written(first.data).column("a").to_pylist()) < set(written(later.data).column("a").to_pylist())
+
+
+def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
+    four_days: RetrainingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MAX_ROWS", 400)
+
+    data = sampled(four_days, fraction=0.2)
+
+    assert data.sample["rows"] == 400
+    assert 0.1 < data.sample["selected"] / 400 < 0.3
+
+
+def test_the_share_of_rows_halves_with_each_half_life_before_the_window(four_days: RetrainingWorld) -> None:
+    data = sampled(four_days, weight="12h")
+
+    newest = sum(time >= DAY.start - timedelta(hours=8) for time in times_of(data)) / 200
+    oldest = sum(time < DAY.start - timedelta(hours=36) for time in times_of(data)) / 300
+    assert 0.6 < newest < 0.9  # The mean age is 0.5 half-lives.
+    assert 0.05 < oldest < 0.15  # The mean age is 3.5 half-lives.
+
+
+def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(four_days: RetrainingWorld) -> None:
+    data = sampled(four_days, fraction=0.05, stratify="b")
+
+    counts = {entry["values"]: entry["counts"] for entry in data.sample["rows_by_value"]}
+    selected = {entry["values"]: entry["counts"] for entry in data.sample["selected_by_value"]}
+    assert min(counts.values()) < 20 < max(counts.values())
+    assert selected == {value: int(np.ceil(count / 20)) for value, count in counts.items()}
+    assert sum(selected.values()) == data.sample["selected"] == len(times_of(data))
+
+
+def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(four_days: RetrainingWorld) -> None:
+    data = sampled(four_days, fraction=0.1, stratify="_label", weight="10s")
+
+    assert [entry["counts"] for entry in data.sample["selected_by_value"]] == [1, 1]
+
+
+def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(four_days: RetrainingWorld) -> None:
+    retrain = four_days.spec(mode="incremental", sample={"recent": "2d"}).retrain
+    assert retrain is not None
+    week = Window(DAY.end - timedelta(days=7), DAY.end)
+
+    data = collect_training_data(
+        log(four_days), plan_for(retrain, ENDPOINT, MODEL, "1", "1d", week, "ada"), four_days.folder / "material", {}
+    )
+
+    assert data.sample == {"rows": 0, "selected": 0}
+    assert data.rows + data.held_out_rows == 2400
+
+
+@pytest.mark.parametrize(
+    ("column", "names"), [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))]
+)
+def test_a_column_that_cannot_be_stratified_is_refused(
+    four_days: RetrainingWorld, column: str, names: tuple[str, ...]
+) -> None:
+    with refused(InvalidConfig, "retrain.sample.stratify", *names):
+        sampled(four_days, stratify=column)
+
+
+def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(world: RetrainingWorld) -> None:
+    world.capture()
+    hashes = np.array([f"{number:016x}" for number in range(600)])
+    world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
+    with refused(InvalidConfig, "Field b", "string", "double", "2026-06-01", "retrain.sample.recent"):
+        sampled(world)
+
+
+def test_lists_cannot_be_stratified() -> None:
+    rows = pa.table(
+        {
+            "_segment": ["s"],
+            "_offset": [0],
+            "_row": [0],
+            "image": [[1.0, 2.0]],
+            "_event_time": pa.array([DAY.start], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    with refused(InvalidConfig, "'image'", "lists"):
+        select_rows(rows, SampleSpec(recent="3d", stratify="image"), DAY.end)
+
+
+def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(four_days: RetrainingWorld) -> None:
+    fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
+    four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing"})
+    four_days.monitor(**{f"sample.{name}": value for name, value in fields.items()})
+    request_retraining(four_days.deployments, ENDPOINT, window=DAY)
+
+    running = four_days.take()
+
+    end_training(running)
+    version = four_days.register(running.run_id)
+    assert four_days.take().state == "registered"
+    four_days.context.fail(four_days.latest(), "the test ends here")
+    fields["weight"] = None
+    run = MlflowClient().get_run(running.run_id)
+    assert json.loads(run.data.tags["onnxserve.training.sample"]) == fields
+    assert json.loads(MlflowClient().get_model_version(MODEL, version).tags["onnxserve.training.sample"]) == fields
+    record = json.loads(mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"))
+    assert (record["sample"], record["window"], record["rows"]) == (fields, str(DAY), 1200)
+    assert record["data_digest"] == running.figures.data_digest
+    assert [entry["counts"] for entry in record["rows_by_value"]] != [
+        entry["counts"] for entry in record["selected_by_value"]
+    ]
+    (event,) = (event for event in four_days.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
+    assert event.detail["sample"] == fields
+    assert mentions(event.why, f"{record['selected']:,} of 1,200")
+
+
+def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(four_days: RetrainingWorld) -> None:
+    four_days.monitor(**{"mode": "incremental", "sample.recent": "3d"})
+    requested = request_retraining(four_days.deployments, ENDPOINT, mode="full", window=DAY)
+
+    data = collect_training_data(log(four_days), plan_of(requested), four_days.folder / "material", {})
+
+    assert data.rows + data.held_out_rows == 2400
+    four_days.context.fail(requested, "the test ends here")

@@ -1,0 +1,141 @@
+"""Tests that the best model of a search is rolled out, and that a search without a possible rollout is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.deployments import BaseDeploymentClient
+
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.spec import new_endpoint
+from projects.search.train import MODEL, Search, deployed_model
+from tests.support.deployments import empty_home
+from tests.support.refusals import refused
+from tests.support.tracking import tracking_at
+
+ROOT = Path(__file__).parents[3]
+SMALL = {"trials": 2, "rows": 1500, "months": 1, "deploy": "flights", "every": "1s", "min_requests": 5}
+
+
+@contextmanager
+def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
+    """Send the flight of the README again and again; yield the number of answers by version and status."""
+    match = re.search(r"-d '(\{.*\})'", (ROOT / "projects" / "search" / "README.md").read_text())
+    assert match is not None
+    flight, ended, answers = json.loads(match[1]), threading.Event(), Counter[tuple[str, int]]()
+
+    def send() -> None:
+        session = requests.Session()
+        while not ended.wait(0.02):
+            response = session.post(url, json=flight, timeout=30)
+            answers[response.headers["X-Model-Version"], response.status_code] += 1
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        sender.join()
+
+
+@pytest.fixture
+def client(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BaseDeploymentClient]:
+    store = new_database(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with empty_home(tmp_path) as opened, tracking_at(store):
+        yield opened
+
+
+@pytest.fixture
+def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
+    """Deployments with the endpoint `flights`, whose server is stopped, and `files`, which serves a folder."""
+    MlflowClient().create_registered_model("late")
+    with open_deployments(lambda line: None) as opened:
+        opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late@champion"))
+        opened.store.add_endpoint("onnxserve", new_endpoint("files", "/models/late"))
+        yield opened
+
+
+@pytest.mark.usefixtures("client")
+def test_the_model_of_a_search_depends_on_its_endpoint() -> None:
+    assert deployed_model(Search()) == (MODEL, False)
+    assert deployed_model(Search(registered_model="mine")) == ("mine", False)
+    assert deployed_model(Search(deploy="flights")) == (MODEL, True)
+    assert deployed_model(Search(deploy="flights", registered_model="mine")) == ("mine", True)
+
+
+@pytest.mark.usefixtures("deployments")
+@pytest.mark.parametrize(
+    ("options", "kind", "names"),
+    [
+        (Search(deploy="flights"), NotReady, ("deploy flights", "not running", "`onnxserve start flights`")),
+        (Search(deploy="flights", registered_model="early"), InvalidConfig, ("early", "'flights'", "late", "omit")),
+        (Search(deploy="files"), InvalidConfig, ("deploy files", "/models/late", "registered model")),
+        (Search(deploy="a/b"), InvalidConfig, ("name", "'a/b'")),
+        (Search(deploy="new", steps="50,10"), InvalidConfig, ("--steps 50,10",)),
+        (Search(deploy="new", every="soon"), InvalidConfig, ("--every 'soon'",)),
+    ],
+)
+def test_a_rollout_that_would_fail_is_refused_before_the_search(
+    options: Search, kind: type[OnnxserveError], names: tuple[str, ...]
+) -> None:
+    with refused(kind, *names):
+        deployed_model(options)
+
+
+def test_a_live_rollout_is_refused_before_the_search(deployments: Deployments) -> None:
+    deployments.store.add_rollout("flights", {"to_uri": "models:/late/2"}, "baking")
+
+    with refused(AlreadyExists, "'flights'", "rollout"):
+        deployed_model(Search(deploy="flights"))
+
+
+@pytest.mark.long
+def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_model(
+    client: BaseDeploymentClient, tmp_path: Path
+) -> None:
+    def search(**options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "search", "--env-manager", "local"]
+        command += ["--experiment-name", "search"]
+        command += [part for name, value in {**SMALL, **options}.items() for part in ("-P", f"{name}={value}")]
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.run(
+            command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+
+    MlflowClient().create_experiment("search", tmp_path.as_uri())
+    created = search()
+    assert created.returncode == 0, created.stdout + created.stderr
+    url = client.get_deployment("flights")["url"]
+    assert f"flights serves version 1 at {url}" in created.stdout
+    assert str(MlflowClient().get_model_version_by_alias(MODEL, "champion").version) == "1"
+
+    with traffic(f"{url}/predict") as answers:
+        rolled_out = search()
+    assert rolled_out.returncode == 0, rolled_out.stdout + rolled_out.stderr
+    assert list(dict.fromkeys(re.findall(r"stepping (\d+) %", rolled_out.stdout))) == ["10", "50", "100"]
+    assert client.get_deployment("flights")["version"] == "2"
+    assert {status for _, status in answers} == {200}
+    assert {version for version, _ in answers} == {"1", "2"}
+
+    MlflowClient().set_registered_model_tag(MODEL, "onnxserve.gate.policy", "budget: {max_p99_ms: 0.000001}")
+    worse = search()
+    assert worse.returncode == 1
+    (line,) = [line for line in worse.stderr.splitlines() if line.startswith("Error")]
+    assert "version 3 is not deployed" in line
+    assert client.get_deployment("flights")["version"] == "2"
