@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope, Variable
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
 from sklearn.ensemble import BaggingClassifier
@@ -215,12 +215,10 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     return of_several_targets if has_several else None
 
 
-_TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
-
-
 def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
     """Return the ModelProto. Raises ConversionError, which names the step, if a step cannot be converted."""
     precise = formulas.PRECISE if precision == "double" else {}
+    types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     try:
         copy = convertible_copy(fitted)
         if precision == "double_until_last_step":
@@ -234,7 +232,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
                 copy,
-                initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                initial_types=[(entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
