@@ -196,19 +196,14 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
 FORMULAS: dict[type, Formula] = {
     ensemble.AdaBoostClassifier: adaptive_classes,
     ensemble.AdaBoostRegressor: adaptive_values,
-    **dict.fromkeys(
-        (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor, NativeBooster), boosted
-    ),
+    ensemble.HistGradientBoostingClassifier: boosted,
+    ensemble.HistGradientBoostingRegressor: boosted,
+    NativeBooster: boosted,
     **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
-    **dict.fromkeys(
-        (
-            ensemble.RandomForestClassifier,
-            ensemble.RandomForestRegressor,
-            ensemble.ExtraTreesClassifier,
-            ensemble.ExtraTreesRegressor,
-        ),
-        grown,
-    ),
+    ensemble.RandomForestClassifier: grown,
+    ensemble.RandomForestRegressor: grown,
+    ensemble.ExtraTreesClassifier: grown,
+    ensemble.ExtraTreesRegressor: grown,
     ensemble.RandomTreesEmbedding: embedded,
     ensemble.IsolationForest: isolated,
 }
