@@ -20,8 +20,14 @@ from skl2onnx.common._topology import Operator, Scope, Variable
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
+from sklearn.cluster._kmeans import _BaseKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
@@ -38,12 +44,12 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, estimators, formulas, graph, levels
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, passes_on, sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
 from mlflow_deploy_plugin.runtime import Input
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
@@ -220,7 +226,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
     precise = formulas.PRECISE if precision == "double" else {}
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     try:
-        copy = convertible_copy(fitted)
+        copy = _convertible_copy(fitted)
         if precision == "double_until_last_step":
             copy = graph.round_before_last_step(copy)
         last = last_step(copy)
@@ -312,3 +318,62 @@ def _add_net(
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
+
+
+def _convertible_copy(fitted: Estimator) -> Estimator:
+    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
+    copy = deepcopy(fitted)
+    for encoder in estimators.encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
+    for part in sub_estimators(copy):
+        _change_kind(part)
+        _use_transforms(part)
+        if not isinstance(part, ColumnTransformer):
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
+    return copy
+
+
+def _graph_categories(categories: Array) -> Array:
+    """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([estimators.MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories
+
+
+def _change_kind(part: Estimator) -> None:
+    """Change the class or options of an estimator to variants that skl2onnx supports. Predictions do not change."""
+    # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
+    if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+    if hasattr(part, "sparse_output"):
+        part.sparse_output = False  # The graph has no sparse tensors.
+    if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+        part.__class__ = SeveralTargets
+
+
+def _use_transforms(part: Estimator) -> None:
+    """Replace predictors that are used as transformers, convert weights to steps, and drop steps without effect."""
+    if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
+        weights, part.transformer_weights = part.transformer_weights or {}, None
+        for index, (name, step, columns) in enumerate(part.transformers_):
+            used = _transforming(step)
+            if name in weights and step != "drop":
+                weigh = FunctionTransformer(partial(np.multiply, weights[name]))
+                used = Pipeline([("make", used), ("weigh", weigh)])
+            part.transformers_[index] = name, used, columns
+    elif isinstance(part, FeatureUnion):
+        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
+    elif isinstance(part, Pipeline):
+        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
+        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
+        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
+
+
+def _transforming(step: Estimator) -> Estimator:
+    if isinstance(step, Pipeline):
+        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    return Transforming(step) if replaced else step
