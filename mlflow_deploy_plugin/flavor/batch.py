@@ -259,24 +259,16 @@ def _declared_type(entry: Input) -> "np.dtype[np.generic]":
 def as_pandas(data: ModelData) -> ModelData:
     """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and decimals to numbers."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
+    if isinstance(data, pd.DataFrame) and any(_plain_column(column) is not column for _, column in data.items()):
         return data.apply(_plain_column)
     return data
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
-    if _is_decimal(column):
+    is_object = pd.api.types.is_object_dtype(column.dtype)
+    if str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal"):
         return pd.to_numeric(column.astype(object))
     return column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
-
-
-def _is_sparse(column: pd.Series) -> bool:
-    return isinstance(column.dtype, pd.SparseDtype)
-
-
-def _is_decimal(column: pd.Series) -> bool:
-    is_object = pd.api.types.is_object_dtype(column.dtype)
-    return str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal")
 
 
 def column_values(series: pd.Series) -> Array:
