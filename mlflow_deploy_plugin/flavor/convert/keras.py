@@ -125,12 +125,7 @@ def _by_torch(
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 
-def _by_jax(
-    function: Callable[..., tuple[keras.KerasTensor, ...]],
-    arrays: dict[str, Array],
-    outputs: list[str],
-    axes: DynamicAxes,
-) -> ModelProto:
+def _by_jax(function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> ModelProto:
     import jax
     import jax2onnx
 

@@ -67,11 +67,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
 
 def export(
-    function: Callable[..., list[tf.Tensor] | tuple[tf.Tensor, ...]],
-    arrays: dict[str, Array],
-    outputs: list[str],
-    axes: DynamicAxes,
-    display_name: str,
+    function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, display_name: str
 ) -> ModelProto:
     """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
 
