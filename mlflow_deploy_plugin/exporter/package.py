@@ -147,8 +147,8 @@ def write_bundle(
     wheels: Path | str | None,
     download_wheels: bool,
     has_environment: bool = False,
-) -> Path:
-    """Write the bundle to the folder, and return the folder. `wheels` and `download_wheels` are as in `export`.
+) -> None:
+    """Write the bundle to the folder. `wheels` and `download_wheels` are as in `export`.
 
     With `has_environment`, the bundle has an environment.yml for conda, with the versions of this Python environment.
 
@@ -157,7 +157,8 @@ def write_bundle(
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
     shutil.copy(runner, folder / "predict.py")
-    if wheels is not None or download_wheels:
+    offline = ["--no-index --find-links wheels"] if wheels is not None or download_wheels else []
+    if offline:
         _add_wheels(folder / "wheels", wheels, download_wheels)
     document = {}
     for name, array in example.items():
@@ -181,13 +182,7 @@ def write_bundle(
         "columns": ", ".join(columns or tensors),
         "outputs": ", ".join(f"`{name}`" for name in outputs),
         "python": _PYTHON,
-        "install": " ".join(
-            [
-                "pip install",
-                *(["--no-index --find-links wheels"] if (folder / "wheels").exists() else []),
-                *(f"'{requirement}'" for requirement in REQUIREMENTS),
-            ]
-        ),
+        "install": " ".join(["pip install", *offline, *(f"'{requirement}'" for requirement in REQUIREMENTS)]),
     }
     if has_environment:
         environment = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
@@ -199,7 +194,6 @@ def write_bundle(
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
-    return folder
 
 
 def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:
