@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Output, Sc
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -53,7 +54,7 @@ class Batch:
     @classmethod
     def declared(cls, inputs: Sequence[Input]) -> "Batch":
         """Return empty tensors with the names and types of a graph's inputs."""
-        return cls({entry.name: np.empty(0, _declared_type(entry)) for entry in inputs})
+        return cls({entry.name: np.empty(0, numpy_dtype(entry.dtype)) for entry in inputs})
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
@@ -148,7 +149,7 @@ class Batch:
         answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
         batch = self
         if isinstance(self.data, dict):  # MLflow reads an example from JSON, in which all floats have 64 bits.
-            types = {entry.name: _declared_type(entry) for entry in inputs}
+            types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
             only = next(iter(types.values()))
             batch = Batch(
                 {
@@ -250,10 +251,6 @@ class Batch:
         if others or spec.name or not is_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
-
-
-def _declared_type(entry: Input) -> "np.dtype[np.generic]":
-    return np.dtype(object if entry.dtype == "str" else entry.dtype)
 
 
 def as_pandas(data: ModelData) -> ModelData:
