@@ -33,15 +33,9 @@ from threadpoolctl import ThreadpoolController
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import top_margins
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    BoundaryValues,
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    call_original,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, estimators, formulas, graph, levels
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, passes_on, sub_estimators
@@ -149,7 +143,7 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     return False
 
 
-def known_values(model: Estimator, names: list[str]) -> BoundaryValues:
+def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues:
     """Return the thresholds, categories and training values of the named columns in a fitted model."""
     return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
 
@@ -160,10 +154,10 @@ def _convert(
     batch: ModelInput,
     original: OriginalModel,
     predict_fn: str,
-    boundary_values: Callable[[], BoundaryValues],
+    boundary_values: Callable[[], converted.BoundaryValues],
     precision: graph.Precision,
 ) -> ConvertedModel:
-    answers = call_original(original, Batch(batch).take(_HEAD).data)
+    answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
     inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
