@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.settings import absolute_path
 
+RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
 """The requirements of an export. setup.cfg gives the reason for the ONNX Runtime version."""
@@ -91,9 +92,7 @@ _CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") fo
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def write_wheel(
-    folder: Path, graph: Path, runner: Path, described: Mapping[str, Any], name: str | None
-) -> tuple[Path, Path]:
+def write_wheel(folder: Path, graph: Path, described: Mapping[str, Any], name: str | None) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises InvalidConfig for an invalid name."""
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
@@ -107,7 +106,7 @@ def write_wheel(
     files = {
         f"{package}/__init__.py": _INIT.format(**texts, docstring=docstring).encode(),
         f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
-        f"{package}/_runner.py": runner.read_bytes(),
+        f"{package}/_runner.py": RUNNER.read_bytes(),
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
         f"{distinfo}/METADATA": _METADATA.format(
@@ -141,7 +140,6 @@ def wheel_version(version: str) -> str:
 def write_bundle(
     folder: Path,
     graph: Path,
-    runner: Path,
     described: Mapping[str, Any],
     example: Mapping[str, Array],
     wheels: Path | str | None,
@@ -156,7 +154,7 @@ def write_bundle(
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
-    shutil.copy(runner, folder / "predict.py")
+    shutil.copy(RUNNER, folder / "predict.py")
     offline = ["--no-index --find-links wheels"] if wheels is not None or download_wheels else []
     if offline:
         _add_wheels(folder / "wheels", wheels, download_wheels)
