@@ -91,6 +91,7 @@ class Batch:
 
     @property
     def row_size(self) -> int:
+        """The number of values per row of the tensors; 0 for a table."""
         return sum(array[:1].size for array in self.tensors.values())
 
     def take(self, positions: Positions) -> "Batch":
