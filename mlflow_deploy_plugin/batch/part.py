@@ -1,6 +1,5 @@
 """One part of a batch: predict a file of rows block by block, and write the predictions only if they are complete."""
 
-import os
 import shutil
 import struct
 import tempfile
@@ -122,11 +121,9 @@ def read_progress(path: Path) -> tuple[int, int]:
 
 def write_progress(path: str, slot: int, rows: int, position: int) -> None:
     if path:
-        descriptor = os.open(path, os.O_WRONLY)
-        try:
-            os.pwrite(descriptor, _SLOT.pack(rows, position), slot * _SLOT.size)
-        finally:
-            os.close(descriptor)
+        with open(path, "r+b", buffering=0) as file:
+            file.seek(slot * _SLOT.size)
+            file.write(_SLOT.pack(rows, position))
 
 
 @contextmanager

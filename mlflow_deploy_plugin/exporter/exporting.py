@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.errors import (
 from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
 from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature
 from mlflow_deploy_plugin.exporter.desktop import write_desktop
-from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
+from mlflow_deploy_plugin.exporter.package import RUNNER, write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
@@ -43,7 +43,6 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
-RUNNER = Path(__file__).with_name("runner.py")
 
 _ROWS = 500
 _GIVEN_ROWS = 500
@@ -178,12 +177,12 @@ def _write(
             file = _write_ort(graph, folder)
             return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
         case "wheel":
-            wheel, runner = write_wheel(folder, graph, RUNNER, described, name)
+            wheel, runner = write_wheel(folder, graph, described, name)
             return wheel, version.prove(runner, runner.with_name(graph.name))
         case "bundle" | "conda":
             has_rows = version.model.schema.has_rows
             example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
-            write_bundle(folder, graph, RUNNER, described, example, wheels, download_wheels, format == "conda")
+            write_bundle(folder, graph, described, example, wheels, download_wheels, format == "conda")
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             return _write_tflite(version, folder, progress)

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.settings import absolute_path
 
+RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
 """The requirements of an export. setup.cfg gives the reason for the ONNX Runtime version."""
@@ -91,9 +92,7 @@ _CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") fo
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def write_wheel(
-    folder: Path, graph: Path, runner: Path, described: Mapping[str, Any], name: str | None
-) -> tuple[Path, Path]:
+def write_wheel(folder: Path, graph: Path, described: Mapping[str, Any], name: str | None) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises InvalidConfig for an invalid name."""
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
@@ -107,7 +106,7 @@ def write_wheel(
     files = {
         f"{package}/__init__.py": _INIT.format(**texts, docstring=docstring).encode(),
         f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
-        f"{package}/_runner.py": runner.read_bytes(),
+        f"{package}/_runner.py": RUNNER.read_bytes(),
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
         f"{distinfo}/METADATA": _METADATA.format(
@@ -141,14 +140,13 @@ def wheel_version(version: str) -> str:
 def write_bundle(
     folder: Path,
     graph: Path,
-    runner: Path,
     described: Mapping[str, Any],
     example: Mapping[str, Array],
     wheels: Path | str | None,
     download_wheels: bool,
     has_environment: bool = False,
-) -> Path:
-    """Write the bundle to the folder, and return the folder. `wheels` and `download_wheels` are as in `export`.
+) -> None:
+    """Write the bundle to the folder. `wheels` and `download_wheels` are as in `export`.
 
     With `has_environment`, the bundle has an environment.yml for conda, with the versions of this Python environment.
 
@@ -156,8 +154,9 @@ def write_bundle(
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
-    shutil.copy(runner, folder / "predict.py")
-    if wheels is not None or download_wheels:
+    shutil.copy(RUNNER, folder / "predict.py")
+    offline = ["--no-index --find-links wheels"] if wheels is not None or download_wheels else []
+    if offline:
         _add_wheels(folder / "wheels", wheels, download_wheels)
     document = {}
     for name, array in example.items():
@@ -181,13 +180,7 @@ def write_bundle(
         "columns": ", ".join(columns or tensors),
         "outputs": ", ".join(f"`{name}`" for name in outputs),
         "python": _PYTHON,
-        "install": " ".join(
-            [
-                "pip install",
-                *(["--no-index --find-links wheels"] if (folder / "wheels").exists() else []),
-                *(f"'{requirement}'" for requirement in REQUIREMENTS),
-            ]
-        ),
+        "install": " ".join(["pip install", *offline, *(f"'{requirement}'" for requirement in REQUIREMENTS)]),
     }
     if has_environment:
         environment = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
@@ -199,7 +192,6 @@ def write_bundle(
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
-    return folder
 
 
 def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Output, Sc
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -53,7 +54,7 @@ class Batch:
     @classmethod
     def declared(cls, inputs: Sequence[Input]) -> "Batch":
         """Return empty tensors with the names and types of a graph's inputs."""
-        return cls({entry.name: np.empty(0, _declared_type(entry)) for entry in inputs})
+        return cls({entry.name: np.empty(0, numpy_dtype(entry.dtype)) for entry in inputs})
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
@@ -90,6 +91,7 @@ class Batch:
 
     @property
     def row_size(self) -> int:
+        """The number of values per row of the tensors; 0 for a table."""
         return sum(array[:1].size for array in self.tensors.values())
 
     def take(self, positions: Positions) -> "Batch":
@@ -148,7 +150,7 @@ class Batch:
         answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
         batch = self
         if isinstance(self.data, dict):  # MLflow reads an example from JSON, in which all floats have 64 bits.
-            types = {entry.name: _declared_type(entry) for entry in inputs}
+            types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
             only = next(iter(types.values()))
             batch = Batch(
                 {
@@ -252,31 +254,19 @@ class Batch:
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
 
 
-def _declared_type(entry: Input) -> "np.dtype[np.generic]":
-    return np.dtype(object if entry.dtype == "str" else entry.dtype)
-
-
 def as_pandas(data: ModelData) -> ModelData:
     """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and decimals to numbers."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
+    if isinstance(data, pd.DataFrame) and any(_plain_column(column) is not column for _, column in data.items()):
         return data.apply(_plain_column)
     return data
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
-    if _is_decimal(column):
+    is_object = pd.api.types.is_object_dtype(column.dtype)
+    if str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal"):
         return pd.to_numeric(column.astype(object))
     return column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
-
-
-def _is_sparse(column: pd.Series) -> bool:
-    return isinstance(column.dtype, pd.SparseDtype)
-
-
-def _is_decimal(column: pd.Series) -> bool:
-    is_object = pd.api.types.is_object_dtype(column.dtype)
-    return str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal")
 
 
 def column_values(series: pd.Series) -> Array:

@@ -72,10 +72,8 @@ def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: l
         return rows
     if inputs is None:
         return rows[names] if names and set(names) <= set(rows) else rows
-    if not inputs.is_tensor_spec():
-        if not inputs.has_input_names():
-            return rows.to_numpy()
-        return rows  # `Batch.cast_to_signature` selects the columns.
+    if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
+        return rows if inputs.has_input_names() else rows.to_numpy()
     tensors = inputs.inputs
     if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
         raise InvalidConfig(f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name")

@@ -259,16 +259,10 @@ def net_options(
     signature = rows.signature(prediction)
     if not rows.is_table and (datasets := [data for data in others if data is not None]):
         more = [Batch(converter.read_batch(model, data)).take(head).tensors for data in datasets]
-        inputs = [
-            Input(name, str(rows.tensors[name].dtype), shape)
-            for name, shape in _sizes("parity_data, reference_data", rows, more)
-        ]
-        sizes = _sizes(
-            "the model's predictions for parity_data, reference_data",
-            Batch(answers),
-            [call_original(original, tensors) for tensors in more],
-        )
-        outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
+        what = "parity_data, reference_data"
+        inputs = [Input(*entry) for entry in _sizes(what, rows, more)]
+        answered = [call_original(original, tensors) for tensors in more]
+        outputs = [Output(*entry) for entry in _sizes(f"the model's predictions for {what}", Batch(answers), answered)]
         signature = rows.signature(prediction, inputs, outputs)
     is_single_input = rows.is_table or "" in rows.tensors
     is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # Keras calls the class `Model`.
@@ -290,8 +284,9 @@ def net_options(
     }
 
 
-def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of each tensor, with -1 for the rows and for each free axis."""
+def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each free axis."""
     free = tensors.free_axes(others, what)
     for name, array in tensors.tensors.items():
-        yield name, (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))
+        shape = (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))
+        yield name, str(array.dtype), shape

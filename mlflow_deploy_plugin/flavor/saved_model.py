@@ -234,9 +234,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
 
     Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are stored as the column `_event_time`.
     """
-    most = MAX_REFERENCE_ROWS
-    if not data.is_table:
-        most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
+    most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
     if len(data) > most:
         chosen = np.sort(np.random.default_rng(0).choice(len(data), most, replace=False))
         data, times = data.take(chosen), None if times is None else times[chosen]

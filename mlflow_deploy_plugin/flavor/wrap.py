@@ -12,20 +12,14 @@ import pandas as pd
 from mlflow.models import Model, ModelSignature
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError
+from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas, check_outputs
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, TrainedModel, call_original
 from mlflow_deploy_plugin.flavor.convert.converters import FrameworkConverter, converter_for, is_onnx
 from mlflow_deploy_plugin.flavor.parity import Answers, ParityReport, RowGroup, ask_original, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
-from mlflow_deploy_plugin.flavor.saved_model import (
-    EXAMPLE_ROWS,
-    WrappedModel,
-    environment_lock,
-    provenance_section,
-    sample_reference,
-    write_mlmodel,
-)
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.session import available_cores
@@ -71,9 +65,9 @@ def wrap(
                 f"dimension and therefore no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
             )
         if judged is not None and has_rows:
-            sample = sample_reference(form.runnable, judged, times)
+            sample = saved_model.sample_reference(form.runnable, judged, times)
     first = example.take(slice(0, EXAMPLE_ROWS)) if example is not None and has_rows else example
-    lock = environment_lock()
+    lock = saved_model.environment_lock()
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
@@ -82,7 +76,7 @@ def wrap(
         example=None if first is None else first.unnamed,
         data=judged,
         reference=sample,
-        provenance=provenance_section(judged, lock),
+        provenance=saved_model.provenance_section(judged, lock),
         lock=lock,
     )
 
@@ -236,7 +230,7 @@ class _FormTrials:
             check_outputs(signature, inferred)
             declared = signature or inferred
             signature = ModelSignature(declared.inputs, declared.outputs or inferred.outputs, declared.params)
-        write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
+        saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))

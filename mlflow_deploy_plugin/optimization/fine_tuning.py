@@ -34,9 +34,8 @@ def pruned_and_tuned(
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")
-    answers = base.outputs(rows)
     if truth is None:
-        truth = answers[base.artifact.prediction[0]]
+        truth = base.outputs(rows)[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
     layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # Embeddings are not pruned.
     weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 
@@ -46,11 +47,11 @@ class FormCost:
 
     def speed(self, rows: int | None = None) -> float:
         """Return the ratio for requests with `rows` rows, or the geometric mean over all sizes."""
-        return self.ratio[rows] if rows else _geometric_mean(self.ratio)
+        return self.ratio[rows] if rows else geometric_mean(self.ratio.values())
 
     def is_faster(self, rows: int | None = None) -> bool:
         """Return True if the form is faster by at least 5 % in the median, and faster in three of four rounds."""
-        upper = self.upper_ratio[rows] if rows else _geometric_mean(self.upper_ratio)
+        upper = self.upper_ratio[rows] if rows else geometric_mean(self.upper_ratio.values())
         return self.speed(rows) < _FASTER and upper < 1
 
 
@@ -95,10 +96,6 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         by_size = [dict(zip(SIZES, figure[:, position].tolist(), strict=True)) for figure in figures]
         costs.append(FormCost(len(content), len(zlib.compress(content, 1)), load, *by_size))
     return costs
-
-
-def _geometric_mean(ratios: Mapping[int, float]) -> float:
-    return float(np.exp(np.mean(np.log(list(ratios.values())))))
 
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.exporter import exporting
 from mlflow_deploy_plugin.exporter.exporting import FORMATS
+from mlflow_deploy_plugin.exporter.package import RUNNER
 from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.flavor import load_model, save_model
 from mlflow_deploy_plugin.runtime import OnnxModel
@@ -208,9 +209,7 @@ def outputs(self, rows):
 Model.outputs = outputs
 """
     runner = tmp_path / "runner.py"
-    runner.write_text(
-        exporting.RUNNER.read_text().replace('if __name__ == "__main__":', rounded + 'if __name__ == "__main__":')
-    )
+    runner.write_text(RUNNER.read_text().replace('if __name__ == "__main__":', rounded + 'if __name__ == "__main__":'))
     monkeypatch.setattr(exporting, "RUNNER", runner)
     rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
     refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ "

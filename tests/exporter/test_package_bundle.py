@@ -124,13 +124,7 @@ def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> N
     described: dict[str, Any] = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
     with pytest.raises(ConversionError, match=r"'x' .*float16"):
         write_bundle(
-            tmp_path / "b",
-            tmp_path / "model.onnx",
-            Path(__file__),
-            described,
-            {"x": np.ones((1, 1), np.float16)},
-            None,
-            False,
+            tmp_path / "b", tmp_path / "model.onnx", described, {"x": np.ones((1, 1), np.float16)}, None, False
         )
 
 

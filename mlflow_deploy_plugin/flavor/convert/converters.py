@@ -13,13 +13,8 @@ from typing import ParamSpec, Protocol, TypeVar, cast
 
 from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    TrainedModel,
-)
+from mlflow_deploy_plugin.flavor.convert import converted
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.messages import one_line
 
 GROUP = "onnxserve.converters"
@@ -65,7 +60,7 @@ class FrameworkConverter(Protocol):
 
 
 class NetConverter(FrameworkConverter, Protocol):
-    def original_model(self, model: TrainedModel) -> OriginalModel: ...
+    def original_model(self, model: TrainedModel) -> converted.OriginalModel: ...
 
 
 @dataclass(frozen=True)

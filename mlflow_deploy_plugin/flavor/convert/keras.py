@@ -24,17 +24,9 @@ from onnx import ModelProto
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    bind_graph,
-    call_original,
-    rename_values,
-    require_example,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
@@ -55,7 +47,7 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
 
 def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
-    batch = require_example(batch, predict_fn, "a Keras model", "predict")
+    batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {
@@ -72,7 +64,7 @@ def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic
 def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
     original = original_model(model)
     arrays = _arrays(model, batch, names)
-    outputs = list(call_original(original, batch))
+    outputs = list(converted.call_original(original, batch))
 
     def function(*tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
         return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
@@ -92,7 +84,7 @@ def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: Dynam
     except Exception as error:
         reason = plain_reason(str(error)) or type(error).__name__
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
-    bound = bind_graph(proto, batch, "keras", str(keras.__version__), original)
+    bound = converted.bind_graph(proto, batch, "keras", str(keras.__version__), original)
     return replace(bound, move_weights=partial(_move_weights, model))
 
 
@@ -125,12 +117,7 @@ def _by_torch(
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 
-def _by_jax(
-    function: Callable[..., tuple[keras.KerasTensor, ...]],
-    arrays: dict[str, Array],
-    outputs: list[str],
-    axes: DynamicAxes,
-) -> ModelProto:
+def _by_jax(function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> ModelProto:
     import jax
     import jax2onnx
 
@@ -148,7 +135,7 @@ def _by_jax(
         path = Path(folder) / "model.onnx"
         names = [f"x{position}" for position in range(len(specs))]
         jax2onnx.to_onnx(function, inputs=specs, input_names=names, return_mode="file", output_path=str(path))
-        return rename_values(onnx.load(str(path)), list(arrays), outputs)
+        return converted.rename_values(onnx.load(str(path)), list(arrays), outputs)
 
 
 def original_model(model: keras.Model) -> OriginalModel:

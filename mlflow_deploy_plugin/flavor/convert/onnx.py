@@ -12,16 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    TrainedModel,
-    bind_graph,
-    dtype_and_shape,
-    fed_inputs,
-    served_type,
-)
+from mlflow_deploy_plugin.flavor.convert import converted
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
@@ -65,15 +57,15 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
         _declare_outputs(proto)
-        converted = bind_graph(proto, batch, "onnx", onnx.__version__, None)
-        if len(classes) != 1 or len(converted.outputs) != 2:
-            return converted
+        bound = converted.bind_graph(proto, batch, "onnx", onnx.__version__, None)
+        if len(classes) != 1 or len(bound.outputs) != 2:
+            return bound
         ((probabilities, labels),) = classes.items()
         roles = [
-            replace(item, role="probabilities" if item.name == probabilities else "label") for item in converted.outputs
+            replace(item, role="probabilities" if item.name == probabilities else "label") for item in bound.outputs
         ]
         label = next(output.name for output in roles if output.role == "label")
-        return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
+        return replace(bound, outputs=tuple(roles), prediction=(label,), classes=labels)
 
     return [load]
 
@@ -107,7 +99,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
         known = onnx.shape_inference.infer_shapes(proto).graph
     except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    shapes = {value.name: dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
+    shapes = {value.name: converted.dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
     parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}
     nodes = {name: node for node in graph.node for name in node.output}
     taken = {*nodes, *(value.name for value in (*graph.input, *graph.initializer))}
@@ -181,7 +173,7 @@ def _computed_shapes(
     session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
 ) -> dict[str, Sizes]:
     """Return the output shapes of runs with two and with three rows of zeros. Sizes that differ are None."""
-    inputs = {value.name: served_type(value, None) for value in fed_inputs(graph)}
+    inputs = {value.name: converted.served_type(value, None) for value in converted.fed_inputs(graph)}
 
     def zeros(rows: int) -> dict[str, Array]:
         feeds = {}

@@ -16,16 +16,8 @@ from statsmodels.base.model import Model
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    TrainedModel,
-    bind_graph,
-    call_original,
-    require_example,
-)
+from mlflow_deploy_plugin.flavor.convert import converted
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import OPSETS, Subgraph
 from mlflow_deploy_plugin.runtime.feeds import Array
@@ -46,7 +38,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, the linear predictor with its link. Raises the errors of `require_example`."""
-    return [partial(_convert, model, require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
+    return [partial(_convert, model, converted.require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
 
 
 def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
@@ -55,7 +47,7 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     has_formula, is_table = getattr(results.model, "formula", None) is not None, isinstance(batch, pd.DataFrame)
     if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
-    call_original(original, Batch(batch).take(slice(0, 1)).data)  # The call checks the columns.
+    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)  # The call checks the columns.
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights
@@ -64,7 +56,7 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     inputs, outputs = ((TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]) for array in (rows, answer))
     body = graph.finish({"columns": inputs}, {"prediction": outputs})
     proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10)
-    return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
+    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
 def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
@@ -103,7 +95,7 @@ def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
     )
 
 
-def original_model(results: TrainedModel) -> OriginalModel:
+def original_model(results: TrainedModel) -> converted.OriginalModel:
     def original(batch: ModelInput) -> dict[str, Array]:
         rows = batch if isinstance(batch, pd.DataFrame) else batch[""]
         return {"prediction": np.asarray(results.predict(rows), dtype=np.float64)}

@@ -16,18 +16,9 @@ from onnx import ModelProto
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    TrainedModel,
-    bind_graph,
-    call_original,
-    rename_values,
-    require_example,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 TensorFunction = Callable[..., Sequence[tf.Tensor]]
@@ -42,7 +33,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form: the graph of the signature `serving_default` or of the call. Errors: see `require_example`."""
-    batch = require_example(batch, predict_fn, "a TensorFlow model", "signature")
+    batch = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
 
 
@@ -50,7 +41,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     specs = _specs(model)
     arrays = _arrays(specs, batch)
     original = original_model(model)
-    outputs = list(call_original(original, batch))
+    outputs = list(converted.call_original(original, batch))
     axes = {
         name: tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
         if (spec := specs[name]) is not None and spec.shape.rank is not None
@@ -63,15 +54,11 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
     display_name = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
     proto = export(function, arrays, outputs, axes, display_name)
-    return bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
+    return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
 
 def export(
-    function: Callable[..., list[tf.Tensor] | tuple[tf.Tensor, ...]],
-    arrays: dict[str, Array],
-    outputs: list[str],
-    axes: DynamicAxes,
-    display_name: str,
+    function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, display_name: str
 ) -> ModelProto:
     """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
 
@@ -104,10 +91,10 @@ def export(
         constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
         proto.graph.initializer.append(constant)
         proto.graph.input.remove(value)
-    return rename_values(proto, list(arrays), outputs)
+    return converted.rename_values(proto, list(arrays), outputs)
 
 
-def original_model(model: TrainedModel) -> OriginalModel:
+def original_model(model: TrainedModel) -> converted.OriginalModel:
     specs = _specs(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:

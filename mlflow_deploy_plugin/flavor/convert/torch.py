@@ -32,17 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import ROUNDINGS
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    TrainedModel,
-    bind_graph,
-    call_original,
-    require_example,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
@@ -66,7 +58,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, the exported module. Raises the errors of `require_example`."""
-    batch = require_example(batch, predict_fn, "a torch module", "forward")
+    batch = converted.require_example(batch, predict_fn, "a torch module", "forward")
     if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
         raise ConversionError(
             f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer"
@@ -89,7 +81,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     original = original_model(model, of_tensors=True)
     with _eval_mode(model):
         proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
-    bound = bind_graph(proto, batch, "torch", str(torch.__version__), original)
+    bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
     return replace(bound, move_weights=partial(move_weights, model))
 
 
@@ -112,7 +104,7 @@ def export(
     batch: ModelInput,
     names: list[str],
     dynamic_axes: DynamicAxes,
-    original: OriginalModel,
+    original: converted.OriginalModel,
     legacy: bool = False,
 ) -> ModelProto:
     """Export a module (or a program) in `eval` mode with rows of the batch, and return the ModelProto.
@@ -123,7 +115,7 @@ def export(
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
     some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
-    answers = call_original(original, some)
+    answers = converted.call_original(original, some)
     if both := [name for name in answers if name in names]:
         raise ConversionError(
             f"{type(model).__name__} returns {both[0]!r}, which is also the name of an input: names in a graph are "
@@ -136,7 +128,7 @@ def export(
             for axis in free:
                 longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
         with suppress(InvalidConfig):  # The model may not accept this size.
-            others = call_original(original, longer)
+            others = converted.call_original(original, longer)
             for value in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
                 dimensions = value.type.tensor_type.shape.dim
                 sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
@@ -325,7 +317,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
             layer.training = training
 
 
-def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
+def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.OriginalModel:
     """Return a function for predictions by output name. `of_tensors` rejects non-tensors, such as a cache."""
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)

@@ -231,11 +231,9 @@ def _catboost(model: Estimator) -> Boosting:
     }
     scale, base = document["scale_and_bias"]
     width = len(base)
-    trees, targets = [], []
-    for root in document.get("trees") or map(_nested, document["oblivious_trees"]):
-        for target in range(width):
-            trees.append(_catboost_tree(root, target, scale, columns, goes_left))
-            targets.append(target)
+    roots = document.get("trees") or [*map(_nested, document["oblivious_trees"])]
+    trees = [_catboost_tree(root, target, scale, columns, goes_left) for root in roots for target in range(width)]
+    targets = [*range(width)] * len(roots)
     return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link, False, True)
 
 

@@ -145,6 +145,7 @@ def _own(estimator: Estimator) -> _Collected:
         splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
     elif hasattr(estimator, "_predictors"):
         splits = histogram_boosting(estimator).edges()
+        collected.values += [("categories", position, values) for position, values in categories_of(estimator).items()]
     collected.values += _beside_thresholds(splits)
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
@@ -152,8 +153,6 @@ def _own(estimator: Estimator) -> _Collected:
             collected.values += [("edges", index, np.asarray(edges, float)) for index, edges in known if len(edges)]
     if hasattr(estimator, "categories_"):
         collected.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
-    if hasattr(estimator, "_predictors"):
-        collected.values += [("categories", position, values) for position, values in categories_of(estimator).items()]
     if isinstance(estimator, CountVectorizer):
         collected.values.append(("texts", 0, estimator.vocabulary_))
     for rows in (getattr(estimator, name, None) for name in _ROWS):

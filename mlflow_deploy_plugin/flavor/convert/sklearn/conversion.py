@@ -17,33 +17,33 @@ from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope, Variable
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
+from sklearn.cluster._kmeans import _BaseKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import top_margins
+from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.flavor.convert.converted import (
-    BoundaryValues,
-    ConvertedModel,
-    DynamicAxes,
-    Forms,
-    OriginalModel,
-    call_original,
-)
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, estimators, formulas, graph, levels
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, passes_on, sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
 from mlflow_deploy_plugin.runtime import Input
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
@@ -143,7 +143,7 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     return False
 
 
-def known_values(model: Estimator, names: list[str]) -> BoundaryValues:
+def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues:
     """Return the thresholds, categories and training values of the named columns in a fitted model."""
     return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
 
@@ -154,10 +154,10 @@ def _convert(
     batch: ModelInput,
     original: OriginalModel,
     predict_fn: str,
-    boundary_values: Callable[[], BoundaryValues],
+    boundary_values: Callable[[], converted.BoundaryValues],
     precision: graph.Precision,
 ) -> ConvertedModel:
-    answers = call_original(original, Batch(batch).take(_HEAD).data)
+    answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
     inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
@@ -215,14 +215,12 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     return of_several_targets if has_several else None
 
 
-_TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
-
-
 def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
     """Return the ModelProto. Raises ConversionError, which names the step, if a step cannot be converted."""
     precise = formulas.PRECISE if precision == "double" else {}
+    types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     try:
-        copy = convertible_copy(fitted)
+        copy = _convertible_copy(fitted)
         if precision == "double_until_last_step":
             copy = graph.round_before_last_step(copy)
         last = last_step(copy)
@@ -234,7 +232,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
                 copy,
-                initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                initial_types=[(entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
@@ -314,3 +312,62 @@ def _add_net(
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
+
+
+def _convertible_copy(fitted: Estimator) -> Estimator:
+    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
+    copy = deepcopy(fitted)
+    for encoder in estimators.encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
+    for part in sub_estimators(copy):
+        _change_kind(part)
+        _use_transforms(part)
+        if not isinstance(part, ColumnTransformer):
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
+    return copy
+
+
+def _graph_categories(categories: Array) -> Array:
+    """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([estimators.MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories
+
+
+def _change_kind(part: Estimator) -> None:
+    """Change the class or options of an estimator to variants that skl2onnx supports. Predictions do not change."""
+    # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
+    if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+    if hasattr(part, "sparse_output"):
+        part.sparse_output = False  # The graph has no sparse tensors.
+    if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+        part.__class__ = SeveralTargets
+
+
+def _use_transforms(part: Estimator) -> None:
+    """Replace predictors that are used as transformers, convert weights to steps, and drop steps without effect."""
+    if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
+        weights, part.transformer_weights = part.transformer_weights or {}, None
+        for index, (name, step, columns) in enumerate(part.transformers_):
+            used = _transforming(step)
+            if name in weights and step != "drop":
+                weigh = FunctionTransformer(partial(np.multiply, weights[name]))
+                used = Pipeline([("make", used), ("weigh", weigh)])
+            part.transformers_[index] = name, used, columns
+    elif isinstance(part, FeatureUnion):
+        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
+    elif isinstance(part, Pipeline):
+        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
+        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
+        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
+
+
+def _transforming(step: Estimator) -> Estimator:
+    if isinstance(step, Pipeline):
+        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    return Transforming(step) if replaced else step

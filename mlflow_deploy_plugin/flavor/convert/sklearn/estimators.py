@@ -166,12 +166,8 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
-    names = list(getattr(transformer, "feature_names_in_", ()))
-    encoded: set[str] = set()
-    for _, step, columns in transformer.transformers_:
-        if encoders(step):
-            encoded |= set(column_names(columns, names))
-    return encoded
+    names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
+    return {str(names[index]) for _, step, columns in named_steps(transformer) if encoders(step) for index in columns}
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parser
 from skl2onnx._supported_operators import sklearn_operator_name_map
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope, Variable
-from skl2onnx.common.data_types import DataType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import DataType, DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
 from sklearn.compose import ColumnTransformer
@@ -41,6 +41,13 @@ from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """The opsets: skl2onnx's defaults do not support IsolationForest, and newer opsets need a newer runtime."""
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
+VARIABLE_TYPES = {
+    "int64": Int64TensorType,
+    "float32": FloatTensorType,
+    "float64": DoubleTensorType,
+    "object": StringTensorType,
+}
+"""The types of skl2onnx's variables by the name of the dtype."""
 
 
 NodeInput: TypeAlias = npt.ArrayLike

@@ -53,6 +53,7 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
         return rows.where(rows.isin(self.known), self.fill_value)
 
 
+@dataclass(eq=False, repr=False)
 class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A step of another library as a function of columns [N, k], which `formulas/tracing.py` can convert to a graph.
 
@@ -63,16 +64,11 @@ class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
         edges: the discontinuities of the function, per column.
     """
 
-    def __init__(
-        self,
-        compute: Callable[..., Array],
-        refuses: str = "",
-        tests: Mapping[str, Sequence[float] | Array] | None = None,
-        stands_for: str = "",
-        edges: Sequence[Array] = (),
-    ) -> None:
-        self.compute, self.refuses, self.tests, self.stands_for = compute, refuses, tests, stands_for
-        self.edges = edges
+    compute: Callable[..., Array]
+    refuses: str = ""
+    tests: Mapping[str, Sequence[float] | Array] | None = None
+    stands_for: str = ""
+    edges: Sequence[Array] = ()
 
     def transform(self, rows: npt.ArrayLike) -> Array:
         return self.compute(np.asarray(rows, np.float64))

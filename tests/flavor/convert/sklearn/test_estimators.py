@@ -53,6 +53,14 @@ def test_a_pipeline_is_looked_into() -> None:
     assert isinstance(estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]), pd.Series)
 
 
+def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
+    table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": [1, 2, 3] * 20})
+    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [1]), (StandardScaler(), [0]))
+    model = make_pipeline(columns, LogisticRegression()).fit(table.to_numpy(), [0, 1] * 30)
+
+    assert wrap(model, table).report.state == "proven"
+
+
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
 def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})

@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import ClassifierMixin
 from sklearn.impute import SimpleImputer
 from sklearn.multioutput import ClassifierChain
@@ -30,7 +29,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import (
     trees,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, SCORES, Formula, Rows, labels_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, register_converter
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder, register_converter
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import GroupedCategories
 
 _BOOSTERS = {
@@ -66,18 +65,15 @@ def convert_formula(is_double: bool, scope: Scope, operator: Operator, container
     if isinstance(answer, tuple):
         position, answer, *_ = answer
         labels = labels_of(estimator)
-        output.type = _TYPES[labels.dtype.name]([None])
+        output.type = VARIABLE_TYPES[labels.dtype.name]([None])
         graph.node("Gather", [labels, position.name], output.full_name, axis=0)
         output = operator.outputs[1]
     if answer.dtype.kind in "fb":
         is_wide = answer.dtype == np.float64 and (rows.is_double or is_double)
         answer = answer.astype(np.float64 if is_wide else np.float32)
         answer = answer[:, None] if answer.ndim == 1 else answer
-    output.type = _TYPES[answer.dtype.name]([None, *answer.shape[1:]])
+    output.type = VARIABLE_TYPES[answer.dtype.name]([None, *answer.shape[1:]])
     graph.node("Identity", [answer.name], output.full_name)
-
-
-_TYPES = {"int64": Int64TensorType, "float32": FloatTensorType, "float64": DoubleTensorType, "object": StringTensorType}
 
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE

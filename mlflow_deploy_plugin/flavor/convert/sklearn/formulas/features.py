@@ -5,7 +5,6 @@ from math import factorial
 
 import numpy as np
 from scipy import special
-from scipy.interpolate import BSpline
 from sklearn import feature_selection, preprocessing
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
@@ -224,21 +223,17 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
         starts = knots[:-1]
         position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
         position = np.maximum(position - 1, 0)
-        coefficients = np.stack([_derivative(spline, starts, n) / factorial(n) for n in range(degree + 1)], axis=1)
+        coefficients = np.stack([spline(starts, nu=n) / factorial(n) for n in range(degree + 1)], axis=1)
         step = inside - take(starts, position)
         powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
         values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
         if model.extrapolation == "linear":
             below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
-            values = values + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
+            values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
         if getattr(model, "handle_missing", "error") == "zeros":
             values = np.where(np.isnan(x)[:, None], 0.0, values)
         columns.append(values if model.include_bias else values[:, : count - 1])
     return np.concatenate(columns, axis=1)
-
-
-def _derivative(spline: BSpline, x: float | Array, order: int) -> Array:
-    return np.asarray(spline(x, nu=order))
 
 
 _MARGIN = 1e-7

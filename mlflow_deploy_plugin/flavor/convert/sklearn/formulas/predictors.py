@@ -102,7 +102,7 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     known = _kernel(model.kernel_, x, model.X_train_)
     mean = known @ (model.y_train_ - model.pi_)
     solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T
-    variance = _diagonal(model.kernel_, x) - (solved * solved).sum(axis=1)
+    variance = _kernel(model.kernel_, x) - (solved * solved).sum(axis=1)
     slope = 1.0 / (2.0 * variance)
     squares = np.ravel(LAMBDAS) ** 2
     alpha = slope[:, None]
@@ -111,8 +111,11 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
 
 
-def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray:
-    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k]."""
+def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) -> TracedArray:
+    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
+
+    Without training rows, return the kernel of each row with itself, as [N] or a number.
+    """
     match kernel:
         case kernels.Sum() | kernels.Product():
             first, second = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
@@ -122,9 +125,11 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray
         case kernels.ConstantKernel():
             return float(kernel.constant_value)
         case kernels.WhiteKernel():
-            return 0.0
+            return float(kernel.noise_level) if known is None else 0.0
         case kernels.DotProduct():
-            return x @ known.T + kernel.sigma_0**2
+            return ((x * x).sum(axis=1) if known is None else x @ known.T) + kernel.sigma_0**2
+        case _ if known is None:
+            return 1.0  # The other kernels depend only on the distance, which is 0.
         case kernels.Matern():
             squared = squared_distances(x / kernel.length_scale, known / kernel.length_scale)
             factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
@@ -141,23 +146,6 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray
             squared = squared_distances(x, known)
             return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
     raise NotImplementedError(f"the kernel {kernel!r}")
-
-
-def _diagonal(kernel: kernels.Kernel, x: TracedArray) -> TracedArray:
-    """Return the kernel of each row with itself, as [N] or a number."""
-    match kernel:
-        case kernels.Sum() | kernels.Product():
-            first, second = _diagonal(kernel.k1, x), _diagonal(kernel.k2, x)
-            return first + second if isinstance(kernel, kernels.Sum) else first * second
-        case kernels.Exponentiation():
-            return _diagonal(kernel.kernel, x) ** kernel.exponent
-        case kernels.ConstantKernel():
-            return float(kernel.constant_value)
-        case kernels.WhiteKernel():
-            return float(kernel.noise_level)
-        case kernels.DotProduct():
-            return (x * x).sum(axis=1) + kernel.sigma_0**2
-    return 1.0
 
 
 FORMULAS: dict[type, Formula] = {

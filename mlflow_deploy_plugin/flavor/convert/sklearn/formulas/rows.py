@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import joblib
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from skl2onnx.common._topology import Operator, Variable
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -21,14 +21,8 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
 from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, best_estimator
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
-    ONNX_TYPES,
-    SAMPLE_ROWS,
-    Traced,
-    TracedArray,
-    take,
-)
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 
@@ -74,7 +68,9 @@ class Rows:
             raise NotImplementedError("string columns, which no earlier step converts to numbers")
         sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
         # Always cast, because skl2onnx may declare a wrong type.
-        name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=ONNX_TYPES[sample.dtype.name])
+        name = self._graph.node(
+            "Cast", [self._graph.joined(self._inputs)], to=helper.np_dtype_to_tensor_dtype(sample.dtype)
+        )
         return Traced(self._graph, name, sample)
 
     @property
@@ -248,12 +244,7 @@ class Rows:
         return np.ones(answer.shape)
 
 
-_DTYPES = {
-    StringTensorType: object,
-    Int64TensorType: np.int64,
-    FloatTensorType: np.float32,
-    DoubleTensorType: np.float64,
-}
+_DTYPES = {kind: name for name, kind in VARIABLE_TYPES.items()}
 _SCORES = ("predict_proba", "decision_function")
 Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
 """The result of a formula, as described in the table in `formulas/__init__.py`."""

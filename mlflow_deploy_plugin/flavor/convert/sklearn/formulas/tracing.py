@@ -12,19 +12,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
+from onnx import helper
 from scipy import special
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-ONNX_TYPES = {
-    "bool": TensorProto.BOOL,
-    "int64": TensorProto.INT64,
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-    "object": TensorProto.STRING,
-}
+_DTYPES = ("bool", "int64", "float32", "float64", "object")
 SAMPLE_ROWS = 7
 """The number of rows of a sample, a length that constants rarely have."""
 
@@ -73,7 +67,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if kind.kind == "O":
             raise NotImplementedError("a cast of numbers to objects")
         with np.errstate(all="ignore"):
-            return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
+            return self.emit("Cast", [self], self.sample.astype(kind), to=helper.np_dtype_to_tensor_dtype(kind))
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
         """Change the shape of each row. The first size must be -1, which means all rows."""
@@ -165,7 +159,7 @@ def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     """Return the graph's dtype for a numpy dtype. All integers are converted to int64."""
     if dtype.kind in "iu":
         return np.dtype(np.int64)
-    if dtype.name not in ONNX_TYPES:
+    if dtype.name not in _DTYPES:
         raise NotImplementedError(f"values of the type {dtype.name}")
     return np.dtype(dtype.name)
 
@@ -203,14 +197,12 @@ def variance(x: TracedArray, axis: object = None, ddof: float = 0, keepdims: boo
     return reduced("ReduceSum", away * away, axis, keepdims) / (x.sample.shape[_axis(x, axis)] - ddof)
 
 
-def _chosen(operator: str, function: ArrayFunction) -> Callable[..., TracedArray]:
-    def chosen(x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
-        axis = _axis(x, axis)
-        return x.emit(
-            operator, [x], function(x.sample, axis=axis, keepdims=keepdims), axis=axis, keepdims=int(keepdims)
-        )
-
-    return chosen
+def _chosen(
+    operator: str, function: ArrayFunction, x: TracedArray, axis: object = None, keepdims: bool = False
+) -> TracedArray:
+    axis = _axis(x, axis)
+    sample = function(x.sample, axis=axis, keepdims=keepdims)
+    return x.emit(operator, [x], sample, axis=axis, keepdims=int(keepdims))
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
@@ -355,15 +347,11 @@ _UFUNCS: dict[np.ufunc, str] = {
 _LOGICAL = (*(np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.invert),)
 
 
-def _single(operator: str, ufunc: np.ufunc) -> Callable[[TracedArray], TracedArray]:
-    """Return a function that computes in 32 bits, because ONNX Runtime has no 64-bit kernel for the operator."""
-
-    def computed(x: TracedArray) -> TracedArray:
-        narrow = x.astype(np.float32)
-        with np.errstate(all="ignore"):
-            return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
-
-    return computed
+def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
+    """Compute in 32 bits, because ONNX Runtime has no 64-bit kernel for the operator."""
+    narrow = x.astype(np.float32)
+    with np.errstate(all="ignore"):
+        return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
 
 
 def error_function(x: TracedArray) -> TracedArray:
@@ -390,9 +378,9 @@ _COMPOSED: dict[ArrayFunction, ArrayFunction] = {
     np.sinh: lambda x: (np.exp(x) - np.exp(-x)) / 2,
     np.cosh: lambda x: (np.exp(x) + np.exp(-x)) / 2,
     np.arcsinh: lambda x: np.sign(x) * np.log(np.abs(x) + np.sqrt(x * x + 1.0)),
-    np.arctan: _single("Atan", np.arctan),
-    np.arcsin: _single("Asin", np.arcsin),
-    np.arccos: _single("Acos", np.arccos),
+    np.arctan: partial(_single, "Atan", np.arctan),
+    np.arcsin: partial(_single, "Asin", np.arcsin),
+    np.arccos: partial(_single, "Acos", np.arccos),
     np.deg2rad: lambda x: x * (np.pi / 180),
     np.radians: lambda x: x * (np.pi / 180),
     np.rad2deg: lambda x: x * (180 / np.pi),
@@ -414,8 +402,8 @@ _FUNCTIONS: dict[ArrayFunction, ArrayFunction] = {
     np.mean: mean,
     np.var: variance,
     np.std: lambda x, axis=None, ddof=0, keepdims=False: np.sqrt(variance(x, axis, ddof, keepdims)),
-    np.argmax: _chosen("ArgMax", np.argmax),
-    np.argmin: _chosen("ArgMin", np.argmin),
+    np.argmax: partial(_chosen, "ArgMax", np.argmax),
+    np.argmin: partial(_chosen, "ArgMin", np.argmin),
     np.where: where,
     np.concatenate: concatenated,
     np.hstack: side_by_side,

@@ -8,26 +8,14 @@ from scipy import special
 from sklearn import ensemble
 from sklearn.base import is_classifier
 from sklearn.ensemble._iforest import _average_path_length
-from sklearn.tree import (
-    BaseDecisionTree,
-    DecisionTreeClassifier,
-    DecisionTreeRegressor,
-    ExtraTreeClassifier,
-    ExtraTreeRegressor,
-)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from mlflow_deploy_plugin.flavor.convert.converted import Category
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import NativeBooster, read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, is_tree
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.categories import encoded, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Answer, Formula, Rows, softmax
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
-    SAMPLE_ROWS,
-    Traced,
-    TracedArray,
-    smallest,
-    take,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, smallest, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     Boosting,
@@ -93,7 +81,7 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
 
 
 def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk) -> TracedArray:
-    sample = np.ones((SAMPLE_ROWS, len(boosting.base)), np.float32)
+    sample = np.ones((len(x.sample), len(boosting.base)), np.float32)
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
@@ -161,7 +149,7 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     trees, answers = [], []
     for member in model.estimators_:
         known = np.searchsorted(model.classes_, member.classes_).astype(float) if is_classifier(model) else np.empty(0)
-        if isinstance(member, BaseDecisionTree):
+        if is_tree(member):
             values = member.tree_.value[:, 0, :]
             trees.append(Tree.fitted(member.tree_, known[values.argmax(axis=1)] if len(known) else values[:, 0]))
         elif not len(known):
@@ -196,19 +184,14 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
 FORMULAS: dict[type, Formula] = {
     ensemble.AdaBoostClassifier: adaptive_classes,
     ensemble.AdaBoostRegressor: adaptive_values,
-    **dict.fromkeys(
-        (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor, NativeBooster), boosted
-    ),
+    ensemble.HistGradientBoostingClassifier: boosted,
+    ensemble.HistGradientBoostingRegressor: boosted,
+    NativeBooster: boosted,
     **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
-    **dict.fromkeys(
-        (
-            ensemble.RandomForestClassifier,
-            ensemble.RandomForestRegressor,
-            ensemble.ExtraTreesClassifier,
-            ensemble.ExtraTreesRegressor,
-        ),
-        grown,
-    ),
+    ensemble.RandomForestClassifier: grown,
+    ensemble.RandomForestRegressor: grown,
+    ensemble.ExtraTreesClassifier: grown,
+    ensemble.ExtraTreesRegressor: grown,
     ensemble.RandomTreesEmbedding: embedded,
     ensemble.IsolationForest: isolated,
 }

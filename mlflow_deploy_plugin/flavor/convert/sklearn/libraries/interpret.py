@@ -45,9 +45,7 @@ def as_additive(machine: Estimator) -> Pipeline | None:
 
 def _binned_columns(
     machine: Estimator,
-) -> tuple[
-    dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Estimator, list[str]]], dict[str, Category]
-]:
+) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[_Step], dict[str, Category]]:
     """Return the position per feature and level, the cuts as in `AdditiveModel`, the steps, and an example row."""
     names = [str(name) for name in machine.feature_names_in_]
     columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
