@@ -27,8 +27,8 @@ _GROUPS = {
         "robustness": ("evaluation", "Measure how much the metric drops when rows are disturbed."),
     },
     "Promote": {
-        "diff": ("evidence", "Compare two versions of a registered model."),
-        "card": ("evidence", "Write the model card of a version."),
+        "diff": ("promote", "Compare two versions of a registered model."),
+        "card": ("promote", "Write the model card of a version."),
         "gate": ("promote", "Check whether a version may be promoted."),
         "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
         "requests": ("promote", "List the promotions that people requested, and their approvals."),
