@@ -38,7 +38,7 @@ from threadpoolctl import threadpool_limits
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady
 from mlflow_deploy_plugin.gate import choose_policy, promote, run_gate
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG, PASSED_STATES
@@ -114,7 +114,8 @@ def search(options: Search) -> Any:
         InvalidConfig: a number or the months are not valid.
         ParityError: the predictions of the ONNX form would differ from the best model.
         GateRefused: the version that should be deployed has not passed the gate.
-        OnnxserveError: the errors of `deployed_model`, or the rollout did not end with the promotion.
+        SystemExit: the rollout did not end with the promotion.
+        OnnxserveError: the errors of `deployed_model`.
     """
     for name in ("trials", "minutes", "rows", "min_requests"):
         if not getattr(options, name) > 0:
@@ -184,13 +185,9 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         uri = observed.endpoint.spec.variants[main_variant(observed.endpoint.spec)].model
         served = parse_model_uri(uri)
         if not served.is_registered:
-            raise InvalidConfig(
-                f"deploy {name}: the endpoint serves {uri}, which is not a registered model: name another"
-            )
+            raise InvalidConfig(f"deploy {name}: the endpoint serves {uri}, not a registered model: name another")
         if options.registered_model not in ("", served.name):
-            raise InvalidConfig(
-                f"registered_model {model}: endpoint {name!r} serves {served.name}: omit registered_model"
-            )
+            raise InvalidConfig(f"registered_model {model}: {name!r} serves {served.name}: omit registered_model")
         if (snapshot := take_snapshot(observed)).state != "running":
             raise NotReady(f"deploy {name}: its server is not running ({snapshot.state}): {snapshot.reason}")
         deployments.place(name)
@@ -199,17 +196,11 @@ def deployed_model(options: Search) -> tuple[str, bool]:
 
 
 def _roll_out(options: Search, uri: str) -> None:
-    """Roll the version out and print the progress. A running controller runs the rollout, otherwise this process."""
+    """Roll the version out, and exit if this fails. The command prints the progress and the reason of a failure."""
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--to", uri, "--wait"]
     command += ["--steps", options.steps, "--every", options.every, "--min-requests", str(options.min_requests)]
-    line = ""
-    with subprocess.Popen(
-        [*command, "--why", REASON], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-    if process.returncode:
-        raise OnnxserveError(f"{uri} was not rolled out: {line.strip().removeprefix('Error: ')}")
+    if status := subprocess.run([*command, "--why", REASON], check=False).returncode:
+        sys.exit(status)
 
 
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:
