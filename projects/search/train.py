@@ -113,8 +113,7 @@ def search(options: Search) -> Any:
     Raises:
         InvalidConfig: a number or the months are not valid.
         ParityError: the predictions of the ONNX form would differ from the best model.
-        GateRefused: the version that should be deployed has not passed the gate.
-        SystemExit: the rollout did not end with the promotion.
+        GateRefused / SystemExit: the version that should be deployed has not passed the gate, or its rollout failed.
         OnnxserveError: the errors of `deployed_model`.
     """
     for name in ("trials", "minutes", "rows", "min_requests"):
@@ -159,7 +158,12 @@ def search(options: Search) -> Any:
         deployed = get_deploy_client("onnxserve").create_deployment(options.deploy, f"models:/{model}@{ALIAS}")
         print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
     elif options.deploy:
-        _roll_out(options, f"models:/{model}/{version}")
+        # The command prints the progress of the rollout and the reason of a failure.
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--wait"]
+        command += ["--to", f"models:/{model}/{version}", "--steps", options.steps, "--every", options.every]
+        command += ["--min-requests", str(options.min_requests), "--why", REASON]
+        if status := subprocess.run(command, check=False).returncode:
+            sys.exit(status)
     return info
 
 
@@ -167,8 +171,7 @@ def deployed_model(options: Search) -> tuple[str, bool]:
     """Return the model under which the best version is registered, and True if its endpoint must be created.
 
     Raises:
-        InvalidConfig: the name, the rollout or the gate policy is not valid, or the endpoint serves another model,
-            several versions, or a model that is not registered.
+        InvalidConfig: an option or the gate policy is not valid, or the endpoint does not serve a version of the model.
         NotReady / AlreadyExists: the endpoint's server is not running, or a rollout of the endpoint is live.
         OnnxserveError: the store or the endpoint's server is not accessible from this machine.
     """
@@ -193,14 +196,6 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         deployments.place(name)
         choose_policy(served.name)
         return served.name, False
-
-
-def _roll_out(options: Search, uri: str) -> None:
-    """Roll the version out, and exit if this fails. The command prints the progress and the reason of a failure."""
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--to", uri, "--wait"]
-    command += ["--steps", options.steps, "--every", options.every, "--min-requests", str(options.min_requests)]
-    if status := subprocess.run([*command, "--why", REASON], check=False).returncode:
-        sys.exit(status)
 
 
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:

@@ -202,8 +202,7 @@ def collect_training_data(
         types: the types to cast to, from the model's signature: the log may contain integers and booleans as floats.
         withheld: columns to omit, also from older rows, because capture drops or masks these columns or they are keys.
 
-    Raises NotFound if no rows were captured, InvalidConfig for too few labelled rows or if all labels are equal, and
-    InvalidConfig as `select_rows`.
+    Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal labels, or as `select_rows`.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)
