@@ -290,8 +290,7 @@ def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading
     "--mode",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
-    help="Train a new model on all labelled rows, or continue training of the served model on the window's rows and "
-    "the rows that the monitor's `retrain.sample` selects.",
+    help="Train a new model on all labelled rows, or the served model on the window's rows and its `retrain.sample`.",
 )
 @option(
     "--window",

@@ -187,9 +187,9 @@ class SampleSpec(SpecPart):
     """The rows before the window that an incremental retraining uses, in addition to all rows of the window."""
 
     recent: Length
-    """Period before the end of the window from which rows are selected: 30d."""
+    """Maximum age of the rows at the end of the judged window, longer than `every`: 30d."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the rows before the window that are used."""
+    """Share of the labelled rows before the window that is used. All rows of the window are used in any case."""
     stratify: str | None = None
     """Column with at most 200 values, or _label. The fraction is taken of the rows of each value, at least one row."""
     weight: Length | None = None
@@ -286,7 +286,7 @@ class MonitorSpec(SpecPart):
             validate_lag(self.reference.partition(":")[2], self.every)
         if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
             raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
-        if self.retrain is not None and self.retrain.sample is not None and self.retrain.mode == "full":
+        if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":
             raise ValueError("retrain.sample is for retrain.mode incremental, not full: change the mode or remove it")
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE

@@ -432,10 +432,10 @@ class EndpointSpec(SpecPart):
     @model_validator(mode="after")
     def _captures_the_columns_of_its_samples(self) -> "EndpointSpec":
         for name, monitor in self.monitors.items():
-            column = monitor.sample.stratify if monitor.sample is not None else None
-            if by := [field for field in ("drop", "mask", "keys") if column in getattr(self.capture, field)]:
-                why = f"{column!r} is in capture.{by[0]}: name another column, or remove it from capture.{by[0]}"
-                raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}")
+            for field in ("drop", "mask", "keys"):
+                if monitor.sample is not None and (column := monitor.sample.stratify) in getattr(self.capture, field):
+                    why = f"{column!r} is in capture.{field}: name another column, or remove it from capture.{field}"
+                    raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}")
         return self
 
     @model_validator(mode="after")

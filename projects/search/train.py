@@ -38,7 +38,7 @@ from threadpoolctl import threadpool_limits
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady
 from mlflow_deploy_plugin.gate import choose_policy, promote, run_gate
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG, PASSED_STATES
@@ -113,8 +113,8 @@ def search(options: Search) -> Any:
     Raises:
         InvalidConfig: a number or the months are not valid.
         ParityError: the predictions of the ONNX form would differ from the best model.
-        GateRefused: the version that should be deployed has not passed the gate.
-        OnnxserveError: the errors of `deployed_model`, or the rollout did not end with the promotion.
+        GateRefused / SystemExit: the version that should be deployed has not passed the gate, or its rollout failed.
+        OnnxserveError: the errors of `deployed_model`.
     """
     for name in ("trials", "minutes", "rows", "min_requests"):
         if not getattr(options, name) > 0:
@@ -158,7 +158,12 @@ def search(options: Search) -> Any:
         deployed = get_deploy_client("onnxserve").create_deployment(options.deploy, f"models:/{model}@{ALIAS}")
         print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
     elif options.deploy:
-        _roll_out(options, f"models:/{model}/{version}")
+        # The command prints the progress of the rollout and the reason of a failure.
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--wait"]
+        command += ["--to", f"models:/{model}/{version}", "--steps", options.steps, "--every", options.every]
+        command += ["--min-requests", str(options.min_requests), "--why", REASON]
+        if status := subprocess.run(command, check=False).returncode:
+            sys.exit(status)
     return info
 
 
@@ -166,8 +171,7 @@ def deployed_model(options: Search) -> tuple[str, bool]:
     """Return the model under which the best version is registered, and True if its endpoint must be created.
 
     Raises:
-        InvalidConfig: the name, the rollout or the gate policy is not valid, or the endpoint serves another model,
-            several versions, or a model that is not registered.
+        InvalidConfig: an option or the gate policy is not valid, or the endpoint does not serve a version of the model.
         NotReady / AlreadyExists: the endpoint's server is not running, or a rollout of the endpoint is live.
         OnnxserveError: the store or the endpoint's server is not accessible from this machine.
     """
@@ -184,32 +188,14 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         uri = observed.endpoint.spec.variants[main_variant(observed.endpoint.spec)].model
         served = parse_model_uri(uri)
         if not served.is_registered:
-            raise InvalidConfig(
-                f"deploy {name}: the endpoint serves {uri}, which is not a registered model: name another"
-            )
+            raise InvalidConfig(f"deploy {name}: the endpoint serves {uri}, not a registered model: name another")
         if options.registered_model not in ("", served.name):
-            raise InvalidConfig(
-                f"registered_model {model}: endpoint {name!r} serves {served.name}: omit registered_model"
-            )
+            raise InvalidConfig(f"registered_model {model}: {name!r} serves {served.name}: omit registered_model")
         if (snapshot := take_snapshot(observed)).state != "running":
             raise NotReady(f"deploy {name}: its server is not running ({snapshot.state}): {snapshot.reason}")
         deployments.place(name)
         choose_policy(served.name)
         return served.name, False
-
-
-def _roll_out(options: Search, uri: str) -> None:
-    """Roll the version out and print the progress. A running controller runs the rollout, otherwise this process."""
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", options.deploy, "--to", uri, "--wait"]
-    command += ["--steps", options.steps, "--every", options.every, "--min-requests", str(options.min_requests)]
-    line = ""
-    with subprocess.Popen(
-        [*command, "--why", REASON], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-    if process.returncode:
-        raise OnnxserveError(f"{uri} was not rolled out: {line.strip().removeprefix('Error: ')}")
 
 
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:

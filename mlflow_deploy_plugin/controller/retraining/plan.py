@@ -33,8 +33,7 @@ class RetrainPlan:
     """The plan of one retraining, whose settings are the fields of `RetrainSpec`.
 
     `base_version` was judged, and the new version is compared with it. `window` is `START/END` of the training rows, or
-    empty for the latest complete window of length `every`. `timeout` is in seconds. `sample` has the
-    fields of a `SampleSpec`.
+    empty for the latest complete window of length `every`. `timeout` is in seconds. `sample` is a dumped `SampleSpec`.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

@@ -202,8 +202,7 @@ def collect_training_data(
         types: the types to cast to, from the model's signature: the log may contain integers and booleans as floats.
         withheld: columns to omit, also from older rows, because capture drops or masks these columns or they are keys.
 
-    Raises NotFound if no rows were captured, InvalidConfig for too few labelled rows or if all labels are equal, and
-    InvalidConfig as `select_rows`.
+    Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal labels, or as `select_rows`.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)
@@ -262,7 +261,7 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa
     probability: the fraction, halved for each half-life between the row and `until`. With `stratify`, the number is
     replaced by rank / n among the n rows of the same value, and the first row of each value is always selected.
 
-    Raises InvalidConfig if the column `stratify` is missing, contains lists, or has more than `MAX_STRATA` values.
+    Raises InvalidConfig if the column `stratify` is missing, has lists or bytes, or more than `MAX_STRATA` values.
     """
     # Hash once more: if there are more than `MAX_ROWS` rows, `Sample` has kept the rows with the smallest hashes.
     numbers = (splitmix64(hash_rows(rows)) >> np.uint64(11)) / 2.0**53
@@ -270,23 +269,25 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa
     if sample.weight is not None:
         ages = (microseconds(until) - microseconds_of(rows.column(EVENT_TIME))) / 1e6
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
-    if sample.stratify is None:
-        selected = rows.filter(pa.array(numbers < probabilities))
-        return selected, {"rows": len(rows), "selected": len(selected)}
-    values = _strata(rows, sample.stratify)
-    codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
-    order, counts = np.lexsort((numbers, codes)), np.bincount(codes)
-    ranks = np.argsort(order) - (np.cumsum(counts) - counts)[codes]
-    is_selected = pa.array((ranks == 0) | (ranks / counts[codes] < probabilities))
-    selected, counted = rows.filter(is_selected), (pc.value_counts(values), pc.value_counts(values.filter(is_selected)))
-    strata = {"rows_by_value": counted[0].to_pylist(), "selected_by_value": counted[1].to_pylist()}
-    return selected, {"rows": len(rows), "selected": len(selected), **strata}
+    is_selected = numbers < probabilities
+    strata: Json = {}
+    if sample.stratify is not None:
+        values = _strata(rows, sample.stratify)
+        codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
+        counts = np.bincount(codes)
+        ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
+        is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
+        strata["rows_by_value"] = pc.value_counts(values).to_pylist()
+        strata["selected_by_value"] = pc.value_counts(values.filter(pa.array(is_selected))).to_pylist()
+    return rows.filter(pa.array(is_selected)), {"rows": len(rows), "selected": int(is_selected.sum()), **strata}
 
 
 def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
     """Return the values of a column as texts. Raises as `select_rows`."""
-    problem = "is missing" if name not in rows.column_names else "contains lists"
-    if name in rows.column_names and not pa.types.is_nested(rows.schema.field(name).type):
+    kind = rows.schema.field(name).type if name in rows.column_names else None
+    if kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        problem = "is missing" if kind is None else f"contains values of type {kind}"
+    else:
         values = rows.column(name).cast(pa.string())
         if (count := pc.count_distinct(values, mode="all").as_py()) <= MAX_STRATA:
             return values
