@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 5.0
 
-CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
+TIMEOUTS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25}
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 

@@ -19,12 +19,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Protocol
 
 from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.server.inference.circuit_breaker import (
-    ANSWER_SECONDS,
-    CONNECT_SECONDS,
-    CircuitBreaker,
-    import_redis,
-)
+from mlflow_deploy_plugin.server.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -215,8 +210,7 @@ class RedisRates:
             url,
             key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces share no counter.
             wrap_exceptions=True,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
+            **TIMEOUTS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker("the rate limit admits every request", storage.storage.ping, count_failure)
