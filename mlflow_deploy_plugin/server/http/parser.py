@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    ExpectationFailed,
-    HeadersTooLarge,
-    InvalidRequest,
-    TargetTooLong,
-    UnfitPath,
-    UnknownTransferCoding,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, TargetTooLong, UnfitPath
 from mlflow_deploy_plugin.server.http.limits import (
     CHUNK_LINE_BYTES,
     FIELD_BYTES,
@@ -109,7 +102,7 @@ def _read(head: bytes) -> RequestHead:
     keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     expected = headers.get("expect")
     if expected is not None and expected.lower() != "100-continue":
-        raise ExpectationFailed(f"the Expect header {expected[:100]!r} is not supported; only 100-continue is")
+        raise errors.ExpectationFailed(f"the Expect header {expected[:100]!r} is not supported; only 100-continue is")
     expects_continue = expected is not None and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
     path, query = decode_path(target), target.partition("?")[2]
@@ -160,7 +153,7 @@ def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
         if not is_http_1_1:
             raise InvalidRequest("HTTP/1.0 does not support Transfer-Encoding; send Content-Length")
         if coding.lower() != "chunked":
-            raise UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked")
+            raise errors.UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked")
         return CHUNKED
     if length is None:
         return 0

@@ -14,14 +14,8 @@ from contextlib import closing, suppress
 from copy import copy
 from itertools import chain
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    ClientDisconnected,
-    InternalError,
-    NotReady,
-    OnnxserveError,
-    SchemaMismatch,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
@@ -152,7 +146,7 @@ class RequestContext:
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
-        error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
+        error = errors.NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
@@ -161,7 +155,7 @@ def failure(request: RawRequest | None, error: Exception, headers: dict[str, str
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
     logger.error("answering%s failed%s", description, named, exc_info=error)
-    return error_reply(InternalError(message), headers)
+    return error_reply(errors.InternalError(message), headers)
 
 
 def infer(
@@ -290,7 +284,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
-        except BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
+        except errors.BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
@@ -305,7 +299,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         is_empty = False
         yield from predict(feeds)
     if is_empty:
-        raise SchemaMismatch(jsonlines.NO_LINES)
+        raise errors.SchemaMismatch(jsonlines.NO_LINES)
 
 
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:

@@ -27,16 +27,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    DeadlineExceeded,
-    InferenceError,
-    InvalidArtifact,
-    InvalidRequest,
-    NotReady,
-    OnnxserveError,
-    TooManyRequests,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.processes.child import Crashes
 from mlflow_deploy_plugin.protocols import (
@@ -57,8 +49,8 @@ _GRACE_SECONDS: Final = 1.0
 """The time for a process that has closed its connection to exit with its own status, before it is killed."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
 
-_REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
-_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
+_REPORTED: list[type[OnnxserveError]] = [errors.InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
+_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *errors.InvalidRequest.__subclasses__())}
 """The errors that a side process reports (`pyfunc/`), by class name; other errors become InferenceError."""
 
 
@@ -207,7 +199,7 @@ class SideProcess:
         if (first := self._first) is not None and not self.has_failed:
             return first
         self.close()
-        raise InvalidArtifact(
+        raise errors.InvalidArtifact(
             str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
         )
 
@@ -326,7 +318,7 @@ class SideProcess:
         if answer.kind != PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            refusal = _REMOTE_ERRORS.get(answer.fields["error"], InferenceError)(answer.fields["message"])
+            refusal = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)(answer.fields["message"])
             refusal.column = answer.fields["column"]
             raise refusal
         return answer
