@@ -19,18 +19,11 @@ from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
+from mlflow_deploy_plugin.server import messages
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import (
-    RawRequest,
-    Reply,
-    error_reply,
-    event_time,
-    new_id,
-    request_id,
-    without_keys,
-)
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply, error_reply, event_time, request_id
 from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
 from mlflow_deploy_plugin.server.variants import ServedVariant
 
@@ -150,7 +143,7 @@ def failure(request: RawRequest | None, error: Exception, headers: dict[str, str
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    description = "" if request is None else f" {request.method[:20]} {without_keys(request.path)[:200]}"
+    description = "" if request is None else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     named, message = "", "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
@@ -181,7 +174,7 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = identity = new_id()
+                context.headers["X-Prediction-Id"] = identity = messages.new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
