@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
     UnsupportedMediaType,
 )
-from mlflow_deploy_plugin.protocols import JSON, PART_MESSAGE, SideMessage
+from mlflow_deploy_plugin.protocols import JSON, SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
@@ -522,7 +522,7 @@ class Scorer:
                     raise errors.BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
-                yield SideMessage(PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
+                yield SideMessage(side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
                 arrays = {"feeds": {}}
         except errors.BodyTooLarge:
             raise
