@@ -192,21 +192,17 @@ def check_host(host: str) -> None:
         raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
 
 
-def body_parser(length: int, limit: int) -> "BodyParser":
-    """Return the parser of a body of `length` bytes (or `CHUNKED`). Raises BodyTooLarge if it exceeds `limit` bytes."""
-    if length > limit:
-        raise body_too_large(limit)
-    return BodyParser(length, limit)
-
-
 class BodyParser:
-    """The parser of a body with a known length, or in chunks (RFC 9112, 7.1).
+    """The parser of a body of `length` bytes, or in chunks if it is `CHUNKED` (RFC 9112, 7.1).
 
     `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows the chunk. A body
     of known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, from -1 on.
+    Raises BodyTooLarge if the length exceeds `limit` bytes.
     """
 
     def __init__(self, length: int, limit: int) -> None:
+        if length > limit:
+            raise body_too_large(limit)
         self.is_whole = length == 0
         self.content = bytearray()  # A list of pieces could contain a million one-byte objects.
         self._length = length

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
 from mlflow_deploy_plugin.server.http import limits, parser, responses
-from mlflow_deploy_plugin.server.http.parser import BodyParser, RequestHead, body_parser
+from mlflow_deploy_plugin.server.http.parser import BodyParser, RequestHead
 from mlflow_deploy_plugin.server.http.responses import RawResponse, serialize_response, serialize_streamed_head
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
@@ -304,7 +304,7 @@ class HttpConnection(asyncio.Protocol):
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
                 self._begin_stream(head)
                 return
-            self._body = body_parser(head.length, limit)
+            self._body = BodyParser(head.length, limit)
             self._begin()
             if head.expects_continue and not self._buffer:
                 self._transport.write(responses.CONTINUE)
@@ -359,7 +359,7 @@ class HttpConnection(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(self._send, head, response)
                 return
             with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
-                exchange = self._new_exchange(head, body_parser(0, 0))
+                exchange = self._new_exchange(head, BodyParser(0, 0))
                 self._loop.call_soon_threadsafe(adopt, exchange)
                 exchange.send(response, response.pieces)
 
@@ -424,7 +424,7 @@ class HttpConnection(asyncio.Protocol):
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
         self._phase = _ANSWERING
-        self._body = body_parser(head.length, sys.maxsize)
+        self._body = BodyParser(head.length, sys.maxsize)
         self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
         if head.expects_continue and not self._buffer:
             self._transport.write(responses.CONTINUE)
