@@ -115,7 +115,7 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
     if predictor.artifact.flavor == PYTHON_FUNCTION and media in (JSON, CSV):
         is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
         opaque = OpaqueBody(headers["content-type"], body, is_streamed, variant.capture.keys)
-        return DecodedRequest({}, _encode_opaque, body=opaque)
+        return DecodedRequest({}, lambda variant, response: EncodedResponse(response.body), body=opaque)
     feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
@@ -131,10 +131,6 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
         return EncodedResponse(jsonlines.encode(prediction), answered)
 
     return DecodedRequest(feeds, encode)
-
-
-def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    return EncodedResponse(response.body)
 
 
 def _predict_protocol(
