@@ -206,11 +206,8 @@ class RedisRates:
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker("the rate limit admits every request", storage.storage.ping, count_failure)
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
-
-    def run_ahead(self, ask: Callable[[], object]) -> None:
-        """Call `ask`, which uses Redis, in a background thread."""
-        self._ahead.submit(ask)
+        self.run_ahead = ThreadPoolExecutor(1, "onnxserve-rate").submit
+        """Call a function that uses Redis in a background thread."""
 
     @property
     def is_away(self) -> bool:
