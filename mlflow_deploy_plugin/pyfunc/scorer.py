@@ -33,13 +33,7 @@ from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin import errors, protocols
-from mlflow_deploy_plugin.errors import (
-    InferenceError,
-    InvalidRequest,
-    OnnxserveError,
-    SchemaMismatch,
-    UnsupportedMediaType,
-)
+from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.protocols import JSON, SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
@@ -506,7 +500,8 @@ class Scorer:
                 raise InferenceError(f"the answer cannot be written as JSON: {error_summary(error)}") from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
-            raise (UnsupportedMediaType if answer.status == 415 else InvalidRequest)(clean_message(answer.response))
+            kind = errors.UnsupportedMediaType if answer.status == 415 else InvalidRequest
+            raise kind(clean_message(answer.response))
         return recorder, answer.response
 
     def stream(
