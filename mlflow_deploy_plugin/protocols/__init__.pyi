@@ -5,9 +5,6 @@ from . import v2_tensors as v2_tensors
 from .content import CSV as CSV
 from .content import JSON as JSON
 from .content import load_json as load_json
-from .side_messages import FAILED_MESSAGE as FAILED_MESSAGE
-from .side_messages import PART_MESSAGE as PART_MESSAGE
-from .side_messages import READY_MESSAGE as READY_MESSAGE
 from .side_messages import SideMessage as SideMessage
 from .side_messages import receive_message as receive_message
 from .side_messages import send_message as send_message

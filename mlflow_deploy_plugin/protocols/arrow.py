@@ -17,15 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.protocols.arrow_columns import (
-    StringBudget,
-    UnsupportedColumn,
-    address,
-    check_type,
-    matrix,
-    packed_strings,
-    to_numpy,
-)
+from mlflow_deploy_plugin.protocols import arrow_columns
+from mlflow_deploy_plugin.protocols.arrow_columns import StringBudget, UnsupportedColumn, to_numpy
 from mlflow_deploy_plugin.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
@@ -94,7 +87,7 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
         (batch,) = batches
         names = batch.schema.names  # Reading `table.column_names` would take 10 µs more.
         if schema.matrix_kinds and batch.num_rows and names == [*schema.names]:
-            numbers = matrix(batch)
+            numbers = arrow_columns.matrix(batch)
             if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
@@ -183,7 +176,7 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
 
 def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     try:
-        check_type(kind, dtype, takes_lists)
+        arrow_columns.check_type(kind, dtype, takes_lists)
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
 
@@ -217,7 +210,7 @@ def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[in
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
-        key = address(array.dictionary)
+        key = arrow_columns.address(array.dictionary)
         if key not in cast:
             cast[key] = _without_views(array.dictionary, budget, cast)
         return pa.DictionaryArray.from_arrays(array.indices, cast[key])
@@ -255,7 +248,7 @@ def _to_arrow(array: Array) -> "pa.Array":
     if array.dtype.kind in "OU":
         if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts, which become strings as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])
-        offsets, data = packed_strings(array)
+        offsets, data = arrow_columns.packed_strings(array)
         kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     elif array.dtype.kind == "b":
         kind, buffers = pa.bool_(), [None, pa.py_buffer(np.packbits(array, bitorder="little"))]

@@ -70,10 +70,9 @@ class LineReader:
                     raise InvalidRequest(f"line {self._number} is the {self._blank}th blank line; send only rows")
             else:
                 try:
-                    yield self._number, load_json(line)
+                    yield self._number, load_json(line, "it is ")
                 except InvalidRequest as error:
-                    message = error.message.replace("the body", "it", 1)
-                    raise InvalidRequest(f"line {self._number}: {message}") from None
+                    raise InvalidRequest(f"line {self._number}: {error.message}") from None
 
     def _check_size(self, number: int, size: int) -> None:
         if size > self._most_bytes:

@@ -15,18 +15,10 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.protocols import v2_tensors
 from mlflow_deploy_plugin.protocols.content import JSON, base64_text, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.protocols.large_json import load_infer_request
-from mlflow_deploy_plugin.protocols.v2_tensors import (
-    TensorHeader,
-    array_datatype,
-    check_datatype,
-    datatype_of,
-    from_binary,
-    from_json,
-    read_tensor_header,
-    to_binary,
-)
+from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, array_datatype, datatype_of, from_binary
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import KeyedSchema
@@ -106,7 +98,7 @@ def encode(
         array = outputs[output.name]
         entry: dict[str, object] = {"name": output.name, "shape": array.shape, "datatype": array_datatype(array)}
         if output.is_binary:
-            blobs.append(to_binary(array))
+            blobs.append(v2_tensors.to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = array.ravel()
@@ -154,7 +146,7 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
     is_only, by_column, by_input = len(entries) == 1, schema.dtypes, schema.tensor_schema.dtypes
     start = 0
     for position, entry in enumerate(entries):
-        head = read_tensor_header(position, entry)
+        head = v2_tensors.read_tensor_header(position, entry)
         size = parameters_of(head, entry).get("binary_data_size")
         name = head.name
         if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
@@ -162,7 +154,7 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
         if (size is None) == ("data" not in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:
-            arrays[name] = head, from_json(head, entry["data"])
+            arrays[name] = head, v2_tensors.from_json(head, entry["data"])
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
@@ -240,7 +232,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     for name, (head, array) in arrays.items():
         if name not in dtypes:
             raise refused_name(head, (), schema)
-        check_datatype(head, dtypes[name])
+        v2_tensors.check_datatype(head, dtypes[name])
         if by_column and array.ndim != 1:
             if array.shape[1:] != (1,):
                 raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.protocols import READY_MESSAGE, SideMessage
+from mlflow_deploy_plugin.protocols import SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summary, load_failure, version_differences
 
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
@@ -84,7 +84,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
             else:
                 yield scorer.invoke(content_type, question.body, most, keys)
 
-    return SideMessage(READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
+    return SideMessage(side_messages.READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
 
 
 def find_experiment() -> None:
@@ -113,7 +113,7 @@ def start_explainer() -> tuple[SideMessage, Answer]:
         from mlflow_deploy_plugin.pyfunc import explainer  # This imports shap, which may be missing.
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
-    return SideMessage(READY_MESSAGE), explainer.answer
+    return SideMessage(side_messages.READY_MESSAGE), explainer.answer
 
 
 if __name__ == "__main__":

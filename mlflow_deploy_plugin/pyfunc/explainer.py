@@ -19,14 +19,8 @@ import pyarrow as pa
 import shap
 from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.errors import (
-    DeadlineExceeded,
-    InferenceError,
-    InvalidArtifact,
-    InvalidRequest,
-    OnnxserveError,
-)
+from mlflow_deploy_plugin import errors, protocols
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.protocols import JSON, SideMessage
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, ExplainedFeature, OnnxModel, explained_features
@@ -66,7 +60,7 @@ def answer(request: SideMessage) -> SideMessage:
         raise InvalidRequest(error.message) from None
     except _TimeIsUp:
         message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, or set a "
-        raise DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
+        raise errors.DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
     described = {
         "columns": [feature.name for feature in contributions.features],
         "outputs": contributions.outputs,

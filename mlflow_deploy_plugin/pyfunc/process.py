@@ -19,8 +19,8 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArt
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent
 from mlflow_deploy_plugin.processes.child import requests_of_parent
-from mlflow_deploy_plugin.protocols import FAILED_MESSAGE, SideMessage, receive_message, send_message
-from mlflow_deploy_plugin.protocols.side_messages import receive_connection
+from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.protocols.side_messages import FAILED_MESSAGE, receive_connection
 from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)

@@ -32,19 +32,9 @@ from mlflow.types.schema import AnyType, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
-from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    InferenceError,
-    InvalidArtifact,
-    InvalidRequest,
-    NotReady,
-    OnnxserveError,
-    SchemaMismatch,
-    TooManyRequests,
-    UnsupportedMediaType,
-)
-from mlflow_deploy_plugin.protocols import JSON, PART_MESSAGE, SideMessage
+from mlflow_deploy_plugin import errors, protocols
+from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.protocols import JSON, SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
@@ -67,7 +57,7 @@ _MOST_STEPS = 1_000
 """The maximum length of a list or mapping that is searched for nested estimators."""
 
 
-_LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
+_LATER: dict[int, type[OnnxserveError]] = {429: errors.TooManyRequests, 503: errors.NotReady}
 """The errors that clients retry, by the HTTP status of MLflow's error."""
 
 
@@ -406,7 +396,7 @@ def load_scorer(folder: Path) -> "Scorer":
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
-        raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+        raise errors.InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
 
 class Scorer:
@@ -510,7 +500,8 @@ class Scorer:
                 raise InferenceError(f"the answer cannot be written as JSON: {error_summary(error)}") from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
-            raise (UnsupportedMediaType if answer.status == 415 else InvalidRequest)(clean_message(answer.response))
+            kind = errors.UnsupportedMediaType if answer.status == 415 else InvalidRequest
+            raise kind(clean_message(answer.response))
         return recorder, answer.response
 
     def stream(
@@ -523,12 +514,12 @@ class Scorer:
         try:
             for part in self._model.predict_stream(recorder.data, params=recorder.params):
                 if count_values(part) > most_values:
-                    raise BodyTooLarge(too_many_values(most_values))
+                    raise errors.BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
-                yield SideMessage(PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
+                yield SideMessage(side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
                 arrays = {"feeds": {}}
-        except BodyTooLarge:
+        except errors.BodyTooLarge:
             raise
         except MlflowException as error:
             raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
@@ -582,7 +573,7 @@ class Scorer:
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:
-            return BodyTooLarge(too_many_values(recorder.most))
+            return errors.BodyTooLarge(too_many_values(recorder.most))
         if isinstance(recorder.error, SchemaMismatch):
             return recorder.error
         if recorder.error is not None:

@@ -113,11 +113,8 @@ def as_text(value: object) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, np.generic):
-        value = (
-            value.item() if value.dtype != np.float32 else float(str(value))
-        )  # The result is 0.1, not 0.10000000149011612.
-        return as_text(value)
+    if isinstance(value, np.generic):  # The text of a float32 is 0.1, but its item is 0.10000000149011612.
+        return as_text(value.item() if value.dtype != np.float32 else float(str(value)))
     if isinstance(value, float):
         if math.isnan(value):
             return None

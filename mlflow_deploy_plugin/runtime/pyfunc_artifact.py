@@ -12,22 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import (
-    COLUMN_TYPES,
-    FLAVOR,
-    MALFORMED,
-    PYTHON_FUNCTION,
-    TENSOR_DTYPES,
-    Artifact,
-    Column,
-    Input,
-    Output,
-    Tensor,
-    checked_name,
-    read_artifact,
-    read_mlmodel,
-    read_tensor,
-)
+from mlflow_deploy_plugin.runtime import artifact
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Column, Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
@@ -42,14 +28,14 @@ _ONLY_INPUT = "input"
 
 def read_served_artifact(folder: Path) -> Artifact:
     """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the model cannot be served."""
-    document = read_mlmodel(folder)
+    document = artifact.read_mlmodel(folder)
     try:
         flavors = document.get("flavors") or ()
-        if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
+        if PYTHON_FUNCTION in flavors and not {artifact.FLAVOR, "onnx"} & set(flavors):
             return _pyfunc_artifact(folder, document)
-    except MALFORMED as error:
+    except artifact.MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
-    return read_artifact(folder)
+    return artifact.read_artifact(folder)
 
 
 @dataclass(frozen=True)
@@ -85,12 +71,12 @@ class UndescribedSchema(Schema):
     tensor_schema = property(_refuse)
 
 
-def pyfunc_schema(artifact: Artifact) -> Schema:
+def pyfunc_schema(pyfunc: Artifact) -> Schema:
     """Return the schema that converts columns, rows and tensors into feeds of this pyfunc."""
-    if artifact.undescribed:
-        return UndescribedSchema((), (), (), reason=artifact.undescribed, logged_columns=artifact.logged_columns)
-    schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
-    return FrameSchema(schema.columns, (), schema.inputs) if artifact.columns else schema
+    if pyfunc.undescribed:
+        return UndescribedSchema((), (), (), reason=pyfunc.undescribed, logged_columns=pyfunc.logged_columns)
+    schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
+    return FrameSchema(schema.columns, (), schema.inputs) if pyfunc.columns else schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
@@ -107,7 +93,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            outputs.append(Output(name, TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+            outputs.append(Output(name, artifact.TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
         else:
             outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
     return Artifact(
@@ -136,7 +122,7 @@ def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
 
 def _read_inputs(
     signature: Mapping[str, Any], takes_objects: bool
-) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
+) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
     """Return the columns and the tensors of a signature, and the reason if they are incomplete (otherwise empty)."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
@@ -144,15 +130,15 @@ def _read_inputs(
     if takes_objects:
         return (), (), "this model takes Python objects; send requests to /invocations, as JSON or CSV"
     columns: list[Column] = []
-    tensors: list[Tensor] = []
+    tensors: list[artifact.Tensor] = []
     undescribed = ""
     for position, entry in enumerate(fields):
-        name = checked_name(entry.get("name", str(position)))
+        name = artifact.checked_name(entry.get("name", str(position)))
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            if spec["dtype"] not in TENSOR_DTYPES:
+            if spec["dtype"] not in artifact.TENSOR_DTYPES:
                 return (), (), f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV"
-            tensors.append(read_tensor(entry))
+            tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:

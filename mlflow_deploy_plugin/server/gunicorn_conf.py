@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime.session import available_cores
-from mlflow_deploy_plugin.server.http.limits import (
-    FIELD_BYTES,
-    FIELDS,
-    KEEP_ALIVE_SECONDS,
-    MAX_CONNECTIONS,
-    REQUEST_LINE_BYTES,
-)
+from mlflow_deploy_plugin.server.http import limits
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spec.parts import WorkerClass
@@ -65,13 +59,13 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--worker-class": worker,
         "--threads": server.threads,
         # At this limit, new clients replace idle clients. The spool and the models need the remaining descriptors.
-        "--worker-connections": min(MAX_CONNECTIONS, files * 3 // 4),
+        "--worker-connections": min(limits.MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
-        "--keep-alive": KEEP_ALIVE_SECONDS,
-        "--limit-request-line": REQUEST_LINE_BYTES,
-        "--limit-request-fields": FIELDS,
-        "--limit-request-field_size": FIELD_BYTES,
+        "--keep-alive": limits.KEEP_ALIVE_SECONDS,
+        "--limit-request-line": limits.REQUEST_LINE_BYTES,
+        "--limit-request-fields": limits.FIELDS,
+        "--limit-request-field_size": limits.FIELD_BYTES,
         "--log-level": "warning",
     }
     if (memory := shared_memory()) is not None:

@@ -14,16 +14,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.protocols import v2
-from mlflow_deploy_plugin.protocols.v2_tensors import (
-    MAX_RANK,
-    TensorHeader,
-    array_datatype,
-    dtype_of,
-    from_binary,
-    read_tensor_header,
-    to_binary,
-)
+from mlflow_deploy_plugin.protocols import v2, v2_tensors
+from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
@@ -110,10 +102,10 @@ def encode(
     arrays = [(output.name, outputs[output.name]) for output in v2.resolve_outputs(request.outputs, outputs)]
     is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
-        datatype = array_datatype(array)
+        datatype = v2_tensors.array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if is_raw:
-            response.raw_output_contents.append(to_binary(array))
+            response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:
             is_text = array.dtype.kind == "O"
             values = [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
@@ -134,10 +126,10 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     by_column, by_input = schema.dtypes, schema.tensor_schema.dtypes
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
-        shape = list(entry.shape[: MAX_RANK + 1])
+        shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
         fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
         fields["parameters"] = parameter_values(entry.parameters)
-        head = read_tensor_header(position, fields)
+        head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
         is_known = count == 1 or head.name in by_column or head.name in by_input or head.name in schema.keys
         if head.name in heads or not is_known:
@@ -179,7 +171,7 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
             except UnicodeDecodeError:
                 raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
         return np.array(texts, dtype=object).reshape(head.shape)
-    dtype = dtype_of(head.datatype)
+    dtype = v2_tensors.dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
         # Read protobuf's packed values (after a tag and a length) directly: 30,000 values take 4 instead of 1,600 µs.
         contents.DiscardUnknownFields()

@@ -17,17 +17,10 @@ from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import open_worker
+from mlflow_deploy_plugin.server.http import routes
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
 from mlflow_deploy_plugin.server.http.responses import RawResponse, exception_response, failure_response
-from mlflow_deploy_plugin.server.http.routes import (
-    ROUTES,
-    Route,
-    expand_path,
-    handle_direct,
-    method_not_allowed,
-    not_found,
-)
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
@@ -68,7 +61,7 @@ class ServerApp(Flask):
         """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
         server = self.server
         return observe_request(
-            raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
+            raw, lambda: routes.handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -110,9 +103,9 @@ class ServerApp(Flask):
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
-            return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
+            return flask_response(routes.method_not_allowed(g.raw_request, error.valid_methods or ()))
         if isinstance(error, HTTPException) and error is request.routing_exception:
-            return flask_response(not_found(g.raw_request.path))
+            return flask_response(routes.not_found(g.raw_request.path))
         return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
 
 
@@ -211,9 +204,9 @@ def register_blueprints(app: ServerApp) -> None:
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
     blueprint = Blueprint(BLUEPRINT, __name__)
-    for number, route in enumerate(ROUTES):
+    for number, route in enumerate(routes.ROUTES):
         if not route.is_direct:
-            rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
+            rules = routes.expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
             is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
             for rule in rules:
@@ -233,7 +226,7 @@ def register_blueprints(app: ServerApp) -> None:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
 
-def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
+def _view(server: Server, route: routes.Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that is missing in the path is None."""
     if route.need is not None:
         endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint

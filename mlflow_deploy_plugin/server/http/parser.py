@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    ExpectationFailed,
-    HeadersTooLarge,
-    InvalidRequest,
-    TargetTooLong,
-    UnfitPath,
-    UnknownTransferCoding,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, TargetTooLong, UnfitPath
 from mlflow_deploy_plugin.server.http.limits import (
     CHUNK_LINE_BYTES,
     FIELD_BYTES,
@@ -109,7 +102,7 @@ def _read(head: bytes) -> RequestHead:
     keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     expected = headers.get("expect")
     if expected is not None and expected.lower() != "100-continue":
-        raise ExpectationFailed(f"the Expect header {expected[:100]!r} is not supported; only 100-continue is")
+        raise errors.ExpectationFailed(f"the Expect header {expected[:100]!r} is not supported; only 100-continue is")
     expects_continue = expected is not None and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
     path, query = decode_path(target), target.partition("?")[2]
@@ -160,7 +153,7 @@ def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
         if not is_http_1_1:
             raise InvalidRequest("HTTP/1.0 does not support Transfer-Encoding; send Content-Length")
         if coding.lower() != "chunked":
-            raise UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked")
+            raise errors.UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked")
         return CHUNKED
     if length is None:
         return 0
@@ -199,21 +192,17 @@ def check_host(host: str) -> None:
         raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
 
 
-def body_parser(length: int, limit: int) -> "BodyParser":
-    """Return the parser of a body of `length` bytes (or `CHUNKED`). Raises BodyTooLarge if it exceeds `limit` bytes."""
-    if length > limit:
-        raise body_too_large(limit)
-    return BodyParser(length, limit)
-
-
 class BodyParser:
-    """The parser of a body with a known length, or in chunks (RFC 9112, 7.1).
+    """The parser of a body of `length` bytes, or in chunks if it is `CHUNKED` (RFC 9112, 7.1).
 
     `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a line end follows the chunk. A body
     of known length is one chunk without a line end. `_trailers` counts the fields after the last chunk, from -1 on.
+    Raises BodyTooLarge if the length exceeds `limit` bytes.
     """
 
     def __init__(self, length: int, limit: int) -> None:
+        if length > limit:
+            raise body_too_large(limit)
         self.is_whole = length == 0
         self.content = bytearray()  # A list of pieces could contain a million one-byte objects.
         self._length = length

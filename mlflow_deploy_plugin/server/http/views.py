@@ -33,15 +33,8 @@ _REQUEST_ID_COLUMN = "_request_id"
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
-def predict(
-    server: Server,
-    request: RawRequest,
-    protocol: Protocol,
-    endpoint: str | None = None,
-    version: str | None = None,
-    label: str | None = None,
-) -> RawResponse:
-    return http_response(request.path, infer(server, request, protocol, endpoint, version, label))
+def predict(server: Server, request: RawRequest, protocol: Protocol, **names: str | None) -> RawResponse:
+    return http_response(request.path, infer(server, request, protocol, **names))
 
 
 def predict_by_model(
@@ -57,7 +50,7 @@ def predict_by_model(
             if isinstance(model, str) and server.auth.is_required:
                 server.auth.require(request.headers, "infer", model, request.caller)
             endpoint = model if isinstance(model, str) and model in server.repository.table else None
-    return predict(server, request, protocol, endpoint)
+    return predict(server, request, protocol, endpoint=endpoint)
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

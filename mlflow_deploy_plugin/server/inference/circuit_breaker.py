@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 5.0
 
-CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
-
-_SCHEMES = ("redis://", "rediss://", "unix://")
+TIMEOUTS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25}
 
 
 def import_redis(url: str) -> Any:
@@ -30,11 +28,8 @@ def import_redis(url: str) -> Any:
         ) from None
     try:
         redis.connection.parse_url(url)
-        is_readable = url.startswith(_SCHEMES)
-    except ValueError:
-        is_readable = False
-    if not is_readable:  # The message omits the URL, which may contain a password.
-        raise InvalidConfig("ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected")
+    except ValueError:  # The message omits the URL, which may contain a password.
+        raise InvalidConfig("ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected") from None
     return redis
 
 

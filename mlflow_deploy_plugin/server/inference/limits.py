@@ -16,15 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.server.inference.circuit_breaker import (
-    ANSWER_SECONDS,
-    CONNECT_SECONDS,
-    CircuitBreaker,
-    import_redis,
-)
+from mlflow_deploy_plugin.server.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -45,14 +40,6 @@ _RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
 `_KEPT_SHARE` of the period."""
 
 
-class RateLimiter(Protocol):
-    def __call__(self, client: bytes) -> float | None:
-        """Count a request of the client with this key. Return None to admit it, otherwise the seconds to wait."""
-
-    def may_wait(self, client: bytes) -> bool:
-        """Return True if the next call for this client may block on Redis; an event loop must not make this call."""
-
-
 @dataclass(eq=False)
 class RequestLimits:
     """The limits of a worker.
@@ -71,7 +58,7 @@ class RequestLimits:
     rate: str = ""
     rate_header: str | None = None
     count_refused: Callable[[str], None] = lambda reason: None
-    open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, None)
+    open_rate: Callable[[str], "RateLimiter"] = lambda rate: open_rate_limiter(rate, None)
     are_shared: bool = False
 
     def __post_init__(self) -> None:
@@ -99,7 +86,7 @@ class RequestLimits:
         if request.refusal is not None:
             raise TooManyRequests(*request.refusal)  # Storing the error would store a reference to the request.
 
-    def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
+    def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, "RateLimiter", bytes]]:
         """Yield each rate of the key, then an empty string for the server's rate, each with its limiter and client."""
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
@@ -215,16 +202,12 @@ class RedisRates:
             url,
             key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces share no counter.
             wrap_exceptions=True,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
+            **TIMEOUTS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker("the rate limit admits every request", storage.storage.ping, count_failure)
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
-
-    def run_ahead(self, ask: Callable[[], object]) -> None:
-        """Call `ask`, which uses Redis, in a background thread."""
-        self._ahead.submit(ask)
+        self.run_ahead = ThreadPoolExecutor(1, "onnxserve-rate").submit
+        """Call a function that uses Redis in a background thread."""
 
     @property
     def is_away(self) -> bool:
@@ -335,6 +318,11 @@ class SharedRateLimiter:
         entry = self._clients.get(client)
         holds = entry is not None and (entry.left > 0 or entry.passes_at > 0) and self._clock() < entry.ends
         return not (holds or self._redis.is_away)
+
+
+RateLimiter = MemoryRateLimiter | SharedRateLimiter
+"""A limiter counts a request of the client with a key, and returns None to admit it, otherwise the seconds to wait.
+If `may_wait` returns True, the next call for the client may block on Redis; an event loop must not make this call."""
 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:

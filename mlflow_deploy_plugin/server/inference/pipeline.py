@@ -14,29 +14,16 @@ from contextlib import closing, suppress
 from copy import copy
 from itertools import chain
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    ClientDisconnected,
-    InternalError,
-    NotReady,
-    OnnxserveError,
-    SchemaMismatch,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
+from mlflow_deploy_plugin.server import messages
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import (
-    RawRequest,
-    Reply,
-    error_reply,
-    event_time,
-    new_id,
-    request_id,
-    without_keys,
-)
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply, error_reply, event_time, request_id
 from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
 from mlflow_deploy_plugin.server.variants import ServedVariant
 
@@ -152,16 +139,16 @@ class RequestContext:
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
-        error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
+        error = errors.NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    description = "" if request is None else f" {request.method[:20]} {without_keys(request.path)[:200]}"
+    description = "" if request is None else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     named, message = "", "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
     logger.error("answering%s failed%s", description, named, exc_info=error)
-    return error_reply(InternalError(message), headers)
+    return error_reply(errors.InternalError(message), headers)
 
 
 def infer(
@@ -187,7 +174,7 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = identity = new_id()
+                context.headers["X-Prediction-Id"] = identity = messages.new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
@@ -290,7 +277,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
-        except BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
+        except errors.BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
@@ -305,7 +292,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         is_empty = False
         yield from predict(feeds)
     if is_empty:
-        raise SchemaMismatch(jsonlines.NO_LINES)
+        raise errors.SchemaMismatch(jsonlines.NO_LINES)
 
 
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:

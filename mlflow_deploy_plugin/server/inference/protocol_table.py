@@ -23,15 +23,8 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.protocols import CSV, JSON, arrow, jsonlines, load_json, mlflow, tfserving, v2
-from mlflow_deploy_plugin.protocols.content import (
-    check_depth,
-    dump_json,
-    json_type,
-    load_json_object,
-    media_type,
-    rows_of,
-)
+from mlflow_deploy_plugin.protocols import CSV, JSON, arrow, content, jsonlines, load_json, mlflow, tfserving, v2
+from mlflow_deploy_plugin.protocols.content import check_depth, dump_json, load_json_object, media_type
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
@@ -122,7 +115,7 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
     if predictor.artifact.flavor == PYTHON_FUNCTION and media in (JSON, CSV):
         is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
         opaque = OpaqueBody(headers["content-type"], body, is_streamed, variant.capture.keys)
-        return DecodedRequest({}, _encode_opaque, body=opaque)
+        return DecodedRequest({}, lambda variant, response: EncodedResponse(response.body), body=opaque)
     feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
@@ -138,10 +131,6 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
         return EncodedResponse(jsonlines.encode(prediction), answered)
 
     return DecodedRequest(feeds, encode)
-
-
-def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    return EncodedResponse(response.body)
 
 
 def _predict_protocol(
@@ -247,8 +236,8 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, 
     request = v2.decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        content, headers = v2.encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
-        return EncodedResponse(content, v2.OCTETS if headers else JSON, headers)
+        answer, headers = v2.encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
+        return EncodedResponse(answer, v2.OCTETS if headers else JSON, headers)
 
     return DecodedRequest(request.feeds, encode, request.id, parameters=request.parameters)
 
@@ -333,7 +322,7 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     document = load_json_object(content_type, body)
     parameters = document.pop("parameters", None)
     if parameters is not None and not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
+        raise InvalidRequest(f"parameters is a JSON {content.json_type(parameters)}; an object is expected")
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
@@ -349,7 +338,7 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
 
     Raises SchemaMismatch if an output does not have one value per row.
     """
-    return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
+    return dump_json({"predictions": content.rows_of(prediction) if isinstance(prediction, dict) else prediction})
 
 
 def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:

@@ -14,12 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import orjson
 
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, array_bytes, pack_arrays, unpack_arrays
-from mlflow_deploy_plugin.server.inference.circuit_breaker import (
-    ANSWER_SECONDS,
-    CONNECT_SECONDS,
-    CircuitBreaker,
-    import_redis,
-)
+from mlflow_deploy_plugin.server.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +89,7 @@ class RedisCache:
     def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
         redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
-        timeouts = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
-        self._client = redis.Redis.from_url(url, **timeouts)
+        self._client = redis.Redis.from_url(url, **TIMEOUTS)
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._circuit = CircuitBreaker("responses are computed and not cached", self._client.ping, count_failure)

@@ -27,27 +27,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    DeadlineExceeded,
-    InferenceError,
-    InvalidArtifact,
-    InvalidRequest,
-    NotReady,
-    OnnxserveError,
-    TooManyRequests,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.processes.child import Crashes
-from mlflow_deploy_plugin.protocols import (
-    FAILED_MESSAGE,
-    PART_MESSAGE,
-    READY_MESSAGE,
-    SideMessage,
-    receive_message,
-    send_message,
-)
-from mlflow_deploy_plugin.protocols.side_messages import MalformedMessage
+from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message, side_messages
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +41,8 @@ _GRACE_SECONDS: Final = 1.0
 """The time for a process that has closed its connection to exit with its own status, before it is killed."""
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
 
-_REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
-_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
+_REPORTED: list[type[OnnxserveError]] = [errors.InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
+_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *errors.InvalidRequest.__subclasses__())}
 """The errors that a side process reports (`pyfunc/`), by class name; other errors become InferenceError."""
 
 
@@ -207,7 +191,7 @@ class SideProcess:
         if (first := self._first) is not None and not self.has_failed:
             return first
         self.close()
-        raise InvalidArtifact(
+        raise errors.InvalidArtifact(
             str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
         )
 
@@ -231,7 +215,7 @@ class SideProcess:
         """
         with self._exchange(deadline) as ask:
             part = ask(message)
-            while part.kind == PART_MESSAGE:
+            while part.kind == side_messages.PART_MESSAGE:
                 yield part
                 part = ask(None)
 
@@ -251,7 +235,7 @@ class SideProcess:
     @property
     def has_failed(self) -> bool:
         """True if the process was never ready; then it is not restarted."""
-        return self._looked.is_set() and (self._first is None or self._first.kind != READY_MESSAGE)
+        return self._looked.is_set() and (self._first is None or self._first.kind != side_messages.READY_MESSAGE)
 
     @property
     def queue_seconds(self) -> float:
@@ -315,7 +299,7 @@ class SideProcess:
         except ValueError as error:
             running.expect(connection, False)
             raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {error}") from None
-        except (OSError, MalformedMessage) as error:
+        except (OSError, side_messages.MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
         if answer is None:
             running.is_ending = True
@@ -323,10 +307,10 @@ class SideProcess:
             text = f"the process of this {self._label} {running.exit_reason()} during this request; it is restarted"
             raise NotReady(text, 1)
         running.answered_at = time.monotonic()
-        if answer.kind != PART_MESSAGE:
+        if answer.kind != side_messages.PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            refusal = _REMOTE_ERRORS.get(answer.fields["error"], InferenceError)(answer.fields["message"])
+            refusal = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)(answer.fields["message"])
             refusal.column = answer.fields["column"]
             raise refusal
         return answer
@@ -375,12 +359,12 @@ class SideProcess:
             first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
         except TimeoutError:
             text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
-            first = SideMessage(FAILED_MESSAGE, {"message": text})
-        except (OSError, MalformedMessage):  # The process exited before its first message.
+            first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
+        except (OSError, side_messages.MalformedMessage):  # The process exited before its first message.
             first = None
         if self._first is None:
             self._first = first
-        if first is not None and first.kind == READY_MESSAGE:
+        if first is not None and first.kind == side_messages.READY_MESSAGE:
             running.control.settimeout(None)
             self._running = running
             self._looked.set()
@@ -393,7 +377,7 @@ class SideProcess:
         self._running = None
         if first is None:
             self._state = f"{running.exit_reason()} before it was ready"
-        elif first.kind == FAILED_MESSAGE:
+        elif first.kind == side_messages.FAILED_MESSAGE:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
             self._state = f"{running.exit_reason()} and is restarted"

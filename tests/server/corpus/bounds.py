@@ -58,7 +58,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         {"parser._fields": "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}"}
     ),
     "body bytes": _both(
-        {"workers.connection.body_parser": "lambda length, limit: original(length, 10**15)"},
+        {"workers.connection.BodyParser": "lambda length, limit: original(length, 10**15)"},
         {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
     ),
     "seconds of a head": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),

@@ -16,7 +16,7 @@ import httptools
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.server.http.parser import body_parser, parse_head
+from mlflow_deploy_plugin.server.http.parser import BodyParser, parse_head
 
 STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])
 MOST_BYTES = 1 << 20
@@ -48,7 +48,7 @@ def read_ours(segments: list[bytes]) -> Reading:
                 if head is None:
                     head, data = parse_head(data)
                 if head is not None and body is None:
-                    body = body_parser(head.length, MOST_BYTES)
+                    body = BodyParser(head.length, MOST_BYTES)
                 if head is not None and body is not None:
                     if not body.is_whole:
                         data = body.feed(data)

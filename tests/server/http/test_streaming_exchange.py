@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
-from mlflow_deploy_plugin.server.http.parser import CHUNKED, body_parser
+from mlflow_deploy_plugin.server.http.parser import CHUNKED, BodyParser
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
@@ -140,7 +140,7 @@ def counted(server: Server, name: str) -> dict[str, float]:
 
 def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
     """The thread may check at any time; here, the loop has read the end of the body but not passed on its lines."""
-    body: Any = body_parser(CHUNKED, LIMIT)
+    body: Any = BodyParser(CHUNKED, LIMIT)
     written: list[bytes] = []
     ended: list[RawResponse | bool] = []
     transport: Any = SimpleNamespace(get_write_buffer_size=int, is_closing=bool)

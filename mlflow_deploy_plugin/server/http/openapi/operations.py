@@ -10,14 +10,7 @@ from mlflow_deploy_plugin.protocols.v2 import OCTETS
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.runtime.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
-from mlflow_deploy_plugin.server.http.openapi.schemas import (
-    ARRAY_OR_OBJECT,
-    SIZE,
-    STRING,
-    JsonSchema,
-    array_schema,
-    object_schema,
-)
+from mlflow_deploy_plugin.server.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS
 
 
@@ -110,14 +103,14 @@ _AZURE_ANSWER = ResponseBody("azure_answer", schemas.predictions_schema)
 _V2_ANSWER = ResponseBody("v2_answer", schemas.v2_response_schema)
 
 _TENSORS = array_schema(
-    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(SIZE)}, title="v2 tensor")
+    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(schemas.SIZE)}, title="v2 tensor")
 )
 _V2_MODEL = object_schema(
     {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS},
     title="v2 model",
 )
 _TF_RESPONSE = object_schema(
-    {}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
+    {}, {"predictions": array_schema(), "outputs": schemas.ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
 )
 _EXPLANATION = object_schema(
     {

@@ -16,30 +16,9 @@ from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
-from mlflow_deploy_plugin.server.http.limits import (
-    LINGER_BYTES,
-    LINGER_SECONDS,
-    MAX_UNSENT_BYTES,
-    SLOWEST_BYTES_PER_SECOND,
-)
-from mlflow_deploy_plugin.server.http.parser import (
-    CHUNKED,
-    EMPTY_LINE,
-    LAST_CHUNK,
-    BodyParser,
-    RequestHead,
-    body_parser,
-    parse_head,
-    read_head,
-)
-from mlflow_deploy_plugin.server.http.responses import (
-    CONTINUE,
-    RawResponse,
-    exception_response,
-    failure_response,
-    serialize_response,
-    serialize_streamed_head,
-)
+from mlflow_deploy_plugin.server.http import limits, parser, responses
+from mlflow_deploy_plugin.server.http.parser import BodyParser, RequestHead
+from mlflow_deploy_plugin.server.http.responses import RawResponse, serialize_response, serialize_streamed_head
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
@@ -118,7 +97,7 @@ class HttpConnection(asyncio.Protocol):
         phase = self._phase
         if phase is _LINGERING:
             self._discarded_bytes += len(data)
-            if self._discarded_bytes > LINGER_BYTES:
+            if self._discarded_bytes > limits.LINGER_BYTES:
                 self._transport.abort()
             return
         if phase is _NEW:
@@ -161,7 +140,10 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._app.now + self._limits.request_seconds
         blocked = self._app.blocked_connections
         blocked[self] = None
-        while len(blocked) > 1 and sum(peer._transport.get_write_buffer_size() for peer in blocked) > MAX_UNSENT_BYTES:
+        while (
+            len(blocked) > 1
+            and sum(peer._transport.get_write_buffer_size() for peer in blocked) > limits.MAX_UNSENT_BYTES
+        ):
             longest = next(iter(blocked))
             del blocked[longest]
             longest.evict()
@@ -211,19 +193,19 @@ class HttpConnection(asyncio.Protocol):
     def idle_since(self) -> float:
         """The loop time at which the client became idle; infinite while the client waits for the server."""
         awaits_client = self._exchange is not None and self._exchange.awaits_client
-        limits, phase = self._limits, self._phase
+        phase = self._phase
         if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
             return math.inf
         if phase is _LINGERING:
-            patience = LINGER_SECONDS
+            patience = limits.LINGER_SECONDS
         elif phase in (_NEW, _RECEIVING) or self._is_blocked or awaits_client:
-            patience = float(limits.request_seconds)
+            patience = float(self._limits.request_seconds)
         else:
-            patience = float(limits.keep_alive_seconds)
+            patience = float(self._limits.keep_alive_seconds)
         since = self._deadline - patience
         if phase is not _NEW:
             received = len(self._buffer) + (self._body.received if self._body is not None else 0)
-            since += _STALE_SECONDS + received / SLOWEST_BYTES_PER_SECOND
+            since += _STALE_SECONDS + received / limits.SLOWEST_BYTES_PER_SECOND
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
@@ -249,9 +231,9 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._phase is _RECEIVING:
             late = RequestTimeout("the request arrived too slowly, and other clients need the connection")
-            response = exception_response(self._head.path if self._head else "", late)
+            response = responses.exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
-            self._deadline = self._app.now + LINGER_SECONDS
+            self._deadline = self._app.now + limits.LINGER_SECONDS
         self._transport.close()
 
     # Reading requests.
@@ -263,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
             if not 8 <= end <= _KNOWN_BYTES:
                 return False
             try:
-                self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
+                self._known_head, self._known_bytes = parser.read_head(data[: end - 4]), data[:end]
             except OnnxserveError:
                 return False  # `_advance` raises the same error, and answers it.
         head, app = self._known_head, self._app
@@ -282,8 +264,8 @@ class HttpConnection(asyncio.Protocol):
     def _advance(self) -> None:
         try:
             if self._head is None:
-                self._head, self._buffer = parse_head(self._buffer)
-                if self._head is None and self._buffer != EMPTY_LINE:
+                self._head, self._buffer = parser.parse_head(self._buffer)
+                if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
             if self._head is not None:
                 self._read_body(self._head)
@@ -318,14 +300,14 @@ class HttpConnection(asyncio.Protocol):
                 self._is_ending = self._reads_on = True
                 self._answer(head, b"")
                 return
-            is_long = head.length == CHUNKED or head.length > limit
+            is_long = head.length == parser.CHUNKED or head.length > limit
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
                 self._begin_stream(head)
                 return
-            self._body = body_parser(head.length, limit)
+            self._body = BodyParser(head.length, limit)
             self._begin()
             if head.expects_continue and not self._buffer:
-                self._transport.write(CONTINUE)
+                self._transport.write(responses.CONTINUE)
         before = len(self._buffer)
         self._buffer = self._body.feed(self._buffer)
         self._count_buffered(self._body.received)
@@ -372,12 +354,12 @@ class HttpConnection(asyncio.Protocol):
                     request.body = bytes(body)
                 response = self._app.handle(request)
             except Exception as error:  # noqa: BLE001 - the boundary: the client waits for a response
-                response = failure_response(request, error)
+                response = responses.failure_response(request, error)
             if response.pieces is None:
                 self._loop.call_soon_threadsafe(self._send, head, response)
                 return
             with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
-                exchange = self._new_exchange(head, body_parser(0, 0))
+                exchange = self._new_exchange(head, BodyParser(0, 0))
                 self._loop.call_soon_threadsafe(adopt, exchange)
                 exchange.send(response, response.pieces)
 
@@ -424,7 +406,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._deadline = self._app.now + self._limits.keep_alive_seconds
         self._resume_reading()
-        if self._buffer not in (b"", EMPTY_LINE):
+        if self._buffer not in (b"", parser.EMPTY_LINE):
             self._advance_later()
         elif self._has_eof or self._is_ending:
             self._transport.close()
@@ -442,10 +424,10 @@ class HttpConnection(asyncio.Protocol):
         if app.streams >= MAX_STREAMS:
             raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
         self._phase = _ANSWERING
-        self._body = body_parser(head.length, sys.maxsize)
+        self._body = BodyParser(head.length, sys.maxsize)
         self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
         if head.expects_continue and not self._buffer:
-            self._transport.write(CONTINUE)
+            self._transport.write(responses.CONTINUE)
         self._resume_reading()  # Reading may have been paused while another request was answered.
         self._feed_stream()
         request = self._request(head, b"")
@@ -503,7 +485,7 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(ending, RawResponse):
             self._send_last(serialize_response(ending, keep_alive), keep_alive)
         else:
-            self._send_last(LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
+            self._send_last(parser.LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
 
     # The end of the connection.
 
@@ -515,7 +497,7 @@ class HttpConnection(asyncio.Protocol):
             self._wait_for_response()
             return
         head = self._head
-        response = exception_response(head.path if head else "", error)
+        response = responses.exception_response(head.path if head else "", error)
         with_body = head is None or head.method != "HEAD"
         self._transport.write(serialize_response(response, keep_alive=False, with_body=with_body))
         self._reads_on = True
@@ -530,7 +512,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase = _LINGERING
         self._count_buffered(0)
         self._buffer, self._head, self._body = b"", None, None
-        self._deadline = self._app.now + LINGER_SECONDS
+        self._deadline = self._app.now + limits.LINGER_SECONDS
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
