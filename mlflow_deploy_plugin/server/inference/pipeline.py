@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
@@ -43,6 +44,7 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 logger = logging.getLogger(__name__)
 
 _LAST_EVENT = b"data: [DONE]\n\n"
+_MESSAGE_CHARACTERS = 200
 
 
 class BrokenResponse(Exception):
@@ -52,10 +54,21 @@ class BrokenResponse(Exception):
 class RequestContext:
     """The state of a request in the pipeline.
 
-    `headers` are the headers of the reply. `variant` is None until it is selected.
+    `headers` are the headers of the reply. `variant` is None until it is selected. `prediction_id` and `rows` are those
+    of the reply; of JSON Lines, the id of the first piece.
     """
 
-    __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
+    __slots__ = (
+        "_endpoint",
+        "_is_admitted",
+        "_protocol",
+        "headers",
+        "prediction_id",
+        "request",
+        "rows",
+        "server",
+        "variant",
+    )
 
     def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
         self.server = server
@@ -63,6 +76,8 @@ class RequestContext:
         self._protocol = protocol
         self.headers = {"X-Request-Id": request_id(request.headers)}
         self.variant: ServedVariant | None = None
+        self.prediction_id, self.rows = "", 0
+        self._endpoint = ""
         self._is_admitted = False
 
     def __enter__(self) -> "RequestContext":
@@ -75,6 +90,7 @@ class RequestContext:
         """Authenticate and count the caller. Raises the errors of `Authenticator.require` and `RequestLimits`."""
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
+        self._endpoint = named if named in server.repository.table else ""
         key = server.auth.identify(request, "infer", named)
         server.limits.check_rates(request, key)
         server.limits.acquire()
@@ -110,22 +126,33 @@ class RequestContext:
     def fail(self, error: Exception) -> Reply:
         return failure(self.request, error, self.headers)
 
-    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
-        """Count the reply, and return the seconds since the request arrived."""
-        seconds = time.perf_counter() - self.request.arrived
-        self.server.metrics.count_response(self.variant, self._protocol, str(status), seconds, outputs or {})
-        return seconds
+    def count(
+        self, status: int, outputs: Mapping[str, Array] | None = None, error: OnnxserveError | None = None
+    ) -> None:
+        """Count the reply, and remember it for the page of the last requests."""
+        variant, seconds = self.variant, time.perf_counter() - self.request.arrived
+        self.server.metrics.count_response(variant, self._protocol, str(status), seconds, outputs or {})
+        code = message = version = name = ""
+        endpoint = self._endpoint
+        if variant is not None:
+            endpoint, name, version = variant.endpoint, variant.name, variant.loaded.version
+        if error is not None:
+            code = error.error_code
+            message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS) if variant is None else ""
+        origin = status, endpoint, name, version, self._protocol
+        self.server.recent.add(origin, seconds, self.rows, self.prediction_id, code, message)
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
-        seconds = self.count(reply.status, outputs)
-        if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
+        error = reply.error
+        if error is not None and not isinstance(error, ClientDisconnected) and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
-            self.server.dataplane.capture_failure(
-                self.variant, self.headers["X-Request-Id"], reply.error, seconds, moment
-            )
+            identity, seconds = self.headers["X-Request-Id"], time.perf_counter() - self.request.arrived
+            capture = self.server.dataplane.capture_failure
+            self.prediction_id = capture(self.variant, identity, error, seconds, moment)
+        self.count(reply.status, outputs, error)
         return reply
 
     def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
@@ -140,7 +167,8 @@ class RequestContext:
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
         headers = self.headers
-        headers["X-Prediction-Id"] = inferred.prediction_id
+        headers["X-Prediction-Id"] = self.prediction_id = inferred.prediction_id
+        self.rows = inferred.rows
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
         body, content_type, format_headers = decoded.encode(variant, inferred)
@@ -187,7 +215,7 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = identity = new_id()
+                context.headers["X-Prediction-Id"] = context.prediction_id = identity = new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
@@ -289,13 +317,18 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
     def predict(feeds: Feeds) -> Iterator[bytes]:
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
-            outputs = server.dataplane.infer(variant, infer_request).outputs
+            inferred = server.dataplane.infer(variant, infer_request)
         except BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
                 yield from predict(slice_feeds(feeds, part))
             return
+        outputs = inferred.outputs
+        context.prediction_id, context.rows = (
+            context.prediction_id or inferred.prediction_id,
+            context.rows + inferred.rows,
+        )
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
         yield jsonlines.encode(predictor.prediction(outputs, of_table=True))

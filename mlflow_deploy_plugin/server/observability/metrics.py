@@ -135,6 +135,7 @@ class Metrics:
     """The metrics of this worker, and the page with the sum over all workers. All methods are thread-safe.
 
     The folder with the files of all workers is created if it is missing; a link is resolved in the constructor.
+    `number` is the number of this worker's files, which a worker that replaces it continues.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,6 +145,7 @@ class Metrics:
         while values is None:  # Reuse a dead worker's file, so that there are never more files than workers.
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
+                self.number = number
             number += 1
         self._values = values
         gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes the file by this name.
