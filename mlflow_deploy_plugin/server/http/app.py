@@ -109,11 +109,16 @@ class ServerApp(Flask):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
-        if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
-            return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
-        if isinstance(error, HTTPException) and error is request.routing_exception:
-            return flask_response(not_found(g.raw_request.path))
-        return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
+        raw, is_routing = g.raw_request, error is request.routing_exception
+        if isinstance(error, HTTPException) and not is_routing:
+            return error
+        if isinstance(error, MethodNotAllowed):
+            response = method_not_allowed(raw, error.valid_methods or ())
+        else:
+            response = not_found(raw.path) if is_routing else failure_response(raw, error)
+        code = error.error_code if isinstance(error, OnnxserveError) else ""
+        self.server.recent.add_refused(raw, response.status, code)
+        return flask_response(response)
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:

@@ -19,9 +19,10 @@ from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.http.openapi import document, examples
-from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.document import describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
+from mlflow_deploy_plugin.server.http.pages.requests_page import requests_values
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
@@ -64,7 +65,8 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
 
-def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+def _try_values(server: Server, request: RawRequest, endpoint: str | None) -> dict[str, Any]:
+    subject = describe_endpoint(server, endpoint)
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories})
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
@@ -78,17 +80,19 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
         if schema.columns
         else _json_text(examples.invocations_example(schema, example))
     )
-    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
+    return {"subject": subject, "fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
-def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+def _docs_values(server: Server, request: RawRequest, endpoint: str | None) -> dict[str, Any]:
     """Return the routes, the fields and an example of the endpoint."""
+    subject = describe_endpoint(server, endpoint)
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
     schema, example, base = subject.schema, subject.example, f"{scheme}://{host}"
     path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
     return {
+        "subject": subject,
         "fields": form_fields(schema, example),
         "why_no_fields": subject.artifact.undescribed,
         "outputs": subject.artifact.outputs,
@@ -99,38 +103,44 @@ def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint
 
 def _page(
     template: str,
-    values: Callable[[Server, RawRequest, DescribedEndpoint], dict[str, Any]],
+    values: Callable[[Server, RawRequest, str | None], dict[str, Any]],
     server: Server,
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
     """Return the page of an endpoint (None: the default endpoint), or a notice with the reason why it has no page.
 
-    The notice of the default endpoint has the status 200, because the server is alive.
+    The `subject` of the values has the name of an endpoint; None for a page about the server. The notice of the default
+    endpoint has the status 200, because the server is alive.
     """
-    status, subject, template_values = 200, None, {}
+    status = 200
     try:
-        subject = describe_endpoint(server, endpoint)
-        template_values = values(server, request, subject)
+        template_values = values(server, request, endpoint)
     except (NotReady, NotFound) as error:
         status, template = 200 if endpoint is None else error.http_status, "notice.html"
-        template_values = {"message": error.message, "is_starting": status != 404}
+        template_values = {"subject": None, "message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
     html = _TEMPLATES.get_template(template).render(
         onnxserve_version=__version__,
-        subject=subject,
-        artifact=subject.artifact if subject else None,
-        variants=subject.served.answering if subject else (),
         endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
         **template_values,
     )
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
 
 
+def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
+    """Return the last requests as a page, or as JSON for a client that does not accept text."""
+    if "text/" in request.headers.get("accept", "text/html"):
+        return _page("requests.html", requests_values, server, request, endpoint)
+    document = {name: value for name, value in requests_values(server, request, endpoint).items() if name != "subject"}
+    return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
+
+
 PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
     "try": partial(_page, "try.html", _try_values),
     "docs": partial(_page, "docs.html", _docs_values),
+    "requests": _requests,
     "openapi": openapi,
     **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
 }
