@@ -90,8 +90,8 @@ class RequestContext:
         """Authenticate and count the caller. Raises the errors of `Authenticator.require` and `RequestLimits`."""
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
-        self._endpoint = named if named in server.repository.table else ""
         key = server.auth.identify(request, "infer", named)
+        self._endpoint = named if named in server.repository.table else ""  # not before: an error names a key
         server.limits.check_rates(request, key)
         server.limits.acquire()
         self._is_admitted = True
