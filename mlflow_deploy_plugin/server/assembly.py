@@ -120,7 +120,6 @@ def open_server(state_dir: Path) -> Server:
         cloud=read_cloud(),
     )
     repository.start()
-    recent.start()
     return server
 
 

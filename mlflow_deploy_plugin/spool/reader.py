@@ -139,17 +139,14 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 
 
 def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
-    """Return the requests in the last `most_bytes` of a segment, at least the last request. Raises as `read_batches`.
-
-    The frames are followed from the start: in the middle of a frame, the values of a caller could look like a frame.
-    """
-    content, offset = segment.read_bytes(), 0
-    while len(content) - offset > most_bytes:
-        following = offset + FRAME.size + FRAME.unpack_from(content, offset)[1]
-        if not content.startswith(MAGIC, following) or following + FRAME.size > len(content):
-            break
-        offset = following
-    return read_batches(segment, offset).batches
+    """Return the requests in about the last `most_bytes` of a segment, oldest first. Raises as `read_batches`."""
+    content, start = segment.read_bytes(), 0
+    while len(content) - start > most_bytes:  # A caller's values may look like a frame: follow the frames' lengths.
+        following = start + FRAME.size + FRAME.unpack_from(content, start)[1]
+        if not content.startswith(MAGIC, following):
+            break  # The frame at `start` is the last complete frame.
+        start = following
+    return read_batches(segment, start).batches
 
 
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import time
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
@@ -32,8 +33,9 @@ from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predic
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers, without_keys
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
+from mlflow_deploy_plugin.spool.codec import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -67,9 +69,13 @@ class ServerApp(Flask):
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
         server = self.server
-        return observe_request(
+        response = observe_request(
             raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
+        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:  # not from the pipeline
+            origin = response.status, "", "", "", f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+            server.recent.add(origin, time.perf_counter() - raw.arrived, 0, "", None)
+        return response
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""
@@ -109,16 +115,11 @@ class ServerApp(Flask):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
-        raw, is_routing = g.raw_request, error is request.routing_exception
-        if isinstance(error, HTTPException) and not is_routing:
-            return error
-        if isinstance(error, MethodNotAllowed):
-            response = method_not_allowed(raw, error.valid_methods or ())
-        else:
-            response = not_found(raw.path) if is_routing else failure_response(raw, error)
-        code = error.error_code if isinstance(error, OnnxserveError) else ""
-        self.server.recent.add_refused(raw, response.status, code)
-        return flask_response(response)
+        if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
+            return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
+        if isinstance(error, HTTPException) and error is request.routing_exception:
+            return flask_response(not_found(g.raw_request.path))
+        return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:

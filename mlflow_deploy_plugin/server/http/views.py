@@ -139,7 +139,12 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if not is_own_host(request, spec):
+    match = _HOST.fullmatch(host.lower())
+    name = match[1].strip("[]").removesuffix(".") if match else ""
+    is_ours = name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
+    with suppress(ValueError):
+        is_ours = bool(ipaddress.ip_address(name))
+    if not is_ours:
         raise CallerRefused(
             f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, or add the name "
             "to server.allowed_hosts (-C server.allowed_hosts=NAME)"
@@ -148,15 +153,6 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise CallerRefused("a web page of another site may not change the served models")
-
-
-def is_own_host(request: RawRequest, spec: ServerSpec) -> bool:
-    """Return True if `Host` is an address or a name of the server; see `check_same_site`."""
-    match = _HOST.fullmatch(request.headers.get("host", "").lower())
-    name = match[1].strip("[]").removesuffix(".") if match else ""
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(name))
-    return name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
 
 
 def tf_status(

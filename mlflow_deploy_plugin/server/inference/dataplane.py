@@ -57,8 +57,7 @@ class InferResponse:
     """The outputs of exactly one version.
 
     `prediction_id` is unique, because feedback is joined to predictions by this id. `body` is the encoded response to a
-    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable. `rows` is the number
-    of rows of the request.
+    request with a `body`, otherwise empty. `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -66,7 +65,6 @@ class InferResponse:
     outputs: dict[str, Array]
     body: bytes = b""
     is_cached: bool | None = None
-    rows: int = 0
 
 
 @dataclass(eq=False)
@@ -161,18 +159,18 @@ class DataPlane:
     def capture_failure(
         self,
         variant: ServedVariant,
-        request_id: str,
+        ids: tuple[str, str],
         error: OnnxserveError,
         seconds: float,
         event_time: int | None = None,
-    ) -> str:
-        """Capture a failed request, and return its new prediction id. The sampling is the same as for all requests, so
-        that error rates are correct.
+    ) -> None:
+        """Capture a failed request with its request id and its prediction id. The sampling is the same as for all
+        requests, so that error rates are correct.
 
         If `capture` drops or masks columns, the message is not captured, because it may quote a value. Columns outside
         the signature are not captured either, because the header of a CSV body may be a row.
         """
-        capture, ids = variant.capture, (request_id, new_id())
+        capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
             moment = now if event_time is None else event_time
@@ -184,7 +182,6 @@ class DataPlane:
             reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
             texts = {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
-        return ids[1]
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run all variants of the endpoint. With a cache, no variant can."""
@@ -242,7 +239,7 @@ class DataPlane:
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
-        return InferResponse(request.id, prediction_id, outputs, body, is_cached, captured[0])
+        return InferResponse(request.id, prediction_id, outputs, body, is_cached)
 
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs

@@ -56,7 +56,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
         except Exception as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
             reply = context.fail(error)
-    context.count(reply.status, error=reply.error)
+    context.count(reply.status)
     return reply
 
 

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
@@ -44,7 +43,6 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 logger = logging.getLogger(__name__)
 
 _LAST_EVENT = b"data: [DONE]\n\n"
-_MESSAGE_CHARACTERS = 200
 
 
 class BrokenResponse(Exception):
@@ -54,21 +52,11 @@ class BrokenResponse(Exception):
 class RequestContext:
     """The state of a request in the pipeline.
 
-    `headers` are the headers of the reply. `variant` is None until it is selected. `prediction_id` and `rows` are those
-    of the reply; of JSON Lines, the id of the first piece.
+    `headers` are the headers of the reply. `variant` is None until it is selected. `id` is the prediction id, also of a
+    failed request. `rows` is 0 if it is unknown.
     """
 
-    __slots__ = (
-        "_endpoint",
-        "_is_admitted",
-        "_protocol",
-        "headers",
-        "prediction_id",
-        "request",
-        "rows",
-        "server",
-        "variant",
-    )
+    __slots__ = ("_error", "_is_admitted", "_protocol", "headers", "id", "request", "rows", "server", "variant")
 
     def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
         self.server = server
@@ -76,8 +64,8 @@ class RequestContext:
         self._protocol = protocol
         self.headers = {"X-Request-Id": request_id(request.headers)}
         self.variant: ServedVariant | None = None
-        self.prediction_id, self.rows = "", 0
-        self._endpoint = ""
+        self._error: OnnxserveError | None = None
+        self.id, self.rows = "", 0
         self._is_admitted = False
 
     def __enter__(self) -> "RequestContext":
@@ -91,7 +79,6 @@ class RequestContext:
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", named)
-        self._endpoint = named if named in server.repository.table else ""  # not before: an error names a key
         server.limits.check_rates(request, key)
         server.limits.acquire()
         self._is_admitted = True
@@ -124,35 +111,28 @@ class RequestContext:
         return variant
 
     def fail(self, error: Exception) -> Reply:
-        return failure(self.request, error, self.headers)
+        reply = failure(self.request, error, self.headers)
+        self._error, self.id = reply.error, new_id()
+        return reply
 
-    def count(
-        self, status: int, outputs: Mapping[str, Array] | None = None, error: OnnxserveError | None = None
-    ) -> None:
-        """Count the reply, and remember it for the page of the last requests."""
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
+        """Count and remember the reply, and return the seconds since the request arrived."""
         variant, seconds = self.variant, time.perf_counter() - self.request.arrived
         self.server.metrics.count_response(variant, self._protocol, str(status), seconds, outputs or {})
-        code = message = version = name = ""
-        endpoint = self._endpoint
-        if variant is not None:
-            endpoint, name, version = variant.endpoint, variant.name, variant.loaded.version
-        if error is not None:
-            code = error.error_code
-            message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS) if variant is None else ""
+        endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
-        self.server.recent.add(origin, seconds, self.rows, self.prediction_id, code, message)
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
+        return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
-        error = reply.error
-        if error is not None and not isinstance(error, ClientDisconnected) and self.variant is not None:
+        seconds = self.count(reply.status, outputs)
+        if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
-            identity, seconds = self.headers["X-Request-Id"], time.perf_counter() - self.request.arrived
-            capture = self.server.dataplane.capture_failure
-            self.prediction_id = capture(self.variant, identity, error, seconds, moment)
-        self.count(reply.status, outputs, error)
+            ids = self.headers["X-Request-Id"], self.id
+            self.server.dataplane.capture_failure(self.variant, ids, reply.error, seconds, moment)
         return reply
 
     def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
@@ -167,8 +147,8 @@ class RequestContext:
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
         headers = self.headers
-        headers["X-Prediction-Id"] = self.prediction_id = inferred.prediction_id
-        self.rows = inferred.rows
+        headers["X-Prediction-Id"] = self.id = inferred.prediction_id
+        self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
         body, content_type, format_headers = decoded.encode(variant, inferred)
@@ -215,7 +195,7 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = context.prediction_id = identity = new_id()
+                context.headers["X-Prediction-Id"] = context.id = identity = new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
@@ -317,18 +297,14 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
     def predict(feeds: Feeds) -> Iterator[bytes]:
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
-            inferred = server.dataplane.infer(variant, infer_request)
+            outputs = server.dataplane.infer(variant, infer_request).outputs
         except BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
                 yield from predict(slice_feeds(feeds, part))
             return
-        outputs = inferred.outputs
-        context.prediction_id, context.rows = (
-            context.prediction_id or inferred.prediction_id,
-            context.rows + inferred.rows,
-        )
+        context.rows += predictor.schema.count_rows(feeds)
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
         yield jsonlines.encode(predictor.prediction(outputs, of_table=True))

@@ -259,15 +259,12 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None, components: Js
 
 
 def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
-    pages: JsonSchema = {}
-    if operation.response.items() >= HTML.items() and status in (404, 503):
-        pages = {media: {"schema": body} for media, body in HTML.items()}
-        if operation.response == HTML:
-            return {"description": _ERRORS[status], "content": pages}
+    if operation.response == HTML and status in (404, 503):
+        return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
     schema_of_path = _error_schema(path)
     form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
     schema = _reference(_PATH_ERROR if status == 400 and "{" in path else form)
-    error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}, **pages}}
+    error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return error

@@ -4,28 +4,37 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.parse import parse_qs
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_text, to_log_columns
 from mlflow_deploy_plugin.server.http.openapi import document, examples
-from mlflow_deploy_plugin.server.http.openapi.document import describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
-from mlflow_deploy_plugin.server.http.pages.requests_page import requests_values
 from mlflow_deploy_plugin.server.http.responses import RawResponse
+from mlflow_deploy_plugin.server.http.views import check_same_site
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
+from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequest
+from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.spool.reader import read_last_batches
+from mlflow_deploy_plugin.statedir.files import SPOOL
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
@@ -51,6 +60,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
+"""Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
+_TAIL_BYTES = 1024 * 1024
+"""The number of bytes that are read from the end of a segment. Earlier requests are shown without values."""
 _read_file = cache(Path.read_bytes)
 
 
@@ -65,8 +78,7 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
 
-def _try_values(server: Server, request: RawRequest, endpoint: str | None) -> dict[str, Any]:
-    subject = describe_endpoint(server, endpoint)
+def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories})
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
@@ -80,19 +92,17 @@ def _try_values(server: Server, request: RawRequest, endpoint: str | None) -> di
         if schema.columns
         else _json_text(examples.invocations_example(schema, example))
     )
-    return {"subject": subject, "fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
+    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
-def _docs_values(server: Server, request: RawRequest, endpoint: str | None) -> dict[str, Any]:
+def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     """Return the routes, the fields and an example of the endpoint."""
-    subject = describe_endpoint(server, endpoint)
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
     schema, example, base = subject.schema, subject.example, f"{scheme}://{host}"
     path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
     return {
-        "subject": subject,
         "fields": form_fields(schema, example),
         "why_no_fields": subject.artifact.undescribed,
         "outputs": subject.artifact.outputs,
@@ -103,26 +113,29 @@ def _docs_values(server: Server, request: RawRequest, endpoint: str | None) -> d
 
 def _page(
     template: str,
-    values: Callable[[Server, RawRequest, str | None], dict[str, Any]],
+    values: Callable[[Server, RawRequest, DescribedEndpoint], dict[str, Any]],
     server: Server,
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
     """Return the page of an endpoint (None: the default endpoint), or a notice with the reason why it has no page.
 
-    The `subject` of the values has the name of an endpoint; None for a page about the server. The notice of the default
-    endpoint has the status 200, because the server is alive.
+    The notice of the default endpoint has the status 200, because the server is alive.
     """
-    status = 200
+    status, subject, template_values = 200, None, {}
     try:
-        template_values = values(server, request, endpoint)
+        subject = describe_endpoint(server, endpoint)
+        template_values = values(server, request, subject)
     except (NotReady, NotFound) as error:
         status, template = 200 if endpoint is None else error.http_status, "notice.html"
-        template_values = {"subject": None, "message": error.message, "is_starting": status != 404}
+        template_values = {"message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
     html = _TEMPLATES.get_template(template).render(
         onnxserve_version=__version__,
+        subject=subject,
+        artifact=subject.artifact if subject else None,
+        variants=subject.served.answering if subject else (),
         endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
         **template_values,
     )
@@ -130,11 +143,79 @@ def _page(
 
 
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the last requests as a page, or as JSON for a client that does not accept text."""
-    if "text/" in request.headers.get("accept", "text/html"):
-        return _page("requests.html", requests_values, server, request, endpoint)
-    document = {name: value for name, value in requests_values(server, request, endpoint).items() if name != "subject"}
-    return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
+    """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
+
+    Values, predictions and the messages of failed predictions are read from the spool. The page therefore shows only
+    data that `capture` permits. If strangers may see the page, it shows neither these data nor paths nor ids. `?status`
+    is a status, or a class such as 4xx. Raises the errors of `Repository.find`.
+    """
+    if endpoint is not None:
+        server.repository.find(endpoint)
+    shows_values = server.auth.is_required
+    with suppress(OnnxserveError):
+        check_same_site(request, server.spec)
+        shows_values = shows_values or not server.spec.insecure
+    status = parse_qs(request.query).get("status", [""])[-1]
+    recent = [row for row in server.recent.read() if endpoint in (None, row[0][1])]
+    newest = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))][:_MOST_REQUESTS]
+    captured = _captured_values(server, {row[4].encode() for row in newest}) if shows_values else {}
+    rows = [_request_row(row, captured.get(row[4].encode(), {}), shows_values) for row in newest]
+    document = {"requests": rows, "shows_values": shows_values, "status": status}
+    if "text/" not in request.headers.get("accept", "text/html"):
+        return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
+    subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
+    html = template.render(onnxserve_version=__version__, subject=subject, **document)
+    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+
+
+def _request_row(recent: RecentRequest, values: Mapping[str, str | None], shows_values: bool) -> dict[str, Any]:
+    """Return a request as JSON; `values` are those of `_captured_values`."""
+    (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
+    outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
+    return {
+        "time": datetime.fromtimestamp(arrived / 1e6, UTC).isoformat(timespec="milliseconds"),
+        "status": status,
+        "milliseconds": round(seconds * 1000, 3),
+        "endpoint": endpoint,
+        "variant": variant,
+        "version": version,
+        "protocol": protocol if shows_values else protocol.partition(" ")[0],
+        "rows": rows or None,
+        "prediction_id": prediction_id if shows_values and (values or not code) else "",
+        "error_code": code,
+        "message": (message or values.get("_message") or "") if shows_values else "",
+        "values": {} if code else {name: text for name, text in values.items() if name not in outputs},
+        "predictions": outputs,
+    }
+
+
+def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, str | None]]:
+    """Return the first rows of the captured requests with these prediction ids, as short texts by column of the log."""
+    captured = {}
+    # A worker writes two segments at a time: the second is for its shadows.
+    for segment in segments(server.repository.state_dir / SPOOL)[-2 * server.spec.workers :]:
+        with suppress(FileNotFoundError):  # The agent may have removed the segment.
+            for batch in read_last_batches(segment, _TAIL_BYTES):
+                content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
+                columns, model = batch.outputs, batch.model
+                if not batch.is_failed:
+                    columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
+                for index, (begin, end) in enumerate(pairwise(bounds)):
+                    if content[begin:end] in ids and not batch.is_shadow:
+                        first = ((name, array[index * batch.rows]) for name, array in columns.items())
+                        captured[content[begin:end]] = {
+                            name: _short(value) for name, value in islice(first, _MOST_COLUMNS)
+                        }
+    return captured
+
+
+def _short(value: object) -> str | None:
+    """Return a value, or the first numbers of a tensor, as a short text; None for a missing value."""
+    text = as_text(value)
+    if isinstance(value, np.ndarray):
+        text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
+        text += ", …" if value.size > _MOST_NUMBERS else ""
+    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
