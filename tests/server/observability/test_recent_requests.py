@@ -1,4 +1,4 @@
-"""What the workers of a server remember of their last requests, and how they share it."""
+"""Workers remember their last requests, and share them in files."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -33,7 +33,7 @@ def statuses(requests: list[RecentRequest]) -> list[int]:
 
 
 def test_requests_are_read_with_the_newest_first(worker: RecentRequests) -> None:
-    worker.ring(ANSWERED).append((ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""))  # as a plan remembers a request
+    worker.ring(ANSWERED).append((ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""))  # A plan appends directly.
     worker.add(FAILED, 0.25, 0, "p2", SchemaMismatch("column 'a', row 0: 'far'"))
     newest, oldest = worker.read()
     assert (newest[0], newest[2], newest[4]) == (FAILED, 0.25, "p2")

@@ -169,7 +169,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
 
 
 def _request_row(recent: RecentRequest, values: Mapping[str, str | None], shows_values: bool) -> dict[str, Any]:
-    """Return a request as JSON; `values` are those of `_captured_values`."""
+    """Return a request as JSON; `values` is its first row from `_captured_values`, or empty."""
     (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
     outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
     return {

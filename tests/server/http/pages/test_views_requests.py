@@ -1,4 +1,4 @@
-"""The page Requests: what it shows of the last requests, and what it withholds."""
+"""The page Requests shows the last requests, and withholds values from strangers."""
 
 import json
 import os
