@@ -316,9 +316,9 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
     wait_until_shared(two_workers, 2, "hostile")
     complaints: list[str] = []
     with chromium() as browser:
-        page = browser.new_page()
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        page.on("console", lambda message: complaints.append(message.text))
+        page: Any = browser.new_page()
+        for event in ("console", "dialog", "pageerror"):
+            page.on(event, lambda reported: complaints.append(str(reported)))
         page.goto(f"{two_workers.url}/endpoints/hostile")
         page.get_by_role("link", name="Requests").click()
         page.wait_for_url("**/endpoints/hostile/requests")
