@@ -63,7 +63,9 @@ HEADERS = {
 _MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
 """Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
 _TAIL_BYTES = 1024 * 1024
-"""The number of bytes that are read from the end of a segment. Earlier requests are shown without values."""
+"""The number of bytes that are decoded at the end of a segment. Earlier requests are shown without values."""
+_MOST_SEGMENTS = 16
+"""The number of segments that are read, newest first, so that a server of many workers does not read its whole spool."""
 _read_file = cache(Path.read_bytes)
 
 
@@ -193,15 +195,18 @@ def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, s
     """Return the first rows of the captured requests with these prediction ids, as short texts by column of the log."""
     captured = {}
     # A worker writes two segments at a time: the second is for its shadows.
-    for segment in segments(server.repository.state_dir / SPOOL)[-2 * server.spec.workers :]:
-        with suppress(FileNotFoundError):  # The agent may have removed the segment.
+    most_segments = min(2 * server.spec.workers, _MOST_SEGMENTS)
+    for segment in segments(server.repository.state_dir / SPOOL)[-most_segments:]:
+        with suppress(OSError):  # The agent may have removed the segment.
             for batch in read_last_batches(segment, _TAIL_BYTES):
+                if batch.is_shadow or not batch.rows:
+                    continue
                 content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
                 columns, model = batch.outputs, batch.model
                 if not batch.is_failed:
                     columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
                 for index, (begin, end) in enumerate(pairwise(bounds)):
-                    if content[begin:end] in ids and not batch.is_shadow:
+                    if content[begin:end] in ids:
                         first = ((name, array[index * batch.rows]) for name, array in columns.items())
                         captured[content[begin:end]] = {
                             name: _short(value) for name, value in islice(first, _MOST_COLUMNS)

@@ -19,8 +19,10 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.spool.frames import MAGIC
+from mlflow_deploy_plugin.spool.writer import MAX_SEGMENT_BYTES
 from mlflow_deploy_plugin.statedir import KeyEntry
-from mlflow_deploy_plugin.statedir.files import METRICS, read_workers
+from mlflow_deploy_plugin.statedir.files import METRICS, SPOOL, read_workers
 from tests.support import page_models
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.handling import JSON, ask, ask_wsgi, handle
@@ -152,6 +154,42 @@ def test_requests_that_are_not_sampled_are_shown_without_values(serve_here: Serv
     assert (answered["status"], answered["values"], answered["predictions"]) == (200, {}, {})
     assert (failed["status"], failed["error_code"], failed["message"]) == (400, "BAD_REQUEST", "")
     assert "onnxserve replay" not in page(server)
+
+
+def test_a_prediction_without_rows_does_not_hide_other_requests(serve_here: Serve, tmp_path: Path) -> None:
+    server = serve_here({"digits": {"v": variant(page_models.digits_model(tmp_path / "digits"))}})
+    for rows in (0, 1):
+        entry = {"name": "image", "shape": [rows, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64 * rows}
+        assert ask(server, "/v2/models/digits/infer", body=json.dumps({"inputs": [entry]}).encode()).status == 200
+    filled, empty = shown(server)
+    assert (list(filled["values"]), empty["values"], empty["rows"]) == (["image"], {}, None)
+
+
+def test_a_damaged_spool_costs_only_the_values(serve_here: Serve, flights: dict[str, Any]) -> None:
+    server = serve_here(flights)
+    spool = server.repository.state_dir / SPOOL
+    handle(server, flight())
+    (segment,) = spool.glob("*.seg")
+    (spool / "folder.seg").mkdir()  # It cannot be read, like a segment without permission.
+    os.utime(spool / "folder.seg", (0, 0))
+    assert shown(server)[0]["values"]["carrier"] == "AA"
+    content = segment.read_bytes()
+    for damaged in (b"", b"OXS4", os.urandom(100), content[:-1], content[5:], bytes(len(content)), MAGIC * 1000):
+        segment.write_bytes(damaged)
+        assert [(row["status"], row["values"]) for row in shown(server)] == [(200, {})]
+
+
+def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(serve_here: Serve, flights: dict[str, Any]) -> None:
+    server = serve_here(flights, {"workers": 64})
+    spool = server.repository.state_dir / SPOOL
+    spool.mkdir(exist_ok=True)
+    for number in range(60):
+        with (spool / f"{number}.seg").open("wb") as file:
+            file.truncate(MAX_SEGMENT_BYTES)
+    handle(server, flight())
+    began = time.process_time()
+    assert shown(server)[0]["values"]["carrier"] == "AA"
+    assert time.process_time() - began < 1
 
 
 def test_long_values_and_tensors_are_cut(serve_here: Serve, model_folders: dict[str, Path], tmp_path: Path) -> None:
