@@ -164,11 +164,11 @@ class DataPlane:
         seconds: float,
         event_time: int | None = None,
     ) -> None:
-        """Capture a failed request with its request id and its prediction id. The sampling is the same as for all
-        requests, so that error rates are correct.
+        """Capture a failed request. The sampling is the same as for all requests, so that error rates are correct.
 
-        If `capture` drops or masks columns, the message is not captured, because it may quote a value. Columns outside
-        the signature are not captured either, because the header of a CSV body may be a row.
+        `ids` are the request id and the prediction id. If `capture` drops or masks columns, the message is not
+        captured, because it may quote a value. Columns outside the signature are not captured either, because the
+        header of a CSV body may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():

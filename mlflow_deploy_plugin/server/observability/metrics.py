@@ -135,7 +135,6 @@ class Metrics:
     """The metrics of this worker, and the page with the sum over all workers. All methods are thread-safe.
 
     The folder with the files of all workers is created if it is missing; a link is resolved in the constructor.
-    `number` is the number of this worker's files, which a worker that replaces it continues.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,7 @@
 """The last requests of all workers, for the page Requests.
 
-A worker remembers its last requests per endpoint and status, so that a flood of one status does not hide other
-requests. Once per second, it writes them to a file next to its metrics, which the other workers read. The files contain
-no values of requests: the page reads the captured values from the spool.
+A worker remembers its last requests per endpoint and status, and writes them once per second to a file next to its
+metrics, which the other workers read. The files contain no values: the page reads captured values from the spool.
 """
 
 import threading
@@ -22,9 +21,8 @@ from mlflow_deploy_plugin.server.messages import without_keys
 from mlflow_deploy_plugin.statedir.files import write_atomically
 
 _WRITE_SECONDS = 1.0
-_MOST_REMEMBERED, _MOST_WRITTEN = 50, 1000
-"""The maximum number of requests per endpoint and status in memory, and per worker in its file."""
-_MESSAGE_CHARACTERS = 200
+_MOST_REMEMBERED, _MOST_WRITTEN, _MOST_CHARACTERS = 50, 1000, 200
+"""Limits: requests per endpoint and status in memory, requests per worker in its file, characters per message."""
 
 Origin = tuple[int, str, str, str, str]
 """Status, endpoint, variant, version, and protocol; the method and path of a request that is not a prediction."""
@@ -34,10 +32,7 @@ requests of a plan share an origin, because creating a longer tuple takes more t
 
 
 class RecentRequests:
-    """The last requests of this worker and of the other workers, whose files are in `folder`. Thread-safe.
-
-    A worker that replaces a dead worker has its `number`, and continues its file.
-    """
+    """The last requests of this worker, which continues the file `number` in `folder`, and of other workers' files."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._path = folder / f"requests_{number}.json"
@@ -62,7 +57,7 @@ class RecentRequests:
 
     def add(self, origin: Origin, seconds: float, rows: int, prediction_id: str, error: OnnxserveError | None) -> None:
         """Remember a request that took `seconds` until now. With a variant, a message may quote values: omit it."""
-        message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS) if error and not origin[2] else ""
+        message = one_line(without_keys(error.message), _MOST_CHARACTERS) if error and not origin[2] else ""
         arrived, code = int((time.time() - seconds) * 1e6), error.error_code if error else ""
         self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
 

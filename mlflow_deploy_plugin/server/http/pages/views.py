@@ -62,10 +62,8 @@ HEADERS = {
 }
 _MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
 """Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
-_TAIL_BYTES = 1024 * 1024
-"""The number of bytes that are decoded at the end of a segment. Earlier requests are shown without values."""
-_MOST_SEGMENTS = 16
-"""The number of segments that are read, newest first, so that a server of many workers does not read its whole spool."""
+_MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
+"""The page reads the newest segments, and decodes only their ends. Earlier requests are shown without values."""
 _read_file = cache(Path.read_bytes)
 
 
@@ -147,9 +145,9 @@ def _page(
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
     """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
 
-    Values, predictions and the messages of failed predictions are read from the spool. The page therefore shows only
-    data that `capture` permits. If strangers may see the page, it shows neither these data nor paths nor ids. `?status`
-    is a status, or a class such as 4xx. Raises the errors of `Repository.find`.
+    Values, predictions and messages of failed predictions are read from the spool, which has only data that `capture`
+    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. Raises
+    the errors of `Repository.find`.
     """
     if endpoint is not None:
         server.repository.find(endpoint)
@@ -195,8 +193,7 @@ def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, s
     """Return the first rows of the captured requests with these prediction ids, as short texts by column of the log."""
     captured = {}
     # A worker writes two segments at a time: the second is for its shadows.
-    most_segments = min(2 * server.spec.workers, _MOST_SEGMENTS)
-    for segment in segments(server.repository.state_dir / SPOOL)[-most_segments:]:
+    for segment in segments(server.repository.state_dir / SPOOL)[-min(2 * server.spec.workers, _MOST_SEGMENTS) :]:
         with suppress(OSError):  # The agent may have removed the segment.
             for batch in read_last_batches(segment, _TAIL_BYTES):
                 if batch.is_shadow or not batch.rows:
@@ -207,9 +204,9 @@ def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, s
                     columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
                 for index, (begin, end) in enumerate(pairwise(bounds)):
                     if content[begin:end] in ids:
-                        first = ((name, array[index * batch.rows]) for name, array in columns.items())
+                        first = islice(columns.items(), _MOST_COLUMNS)
                         captured[content[begin:end]] = {
-                            name: _short(value) for name, value in islice(first, _MOST_COLUMNS)
+                            name: _short(array[index * batch.rows]) for name, array in first
                         }
     return captured
 
