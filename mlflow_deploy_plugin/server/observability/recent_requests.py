@@ -45,6 +45,7 @@ class RecentRequests:
 
     def close(self) -> None:
         self._stopping.set()
+        self.write()
 
     def follow(self, table: Iterable[str]) -> None:
         """Forget the requests of deleted endpoints, because a new endpoint of the same name may have other readers."""

@@ -83,6 +83,14 @@ def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_pa
         assert len(replacing.read()) == len(before)
 
 
+def test_a_worker_that_ends_writes_its_last_requests(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    with opened(tmp_path / "metrics") as ending:
+        ending.add(ANSWERED, 0.001, 1, "last", None)
+    with opened(tmp_path / "metrics", 1) as other:
+        assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["last"]
+
+
 def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(
     worker: RecentRequests, tmp_path: Path
 ) -> None:
