@@ -79,9 +79,7 @@ class WholeReferenceNull(null.WindowNull):
         sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
         earlier, later = (np.stack(side, axis=1) for side in sides)
         scales, worth = np.ones(earlier.shape[1:]), halves.judges
-        judge = NullDistribution(
-            self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length
-        )
+        judge = NullDistribution(self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length)
         tests = [judge.test(window, supported) for window in later]
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
