@@ -220,9 +220,8 @@ def collect_training_data(
         since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
     earlier = _labelled(log, plan, Window(since, window.start), withheld) if since < window.start else None
     if earlier is not None and plan.sample is not None:
-        numbers["rows"] = len(earlier)
-        earlier = select_rows(earlier, SampleSpec(**plan.sample), window.start)
-        numbers["selected"] = len(earlier)
+        available, earlier = len(earlier), select_rows(earlier, SampleSpec(**plan.sample), window.start)
+        numbers = {"rows": available, "selected": len(earlier)}
     if earlier is not None:
         try:
             learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
