@@ -31,6 +31,8 @@ def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, exa
     page.goto(url)
     page.wait_for_load_state("load")
     page.wait_for_timeout(1000)
+    if name == "requests":
+        page.locator("summary").first.click()
     if example:
         page.get_by_role("button", name="Predict").click()
         page.wait_for_timeout(1000)
@@ -105,6 +107,8 @@ def main() -> None:
             take(page, (ROOT / ".demo" / "reports" / "summer.html").as_uri(), "report", 1000)
         with at_work(asked.console, asked.server, asked.rollout_to):
             take_console(browser, asked.console)
+            if not asked.only_console:
+                take(page, f"{asked.server}/requests", "requests", 900)
         browser.close()
 
 

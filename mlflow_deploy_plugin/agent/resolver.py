@@ -12,16 +12,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
-from mlflow_deploy_plugin.errors import (
-    InvalidArtifact,
-    InvalidConfig,
-    ModelError,
-    NotFound,
-    OnnxserveError,
-    RegistryRefused,
-    RegistryUnavailable,
-)
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.registry.change_feed import Selected
@@ -87,11 +79,11 @@ class PyfuncPolicy:
             return
         what = "the version has no ONNX form, so serving it would run its own code"
         if model_uri in self.named:
-            raise InvalidArtifact(
+            raise errors.InvalidArtifact(
                 f"{what}; for a stage, an alias or a tag, set -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
                 "(or --flavor python_function in `mlflow deployments create` and `update`)"
             )
-        raise InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
+        raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
 
 @dataclass
@@ -182,11 +174,11 @@ class VersionResolver:
     def _resolve(self, uri: str) -> Resolution:
         try:
             return self.registry.resolve(uri)
-        except OnnxserveError as error:
+        except errors.OnnxserveError as error:
             return error
         except Exception as error:  # noqa: BLE001 - any error of the poll is logged, and the version is kept
             _log.exception("the poll of %s failed", uri)
-            return RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
+            return errors.RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
 
     def _finish_polls(self) -> None:
         for ref, model in self.models.items():
@@ -207,10 +199,10 @@ class VersionResolver:
                     model.next_poll = NEVER
             else:
                 model.error = resolution
-                if isinstance(resolution, NotFound):
-                    model.error = NotFound(f"{ref.uri}: {resolution.message}")
+                if isinstance(resolution, errors.NotFound):
+                    model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
                 # A missing, malformed or forbidden version may be corrected at any time, so poll at the normal rate.
-                if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
+                if not isinstance(resolution, errors.NotFound | errors.InvalidConfig | errors.RegistryRefused):
                     model.poll_failures += 1
                     model.next_poll = now + self.polling.pause(model.poll_failures)
             if is_wanted_again:
@@ -245,26 +237,26 @@ class VersionResolver:
             fetch.received, fetch.moved_at, model.rejection = received, now, None
         elif now - fetch.moved_at >= _STALL_SECONDS:
             reason = f"the download stalls: {received:,} bytes of its files have arrived, and none in ten minutes"
-            model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=RegistryUnavailable)
+            model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=errors.RegistryUnavailable)
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
         try:
             return self.registry.fetch(target)
-        except OnnxserveError:
+        except errors.OnnxserveError:
             raise
         except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
             _log.exception("fetching %s failed", target.source)
-            raise OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
+            raise errors.OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
 
     def _take_fetched(
         self, ref: ModelRef, model: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
     ) -> None:
         try:
             fetched = fetch.result()
-        except ModelError as error:
+        except errors.ModelError as error:
             model.rejection = _rejection(target, "artifact", error.message)
             return
-        except OnnxserveError as error:
+        except errors.OnnxserveError as error:
             model.fetch_failures += 1
             retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
@@ -280,7 +272,7 @@ class VersionResolver:
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)
-        except ModelError as error:
+        except errors.ModelError as error:
             model.rejection = _rejection(target, "consent", error.message)
             return
         if model.version is not None and model.version.folder != fetched.folder:
@@ -311,6 +303,6 @@ def _rejection(
     cause: RejectionCause,
     reason: str,
     retry_at: float = NEVER,
-    error_class: type[OnnxserveError] = ModelError,
+    error_class: type[errors.OnnxserveError] = errors.ModelError,
 ) -> Rejection:
     return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, error_class)

@@ -12,15 +12,7 @@ from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled, RegistryUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.registry.connection import (
-    harden_mlflow_client,
-    ignore_warnings,
-    no_request_timeout,
-    redact_credentials,
-    registry_client,
-    registry_errors,
-    store_failure,
-)
+from mlflow_deploy_plugin.registry import connection
 from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META, parse_model_uri
 
 if TYPE_CHECKING:
@@ -52,7 +44,7 @@ def download(source: str, destination: Path) -> Path:
     location = _location(source)
     folder = _local_folder(location)
     if not folder:
-        copied = fetch(location, destination, f"the files of {redact_credentials(source)}")
+        copied = fetch(location, destination, f"the files of {connection.redact_credentials(source)}")
     elif not folder.is_dir():
         raise NotFound(f"the folder {folder} of the model's files does not exist")
     else:
@@ -89,8 +81,8 @@ def fetch_mlmodel(source: str) -> "Model":
     """
     from mlflow.models import Model  # The import takes a second, and few commands need it.
 
-    location, what = _location(source), f"the model {redact_credentials(source)}"
-    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, registry_errors(what):
+    location, what = _location(source), f"the model {connection.redact_credentials(source)}"
+    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, connection.registry_errors(what):
         return Model.load(str(_local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what)))
 
 
@@ -98,11 +90,13 @@ def _location(source: str) -> str:
     """Return the path or the download address of the files at `source` (of a `ResolvedModel`)."""
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
-        with registry_errors(f"model {reference.name} version {reference.selector}"):
-            location = str(registry_client().get_model_version_download_uri(reference.name, reference.selector))
+        with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
+            location = str(
+                connection.registry_client().get_model_version_download_uri(reference.name, reference.selector)
+            )
     elif reference.kind == "logged_model":
-        with registry_errors(f"logged model {reference.name}"):
-            location = str(registry_client().get_logged_model(reference.name).artifact_location)
+        with connection.registry_errors(f"logged model {reference.name}"):
+            location = str(connection.registry_client().get_logged_model(reference.name).artifact_location)
     return location
 
 
@@ -130,7 +124,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
-    scheme, host = urlparse(location).scheme, urlparse(redact_credentials(location)).netloc
+    scheme, host = urlparse(location).scheme, urlparse(connection.redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
@@ -138,11 +132,13 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         raise InvalidConfig(f"{what}: MLflow has no artifact store for {scheme}:…{hint}")
     # MLflow's client would follow `..` out of the folder of a run on this machine.
     if scheme != "file" and ".." in unquote(location).split("/"):
-        raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; remove it")
-    harden_mlflow_client()
+        raise InvalidConfig(
+            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
+        )
+    connection.harden_mlflow_client()
     try:
-        with warnings.catch_warnings(), no_request_timeout:
-            ignore_warnings()
+        with warnings.catch_warnings(), connection.no_request_timeout:
+            connection.ignore_warnings()
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
     except InvalidConfig as error:
         raise InvalidConfig(f"{what}: {error.message}") from None
@@ -152,7 +148,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
             f"{what} need a package that is not installed ({error.name}): pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
-        raise store_failure(what, store, error) from None
+        raise connection.store_failure(what, store, error) from None
 
 
 @dataclass(frozen=True)

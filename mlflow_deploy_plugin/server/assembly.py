@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.server.models.loading import MemoryLimit, WarmVersion,
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
@@ -87,6 +88,8 @@ def open_server(state_dir: Path) -> Server:
 
     repository = Repository(state_dir, load)
     repository.add_listener(metrics.set_served_versions)
+    recent = RecentRequests(metrics.folder, metrics.number)
+    repository.add_listener(recent.follow)
     settings, count = load_settings(), metrics.count_redis_failure
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
     has_rates = spec.rate_limit is not None or spec.takes_keys  # Any API key may have its own limit.
@@ -103,6 +106,7 @@ def open_server(state_dir: Path) -> Server:
         spec=spec,
         explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
         auth=Authenticator(state_dir, spec, metrics.count_key),
+        recent=recent,
         tracer=open_tracer(),
         logs_requests=settings.log_requests,
         limits=RequestLimits(

@@ -19,7 +19,7 @@ import orjson
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import FeedbackFrame, Layout, decode_feedback, decode_layout
-from mlflow_deploy_plugin.spool.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
+from mlflow_deploy_plugin.spool.frames import FEEDBACK_KIND, FRAME, MAGIC, Frames, find_frames, payload_at
 
 _HEAD = np.dtype(
     [
@@ -136,6 +136,17 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
             malformed += _append_batch(batches, batch_of, group)
     batches.sort(key=lambda batch: int(batch.offsets[0]))
     return CapturedSegment(batches, feedback, start + frames.end, frames.lost_bytes, malformed)
+
+
+def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
+    """Return the requests in about the last `most_bytes` of a segment, oldest first. Raises as `read_batches`."""
+    content, start = segment.read_bytes(), 0
+    while len(content) - start > most_bytes:  # A caller's values may look like a frame: follow the frames' lengths.
+        following = start + FRAME.size + FRAME.unpack_from(content, start)[1]
+        if not content.startswith(MAGIC, following):
+            break  # The frame at `start` is the last complete frame.
+        start = following
+    return read_batches(segment, start).batches
 
 
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:

@@ -21,19 +21,13 @@ from flask import (
     stream_with_context,
 )
 
+from mlflow_deploy_plugin import settings
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
-from mlflow_deploy_plugin.settings import (
-    DEFAULT_WORKSPACE,
-    active_workspace,
-    load_settings,
-    workspace_environment,
-    workspace_query,
-)
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.ui import access, guard
@@ -77,7 +71,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = guard.AuditTrail()
     guard.install(app, trail)
-    access.add_sessions(app, load_settings().root_path / _FOLDER / "key")
+    access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)
     console = _Console(trail, access.static_prefix())
@@ -186,7 +180,7 @@ class _Console:
 
     @property
     def _jobs(self) -> Jobs:
-        return Jobs(load_settings().home_path / _FOLDER / "jobs")
+        return Jobs(settings.load_settings().home_path / _FOLDER / "jobs")
 
     def page(self) -> Response:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
@@ -197,7 +191,7 @@ class _Console:
         store = self._trail.store()
         if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
-        deployments = Deployments(store, load_settings(), lambda line: None)
+        deployments = Deployments(store, settings.load_settings(), lambda line: None)
         observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
         drawings = endpoint_pictures(observed, deployments, pages, _span(), only_traffic=only_traffic)
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
@@ -234,7 +228,7 @@ class _Console:
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(job, access.login().credentials() | workspace_environment())
+            job = self._jobs.start(job, access.login().credentials() | settings.workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
@@ -281,7 +275,7 @@ class _Console:
         who, only, model = access.caller(), request.args.get("endpoint", ""), request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            content = self._trail.store(), load_settings(), pages, only, model, _span()
+            content = self._trail.store(), settings.load_settings(), pages, only, model, _span()
             overview = build_overview(*content, request.args.get("beginning", ""))
         except OnnxserveError as failure:
             overview, error, status = None, error or failure.message, failure.http_status
@@ -296,13 +290,13 @@ class _Console:
             base=self._base,
             link=self._link,
             act=self._here(),
-            workspace=active_workspace() or DEFAULT_WORKSPACE,
+            workspace=settings.active_workspace() or settings.DEFAULT_WORKSPACE,
             workspaces=access.seen_workspaces(),
             only=only,
             model=model,
             span=_span(),
             spans=SPANS,
-            home=f"{self._prefix}/{workspace_query() and f'#/{workspace_query()}'}",
+            home=f"{self._prefix}/{settings.workspace_query() and f'#/{settings.workspace_query()}'}",
             pages=pages,
             onnxserve_version=__version__,
         )
@@ -310,7 +304,9 @@ class _Console:
 
     def _link(self, path: str = "", **query: str) -> str:
         """Return the URL of a console page in this workspace, without empty parameters."""
-        parameters = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
+        parameters = {
+            name: value for name, value in {**query, "workspace": settings.active_workspace()}.items() if value
+        }
         return f"{self._base}{path}{'?' if parameters else ''}{urlencode(parameters)}"
 
     def _here(self, job: str = "") -> str:
@@ -320,7 +316,7 @@ class _Console:
 
     def _servers(self) -> tuple[str, ...]:
         """Return the URLs of this MLflow server for a local process, which trusts the URLs; best URL first."""
-        if known := load_settings().mlflow_url:
+        if known := settings.load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
         if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.

@@ -31,17 +31,8 @@ from flask import Flask, Response, jsonify, make_response, request
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
-from mlflow_deploy_plugin.registry.tags import (
-    ERROR_TAG,
-    GATE_DIGEST_TAG,
-    GATE_POLICY_DIGEST_TAG,
-    GATE_POLICY_TAG,
-    GATE_REPORT_FILE,
-    GATE_TAG,
-    GateStatus,
-    gate_status_of,
-)
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
@@ -66,7 +57,7 @@ _RECORD_BYTES = 50_000_000
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
-_VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
+_VERDICT_TAGS = (tags.GATE_TAG, tags.GATE_POLICY_DIGEST_TAG, tags.GATE_DIGEST_TAG)
 
 
 class AuditTrail:
@@ -181,8 +172,8 @@ def _version_deletion(_: AuditTrail, message: "Message") -> RegistryChange | Non
 
 
 def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
-    policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
-    return RegistryChange("tag", message.name, "", "", policy, detail={"tag": GATE_POLICY_TAG})
+    policy = {tag.key: tag.value for tag in message.tags}.get(tags.GATE_POLICY_TAG, "")
+    return RegistryChange("tag", message.name, "", "", policy, detail={"tag": tags.GATE_POLICY_TAG})
 
 
 def _model(_: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -199,7 +190,7 @@ def _tag(_: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to set or delete a tag, so that the trail records manual changes of a verdict or a policy."""
     is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
     deletable = (ROLLED_BACK_TAG,) if is_deleted else ()
-    if message.key not in ((*_VERDICT_TAGS, *deletable) if is_of_version else (GATE_POLICY_TAG,)):
+    if message.key not in ((*_VERDICT_TAGS, *deletable) if is_of_version else (tags.GATE_POLICY_TAG,)):
         return None
     number = why = ""
     if is_of_version:
@@ -234,7 +225,7 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
         policy = policy_from_tags(model.name, model.tags)
         has_approvals = policy is not None and policy.approvals is not None
     except InvalidConfig:  # The policy is not valid, but may be meant to require approvals.
-        has_approvals = "approvals" in model.tags[GATE_POLICY_TAG]
+        has_approvals = "approvals" in model.tags[tags.GATE_POLICY_TAG]
     if not has_approvals or is_administrator():
         return ""
     return f"only an administrator may {change}, because the gate policy of {model.name} requires approvals"
@@ -242,7 +233,7 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
     """Return True for a prompt. A model with a policy is not a prompt, because any user can set the prompt tag."""
-    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
+    return bool(model._is_prompt()) and tags.GATE_POLICY_TAG not in model.tags
 
 
 def _read(message: str) -> "Message":
@@ -280,15 +271,15 @@ def _decide(
         return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
     if policy is None or not policy.gates(place):
         return accepted
-    status = gate_status_of(version.tags)
-    judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
+    status = tags.gate_status_of(version.tags)
+    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
-        status = GateStatus(False, "", "it passed a different policy from the model's current policy")
+        status = tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
     if status.passed:
         try:
             status = status.on_files(_digest_now(model.name, number))
         except NotFound as error:
-            status = GateStatus(False, "", error.message)
+            status = tags.GateStatus(False, "", error.message)
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
@@ -333,7 +324,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     registered, entry = registry().get_registered_model(model), registry().get_model_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
-        raise InvalidConfig(f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals")
+        raise InvalidConfig(f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no approvals")
     return policy, subject_of(entry, place, _digest_now(model, str(entry.version)), policy)
 
 
@@ -346,7 +337,7 @@ def report_digest(run_id: str) -> str:
 
     with _reading(f"the gate report of run {run_id}"):
         store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
-        return _sha256(store, f"{root}/{GATE_REPORT_FILE}".lstrip("/"))
+        return _sha256(store, f"{root}/{tags.GATE_REPORT_FILE}".lstrip("/"))
 
 
 class OwnStores:
@@ -473,7 +464,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
             version = response.get_json()["model_version"]
             trail.notify_agents(version["name"])
             for tag in version.get("tags", ()):
-                if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
+                if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (tags.ERROR_TAG, ROLLED_BACK_TAG):
                     registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
             _record_authors(trail, version)
         return response

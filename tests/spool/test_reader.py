@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.runtime import Column, Input, Schema
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.spool.reader import Utf8Array, read_batches
+from mlflow_deploy_plugin.spool.reader import CapturedBatch, Utf8Array, read_batches, read_last_batches
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.spool import read_segment
 
@@ -192,3 +192,24 @@ def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
     monkeypatch.setattr(Path, "open", lambda path, mode: _TakenBackMeanwhile(content))
     captured = read_batches(segment)
     assert ([len(batch.offsets) for batch in captured.batches], captured.lost_bytes) == ([3], 0)
+
+
+def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
+    return [prediction_id for batch in batches for prediction_id in strings(batch.prediction_ids)]
+
+
+def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    write(writer, 0, {**REQUEST, "id": "r"})
+    (segment,) = segments(tmp_path)
+    frames = segment.read_bytes()
+    sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
+    for number in (1, 2):
+        writer.write(RequestRecord("e", "v", "r", f"p{number}", 1, 1), MODELS[0], {"d": sent}, {}, 100)
+    assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == ["p0"]
+    assert prediction_ids(read_last_batches(segment, segment.stat().st_size)) == ["p0", "p1", "p2"]
+    for most_bytes in (0, sent.nbytes // 2, sent.nbytes):
+        assert prediction_ids(read_last_batches(segment, most_bytes)) == ["p2"]
+    with segment.open("ab") as file:
+        file.write(frames[:20])  # The worker has died while it wrote.
+    assert prediction_ids(read_last_batches(segment, sent.nbytes + 150)) == ["p2"]

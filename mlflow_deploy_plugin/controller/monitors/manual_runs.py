@@ -16,17 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.monitors import evaluation
+from mlflow_deploy_plugin.controller.monitors import evaluation, window_runner
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.controller.monitors.window_runner import (
-    Idle,
-    WindowRunner,
-    as_judged,
-    unsaved_window,
-    window_summary,
-)
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
@@ -150,10 +143,10 @@ def run_window(
 
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     if monitor.tried:
-        unsaved = unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
+        unsaved = window_runner.unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
         notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
         request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
-        return as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
+        return window_runner.as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
     taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
     if taken.state != "judged":
         raise OnnxserveError(taken.reason)
@@ -205,18 +198,18 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which lists the due windows")
     stored.spec.monitor(monitor.name)
-    runner = WindowRunner(deployments, Evaluator(judge_and_log), say)
+    runner = window_runner.WindowRunner(deployments, Evaluator(judge_and_log), say)
     while True:
         with _hold_lease(deployments, monitor) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
-            if taken is Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
+            if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
                 continue
-        if taken is Idle.NOTHING_DUE and not runner.monitors.state(monitor.endpoint, monitor.name).paused:
+        if taken is window_runner.Idle.NOTHING_DUE and not runner.monitors.state(monitor.endpoint, monitor.name).paused:
             pending = runner.monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)
             for waiting in pending[:1]:
-                say(window_summary(waiting))
+                say(window_runner.window_summary(waiting))
                 yield waiting
-        if taken is None or isinstance(taken, Idle):
+        if taken is None or isinstance(taken, window_runner.Idle):
             return
         yield taken
         if taken.state == "pending":
@@ -237,7 +230,7 @@ def _judge_by_hand(
     deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
 ) -> MonitorWindow:
     """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
-    runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
+    runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with _hold_lease(deployments, monitor) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)
@@ -279,14 +272,14 @@ def run_files(
         start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
         unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
-    unsaved = unsaved_window(name, DEFAULT_MONITOR, window, now)
+    unsaved = window_runner.unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         alone = settings.model_copy(update={"log_uri": folder})
         _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
         request = evaluation.window_request(unsaved, monitor.spec, alone, None, notes)
         result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
-    return as_judged(unsaved, result, notes), result
+    return window_runner.as_judged(unsaved, result, notes), result
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:

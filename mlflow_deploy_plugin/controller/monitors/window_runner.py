@@ -12,14 +12,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from itertools import takewhile
 
-from mlflow_deploy_plugin.controller.monitors import schedule
-from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    EvaluatedWindow,
-    Evaluator,
-    endpoint_log,
-    has_rows,
-    window_request,
-)
+from mlflow_deploy_plugin.controller.monitors import evaluation, schedule
 from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import Readiness
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
@@ -64,7 +57,7 @@ class WindowRunner:
     """
 
     deployments: Deployments
-    evaluator: Evaluator
+    evaluator: evaluation.Evaluator
     say: Callable[[str], None]
     by_hand: bool = False
     max_catch_up: int = schedule.MAX_CATCH_UP
@@ -172,18 +165,20 @@ class WindowRunner:
 
     def _judge(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
         endpoint = self.deployments.store.endpoint(window.endpoint)
-        log = endpoint_log(self.deployments.settings, endpoint)
+        log = evaluation.endpoint_log(self.deployments.settings, endpoint)
         (digest,) = files_digests(log, [window], spec)
-        if not digest or not has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
+        if not digest or not evaluation.has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
             judged = replace(window, state="judged", not_before=None, log_digest=digest)
             return replace(judged, verdict="not judged", reason=reason)
-        result = self.evaluator.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
+        result = self.evaluator.judge(
+            evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
+        )
         if not self.by_hand:
             self._report(window, spec, result)
         return as_judged(replace(window, log_digest=digest), result, notes)
 
-    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: EvaluatedWindow) -> None:
+    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: evaluation.EvaluatedWindow) -> None:
         """Send alerts and start retrainings if this is the monitor's newest window."""
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
@@ -246,7 +241,7 @@ def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
-def as_judged(window: MonitorWindow, result: EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
+def as_judged(window: MonitorWindow, result: evaluation.EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
     judgement = result.result
     return replace(
         window,

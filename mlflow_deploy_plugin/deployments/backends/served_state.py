@@ -19,20 +19,7 @@ from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
 from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, reachable_url
-from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState
-from mlflow_deploy_plugin.statedir.files import (
-    AGENT,
-    LOOK,
-    SERVER,
-    SERVER_LOCK,
-    SPEC,
-    WANTED,
-    is_locked,
-    locked,
-    read_state,
-    read_workers,
-    write_atomically,
-)
+from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState, files
 
 STARTING = "the server is being started"
 STOPPED = "stopped"
@@ -93,14 +80,14 @@ class MachineBackend:
             raise NotReady(f"the server of {name!r} is on another machine")
         written = self.settings.deployments_path / _PLACE
         if not written.exists():
-            with locked(written.with_name(f"{_PLACE}.lock")):
+            with files.locked(written.with_name(f"{_PLACE}.lock")):
                 if not written.exists():
-                    write_atomically(written, uuid.uuid4().hex.encode())
+                    files.write_atomically(written, uuid.uuid4().hex.encode())
         return written.read_text()
 
     def poll_registry(self, name: str) -> None:
         with suppress(OSError):  # The agent also polls on a schedule.
-            (self.settings.state_dir(name) / LOOK).touch()
+            (self.settings.state_dir(name) / files.LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         return nullcontext(server_url(spec.server))
@@ -112,7 +99,7 @@ class MachineBackend:
     def observe_absent(self, name: str, gone: str, log: str) -> Observation:
         """Return the observation of an endpoint whose server is not running. `gone` is the reason."""
         folder = self.settings.state_dir(name)
-        is_starting = is_locked(lock_path(name, self.settings)) or is_locked(folder / SERVER_LOCK)
+        is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(folder / files.SERVER_LOCK)
         if is_starting:  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
         if (folder / STOPPED).exists():
@@ -160,7 +147,7 @@ class MachineBackend:
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return applied.pending
-            server, url = read_state(folder / SERVER, ServerState), server_url(spec.server)
+            server, url = files.read_state(folder / files.SERVER, ServerState), server_url(spec.server)
             if server is None or server.phase != "serving":
                 return "waiting for the workers to answer"
             try:
@@ -188,7 +175,7 @@ def _server_state(
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
     try:
-        (spec,) = load_specs((state_dir / SPEC).read_text())
+        (spec,) = load_specs((state_dir / files.SPEC).read_text())
     except (OSError, OnnxserveError):
         return None
     return spec
@@ -200,8 +187,9 @@ def server_url(server: ServerSpec) -> str:
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
     """Read the state folder of a server, without its spec. Workers are omitted if `lives(process id)` is False."""
-    workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
-    agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
+    workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
+    agent = files.read_state(state_dir / files.AGENT, AgentState)
+    wanted = files.read_state(state_dir / files.WANTED, Wanted)
     return ServedState(None, agent, wanted or Wanted(), workers)
 
 

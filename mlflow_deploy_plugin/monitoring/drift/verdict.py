@@ -26,23 +26,10 @@ from typing import Literal
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.column_findings import (
-    describe_worst,
-    judge_columns,
-    judgeable_columns,
-    not_judged_findings,
-    schema_findings,
-    sort_findings,
-)
+from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
-    HoldOutAlarms,
-    NullDistribution,
-    NullKind,
-    needed_windows,
-    show_rate,
-)
+from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
     FEWEST_WINDOWS,
     MOST_WINDOWS,
@@ -69,7 +56,7 @@ from mlflow_deploy_plugin.statedir.files import FileCache
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
 _NOTHING_JUDGED = Refused("distributions are not judged")
-NULLS: Mapping[NullKind, type[Null]] = {
+NULLS: Mapping[distribution.NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
@@ -104,8 +91,8 @@ class DriftVerdict:
     findings: tuple[Finding, ...]
     figures: Mapping[str, float]
     notes: tuple[str, ...] = ()
-    null: NullKind | None = None
-    held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
+    null: distribution.NullKind | None = None
+    held_out: distribution.HoldOutAlarms | Refused = _NOTHING_JUDGED
 
 
 def judge_profile(
@@ -119,25 +106,25 @@ def judge_profile(
     """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
     `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
     `carrier=AA`, and all rows together share one false-alarm rate."""
-    schema = schema_findings(reference, window, spec.columns)
+    schema = column_findings.schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
     unjudged: list[Finding] = []
     for name, (own, part) in {"": (reference, window), **(segments or {})}.items():
-        columns, others = judgeable_columns(own, part, spec.columns, name)
+        columns, others = column_findings.judgeable_columns(own, part, spec.columns, name)
         compared = compared_rows(own, part.rows, spec)
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
-        unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
+        unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
         whole = [finding for finding in unjudged if not finding.segment]
-        whole += not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
+        whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
         return _unjudged(rows, null.reason, schema, whole)
     return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, [*schema, *unjudged])
 
@@ -147,10 +134,10 @@ def _unjudged(
 ) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
     alarms = [finding for finding in schema if finding.is_alarm]
-    findings = sort_findings([*schema, *others])
+    findings = column_findings.sort_findings([*schema, *others])
     if not alarms:
         return DriftVerdict("not judged", reason, findings, rows)
-    worst = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
+    worst = column_findings.describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
     reason = f"{worst}; distributions are not judged: {reason}"
     return DriftVerdict("drift", reason, findings, {**rows, "is_drift": 1.0})
 
@@ -158,23 +145,23 @@ def _unjudged(
 def _conclude(
     rows: Mapping[str, float],
     groups: Sequence[ColumnGroup],
-    null: NullDistribution,
+    null: distribution.NullDistribution,
     rate: float,
     start_us: int,
     others: Sequence[Finding],
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
     test = null.test(window, rate)
-    checked, column_figures = judge_columns(groups, null, window, test.scores, test.threshold)
-    findings = sort_findings([*others, *checked])
+    checked, column_figures = column_findings.judge_columns(groups, null, window, test.scores, test.threshold)
+    findings = column_findings.sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
-    is_fewer = null.independent_n < needed_windows(rate)
+    is_fewer = null.independent_n < distribution.needed_windows(rate)
     worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
     evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
     reason = "no column differs from the reference more than its own windows do"
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
-        reason = describe_worst(subjects, alarms[0].reason)
+        reason = column_findings.describe_worst(subjects, alarms[0].reason)
         if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
             evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
@@ -202,7 +189,7 @@ def _conclude(
     )
 
 
-def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
+def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
     """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     is_fewer = kind.is_of_steps or null.persistence > 1
@@ -216,7 +203,7 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
         window = pieces.grid.length_us // 1_000_000
         lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
         advice = f"; with reference rolling:{lag} a window is compared with a recent window"
-    if independent < needed_windows(rate):
+    if independent < distribution.needed_windows(rate):
         yield (
             f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
             f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
@@ -236,7 +223,7 @@ def _few(windows: float) -> str:
 
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
-) -> NullDistribution | Refused:
+) -> distribution.NullDistribution | Refused:
     """Return the distribution of the first null that supports the rate, from the cache if possible. The first group has
     all rows, the other groups are segments."""
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
@@ -263,14 +250,14 @@ def null_distribution(
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     """Return the first null of `_candidates` that supports the rate."""
-    needed = needed_windows(rate)
+    needed = distribution.needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
         if null.effective_n >= needed:
             return null
         supported.append(null.effective_n)
     most = int(max(supported))
-    smallest = show_rate(1 / (most + 1))
+    smallest = distribution.show_rate(1 / (most + 1))
     pieces = group.reference.pieces
     length = duration_text(pieces.grid.length_us // 1_000_000)
     if pieces.grid.lag_windows:
@@ -332,7 +319,7 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
     return digest.hexdigest()[:40]
 
 
-def _read(path: Path) -> NullDistribution | None:
+def _read(path: Path) -> distribution.NullDistribution | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
@@ -341,9 +328,9 @@ def _read(path: Path) -> NullDistribution | None:
             held_out = (
                 Refused(**stored_alarms)
                 if "reason" in stored_alarms
-                else HoldOutAlarms(**stored_alarms | {"columns": tuple(stored_alarms["columns"])})
+                else distribution.HoldOutAlarms(**stored_alarms | {"columns": tuple(stored_alarms["columns"])})
             )
-            return NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
+            return distribution.NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
@@ -392,7 +379,7 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     sizes = np.array([window.rows for window in pieces.windows])
     if pieces.grid.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
-        most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
+        most = max(math.ceil(_MOST_PAIRS * len(pairs)), distribution.needed_windows(spec.false_alarm_rate))
         used_pairs = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
         middle = int(pairs[-used_pairs]) if used_pairs else 0
     else:

@@ -16,21 +16,14 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
-from mlflow_deploy_plugin.monitoring.kinds.intervals import (
-    MetricInterval,
-    Sampling,
-    auc_interval,
-    bootstrap_counts_interval,
-    bootstrap_interval,
-    share_interval,
-)
+from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _LARGEST = 1e75  # A bootstrap's variance needs the fourth power of a value, which must be finite.
 MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
-Metrics = Mapping[str, "MetricInterval | Refused"]
+Metrics = Mapping[str, "intervals.MetricInterval | Refused"]
 """The metrics by name, or the reason why a metric is not available."""
 
 
@@ -62,13 +55,13 @@ class ClassPredictions:
 
 
 def classification_metrics(
-    truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: Sampling
+    truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: intervals.Sampling
 ) -> Metrics:
     """Return the metrics of N > 0 rows; `truth` is [N] int64, indices into `answers.classes`."""
     return {name: _classification_metric(name, truth, answers, sampling) for name in names}
 
 
-def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
+def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: intervals.Sampling) -> Metrics:
     """Return the metrics of N > 0 rows; both arrays are [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
         return dict.fromkeys(names, Refused(f"labels or answers above {_LARGEST:g} are too large to square"))
@@ -88,20 +81,20 @@ def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sam
         "mape": ((np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None], _first),
         "r2": (np.stack([np.square(off), centred, np.square(centred)], axis=1), explained),
     }
-    results: dict[str, MetricInterval | Refused] = {}
+    results: dict[str, intervals.MetricInterval | Refused] = {}
     for name in names:
         if name == "r2" and (len(truth) < 2 or not np.ptp(truth)):
             results[name] = Refused("all labels are equal; r2 needs two different labels")
         else:
-            results[name] = bootstrap_interval(name, *made_of[name], sampling)
+            results[name] = intervals.bootstrap_interval(name, *made_of[name], sampling)
     return results
 
 
 def _classification_metric(
-    name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
-) -> MetricInterval | Refused:
+    name: str, truth: Array, answers: ClassPredictions, sampling: intervals.Sampling
+) -> intervals.MetricInterval | Refused:
     if name == "accuracy":
-        return share_interval(name, truth == answers.predicted, sampling)
+        return intervals.share_interval(name, truth == answers.predicted, sampling)
     if name in ("precision", "recall", "f1"):
         return _confusion_metric(name, truth, answers, sampling)
     probabilities = answers.probabilities
@@ -114,17 +107,17 @@ def _classification_metric(
         classes = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
         if not np.isin(classes, seen).all():
             return Refused(f"no label is {answers.classes[1]!r}")
-        return auc_interval(truth[:, None] == classes, probabilities[:, classes], sampling)
+        return intervals.auc_interval(truth[:, None] == classes, probabilities[:, classes], sampling)
     if name == "log_loss":
         losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:
         losses = np.square(probabilities - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
-    return bootstrap_interval(name, losses[:, None], _first, sampling)
+    return intervals.bootstrap_interval(name, losses[:, None], _first, sampling)
 
 
 def _confusion_metric(
-    name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
-) -> MetricInterval | Refused:
+    name: str, truth: Array, answers: ClassPredictions, sampling: intervals.Sampling
+) -> intervals.MetricInterval | Refused:
     """Return the metric for the larger label if there are two labels, otherwise the mean over the existing labels."""
     if answers.is_binary:
         true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
@@ -136,7 +129,7 @@ def _confusion_metric(
         if not rows.any():
             return Refused(none)
         if name != "f1":
-            return share_interval(name, (true & called)[rows], sampling.of(rows))
+            return intervals.share_interval(name, (true & called)[rows], sampling.of(rows))
     classes = len(answers.classes)
     if classes > MOST_CLASSES:
         return Refused(f"there are more than {MOST_CLASSES} different labels, the limit for a mean over labels")
@@ -155,7 +148,7 @@ def _confusion_metric(
     total = np.maximum(shares @ below, EPSILON)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
     effective_n = sampling.effective_n(weights * slopes[inverse]) / float(np.square(weights).mean())
-    return bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
+    return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 
 def _first(means: Array) -> Array:

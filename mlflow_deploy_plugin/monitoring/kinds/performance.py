@@ -13,14 +13,8 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import EPOCH, Window, concat_tables
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
-from mlflow_deploy_plugin.monitoring.kinds.intervals import (
-    MetricInterval,
-    bonferroni_confidence,
-    criterion_finding,
-    event_sampling,
-    overall_state,
-)
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import (
@@ -124,8 +118,8 @@ def affordable_rows(request: WindowRequest) -> int:
 def _judge_by_labels(window: _Window) -> MonitorResult:
     spec, table = window.request.spec, window.rows.table
     segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
-    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
-    sampling = event_sampling(window.request, table, confidence)
+    confidence = intervals.bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    sampling = intervals.event_sampling(window.request, table, confidence)
     labelled, label_notes = _usable_labels(window)
     measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
     findings = list(_findings(window, measured, confidence))
@@ -176,7 +170,7 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
-    findings = [criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
+    findings = [intervals.criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
     return _result(window, findings, _figures(window, {}), ())
 
 
@@ -194,7 +188,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
     of_all = expectations[0].estimate
-    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
+    confidence = intervals.bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = []
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
@@ -210,7 +204,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
     for name in of_all.errors:
         measured = of_all.measure(name, 0, confidence)
-        if isinstance(measured, MetricInterval):
+        if isinstance(measured, intervals.MetricInterval):
             figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
     figures["estimated/windows"] = float(of_all.windows)
     if of_all.calibration_error is not None:
@@ -225,13 +219,13 @@ def _findings(
     for requirement in window.request.spec.requirements:
         name = requirement.name
         metric = measured.get(name, Refused(f"{name} needs {needs}, and this model returns {answers}"))
-        yield criterion_finding(requirement, metric, confidence, segment, prefix)
+        yield intervals.criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
     figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
     for metric in measured.values():
-        if isinstance(metric, MetricInterval):
+        if isinstance(metric, intervals.MetricInterval):
             figures |= metric.figures
     return figures
 
@@ -241,7 +235,7 @@ def _result(
 ) -> MonitorResult:
     rows = window.rows
     return window.request.result(
-        *overall_state(findings),
+        *intervals.overall_state(findings),
         (rows.model, rows.version),
         rows.rows,
         model_id=window.artifact.model_id if window.artifact else "",

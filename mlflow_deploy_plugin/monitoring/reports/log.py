@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.monitoring.reports import history
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.monitoring.reports.history import (
-    MOST_WINDOWS,
-    PastWindow,
-    draw_trend,
-    to_metrics,
-    trend_lines,
-)
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, format_time, mark_of, to_document
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
@@ -56,11 +50,11 @@ PREFIX = "onnxserve.monitor."
 """The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names may contain dots but no slash."""
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
-_PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
+_PAGE_RUNS, _MOST_PAGES = 2 * history.MOST_WINDOWS, 10
 _MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
 
-def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
+def build_report(result: MonitorResult, past: Sequence[history.PastWindow] = ()) -> Mapping[str, str | bytes]:
     """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
@@ -68,9 +62,9 @@ def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapp
         if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
             break
         columns //= 2
-    figures = to_metrics(result)
-    this = PastWindow(result.window.start, result.state, figures)
-    picture, words = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
+    figures = history.to_metrics(result)
+    this = history.PastWindow(result.window.start, result.state, figures)
+    picture, words = history.draw_trend(history.trend_lines(result, figures), [*past, this], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
     files[PAGE] = _render_page(result, drawn, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
@@ -112,7 +106,7 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
     the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
     not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues the run."""
-    figures = to_metrics(result)
+    figures = history.to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
@@ -148,10 +142,10 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     return run
 
 
-def past_windows(result: MonitorResult) -> list[PastWindow]:
+def past_windows(result: MonitorResult) -> list[history.PastWindow]:
     """Return the newest windows before this window with the same monitor and length, in their last revision, without
     windows of an earlier endpoint of the same name. Raises RegistryUnavailable."""
-    last: dict[datetime, tuple[int, PastWindow]] = {}
+    last: dict[datetime, tuple[int, history.PastWindow]] = {}
     for run in runs_of_windows(result.endpoint, result.monitor):
         tags = run.data.tags
         start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
@@ -162,7 +156,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
         revision = tags.get(REVISION_TAG, "")
         number = int(revision) if revision.isdigit() else 0
         if start not in last or last[start][0] < number:
-            last[start] = (number, PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
+            last[start] = (number, history.PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
         if len(last) == _PAGE_RUNS:
             break
     return [window for _, window in last.values()]

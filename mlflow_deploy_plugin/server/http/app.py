@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import time
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
@@ -25,8 +26,9 @@ from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predic
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers, without_keys
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
+from mlflow_deploy_plugin.spool.codec import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -60,9 +62,13 @@ class ServerApp(Flask):
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
         server = self.server
-        return observe_request(
+        response = observe_request(
             raw, lambda: routes.handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
+        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:  # not from the pipeline
+            origin = response.status, "", "", "", f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+            server.recent.add(origin, time.perf_counter() - raw.arrived, 0, "", None)
+        return response
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
+_PAGES = re.compile(r"/(?:docs|requests|pages/.*|endpoints/[^/]+(?:/docs|/requests)?)?")
 """The paths of the pages, which are not served here, because links in the pages do not contain the mount prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0

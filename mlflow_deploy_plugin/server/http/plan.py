@@ -119,6 +119,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
     has_rate, check_rates = server.limits.has_rate, server.limits.check_rates
     perf_counter, time_ns = time.perf_counter, time.time_ns
+    origin = 200, endpoint, name, version, protocol.name
+    remember = server.recent.ring(origin).append
 
     def answer(request: RawRequest) -> RawResponse | None:
         headers, body = request.headers, request.body
@@ -153,7 +155,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             captured_rows = write(record, captured, feeds, outputs, max_rows)
         else:
             captured_rows = schema.count_rows(feeds), 0, None
-        count(captured_rows, ended - began, perf_counter() - request.arrived, outputs)
+        seconds = perf_counter() - request.arrived
+        count(captured_rows, ended - began, seconds, outputs)
+        remember((origin, received, seconds, captured_rows[0], prediction_id, "", ""))
         response_headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
         if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
             fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"

@@ -106,6 +106,7 @@ ROUTES = (
     _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
+    _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
     *(
         Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
         for suffix, operation in _OF_ASSETS.items()
@@ -142,6 +143,7 @@ ROUTES = (
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
+    _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
     _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),

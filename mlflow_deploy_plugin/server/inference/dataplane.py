@@ -159,20 +159,20 @@ class DataPlane:
     def capture_failure(
         self,
         variant: ServedVariant,
-        request_id: str,
+        ids: tuple[str, str],
         error: OnnxserveError,
         seconds: float,
         event_time: int | None = None,
     ) -> None:
         """Capture a failed request. The sampling is the same as for all requests, so that error rates are correct.
 
-        If `capture` drops or masks columns, the message is not captured, because it may quote a value. Columns outside
-        the signature are not captured either, because the header of a CSV body may be a row.
+        `ids` are the request id and the prediction id. If `capture` drops or masks columns, the message is not
+        captured, because it may quote a value. Columns outside the signature are not captured either, because the
+        header of a CSV body may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
-            ids = request_id, new_id()
             moment = now if event_time is None else event_time
             status, column = error.http_status, without_keys(error.column)
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)

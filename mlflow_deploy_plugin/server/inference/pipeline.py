@@ -39,10 +39,11 @@ class BrokenResponse(Exception):
 class RequestContext:
     """The state of a request in the pipeline.
 
-    `headers` are the headers of the reply. `variant` is None until it is selected.
+    `headers` are the headers of the reply. `variant` is None until it is selected. `id` is the prediction id, also of a
+    failed request. `rows` is 0 if it is unknown.
     """
 
-    __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
+    __slots__ = ("_error", "_is_admitted", "_protocol", "headers", "id", "request", "rows", "server", "variant")
 
     def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
         self.server = server
@@ -50,6 +51,8 @@ class RequestContext:
         self._protocol = protocol
         self.headers = {"X-Request-Id": request_id(request.headers)}
         self.variant: ServedVariant | None = None
+        self._error: OnnxserveError | None = None
+        self.id, self.rows = "", 0
         self._is_admitted = False
 
     def __enter__(self) -> "RequestContext":
@@ -95,12 +98,17 @@ class RequestContext:
         return variant
 
     def fail(self, error: Exception) -> Reply:
-        return failure(self.request, error, self.headers)
+        reply = failure(self.request, error, self.headers)
+        self._error, self.id = reply.error, messages.new_id()
+        return reply
 
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
-        """Count the reply, and return the seconds since the request arrived."""
-        seconds = time.perf_counter() - self.request.arrived
-        self.server.metrics.count_response(self.variant, self._protocol, str(status), seconds, outputs or {})
+        """Count and remember the reply, and return the seconds since the request arrived."""
+        variant, seconds = self.variant, time.perf_counter() - self.request.arrived
+        self.server.metrics.count_response(variant, self._protocol, str(status), seconds, outputs or {})
+        endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
+        origin = status, endpoint, name, version, self._protocol
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
         return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
@@ -110,9 +118,8 @@ class RequestContext:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
-            self.server.dataplane.capture_failure(
-                self.variant, self.headers["X-Request-Id"], reply.error, seconds, moment
-            )
+            ids = self.headers["X-Request-Id"], self.id
+            self.server.dataplane.capture_failure(self.variant, ids, reply.error, seconds, moment)
         return reply
 
     def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
@@ -127,7 +134,8 @@ class RequestContext:
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
         headers = self.headers
-        headers["X-Prediction-Id"] = inferred.prediction_id
+        headers["X-Prediction-Id"] = self.id = inferred.prediction_id
+        self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
         body, content_type, format_headers = decoded.encode(variant, inferred)
@@ -174,7 +182,7 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = identity = messages.new_id()
+                context.headers["X-Prediction-Id"] = context.id = identity = messages.new_id()
                 return _begin_events(context, dataplane.stream(variant, infer_request, identity))
             decoded_at = time.perf_counter()
             inferred = dataplane.infer(variant, infer_request)
@@ -283,6 +291,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
             for part in (slice(half), slice(half, None)):
                 yield from predict(slice_feeds(feeds, part))
             return
+        context.rows += predictor.schema.count_rows(feeds)
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
         yield jsonlines.encode(predictor.prediction(outputs, of_table=True))

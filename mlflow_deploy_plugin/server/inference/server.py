@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import Tracer
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
@@ -31,6 +32,7 @@ class Server:
     spec: ServerSpec
     explainer: ExplainerClient
     auth: Authenticator
+    recent: RecentRequests
     tracer: Tracer | None = None
     logs_requests: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -39,6 +41,7 @@ class Server:
     def close(self) -> None:
         """Stop following the wanted state, release the spool's segment, and remove the worker's state file."""
         self.repository.stop()
+        self.recent.close()
         self.shadows.close()
         self.capture.close()
         self.explainer.close()

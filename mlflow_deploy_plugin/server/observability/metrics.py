@@ -143,6 +143,7 @@ class Metrics:
         while values is None:  # Reuse a dead worker's file, so that there are never more files than workers.
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
+                self.number = number
             number += 1
         self._values = values
         gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes the file by this name.

@@ -57,6 +57,15 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
     np.testing.assert_allclose(result.as_numpy("probabilities")[:, 1], [0.7310586, 0.5], atol=1e-6)
 
 
+def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
+    with called.stub() as stub:
+        _, call = stub.ModelInfer.with_call(message("tensor", contents={"fp32_contents": [1, 2, 3, 4]}))
+    prediction_id = dict(call.trailing_metadata())["x-prediction-id"]
+    rows = requests.get(f"{called.http.url}/endpoints/tensor/requests", timeout=30).json()["requests"]
+    (row,) = (row for row in rows if row["prediction_id"] == prediction_id)
+    assert (row["protocol"], row["status"], row["version"], row["rows"]) == ("grpc", 200, "7", 1)
+
+
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> None:
     dtype = np.dtype(DTYPES[datatype])

@@ -220,7 +220,9 @@ def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dic
 
 
 @pytest.mark.parametrize("kind", ["wsgi", "asgi"])
-@pytest.mark.parametrize("path", ["/", "/docs", "/pages/page.css", "/endpoints/flights"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/requests", "/pages/page.css", "/endpoints/flights", "/endpoints/flights/requests"]
+)
 def test_pages_for_people_are_left_out(mounted: dict[str, Callable[..., Answer]], kind: str, path: str) -> None:
     status, _, body = mounted[kind]("GET", path, {}, b"")
     assert status == 404

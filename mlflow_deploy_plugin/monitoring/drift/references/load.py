@@ -52,15 +52,9 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     sketch_pieces,
     window_grid,
 )
+from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
-    SketchStore,
-    hour_profiles,
-    read_beside_log,
-    window_versions,
-    write_beside_log,
-)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -94,14 +88,14 @@ class LogReference:
 
     def sample(self) -> pa.Table:
         """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with the log. Raises NotFound."""
-        versions = window_versions(self.log, self.endpoint, self.sampled)
+        versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
         rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
-        stored = read_beside_log(self.log.location, name)
+        stored = hourly.read_beside_log(self.log.location, name)
         if stored is not None:
             return stored
         sample = Sample(MAX_ROWS)
@@ -110,7 +104,7 @@ class LogReference:
         if not rows:
             raise NotFound(f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}")
         table = sample.table()
-        write_beside_log(self.log.location, name, table)
+        hourly.write_beside_log(self.log.location, name, table)
         return table
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
@@ -131,8 +125,8 @@ class LogReference:
         lag_windows = self.lag // window.length if self.lag else 0
         grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
         if all(time % HOUR_US == 0 for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)):
-            sketches = SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
-            hours = hour_profiles(sketches, self.model, self.version, self.span)
+            sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
+            hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
             pieces = assemble_pieces(grid, ((microseconds(start), profile) for start, profile in hours))
         else:
             tables = coalesce_batches(self.rows(self.span))
@@ -183,10 +177,10 @@ def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[L
 def _past(
     request: WindowRequest, model: str, version: str, span: Window, sampled: Window
 ) -> tuple[LogReference, list[str]]:
-    versions = window_versions(request.log, request.endpoint, span)
+    versions = hourly.window_versions(request.log, request.endpoint, span)
     if not versions:
         raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}")
-    same = window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
+    same = hourly.window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)

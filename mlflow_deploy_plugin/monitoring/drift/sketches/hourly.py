@@ -42,15 +42,8 @@ from mlflow_deploy_plugin.inference_log import (
 )
 from mlflow_deploy_plugin.inference_log.storage import HOUR, SKETCHES, Hour, LogFile
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.monitoring.drift.sketches import sketch
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
-    ColumnSketch,
-    Profile,
-    SketchKind,
-    coalesce_batches,
-    merge,
-    sketch_by,
-)
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
@@ -60,7 +53,7 @@ if TYPE_CHECKING:
 
 Identity = tuple[str, str]
 """A model name and a version."""
-Profiles = dict[Identity, Profile]
+Profiles = dict[Identity, sketch.Profile]
 Files = list[tuple[str, int]]
 """Names and sizes of log files."""
 Listed = Mapping[Hour, list[LogFile]]
@@ -72,8 +65,8 @@ _META = b"onnxserve"
 _FORMAT = 2
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
-_ARROW_TYPES = {SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
-_PLAIN = {each.name: _ARROW_TYPES[each.type] for each in fields(ColumnSketch)[1:] if each.type in _ARROW_TYPES}
+_ARROW_TYPES = {sketch.SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
+_PLAIN = {each.name: _ARROW_TYPES[each.type] for each in fields(sketch.ColumnSketch)[1:] if each.type in _ARROW_TYPES}
 """The fields of a sketch, except its name, that are stored as single values, with their Arrow types."""
 _plain_values = attrgetter(*_PLAIN)
 _NO_COUNTS = np.empty(0, np.int64)
@@ -153,17 +146,17 @@ class SketchStore:
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
 
-def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
+def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> sketch.Profile:
     """Return the profile of all rows in the window that one version (empty: any version) answered."""
-    return merge(
-        merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
+    return sketch.merge(
+        sketch.merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
         for day in _by_day(_list(sketches.log, sketches.endpoint, window))
     )
 
 
 def hour_profiles(
     sketches: SketchStore, model: str, version: str, window: Window
-) -> Iterator[tuple[datetime, Profile]]:
+) -> Iterator[tuple[datetime, sketch.Profile]]:
     """Yield the `window_profile` of each whole hour with rows in the window, in order."""
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
@@ -182,10 +175,10 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
     return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
+def _chosen(profiles: Profiles, model: str, version: str) -> sketch.Profile:
     if not version:
-        return merge(profiles[identity] for identity in sorted(profiles))
-    return profiles.get((model, version), Profile(0, {}))
+        return sketch.merge(profiles[identity] for identity in sorted(profiles))
+    return profiles.get((model, version), sketch.Profile(0, {}))
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
@@ -236,9 +229,9 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
     """Compute the profiles of each hour in the window from the rows of the hour."""
-    parts: dict[datetime, dict[Identity, list[Profile]]] = {}
+    parts: dict[datetime, dict[Identity, list[sketch.Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
-    for table in coalesce_batches(rows):
+    for table in sketch.coalesce_batches(rows):
         if sketches.segment:
             table = table.filter(is_segment(table, *sketches.segment))
             if not len(table):
@@ -249,12 +242,12 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
         first = int(times.min())
         versions = np.asarray(encoded.indices).astype(np.int64)
         numbers = (times - first) * len(encoded.dictionary) + versions
-        for number, profile in sketch_by(sketches.bins, table, numbers):
+        for number, profile in sketch.sketch_by(sketches.bins, table, numbers):
             hour, position = divmod(number, len(encoded.dictionary))
             model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
             start = EPOCH + (first + hour) * HOUR
             parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
-    return {start: {key: merge(some) for key, some in versions.items()} for start, versions in parts.items()}
+    return {start: {key: sketch.merge(some) for key, some in versions.items()} for start, versions in parts.items()}
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
@@ -281,7 +274,7 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
 
 def spark_window_profile(
     session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
-) -> Profile:
+) -> sketch.Profile:
     """Return the `window_profile` that Spark computes per day (UTC). Raises OnnxserveError that names a failed part."""
     log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
@@ -292,7 +285,7 @@ def spark_window_profile(
         for day in _by_day(_list(log, endpoint, window))
     ]
     if not days:
-        return merge([])
+        return sketch.merge([])
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -316,13 +309,13 @@ def spark_window_profile(
         if part["failure"]:
             raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
     ordered = sorted(parts, key=lambda part: int(part["number"]))
-    return merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)
+    return sketch.merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)
 
 
-def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
-    lines: list[tuple[int, ColumnSketch]] = []
+def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
+    lines: list[tuple[int, sketch.ColumnSketch]] = []
     for number, profile in enumerate(profiles):
-        lines.append((number, ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
+        lines.append((number, sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
         lines += [(number, column) for column in profile.columns.values()]
     columns = [column for _, column in lines]
     filled = [column.counts.nonzero()[0] for column in columns]
@@ -348,7 +341,7 @@ def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
 
 
-def table_to_profiles(table: pa.Table) -> list[Profile]:
+def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
     """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError if the table is malformed."""
     if table.schema.names != SCHEMA.names:
         raise ValueError("the table does not have the columns of a profile")
@@ -359,7 +352,7 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
         values, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy().tolist()
         slices[name] = [values[first:last] for first, last in pairwise(offsets)]
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
-    profiles: list[tuple[int, dict[str, ColumnSketch]]] = []
+    profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):
         if name is None:
             if plain["profile"][line] != len(profiles):
@@ -368,23 +361,23 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
             continue
         histogram = np.zeros(plain["size"][line], np.int64)
         histogram[slices["bins"][line]] = slices["counts"][line]
-        profiles[-1][1][name] = ColumnSketch(
+        profiles[-1][1][name] = sketch.ColumnSketch(
             name=name,
             counts=histogram,
             fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
             **{key: plain[key][line] for key in _PLAIN},
         )
-    return [Profile(rows, columns) for rows, columns in profiles]
+    return [sketch.Profile(rows, columns) for rows, columns in profiles]
 
 
-def profile_to_parquet(profile: Profile) -> bytes:
+def profile_to_parquet(profile: sketch.Profile) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(profiles_to_table([profile]), sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
-def profile_from_parquet(content: bytes) -> Profile:
+def profile_from_parquet(content: bytes) -> sketch.Profile:
     """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles`."""
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -46,25 +47,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    DISTANCE,
-    MIN_COMPARED_ROWS,
-    MISSING,
-    SEED,
-    ColumnGroup,
-    GroupColumn,
-    Null,
-    WindowCounts,
-    WindowNull,
-    column_counts,
-    column_names,
-    column_rng,
-    count_windows,
-    out_of_reference,
-    row_counts,
-    smallest_deviations,
-    subsample,
-)
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
@@ -75,7 +57,7 @@ _STRETCHES_A_WINDOW = 2
 _TIMES_A_STRETCH = 3
 _MAX_CELLS = 40_000_000
 _SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
-_SCALED = [DISTANCE, MISSING]
+_SCALED = [null.DISTANCE, null.MISSING]
 MAX_DRAWS = 2_000
 _RANKS = 20
 """The intended number of samples above the threshold; fewer if more than `MAX_DRAWS` samples would be needed."""
@@ -87,7 +69,7 @@ _SHARED = 1.5
 
 
 @dataclass(frozen=True, eq=False)
-class StationaryBootstrap(WindowNull):
+class StationaryBootstrap(null.WindowNull):
     """Windows and references that are drawn from the reference's steps.
 
     Attributes:
@@ -114,7 +96,7 @@ class StationaryBootstrap(WindowNull):
         present = np.flatnonzero(step_rows)
         first, last = int(present[0]), int(present[-1]) + 1
         count = last - first
-        rng = np.random.default_rng([SEED, 1])
+        rng = np.random.default_rng([null.SEED, 1])
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
         drawn = draw(rng, _DRAWS, count, count, mean_length)
         stretch = _stretch(length)
@@ -130,25 +112,25 @@ class StationaryBootstrap(WindowNull):
             block_length=mean_length,
         )
 
-    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        null, floors = super().compare(groups), []
+    def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
+        unwidened, floors = super().compare(groups), []
         for column in self.columns(groups):
             total = column.total()[0]
             rows = int(total.sum())
-            floors.append(smallest_deviations(column.bins, total.nonzero()[0], rows, column.group.compared, rows))
+            floors.append(null.smallest_deviations(column.bins, total.nonzero()[0], rows, column.group.compared, rows))
         return replace(
-            null,
-            floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / null.scales),
+            unwidened,
+            floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / unwidened.scales),
             widening=_WIDENING,
             block_length=self.block_length * (groups[0].reference.pieces.grid.step_us // 1_000_000),
         )
 
-    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
         steps = column.counts()[self.first : self.last]
         references = self.references @ steps
-        return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
+        return null.out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
-    def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
+    def column_figures(self, column: null.GroupColumn) -> tuple[Array, Array]:
         """Return the figures and their scales. Distances and missing shares are divided by their root mean squares over
         stretches of the drawn reference; the scales are the same for the actual reference."""
         figures, scales = super().column_figures(column)
@@ -164,11 +146,11 @@ class StationaryBootstrap(WindowNull):
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
 
-    def persistence(self, group: ColumnGroup) -> tuple[float, str]:
+    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         """Return 1, because the length of the stretches accounts for the correlation."""
         return 1.0, ""
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
@@ -183,16 +165,16 @@ class StationaryBootstrap(WindowNull):
         supported = max(rate, 1 / (1 + judges))
         tests = [self._test_after(groups, start, supported) for start in starts]
         how = f"forward in time, on the last {len(starts)} windows, each judged by draws from the earlier steps"
-        return count_alarms(tests, column_names(groups), supported, judges, len(starts), how, persistence)
+        return count_alarms(tests, null.column_names(groups), supported, judges, len(starts), how, persistence)
 
-    def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
+    def _test_after(self, groups: Sequence[null.ColumnGroup], start: int, rate: float) -> TestResult:
         length = groups[0].reference.pieces.grid.window_steps
         figures = []
         for column in self.columns(groups):
             steps, bins = column.counts(), column.bins
             sides = (steps[start : start + length], steps[self.first : start])
             window, others = (side.sum(axis=0, keepdims=True) for side in sides)
-            sampled = out_of_reference(bins, window, others, column.unseen_share).subsampled(
+            sampled = null.out_of_reference(bins, window, others, column.unseen_share).subsampled(
                 column.group.compared, column.rng()
             )
             figures.append(sampled.figures(bins, others)[0])
@@ -201,9 +183,9 @@ class StationaryBootstrap(WindowNull):
             before = self.aligned(whole, group.reference.pieces)[self.first : start]
             pieces = replace(group.reference.pieces, steps=before, grid=whole.grid)
             shortened.append(replace(group, reference=replace(group.reference, pieces=pieces)))
-        rows = row_counts(shortened[0].reference.pieces.steps)
-        null = StationaryBootstrap.cut(rows, length, self.block_length)
-        return null.compare(shortened).test(np.stack(figures), rate)
+        rows = null.row_counts(shortened[0].reference.pieces.steps)
+        earlier = StationaryBootstrap.cut(rows, length, self.block_length)
+        return earlier.compare(shortened).test(np.stack(figures), rate)
 
 
 def can_bootstrap(step_rows: Array, length: int, column_dependence: Dependence) -> bool:
@@ -248,11 +230,11 @@ def _weights(positions: Array, count: int) -> Array:
 
 def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
     nothing = np.zeros(len(counts))
-    return WindowCounts(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
+    return null.WindowCounts(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
 
 
 @dataclass(frozen=True)
-class IndependentRows(Null):
+class IndependentRows(null.Null):
     """Random samples of the reference's rows; `draws` is the number of samples."""
 
     draws: int
@@ -262,7 +244,7 @@ class IndependentRows(Null):
     compares_with_whole: ClassVar[bool] = False
 
     @classmethod
-    def cut(cls, group: ColumnGroup, rate: float) -> "IndependentRows | Refused":
+    def cut(cls, group: null.ColumnGroup, rate: float) -> "IndependentRows | Refused":
         """Return the null, or a `Refused` if the rate needs too many samples or the reference contradicts the null."""
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
@@ -271,14 +253,14 @@ class IndependentRows(Null):
             )
         return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
 
-    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
+    def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
         """Return the figures of samples with the window's size, each compared with a second sample as large as the
         other side. With many columns, fewer distinct rows are used, to limit the time."""
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_SAMPLE_CELLS // (columns * self.draws), 500))
         parts = []
         for number, group in enumerate(groups):
-            rng = np.random.default_rng([SEED, 2, number])
+            rng = np.random.default_rng([null.SEED, 2, number])
             sample, pieces = group.reference.sample, group.reference.pieces
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
@@ -291,7 +273,7 @@ class IndependentRows(Null):
         figures = np.stack(drawn, axis=1)
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge all windows of the reference by samples of its rows, as if rows were independent."""
         pieces = groups[0].reference.pieces
         now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
@@ -303,39 +285,39 @@ class IndependentRows(Null):
             rows = np.array([window.rows for window in windows])
             rows = rows[now] if before is None else np.minimum(rows[now], rows[before])
             size = min(group.compared, int(np.median(rows)))
-            if size < MIN_COMPARED_ROWS:
+            if size < null.MIN_COMPARED_ROWS:
                 if not group.segment:
-                    return Refused(f"the reference's own windows have fewer than {MIN_COMPARED_ROWS} rows")
+                    return Refused(f"the reference's own windows have fewer than {null.MIN_COMPARED_ROWS} rows")
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
                 figures = _window_figures(sized[-1], name, windows, now, before)
                 figures[rows < size] = np.nan
                 columns.append(figures)
-        distribution = self.compare(sized)
+        samples = self.compare(sized)
         judged = np.stack(columns, axis=1)
-        judged = judged[np.isfinite(judged[..., DISTANCE]).any(axis=1)]
-        tests = [distribution.test(window, rate) for window in judged]
+        judged = judged[np.isfinite(judged[..., null.DISTANCE]).any(axis=1)]
+        tests = [samples.test(window, rate) for window in judged]
         how = f"on the reference's {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
-        return count_alarms(tests, column_names(sized), rate, float(self.draws), len(judged), how, persistence)
+        return count_alarms(tests, null.column_names(sized), rate, float(self.draws), len(judged), how, persistence)
 
 
 def _window_figures(
-    group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
+    group: null.ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
 ) -> Array:
     """Return the figures of the reference's own windows, [M, FIGURES], each compared like the judged window."""
     bins = group.reference.bins[name]
-    rng = column_rng(group.segment + name)
-    windows = count_windows([profiles[index] for index in now], name, bins)
+    rng = null.column_rng(group.segment + name)
+    windows = null.count_windows([profiles[index] for index in now], name, bins)
     if before is None:
-        complements = np.maximum(column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
+        complements = np.maximum(null.column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
     else:
-        earlier = column_counts([profiles[index] for index in before], name, bins)
-        complements = subsample(earlier, group.compared, rng)
+        earlier = null.column_counts([profiles[index] for index in before], name, bins)
+        complements = null.subsample(earlier, group.compared, rng)
     return windows.subsampled(group.compared, rng).figures(bins, complements)
 
 
-def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
+def _drawn_figures(group: null.ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
     """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `sides` are
     row weights, [draws, N]: of the windows, of the whole reference (for the range), and of the compared rows."""
     bins = group.reference.bins[feature.name]
@@ -352,14 +334,14 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         known = feature.values[[value is not None for value in feature.values]]
         amounts = np.unique(known.astype(str), return_counts=True)[1]
         single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
-        rng = column_rng(feature.name, len(windows))
+        rng = null.column_rng(feature.name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
-    outside = out_of_reference(bins, windows, histograms[1]).outside
-    floors = smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
-    return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
+    outside = null.out_of_reference(bins, windows, histograms[1]).outside
+    floors = null.smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
+    return null.WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
 
 
-def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
+def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     """Return the evidence of the reference's own windows against independent rows, or None. With an intraclass
     correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c (the design
     effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates that factor
@@ -369,7 +351,7 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
     for name in group.columns:
-        counts = column_counts(pieces.windows, name, group.reference.bins[name])
+        counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
         # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
         # information about dependence, and their counts do not follow a chi-square distribution.
         total = counts.sum(axis=0)

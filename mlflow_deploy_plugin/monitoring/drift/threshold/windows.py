@@ -10,6 +10,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
+from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
@@ -17,17 +18,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullDistribution,
     NullKind,
     count_alarms,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    ColumnGroup,
-    GroupColumn,
-    WindowCounts,
-    WindowNull,
-    column_level,
-    column_names,
-    out_of_reference,
-    slowest_column,
-    subsample,
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
@@ -57,16 +47,16 @@ class Halves:
 
 
 @dataclass(frozen=True, eq=False)
-class WholeReferenceNull(WindowNull):
+class WholeReferenceNull(null.WindowNull):
     """Windows that are compared with the rest of the reference. `starts` is each window's first piece, [M] int64."""
 
     starts: Array
 
     @abstractmethod
-    def count(self, column: GroupColumn) -> WindowCounts:
+    def count(self, column: null.GroupColumn) -> null.WindowCounts:
         """Return the counts of one column in all windows."""
 
-    def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
+    def beside(self, column: null.GroupColumn, windows: null.WindowCounts, complements: Array) -> null.WindowCounts:
         """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
         return windows
 
@@ -74,14 +64,14 @@ class WholeReferenceNull(WindowNull):
     def halve(self, columns: int) -> Halves | Refused:
         """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
 
-    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
         windows = self.count(column)
         complements = column.total() - windows.counts
         return self.beside(column, windows, complements), complements
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by the windows of the earlier half."""
-        names = column_names(groups)
+        names = null.column_names(groups)
         halves = self.halve(len(names))
         if isinstance(halves, Refused):
             return halves
@@ -89,13 +79,11 @@ class WholeReferenceNull(WindowNull):
         sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
         earlier, later = (np.stack(side, axis=1) for side in sides)
         scales, worth = np.ones(earlier.shape[1:]), halves.judges
-        distribution = NullDistribution(
-            self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length
-        )
-        tests = [distribution.test(window, supported) for window in later]
+        judge = NullDistribution(self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length)
+        tests = [judge.test(window, supported) for window in later]
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
-    def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
+    def _half_figures(self, column: null.GroupColumn, halves: Halves) -> list[Array]:
         """Return the figures of the earlier windows, [E, FIGURES], each compared with the others, and of the later
         windows, [L, FIGURES], compared with the earlier windows; NaN for fewer than half of the compared rows."""
         windows, compared = self.count(column), column.group.compared
@@ -106,7 +94,7 @@ class WholeReferenceNull(WindowNull):
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
-            chosen = WindowCounts(sampled.counts[indices], sampled.unseen[indices], sampled.outside[indices])
+            chosen = null.WindowCounts(sampled.counts[indices], sampled.unseen[indices], sampled.outside[indices])
             figures = self.beside(column, chosen, complements).figures(column.bins, complements)
             figures[2 * windows.counts[indices].sum(axis=1) < compared] = np.nan
             sides.append(figures)
@@ -128,7 +116,7 @@ class Contiguous(WholeReferenceNull):
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
-    def count(self, column: GroupColumn) -> WindowCounts:
+    def count(self, column: null.GroupColumn) -> null.WindowCounts:
         return column.windows(self.starts)
 
     def halve(self, columns: int) -> Halves | Refused:
@@ -140,7 +128,7 @@ class Contiguous(WholeReferenceNull):
         how = f"forward in time, on the later {count - middle} windows judged by only the earlier {middle}"
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by the earlier half. A value is unseen or out of range if it does not
         occur before the end of the earlier half."""
         pieces = groups[0].reference.pieces
@@ -179,17 +167,17 @@ class Overlapping(WholeReferenceNull):
         effective_n = OVERLAP_WORTH * (len(starts) + length - 1) / length if len(starts) else 0.0
         return cls(effective_n, evenly(starts, MAX_WINDOWS), length)
 
-    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
+    def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
         return replace(super().compare(groups), starts=self.starts, length=self.length)
 
-    def count(self, column: GroupColumn) -> WindowCounts:
+    def count(self, column: null.GroupColumn) -> null.WindowCounts:
         until = np.cumsum(np.pad(column.counts(), ((1, 0), (0, 0))), axis=0)
         counts = until[self.starts + self.length] - until[self.starts]
         nothing = np.zeros(len(counts))
-        return WindowCounts(counts, nothing, nothing)
+        return null.WindowCounts(counts, nothing, nothing)
 
-    def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
-        return out_of_reference(column.bins, windows.counts, complements, column.unseen_share)
+    def beside(self, column: null.GroupColumn, windows: null.WindowCounts, complements: Array) -> null.WindowCounts:
+        return null.out_of_reference(column.bins, windows.counts, complements, column.unseen_share)
 
     def halve(self, columns: int) -> Halves | Refused:
         starts, length = self.starts, self.length
@@ -213,7 +201,7 @@ class Overlapping(WholeReferenceNull):
 
 
 @dataclass(frozen=True, eq=False)
-class Lagged(WindowNull):
+class Lagged(null.WindowNull):
     """Pairs of windows, `later` and `earlier` [M] int64, at the lag of `rolling:`. Each pair counts as one window."""
 
     later: Array
@@ -230,25 +218,25 @@ class Lagged(WindowNull):
         kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
         return cls(float(len(kept)), later[kept], earlier[kept])
 
-    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
-        return column.windows(self.later), subsample(column.counts()[self.earlier], column.group.compared, rng)
+    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
+        return column.windows(self.later), null.subsample(column.counts()[self.earlier], column.group.compared, rng)
 
-    def persistence(self, group: ColumnGroup) -> tuple[float, str]:
+    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}
         sides = [[windows[index] for index in side] for side in (self.later, self.earlier)]
         for name in group.columns:
-            now, before = (column_level(group, name, side) for side in sides)
+            now, before = (null.column_level(group, name, side) for side in sides)
             if len(now) == len(before):
                 levels[name] = np.abs(now - before)
-        return slowest_column(levels)
+        return null.slowest_column(levels)
 
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge each pair in the later half by all earlier pairs, as a window is judged with `rolling:`."""
         count = len(self.later)
         middle = count // 2
         if middle < FEWEST_HELD_OUT:
             return _TOO_FEW_HALVES
-        names = column_names(groups)
+        names = null.column_names(groups)
         later = _affordable(np.arange(middle, count), middle, len(names))
         supported = max(rate, 1 / (1 + middle))
         pairs = self.compare(groups)

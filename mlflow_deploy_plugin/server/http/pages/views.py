@@ -4,27 +4,37 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.parse import parse_qs
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_text, to_log_columns
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.responses import RawResponse
+from mlflow_deploy_plugin.server.http.views import check_same_site
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
+from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequest
+from mlflow_deploy_plugin.spool.frames import segments
+from mlflow_deploy_plugin.spool.reader import read_last_batches
+from mlflow_deploy_plugin.statedir.files import SPOOL
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
@@ -50,6 +60,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 8
+"""Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
+_MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
+"""The page reads the newest segments, and decodes only their ends. Earlier requests are shown without values."""
 _read_file = cache(Path.read_bytes)
 
 
@@ -128,9 +142,88 @@ def _page(
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
 
 
+def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
+    """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
+
+    Values, predictions and messages of failed predictions are read from the spool, which has only data that `capture`
+    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. Raises
+    the errors of `Repository.find`.
+    """
+    if endpoint is not None:
+        server.repository.find(endpoint)
+    shows_values = server.auth.is_required
+    with suppress(OnnxserveError):
+        check_same_site(request, server.spec)
+        shows_values = shows_values or not server.spec.insecure
+    status = parse_qs(request.query).get("status", [""])[-1]
+    recent = [row for row in server.recent.read() if endpoint in (None, row[0][1])]
+    newest = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))][:_MOST_REQUESTS]
+    captured = _captured_values(server, {row[4].encode() for row in newest}) if shows_values else {}
+    rows = [_request_row(row, captured.get(row[4].encode(), {}), shows_values) for row in newest]
+    document = {"requests": rows, "shows_values": shows_values, "status": status}
+    if "text/" not in request.headers.get("accept", "text/html"):
+        return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
+    subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
+    html = template.render(onnxserve_version=__version__, subject=subject, **document)
+    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+
+
+def _request_row(recent: RecentRequest, values: Mapping[str, str | None], shows_values: bool) -> dict[str, Any]:
+    """Return a request as JSON; `values` is its first row from `_captured_values`, or empty."""
+    (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
+    outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
+    return {
+        "time": datetime.fromtimestamp(arrived / 1e6, UTC).isoformat(timespec="milliseconds"),
+        "status": status,
+        "milliseconds": round(seconds * 1000, 3),
+        "endpoint": endpoint,
+        "variant": variant,
+        "version": version,
+        "protocol": protocol if shows_values else protocol.partition(" ")[0],
+        "rows": rows or None,
+        "prediction_id": prediction_id if shows_values and (values or not code) else "",
+        "error_code": code,
+        "message": (message or values.get("_message") or "") if shows_values else "",
+        "values": {} if code else {name: text for name, text in values.items() if name not in outputs},
+        "predictions": outputs,
+    }
+
+
+def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, str | None]]:
+    """Return the first rows of the captured requests with these prediction ids, as short texts by column of the log."""
+    captured = {}
+    # A worker writes two segments at a time: the second is for its shadows.
+    for segment in segments(server.repository.state_dir / SPOOL)[-min(2 * server.spec.workers, _MOST_SEGMENTS) :]:
+        with suppress(OSError):  # The agent may have removed the segment.
+            for batch in read_last_batches(segment, _TAIL_BYTES):
+                if batch.is_shadow or not batch.rows:
+                    continue
+                content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
+                columns, model = batch.outputs, batch.model
+                if not batch.is_failed:
+                    columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
+                for index, (begin, end) in enumerate(pairwise(bounds)):
+                    if content[begin:end] in ids:
+                        first = islice(columns.items(), _MOST_COLUMNS)
+                        captured[content[begin:end]] = {
+                            name: _short(array[index * batch.rows]) for name, array in first
+                        }
+    return captured
+
+
+def _short(value: object) -> str | None:
+    """Return a value, or the first numbers of a tensor, as a short text; None for a missing value."""
+    text = as_text(value)
+    if isinstance(value, np.ndarray):
+        text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
+        text += ", …" if value.size > _MOST_NUMBERS else ""
+    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+
+
 PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
     "try": partial(_page, "try.html", _try_values),
     "docs": partial(_page, "docs.html", _docs_values),
+    "requests": _requests,
     "openapi": openapi,
     **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
 }
