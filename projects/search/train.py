@@ -184,7 +184,7 @@ def deployed_model(options: Search) -> tuple[str, bool]:
     RolloutRequest("1", options.steps, options.every, min_requests=options.min_requests)
     with open_deployments(lambda line: None) as deployments:
         if deployments.store.endpoint(name) is None:
-            with suppress(NotFound):  # The model may be registered only by the search.
+            with suppress(NotFound):  # The search registers a model that does not exist.
                 choose_policy(model)
             return model, True
         deployments.store.require_no_rollout(name)
