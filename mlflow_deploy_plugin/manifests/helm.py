@@ -25,7 +25,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def values_schema() -> Document:
     """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 support."""
     spec = EndpointSpec.model_json_schema(by_alias=True)
-    definitions = {name: part for name, part in spec.pop("$defs").items() if name not in ("MonitorSpec", "RetrainSpec")}
+    of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec")
+    definitions = {name: part for name, part in spec.pop("$defs").items() if name not in of_monitors}
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
     endpoint = {"$ref": "#/$defs/Endpoint"}
     texts = {"type": "object", "additionalProperties": {"type": "string"}}

@@ -39,8 +39,6 @@ TRAINING_TAG = "onnxserve.training"
 """`full`, or `incremental` and the method."""
 DATA_DIGEST_TAG = "onnxserve.training.data"
 """SHA-256 of the file of additional labelled rows for the training; empty if only the built-in rows were used."""
-SAMPLE_TAG = "onnxserve.training.sample"
-"""The monitor's `retrain.sample` as JSON; only after an incremental training with rows before the window."""
 CAUSE_TAG = "onnxserve.cause"
 """The reason for the training, as a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
@@ -72,7 +70,7 @@ _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?
 
 def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
     """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of the training and `kept`."""
-    kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, SAMPLE_TAG, TRAINING_TAG)
+    kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
     return {key: value for key, value in tags.items() if key in kept or not key.startswith(("onnxserve.", "mlflow."))}
 
 

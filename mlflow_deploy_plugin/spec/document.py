@@ -174,7 +174,8 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
         is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # a parameter of the project
-        if not (field in known or is_model or is_parameter):
+        is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
+        if not (field in known or is_model or is_parameter or is_removed_sample):
             hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
             raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
         *parents, leaf = path
@@ -187,9 +188,6 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
             target[leaf] = value
     for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
         del document[part]
-    for monitor in document.get("monitors", {}).values():
-        if monitor.get("retrain", {}).get("sample") == {}:  # `config` has removed its last field.
-            del monitor["retrain"]["sample"]
     return validate_spec(document)
 
 

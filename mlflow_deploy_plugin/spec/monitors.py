@@ -287,7 +287,7 @@ class MonitorSpec(SpecPart):
         if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
             raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
         if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":
-            raise ValueError("retrain.sample is for retrain.mode incremental, not full: change the mode or remove it")
+            raise ValueError("retrain.sample requires retrain.mode incremental: set the mode, or remove the sample")
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:

@@ -430,21 +430,14 @@ class EndpointSpec(SpecPart):
         return self.monitors[name]
 
     @model_validator(mode="after")
-    def _captures_the_columns_of_its_samples(self) -> "EndpointSpec":
+    def _logs_what_its_monitors_read(self) -> "EndpointSpec":
+        keep, capture = self.capture.retention, self.capture
         for name, monitor in self.monitors.items():
-            for field in ("drop", "mask", "keys"):
-                if monitor.sample is not None and (column := monitor.sample.stratify) in getattr(self.capture, field):
-                    why = f"{column!r} is in capture.{field}: name another column, or remove it from capture.{field}"
-                    raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}")
-        return self
-
-    @model_validator(mode="after")
-    def _keeps_what_its_monitors_read(self) -> "EndpointSpec":
-        keep = self.capture.retention
-        if keep is None:
-            return self
-        for name, monitor in self.monitors.items():
-            if length_of(keep) < monitor.max_row_age:
+            column = monitor.sample.stratify if monitor.sample is not None else None
+            if column in {*capture.drop, *capture.mask, *capture.keys}:
+                why = f"{column!r} is in capture.drop, capture.mask or capture.keys: name another column"
+                raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}, or remove it there")
+            if keep is not None and length_of(keep) < monitor.max_row_age:
                 hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(

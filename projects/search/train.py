@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from threadpoolctl import threadpool_limits
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotReady
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.gate import choose_policy, promote, run_gate
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG, PASSED_STATES
@@ -176,12 +176,16 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         OnnxserveError: the store or the endpoint's server is not accessible from this machine.
     """
     model, name = options.registered_model or MODEL, options.deploy
+    if not (model.strip() and model.isprintable()) or {"/", ":"} & set(model):
+        raise InvalidConfig(f"registered_model {model!r}: a name without /, : and control characters is expected")
     if not name:
         return model, False
     new_endpoint(name, f"models:/{model}@{ALIAS}")
     RolloutRequest("1", options.steps, options.every, min_requests=options.min_requests)
     with open_deployments(lambda line: None) as deployments:
         if deployments.store.endpoint(name) is None:
+            with suppress(NotFound):  # The search registers a model that does not exist.
+                choose_policy(model)
             return model, True
         deployments.store.require_no_rollout(name)
         observed = deployments.get_endpoint(name)

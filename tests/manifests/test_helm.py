@@ -301,6 +301,12 @@ def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
     assert said == json.loads(json.dumps(values_schema())), "python docs/make_reference.py writes it anew"
 
 
+def test_every_definition_of_the_schema_is_used() -> None:
+    schema = values_schema()
+    used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
+    assert used == set(schema["$defs"])
+
+
 def test_what_kubernetes_refuses_is_refused() -> None:
     with refused(InvalidConfig, "'Flights_1'", "Service"):
         FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

@@ -31,14 +31,15 @@ def with_sample(**fields: object) -> EndpointSpec:
     return apply_config(flights(), {f"monitors.daily.retrain.{name}": value for name, value in given.items()})
 
 
-def test_a_sample_is_set_by_dotted_names_and_removed_with_its_last_field() -> None:
+def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
     spec = with_sample(sample__fraction="0.2", sample__stratify="carrier", sample__weight="14d")
 
     sample = spec.monitors["daily"].sample
     assert sample == SampleSpec(recent="30d", fraction=0.2, stratify="carrier", weight="14d")
     assert load_specs(dump_spec(spec)) == [spec]
-    cleared = {f"monitors.daily.retrain.sample.{name}": "" for name in SampleSpec.model_fields}
-    assert apply_config(spec, cleared).monitors["daily"].sample is None
+    assert apply_config(spec, {"monitors.daily.retrain.sample": ""}).monitors["daily"].sample is None
+    with refused(InvalidConfig, "'monitors.daily.retrain.sample'", "'monitors.NAME.retrain.sample"):
+        apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
 
 
 def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:

@@ -10,7 +10,6 @@ on another machine cannot check the process. If a controller ends the run in MLf
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -42,7 +41,6 @@ from mlflow_deploy_plugin.registry.tags import (
     DATA_DIGEST_TAG,
     MAX_TAG_LENGTH,
     PARENT_TAG,
-    SAMPLE_TAG,
     TRAINING_TAG,
     tag_version,
 )
@@ -109,7 +107,6 @@ def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parame
             "mlflow.source.name": redact_credentials(plan.project),
             "mlflow.project.entryPoint": plan.entry_point,
             "mlflow.user": plan.actor,
-            **({SAMPLE_TAG: json.dumps(plan.sample)} if plan.sample else {}),
         }
         if retraining.cause.get("run_id"):
             tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
@@ -167,7 +164,6 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
         PARENT_TAG: plan.base_uri,
         TRAINING_TAG: plan.mode,
         DATA_DIGEST_TAG: retraining.figures.data_digest,
-        SAMPLE_TAG: json.dumps(plan.sample) if plan.sample else None,
     }
     for key, value in tags.items():
         if value and key not in known:

@@ -179,7 +179,7 @@ class TrainingData:
         target: the label column of `held_out` whose values can be compared with the model's output.
         digest: SHA-256 of `data`.
         window: the window of the newest rows; a full training also uses the rows before this window.
-        sample: the numbers of rows before the window from `select_rows`.
+        sample: the number of rows before the window among which the sample selects, and of the selected rows.
     """
 
     data: Path
@@ -220,7 +220,8 @@ def collect_training_data(
         since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
     earlier = _labelled(log, plan, Window(since, window.start), withheld) if since < window.start else None
     if earlier is not None and plan.sample is not None:
-        earlier, numbers = select_rows(earlier, SampleSpec(**plan.sample), window.start)
+        available, earlier = len(earlier), select_rows(earlier, SampleSpec(**plan.sample), window.start)
+        numbers = {"rows": available, "selected": len(earlier)}
     if earlier is not None:
         try:
             learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
@@ -254,8 +255,8 @@ def collect_training_data(
     )
 
 
-def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa.Table, Json]:
-    """Return the rows that the sample selects from the rows before `until`, and the numbers of rows before and after.
+def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:
+    """Return the rows that the sample selects from the rows before `until`.
 
     Each row has a number in [0, 1) that depends only on its identity. The row is selected if the number is below its
     probability: the fraction, halved for each half-life between the row and `until`. With `stratify`, the number is
@@ -270,16 +271,12 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> tuple[pa
         ages = (microseconds(until) - microseconds_of(rows.column(EVENT_TIME))) / 1e6
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
     is_selected = numbers < probabilities
-    strata: Json = {}
     if sample.stratify is not None:
-        values = _strata(rows, sample.stratify)
-        codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
+        codes = pc.rank(_strata(rows, sample.stratify), tiebreaker="dense").to_numpy().astype(int) - 1
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
-        strata["rows_by_value"] = pc.value_counts(values).to_pylist()
-        strata["selected_by_value"] = pc.value_counts(values.filter(pa.array(is_selected))).to_pylist()
-    return rows.filter(pa.array(is_selected)), {"rows": len(rows), "selected": int(is_selected.sum()), **strata}
+    return rows.filter(pa.array(is_selected))
 
 
 def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:

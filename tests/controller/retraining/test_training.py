@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -290,6 +291,11 @@ def times_of(data: TrainingData) -> list[Any]:
     return [time for time in written(data.data).column("_event_time").to_pylist() if time < DAY.start]
 
 
+def values_before_the_window(data: TrainingData) -> Counter[float]:
+    rows = written(data.data)
+    return Counter(rows.filter(pc.less(rows.column("_event_time"), DAY.start)).column("b").to_pylist())
+
+
 @pytest.fixture
 def four_days(world: RetrainingWorld) -> RetrainingWorld:
     """600 labelled rows on the day of the window and on each of the three days before it; `b` is an integer."""
@@ -339,8 +345,7 @@ def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
 def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(four_days: RetrainingWorld) -> None:
     data = sampled(four_days, fraction=0.05, stratify="b")
 
-    counts = {entry["values"]: entry["counts"] for entry in data.sample["rows_by_value"]}
-    selected = {entry["values"]: entry["counts"] for entry in data.sample["selected_by_value"]}
+    counts, selected = (values_before_the_window(part) for part in (sampled(four_days, "all"), data))
     assert min(counts.values()) < 20 < max(counts.values())
     assert selected == {value: int(np.ceil(count / 20)) for value, count in counts.items()}
     assert sum(selected.values()) == data.sample["selected"] == len(times_of(data))
@@ -349,7 +354,7 @@ def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_
 def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(four_days: RetrainingWorld) -> None:
     data = sampled(four_days, fraction=0.1, stratify="_label", weight="10s")
 
-    assert [entry["counts"] for entry in data.sample["selected_by_value"]] == [1, 1]
+    assert data.sample["selected"] == 2
 
 
 def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(four_days: RetrainingWorld) -> None:
@@ -405,8 +410,8 @@ def test_a_row_is_selected_with_the_fraction_halved_per_half_life(fraction: floa
     count, probability = 20_000, fraction / 2 ** (age / 24)
     rows = rows_before(DAY.end, [age] * count, value=["x"] * count)
 
-    plain, _ = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)
-    strata, _ = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"), DAY.end)
+    plain = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)
+    strata = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"), DAY.end)
 
     assert len(plain) == pytest.approx(count * probability, abs=4 * (count * probability * (1 - probability)) ** 0.5)
     assert len(strata) == count * probability
@@ -420,8 +425,8 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
     order = random.sample(range(len(values)), len(values))
     sample = SampleSpec(recent="3d", fraction=fraction, stratify="value")
 
-    selected, _ = select_rows(rows, sample, DAY.end)
-    reordered, _ = select_rows(rows.take(order), sample, DAY.end)
+    selected = select_rows(rows, sample, DAY.end)
+    reordered = select_rows(rows.take(order), sample, DAY.end)
 
     assert sorted(selected.column("_offset").to_pylist()) == sorted(reordered.column("_offset").to_pylist())
     counts = Counter(selected.column("value").to_pylist())
@@ -430,7 +435,7 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
         assert counts[value] - count * fraction == pytest.approx(0.5, abs=0.5 + 1e-9)  # The share is rounded up.
 
 
-def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(four_days: RetrainingWorld) -> None:
+def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(four_days: RetrainingWorld) -> None:
     fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing"})
     four_days.monitor(**{f"sample.{name}": value for name, value in fields.items()})
@@ -439,19 +444,11 @@ def test_the_selection_is_recorded_with_the_run_its_version_and_the_audit_trail(
     running = four_days.take()
 
     end_training(running)
-    version = four_days.register(running.run_id)
-    assert four_days.take().state == "registered"
     four_days.context.fail(four_days.latest(), "the test ends here")
     fields["weight"] = None
-    run = MlflowClient().get_run(running.run_id)
-    assert json.loads(run.data.tags["onnxserve.training.sample"]) == fields
-    assert json.loads(MlflowClient().get_model_version(MODEL, version).tags["onnxserve.training.sample"]) == fields
     record = json.loads(mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"))
     assert (record["sample"], record["window"], record["rows"]) == (fields, str(DAY), 1200)
     assert record["data_digest"] == running.figures.data_digest
-    assert [entry["counts"] for entry in record["rows_by_value"]] != [
-        entry["counts"] for entry in record["selected_by_value"]
-    ]
     (event,) = (event for event in four_days.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
     assert event.detail["sample"] == fields
     assert mentions(event.why, f"{record['selected']:,} of 1,200")

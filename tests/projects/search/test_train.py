@@ -19,6 +19,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.spec import new_endpoint
 from projects.search.train import MODEL, Search, deployed_model
 from tests.support.deployments import empty_home
@@ -65,6 +66,7 @@ def client(
 def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
     """Deployments with the endpoint `flights`, whose server is stopped, and `files`, which serves a folder."""
     MlflowClient().create_registered_model("late")
+    MlflowClient().create_registered_model("strict", {GATE_POLICY_TAG: "evaluation: {margin: wide}"})
     with open_deployments(lambda line: None) as opened:
         opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late@champion"))
         opened.store.add_endpoint("onnxserve", new_endpoint("files", "/models/late"))
@@ -89,6 +91,9 @@ def test_the_model_of_a_search_depends_on_its_endpoint() -> None:
         (Search(deploy="a/b"), InvalidConfig, ("name", "'a/b'")),
         (Search(deploy="new", steps="50,10"), InvalidConfig, ("--steps 50,10",)),
         (Search(deploy="new", every="soon"), InvalidConfig, ("--every 'soon'",)),
+        (Search(deploy="new", registered_model="strict"), InvalidConfig, ("strict", "evaluation.margin")),
+        (Search(registered_model="a/b"), InvalidConfig, ("registered_model", "'a/b'")),
+        (Search(registered_model="a\nb"), InvalidConfig, ("registered_model", r"'a\nb'")),
     ],
 )
 def test_a_rollout_that_would_fail_is_refused_before_the_search(
