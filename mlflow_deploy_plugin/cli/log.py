@@ -157,7 +157,7 @@ def query(
                     rows += len(batch)
             if file != "-":
                 click.echo(f"{rows:,} rows in {file}", err=True)
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
@@ -187,7 +187,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
@@ -225,7 +225,7 @@ def compact(name: str) -> None:
     _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
@@ -245,7 +245,7 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _warn_of_unreadable(log: "InferenceLog") -> None:
+def warn_of_unreadable(log: "InferenceLog") -> None:
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 

@@ -5,6 +5,7 @@ response. Errors differ from MLflow's: invalid input is a 400 instead of a 5xx, 
 """
 
 import base64
+import inspect
 import io
 import json
 import logging
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -456,6 +457,14 @@ class Scorer:
             with suppress(MlflowException):  # Each trace would repeat this warning.
                 get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
         return cls(model, artifact)
+
+    @property
+    def predict_code(self) -> CodeType:
+        """The code of the model's own `predict`, without MLflow's wrappers, at which a debugger stops."""
+        original = self._model._model_impl  # noqa: SLF001 - MLflow has no public name for models of libraries.
+        predict = inspect.unwrap((getattr(original, "python_model", None) or original).predict)
+        code: CodeType = predict.__code__
+        return code
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero rows."""
