@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,30 +16,20 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, Refused
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.replay.prediction import Replay
-    from mlflow_deploy_plugin.spec import EndpointSpec
-
-_SHOWN_COLUMNS = 20
+    from mlflow_deploy_plugin.replay.prediction import CapturedRequest, Replay
 
 
 @click.command()
 @click.argument("subject", metavar="PREDICTION_ID|NAME")
 @option("--against", metavar="URI", default="", help="Candidate that predicts the rows of the endpoint NAME.")
 @option("--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction.")
-@option(
-    "--row",
-    type=click.IntRange(min=0),
-    metavar="ROW",
-    show_default="compare all rows, explain row 0",
-    help="Row of the request, from 0.",
-)
-@option("--model", metavar="URI", show_default="from the log", help="Files of the version that answered.")
+@option("--row", type=click.IntRange(0), metavar="ROW", show_default="all, explain 0", help="Row of the request.")
 @option("--explain/--no-explain", default=True, help="Compute the contribution of each column.")
-@option("--nodes", type=click.IntRange(min=0), default=20, metavar="NUMBER", help="Maximum number of nodes to print.")
-@option("--pdb", is_flag=True, help="Debug the predict of a model without an ONNX form.")
+@option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
+@option("--pdb", "debug", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
 @click.pass_context
 def replay(context: click.Context, subject: str, against: str, output: str, **options: Any) -> None:
@@ -47,105 +37,99 @@ def replay(context: click.Context, subject: str, against: str, output: str, **op
 
     With PREDICTION_ID, the X-Prediction-Id of a response, compute the request again with the version that answered,
     compare the outputs bit by bit, explain the prediction, and print the intermediate values of the graph. The exit
-    status is 0 if all outputs are equal, otherwise 1.
+    status is 0 if all outputs are equal, and 1 if they differ.
 
     \b
-      onnxserve replay 0b5c8f6e2d
-      onnxserve replay 0b5c8f6e2d --endpoint flights --row 3 --nodes 100
-      onnxserve replay 0b5c8f6e2d --pdb
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
     """
     if not against:
         _replay_prediction(subject, output, **options)
         return
     for name in options:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name} is for a PREDICTION_ID: remove it, or remove --against {against}")
+            raise click.UsageError(f"--{name} is for a PREDICTION_ID: remove it, or remove --against")
     _backtest(subject, against, output)
 
 
-def _replay_prediction(
-    prediction_id: str, output: str, endpoint: str, row: int | None, model: str | None, explain: bool, nodes: int, pdb: bool
-) -> None:
-    if pdb and output == "json":
+def _replay_prediction(prediction_id: str, output: str, endpoint: str, debug: bool, **options: Any) -> None:
+    if debug and output == "json":
         raise click.UsageError("--pdb writes to standard output: remove -o json")
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.settings import load_settings
 
-    log = open_log(load_settings().inference_log)
+    log, stored = open_log(load_settings().inference_log), None
     request = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
-    replayed = replay_prediction(
-        request,
-        model_uri=model or "",
-        spec=_spec_of(request.endpoint),
-        row=row,
-        nodes=nodes,
-        explain=explain,
-        debug=pdb,
-        progress=show_progress,
-    )
-    show_result(output, asdict(replayed), _replay_lines(replayed))
-    if not replayed.is_equal:
+    with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
+        stored = store.endpoint(request.endpoint)
+    spec = stored and stored.spec
+    result = replay_prediction(request, spec, debug=debug, progress=show_progress, **options)
+    show_result(output, _document(request, result), _lines(request, result, options["row"] or 0))
+    if not result.is_equal:
         raise click.exceptions.Exit(1)
 
 
-def _spec_of(endpoint: str) -> "EndpointSpec | None":
-    """Return the spec of an endpoint in the store or of a server on this machine; None if there is no spec."""
-    from mlflow_deploy_plugin.deployments.endpoints import left_specs
-    from mlflow_deploy_plugin.settings import load_settings
-
-    with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
-        if stored := store.endpoint(endpoint):
-            return stored.spec
-    return next((spec for _, spec in left_specs(endpoint, load_settings())), None)
-
-
-def _replay_lines(replayed: "Replay") -> Iterator[str]:
-    yield f"{replayed.prediction_id} of {replayed.endpoint}, {replayed.event_time:%Y-%m-%d %H:%M:%S}Z, {replayed.model_uri}"
-    for compared in replayed.outputs:
-        if compared.is_equal:
-            yield f"  {compared.column}: equal to the bit"
-            continue
-        ulps = f", {compared.ulps:,} units in the last place" if compared.ulps is not None else ""
-        size = f", difference {compared.difference:.3g}{ulps}" if compared.difference is not None else ""
-        place = f" in row {compared.index[0]}" if compared.index else ""
-        place += f", position {list(compared.index[1:])}" if compared.index[1:] else ""
-        yield f"  {compared.column}: DIFFERENT{place}: captured {compared.captured}, now {compared.computed}{size}"
-    if not replayed.outputs:
-        yield "  no output was captured (capture.drop, capture.mask), so nothing is compared"
-    yield from (f"  possible cause: {cause}" for cause in replayed.possible_causes)
-    if replayed.not_explained:
-        yield f"not explained: {replayed.not_explained}"
-    if (explanation := replayed.explanation) is not None:
-        yield from _explanation_lines(replayed)
-    if replayed.no_nodes:
-        yield f"no intermediate values: {replayed.no_nodes}"
-    if replayed.nodes:
-        yield f"intermediate values of row {replayed.row}, without graph optimization"
-        table = [("operator", "output", "type", "values")]
-        for node in replayed.nodes:
-            counts = "".join(f", {count} {name}" for name, count in (("NaN", node.nan), ("infinite", node.infinite)) if count)
-            values = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in node.values)
-            table.append((node.operator, node.output, f"{node.dtype} {list(node.shape)}", values + counts))
-        yield from align_columns(table)
-        if replayed.left_out:
-            yield f"and {replayed.left_out:,} more nodes (--nodes)"
+def _document(request: "CapturedRequest", result: "Replay") -> dict[str, object]:
+    logged = {name: request.value(f"_{name}") for name in ("prediction_id", "model", "version", "event_time")}
+    document = {"endpoint": request.endpoint, **logged, **vars(result)}
+    document["inputs"] = {name: values.tolist() for name, values in result.inputs.items()}
+    if isinstance(result.nodes, list):
+        document["nodes"] = list(map(_node, result.nodes))
+    if not isinstance(explained := result.explanation, Refused | None):
+        names = [feature.name for feature in explained.features]
+        document["explanation"] = {**vars(explained), "features": names, "values": explained.values[0]}
+    return document
 
 
-def _explanation_lines(replayed):
-    explanation = replayed.explanation
-    totals = [base + sum(row[k] for row in explanation.contributions) for k, base in enumerate(explanation.base_values)]
-    shown = 1 if len(totals) == 2 else totals.index(max(totals))  # For two classes, the first mirrors the second.
-    yield (
-        f"explanation of row {replayed.row}: {explanation.outputs[shown]} is {totals[shown]:.6g}, "
-        f"the mean over {explanation.background} {explanation.base_values[shown]:.6g}"
-    )
-    ranked = sorted(zip(explanation.columns, explanation.contributions), key=lambda entry: -abs(entry[1][shown]))
-    table = [("column", "value", "contribution")]
-    for name, values in ranked[:_SHOWN_COLUMNS]:
-        table.append((name, str(replayed.inputs.get(name, "")), f"{values[shown]:+.6g}"))
-    yield from align_columns(table)
+def _node(node: tuple[str, str, Any]) -> dict[str, Any]:
+    """Describe an output of a node: the shape, the first five values, and the numbers of NaN and infinite values."""
+    operator, name, value = node
+    head = {"operator": operator, "output": name}
+    if not hasattr(value, "dtype"):  # a sequence or a mapping
+        return {**head, "type": type(value).__name__, "values": [str(value)], "nan": 0, "infinite": 0}
+    flat, kind = value.reshape(-1), f"{value.dtype} {list(value.shape)}"
+    counts = {"nan": int((flat != flat).sum()), "infinite": int(((flat == inf) | (flat == -inf)).sum())}
+    return {**head, "type": kind, "values": list(flat[:5]), **counts}
+
+
+def _lines(request: "CapturedRequest", result: "Replay", row: int) -> Iterator[str]:
+    model, version = request.value("_model"), request.value("_version")
+    yield f"{request.endpoint}, {model} {version}, {request.value('_event_time'):%Y-%m-%d %H:%M:%S}Z"
+    for output in result.outputs:
+        ulps = "" if output.ulps is None else f" ({output.ulps:.3g} units in the last place)"
+        place = f" at {list(output.index)}" if output.index else ""
+        different = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}{ulps}"
+        yield f"  {output.column}: {'equal to the bit' if output.is_equal else different}"
+    if not result.outputs:
+        yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
+    yield from (f"  possible cause: {cause}" for cause in result.possible_causes)
+    if isinstance(explained := result.explanation, Refused):
+        yield f"not explained: {explained.reason}"
+    elif explained is not None:
+        values, base = explained.values[0], explained.base_values
+        # For two classes, the contributions to the first mirror the contributions to the second.
+        shown = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
+        total, rows = base[shown] + values[:, shown].sum(), explained.background_rows
+        yield f"row {row}: the output {explained.outputs[shown]} is {total:.4g}; its mean over {rows} other rows is {base[shown]:.4g}"
+        cells = {name: str(column[row]) for name, column in result.inputs.items()}
+        ranked = [explained.features[i].name for i in (-abs(values[:, shown])).argsort()[:20]]
+        sizes = {
+            feature.name: f"{size:+.4g}" for feature, size in zip(explained.features, values[:, shown], strict=True)
+        }
+        yield from align_columns(
+            [("column", "value", "contribution"), *((n, cells.get(n, ""), sizes[n]) for n in ranked)]
+        )
+    if isinstance(result.nodes, Refused):
+        yield f"no intermediate values: {result.nodes.reason}"
+    elif result.nodes:
+        yield f"row {row}: outputs of the graph's nodes, computed without optimization"
+        nodes = [{**node, "values": ", ".join(map(str, node["values"]))[:60]} for node in map(_node, result.nodes)]
+        header = ("operator", "output", "type", "first values", "NaN", "infinite")
+        yield from align_columns([header, *(tuple(map(str, node.values())) for node in nodes)])
+        yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
 def _backtest(endpoint: str, against: str, output: str) -> None:

@@ -11,13 +11,16 @@ import json
 import logging
 import math
 import os
+import pdb
 import re
 import sys
+from bdb import BdbQuit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
+from functools import wraps
 from pathlib import Path
-from types import CodeType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -404,6 +407,7 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
 
 def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load the model."""
+    _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
@@ -458,13 +462,26 @@ class Scorer:
                 get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
         return cls(model, artifact)
 
-    @property
-    def predict_code(self) -> CodeType:
-        """The code of the model's own `predict`, without MLflow's wrappers, at which a debugger stops."""
-        original = self._model._model_impl  # noqa: SLF001 - MLflow has no public name for models of libraries.
-        predict = inspect.unwrap((getattr(original, "python_model", None) or original).predict)
-        code: CodeType = predict.__code__
-        return code
+    def debug(self) -> None:
+        """Run `predict` of the Python model (or of MLflow's wrapper of a library) in pdb, without MLflow's decorators.
+
+        pdb stops at the first line, and where an exception is raised.
+        """
+        python_model = getattr(self._model._model_impl, "python_model", None)
+        owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
+        predict = getattr(owner, name)
+
+        @wraps(predict)
+        def debugged(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return pdb.runcall(inspect.unwrap(predict.__func__), predict.__self__, *args, **kwargs)
+            except BdbQuit:
+                raise
+            except Exception as error:
+                pdb.post_mortem(error.__traceback__)
+                raise
+
+        setattr(owner, name, debugged)
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero rows."""
