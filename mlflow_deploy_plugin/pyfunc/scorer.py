@@ -14,7 +14,6 @@ import os
 import pdb
 import re
 import sys
-from bdb import BdbQuit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
@@ -474,12 +473,13 @@ class Scorer:
         @wraps(predict)
         def debugged(*args: Any, **kwargs: Any) -> Any:
             try:
-                return pdb.runcall(inspect.unwrap(predict.__func__), predict.__self__, *args, **kwargs)
-            except BdbQuit:
-                raise
+                answer = pdb.runcall(inspect.unwrap(predict.__func__), predict.__self__, *args, **kwargs)
             except Exception as error:
                 pdb.post_mortem(error.__traceback__)
                 raise
+            if answer is None:
+                raise SystemExit("pdb was ended before the answer (`c` continues to the answer)")
+            return answer
 
         setattr(owner, name, debugged)
 
