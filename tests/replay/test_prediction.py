@@ -1,0 +1,297 @@
+"""Tests of a captured prediction that is computed again by its version."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.replay.prediction import OutputComparison, find_request
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
+from tests.support.classifiers import labelled, write_classifier, write_regressor
+from tests.support.models import COLUMN_TYPES, columns, mixed_model, tensor_model, write_model
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.refusals import mentions, refused
+from tests.support.servers import single_model
+
+from .conftest import Answering, Outputs
+
+ROWS = {name: labelled(3)[name] for name in ("a", "b")}
+MIXED_ROWS = {"carrier": ["AA", "UA"], "distance": [1400.5, float("nan")], "hour": [7, 8], "late": [True, False]}
+
+
+def spec(**capture: Any) -> EndpointSpec:
+    return EndpointSpec.model_validate(
+        {"name": "toys", "variants": {"v": {"model": "models:/toy/1"}}, "capture": capture}
+    )
+
+
+def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
+    model = answering.register(write_classifier(answering.folder / "model"))
+    identity = answering.answer(model, ROWS)
+
+    replayed = answering.replay(identity)
+
+    assert replayed.is_equal
+    assert replayed.outputs == [OutputComparison("prediction", True), OutputComparison("output.probabilities", True)]
+    assert {name: values.tolist() for name, values in replayed.inputs.items()} == {
+        name: values.tolist() for name, values in ROWS.items()
+    }
+    assert replayed.possible_causes == []
+    assert (replayed.explanation, replayed.nodes) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("write", "rows"),
+    [
+        (mixed_model, MIXED_ROWS),  # text, missing number, integer, boolean
+        (single_model, {"a": [0.1, 0.2], "b": [1.0, 2.0], "c": [3.0, 1e300 / 1e298]}),  # The graph takes 32 bits.
+        (tensor_model, {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3}),  # an unnamed tensor
+    ],
+)
+def test_inputs_of_every_type_are_read_from_the_log(answering: Answering, write: Any, rows: Any) -> None:
+    model = answering.register(write(answering.folder / "model"))
+    assert answering.replay(answering.answer(model, rows)).is_equal
+
+
+def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
+    section = {
+        "inputs": [{"name": "x", "dtype": "str", "shape": [-1, 1], "columns": ["x"], "missing": "⟨missing⟩"}],
+        "outputs": [{"name": "y", "dtype": "str", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    graph = "texts (string[N,1] x) => (string[N,1] y) { y = Identity(x) }"
+    signature = [{"name": "x", "type": "string", "required": False}]
+    model = answering.register(write_model(answering.folder / "model", graph, signature, section))
+
+    assert answering.replay(answering.answer(model, {"x": ["a", None]}), nodes=1).is_equal
+
+
+def test_a_graph_without_rows_is_one_row(answering: Answering) -> None:
+    graph = "still (float[3] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }"
+    model = answering.register(write_model(answering.folder / "model", graph))
+    identity = answering.answer(model, {"x": np.array([0.1, 0.2, 0.3], np.float32)})
+
+    replayed = answering.replay(identity, nodes=5)
+
+    assert replayed.is_equal
+    ((operator, name, total),) = replayed.nodes
+    assert (operator, name, float(total)) == ("ReduceSum", "y", pytest.approx(0.6))
+
+
+def test_the_largest_difference_is_reported_with_its_place(answering: Answering) -> None:
+    def change(outputs: Outputs) -> None:
+        outputs["label"][2] = 1 - outputs["label"][2]
+        outputs["probabilities"][0, 1] = np.nextafter(outputs["probabilities"][0, 1], np.float32(2))
+        outputs["probabilities"][1, 0] += np.float32(0.25)
+
+    model = answering.register(write_classifier(answering.folder / "model"))
+    identity = answering.answer(model, ROWS, change=change)
+
+    label, probabilities = answering.replay(identity).outputs
+    assert (label.is_equal, label.index, label.captured == 1 - label.computed) == (False, (2,), True)
+    assert label.ulps is None
+    assert probabilities.index == (1, 0)
+    assert float(probabilities.captured) - float(probabilities.computed) == pytest.approx(0.25)
+
+    (first,) = answering.replay(identity, row=0).outputs[1:]
+    assert (first.index, first.ulps) == ((0, 1), 1.0)
+    assert answering.replay(identity, row=0).outputs[0].is_equal
+    assert not answering.replay(identity, row=2).is_equal
+    assert mentions(" ".join(answering.replay(identity).possible_causes), "threads", "batch")
+
+
+def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+
+    def negate(outputs: Outputs) -> None:
+        outputs["y"][1, 0] = -0.0
+
+    rows = {"a": [float("nan"), 0.0], "b": [1.0, 0.0]}
+    assert answering.replay(answering.answer(model, rows)).is_equal
+    (compared,) = answering.replay(answering.answer(model, rows, change=negate)).outputs
+    assert (compared.is_equal, compared.index, str(compared.captured)) == (False, (1, 0), "-0.0")
+
+
+def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+    identity = answering.answer(model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3)))
+
+    by_name = {output.column: output for output in answering.replay(identity).outputs}
+    assert (by_name["prediction"].captured, by_name["prediction"].computed) == ("float64 [3]", "not computed")
+    assert not by_name["output.z"].is_equal
+
+
+def test_contributions_of_a_sum_are_its_terms(answering: Answering) -> None:
+    reference = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
+    model = answering.register(write_regressor(answering.folder / "model", reference=reference))
+    identity = answering.answer(model, ROWS)
+
+    explanation = answering.replay(identity, row=2, explain=True).explanation
+
+    assert explanation is not None
+    assert not isinstance(explanation, Refused)
+    assert [feature.name for feature in explanation.features] == ["a", "b"]
+    assert explanation.values[0, 0, 0] == pytest.approx(2 * (ROWS["a"][2] - reference["a"].mean()))
+
+
+def test_a_model_without_sample_rows_is_not_explained(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+    replayed = answering.replay(answering.answer(model, ROWS), explain=True)
+    assert replayed.is_equal
+    assert isinstance(replayed.explanation, Refused)
+    assert mentions(replayed.explanation.reason, "reference_data")
+
+
+def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering: Answering) -> None:
+    model = answering.register(write_classifier(answering.folder / "model"))
+    identity = answering.answer(model, ROWS)
+
+    replayed = answering.replay(identity, row=1, nodes=3)
+
+    assert isinstance(replayed.nodes, list)
+    assert [(operator, name) for operator, name, _ in replayed.nodes] == [
+        ("Identity", "z"),
+        ("MatMul", "s"),
+        ("Sigmoid", "p"),
+    ]
+    assert replayed.left_out == 4
+    _, _, total = replayed.nodes[1]
+    assert np.asarray(total).tolist() == [[pytest.approx(2 * ROWS["a"][1] - ROWS["b"][1])]]
+
+
+def test_loops_optional_outputs_and_external_weights_are_supported(answering: Answering) -> None:
+    graph = """deep (float[N,2] x) => (float[N,2] y) <float[2] w = {1.5, 2.5}, int64 three = {3}, bool go = {1}> {
+      half = Dropout(x)
+      best, = MaxPool1(half, w)
+      y = Loop(three, go, best) <body = step (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t)
+        { d = Identity(c)
+          t = Add(s, s) }>
+    }""".replace("best, = MaxPool1(half, w)", "best = Mul(half, w)")
+    model = write_model(answering.folder / "model", graph)
+    proto = onnx.load(model / "model.onnx")
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+    (model / "w.bin").write_bytes(np.array([1.5, 2.5], np.float32).tobytes())
+    tensor.CopyFrom(onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL))
+    tensor.external_data.add(key="location", value="w.bin")
+    next(node for node in proto.graph.node if node.op_type == "Dropout").output.append("")
+    onnx.save(proto, model / "model.onnx")
+    answering.register(model)
+    identity = answering.answer(model, {"x": np.array([[1.0, np.inf]], np.float32)})
+
+    replayed = answering.replay(identity, nodes=20)
+
+    assert replayed.is_equal
+    assert isinstance(replayed.nodes, list)
+    assert [name for _, name, _ in replayed.nodes] == ["half", "best", "y"]
+    assert np.asarray(replayed.nodes[2][2]).tolist() == [[12.0, np.inf]]
+    assert not (model / "all-outputs.onnx").exists()
+
+
+def test_masked_and_dropped_columns_are_named(answering: Answering) -> None:
+    model = answering.register(mixed_model(answering.folder / "model"))
+    dropped = answering.answer(model, MIXED_ROWS, drop=("hour",))
+    masked = answering.answer(model, MIXED_ROWS, mask=("carrier", "distance"))
+
+    with refused(InvalidConfig, "hour", "capture.drop", "toys"):
+        answering.replay(dropped)
+    with refused(InvalidConfig, "carrier, distance", "capture.mask"):
+        answering.replay(masked)
+    with refused(InvalidConfig, "distance"):  # The spec no longer masks any column, but numbers were sent.
+        answering.replay(masked, spec())
+
+
+def test_a_text_that_looks_like_a_mask_is_a_text_if_the_spec_does_not_mask_it(answering: Answering) -> None:
+    model = answering.register(mixed_model(answering.folder / "model"))
+    identity = answering.answer(model, {**MIXED_ROWS, "carrier": ["0123456789abcdef" * 2] * 2})
+    assert answering.replay(identity, spec()).is_equal
+    with refused(InvalidConfig, "carrier"):
+        answering.replay(identity, spec(mask=["carrier"]))
+
+
+def test_a_masked_output_is_not_compared(answering: Answering) -> None:
+    model = answering.register(write_classifier(answering.folder / "model"))
+    identity = answering.answer(model, ROWS, drop=("prediction", "output.probabilities"))
+    replayed = answering.replay(identity)
+    assert (replayed.outputs, replayed.is_equal) == ([], False)
+
+
+def test_an_unknown_id_names_what_may_have_happened(answering: Answering) -> None:
+    with refused(NotFound, "p-1", "capture.retention", "capture.fraction"):
+        find_request(answering.log, "p-1")
+
+
+def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+    identities = {name: answering.answer(model, ROWS, endpoint=name) for name in ("b", "a", "c")}
+    for name, identity in identities.items():
+        assert find_request(answering.log, identity).endpoint == name
+        assert len(find_request(answering.log, identity, name).table) == 3
+    with refused(NotFound, identities["a"], "c"):
+        find_request(answering.log, identities["a"], "c")
+
+
+def test_a_failed_request_names_its_error(answering: Answering) -> None:
+    outputs = {"_error_code": np.array(["BAD_REQUEST"], object), "_message": np.array(["x is null"], object)}
+    model = CapturedModel("toy", "1", single_schema(answering.folder), ("y",))
+    identity = answering.capture(model, {}, outputs, "toys", status=400)
+    with refused(NotFound, identity, "toys", "BAD_REQUEST", "x is null"):
+        find_request(answering.log, identity)
+
+
+def single_schema(folder: Path) -> Any:
+    from mlflow_deploy_plugin.runtime import OnnxModel
+
+    return OnnxModel.load(single_model(folder / "single")).schema
+
+
+def test_a_row_that_is_not_in_the_request_is_refused(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+    with refused(InvalidConfig, "--row 3", "0 to 2"):
+        answering.replay(answering.answer(model, ROWS), row=3)
+
+
+def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
+    model = answering.register(write_regressor(answering.folder / "model"))
+    of_folder = answering.answer(model, ROWS, name="folder", version="unknown")
+    deleted = answering.answer(model, ROWS)
+    with refused(InvalidConfig, "folder", "models:/NAME/VERSION"):
+        answering.replay(of_folder)
+    with refused(InvalidConfig, "models:/toy/1", "--nodes"):
+        answering.replay(deleted, debug=True)
+    answering.client.delete_model_version("toy", "1")
+    with refused(NotFound, "toy", "1"):
+        answering.replay(deleted)
+    answering.register(model)  # MLflow gives the number 1 again.
+    with refused(NotFound, "deleted", "models:/toy/1"):
+        answering.replay(deleted)
+
+
+@pytest.fixture(scope="module")
+def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["days", "gaps", "bytes", "tensors", "troubled"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("days", {"when": ["2013-07-01", "2013-07-02"], "name": ["a", "b"]}),
+        ("gaps", {"text": ["a", None], "when": ["2013-07-01", None]}),
+        ("bytes", {"blob": ["AAEC"]}),
+        ("bytes", {"blob": ["AAEC", "AA=="], "extra": [1.5, None]}),
+        ("tensors", {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])}),
+    ],
+)
+def test_a_pyfunc_is_computed_as_in_its_side_process(
+    answering: Answering, pyfuncs: dict[str, Path], name: str, rows: Any
+) -> None:
+    model = answering.register(pyfuncs[name], name)
+    replayed = answering.replay(answering.answer(model, rows, name=name), explain=True, nodes=5)
+    assert replayed.is_equal
+    assert isinstance(replayed.explanation, Refused)
+    assert isinstance(replayed.nodes, Refused)
