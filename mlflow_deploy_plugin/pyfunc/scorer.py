@@ -572,6 +572,20 @@ class Scorer:
         params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
+    def predict_logged(self, columns: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return the outputs in the log's form for rows of the log, in which objects, arrays and maps are JSON."""
+        nested = {name for name, kind in self._types.items() if kind == _NESTED}
+        rows = zip(*(array.tolist() for array in columns.values()), strict=True)
+        records = [
+            {
+                name: orjson.loads(value) if name in nested and value else value
+                for name, value in zip(columns, row, strict=True)
+            }
+            for row in rows
+        ]
+        arrays = self.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
+        return arrays.get("outputs") or arrays.get("texts") or {}
+
     def outputs_of(
         self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
     ) -> dict[str, Array]:

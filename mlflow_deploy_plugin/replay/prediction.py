@@ -5,7 +5,7 @@ The whole request is computed, because the sums of a row may depend on the other
 
 import heapq
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -24,13 +24,21 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.pyfunc.process import version_differences
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, Schema, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Artifact,
+    OnnxModel,
+    Schema,
+    pyfunc_schema,
+    read_served_artifact,
+)
 from mlflow_deploy_plugin.runtime.explained import check_explainable
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
 from mlflow_deploy_plugin.runtime.session import available_cores, describe_error, import_onnxruntime, session_options
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.spool import MASKED
+from mlflow_deploy_plugin.spool.codec import as_one_row
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
@@ -129,60 +137,54 @@ def replay_prediction(
     Raises InvalidConfig if the row, a column or the version is not in the log, or `debug` is not possible; NotFound if
     the version was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
     """
-    rows, first, server = len(request.table), row or 0, spec.server if spec else ServerSpec()
-    if first >= rows:
+    rows = len(request.table)
+    if row is not None and row >= rows:
         raise InvalidConfig(f"--row {row}: the log has rows 0 to {rows - 1} of this request")
     resolved = _resolve_version(request)
     progress(f"computing {rows:,} rows with {resolved.source}")
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
-        is_pyfunc = artifact.flavor == PYTHON_FUNCTION
-        if debug and not is_pyfunc:
+        if artifact.flavor == PYTHON_FUNCTION:
+            return _replay_pyfunc(request, artifact, spec, row, debug)
+        if debug:
             raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
-        causes = version_differences(folder)
-        if is_pyfunc:
-            from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
-
-            schema = pyfunc_schema(artifact)
-            columns = _captured_columns(request, schema, spec, {c.name for c in artifact.columns if not c.required})
-            feeds = schema.from_columns(columns)
-            with redirect_stdout(sys.stdout if debug else sys.stderr):  # The model's output must not mix with results.
-                scorer = load_scorer(folder)
-                if debug:
-                    scorer.debug()
-                computed = scorer.predict(feeds).arrays["outputs"]
-            causes.append("params of the request, and state or randomness of the model, are not captured")
-        else:
-            threads = server.intra_op_num_threads or available_cores(server.workers)  # as in `server/assembly.py`
-            model = OnnxModel.load(folder, intra_op_num_threads=threads)
-            schema = model.schema if model.schema.columns else model.schema.tensor_schema
-            columns = _captured_columns(request, schema, spec)
-            feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
-            computed = model.run(feeds)
-            if not schema.has_rows:
-                computed = {name: array[np.newaxis] for name, array in computed.items()}
-            causes.append(
-                f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
-            )
-        by_column = {output_column(artifact.prediction, name, array): array for name, array in computed.items()}
-        outputs = [
-            _compare(name, _array(request.table[name]), by_column.get(name), row)
-            for name in request.table.column_names
-            if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        ]
-        is_equal = bool(outputs) and all(output.is_equal for output in outputs)
-        result = Replay(is_equal, columns, outputs, [] if is_equal else causes)
-        if is_pyfunc:
-            reason = Refused("the version has no ONNX form (it is a pyfunc)")
-            return replace(result, explanation=reason, nodes=reason)
+        server = spec.server if spec else ServerSpec()
+        threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses the same number.
+        model = OnnxModel.load(folder, intra_op_num_threads=threads)
+        schema = model.schema if model.schema.columns else model.schema.tensor_schema
+        columns = _captured_columns(request, schema, spec)
+        feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
+        computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
+        cause = f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
+        result = _compare_outputs(request, model.artifact, columns, computed, row, cause)
         if not no_batch_dimension_reason(model.artifact):
-            feeds = slice_feeds(feeds, slice(first, first + 1))
+            feeds = slice_feeds(feeds, slice(row or 0, (row or 0) + 1))
         if explain:
             result = replace(result, explanation=_explain(model, feeds, progress))
         if nodes:
             found, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
             result = replace(result, nodes=found, left_out=left_out)
         return result
+
+
+def _replay_pyfunc(
+    request: CapturedRequest, artifact: Artifact, spec: EndpointSpec | None, row: int | None, debug: bool
+) -> Replay:
+    from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+
+    schema, optional = pyfunc_schema(artifact), {column.name for column in artifact.columns if not column.required}
+    columns = _captured_columns(request, schema.capture_schema, spec, optional)
+    with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
+        scorer = load_scorer(artifact.folder)
+        if debug:
+            scorer.debug()
+        if artifact.undescribed:
+            computed = scorer.predict_logged(columns)
+        else:
+            computed = scorer.predict(schema.from_columns(columns)).arrays["outputs"]
+    cause, reason = "params, or state or randomness of the model", Refused("a pyfunc has no ONNX form")
+    result = _compare_outputs(request, artifact, columns, computed, row, cause)
+    return replace(result, explanation=reason, nodes=reason)
 
 
 def _resolve_version(request: CapturedRequest) -> ResolvedModel:
@@ -220,11 +222,29 @@ def _captured_columns(
             excluded.append(name)
     if excluded:
         raise InvalidConfig(
-            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped, so they cannot be computed "
-            f"again: `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=` captures the "
+            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped, so the request cannot be "
+            f"computed again: `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=` captures the "
             "values of later predictions"
         )
     return columns
+
+
+def _compare_outputs(
+    request: CapturedRequest,
+    artifact: Artifact,
+    columns: dict[str, Array],
+    computed: Mapping[str, Array],
+    row: int | None,
+    cause: str,
+) -> Replay:
+    by_column = {output_column(artifact.prediction, name, array): array for name, array in computed.items()}
+    outputs = [
+        _compare(name, _array(request.table[name]), by_column.get(name), row)
+        for name in request.table.column_names
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
+    ]
+    is_equal = bool(outputs) and all(output.is_equal for output in outputs)
+    return Replay(is_equal, columns, outputs, [] if is_equal else [*version_differences(artifact.folder), cause])
 
 
 def _compare(column: str, captured: Array, computed: Array | None, row: int | None) -> OutputComparison:
@@ -235,14 +255,16 @@ def _compare(column: str, captured: Array, computed: Array | None, row: int | No
     captured, computed = np.ascontiguousarray(captured[start:stop]), np.ascontiguousarray(computed[start:stop])
     is_float = captured.dtype.kind == "f"
     bits = f"u{captured.itemsize}" if is_float else captured.dtype
-    sizes = np.asarray(captured.view(bits) != computed.view(bits), np.float64)
+    differs = np.asarray(captured.view(bits) != computed.view(bits))
+    if is_float:
+        differs &= ~(np.isnan(captured) & np.isnan(computed))
+    if not differs.any():
+        return OutputComparison(column, True)
+    sizes = differs.astype(np.float64)
     if captured.dtype != object:
         with np.errstate(invalid="ignore"):  # Do not warn about infinity minus infinity.
             gaps = np.abs(captured.astype(np.float64) - computed.astype(np.float64))
-        # NaN and a number differ by infinity, and zeros of different signs by the smallest number.
-        sizes *= np.where(np.isnan(captured) & np.isnan(computed), 0, np.nan_to_num(gaps, nan=np.inf) + 5e-324)
-    if not sizes.any():
-        return OutputComparison(column, True)
+        sizes = np.where(differs, np.nan_to_num(gaps, nan=np.inf), -1.0)  # Zeros of different signs differ by 0.
     index = np.unravel_index(int(sizes.argmax()), sizes.shape)
     before, after = captured[index], computed[index]
     ulps = float(sizes[index] / np.spacing(np.abs(before))) if is_float and np.isfinite(sizes[index]) else None

@@ -263,10 +263,10 @@ def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
         answering.replay(of_folder)
     with refused(InvalidConfig, "models:/toy/1", "--nodes"):
         answering.replay(deleted, debug=True)
-    answering.client.delete_model_version("toy", "1")
-    with refused(NotFound, "toy", "1"):
+    answering.client.delete_registered_model("toy")
+    with refused(NotFound, "toy"):
         answering.replay(deleted)
-    answering.register(model)  # MLflow gives the number 1 again.
+    answering.register(model)  # MLflow starts again with the number 1.
     with refused(NotFound, "deleted", "models:/toy/1"):
         answering.replay(deleted)
 
