@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @option("--row", type=click.IntRange(0), metavar="ROW", show_default="all, explain 0", help="Row of the request.")
 @option("--explain/--no-explain", default=True, help="Compute the contribution of each column.")
 @option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
-@option("--pdb", "debug", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
+@option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
 @click.pass_context
 def replay(context: click.Context, subject: str, against: str, output: str, **options: Any) -> None:
@@ -53,8 +53,8 @@ def replay(context: click.Context, subject: str, against: str, output: str, **op
     _backtest(subject, against, output)
 
 
-def _replay_prediction(prediction_id: str, output: str, endpoint: str, debug: bool, **options: Any) -> None:
-    if debug and output == "json":
+def _replay_prediction(prediction_id: str, output: str, endpoint: str, pdb: bool, **options: Any) -> None:
+    if pdb and output == "json":
         raise click.UsageError("--pdb writes to standard output: remove -o json")
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
@@ -66,7 +66,7 @@ def _replay_prediction(prediction_id: str, output: str, endpoint: str, debug: bo
     with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
         stored = store.endpoint(request.endpoint)
     spec = stored and stored.spec
-    result = replay_prediction(request, spec, debug=debug, progress=show_progress, **options)
+    result = replay_prediction(request, spec, debug=pdb, progress=show_progress, **options)
     show_result(output, _document(request, result), _lines(request, result, options["row"] or 0))
     if not result.is_equal:
         raise click.exceptions.Exit(1)

@@ -573,16 +573,16 @@ class Scorer:
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def predict_logged(self, columns: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return the outputs in the log's form for rows of the log, in which objects, arrays and maps are JSON."""
-        nested = {name for name, kind in self._types.items() if kind == _NESTED}
-        rows = zip(*(array.tolist() for array in columns.values()), strict=True)
-        records = [
-            {
-                name: orjson.loads(value) if name in nested and value else value
-                for name, value in zip(columns, row, strict=True)
-            }
-            for row in rows
-        ]
+        """Return the outputs for rows of the log, the inverse of the arrays that `invoke` returns for the log."""
+
+        def as_sent(name: str, value: Any) -> Any:
+            if value is None or value != value:  # A missing number or boolean is NaN in the log.
+                return None
+            kind = self._types[name]
+            return orjson.loads(value) if kind == _NESTED else bool(value) if kind == "boolean" else value
+
+        values = ([as_sent(name, value) for value in array.tolist()] for name, array in columns.items())
+        records = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
         arrays = self.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
         return arrays.get("outputs") or arrays.get("texts") or {}
 

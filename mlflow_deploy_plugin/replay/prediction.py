@@ -178,10 +178,10 @@ def _replay_pyfunc(
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()
-        if artifact.undescribed:
-            computed = scorer.predict_logged(columns)
-        else:
+        if artifact.tensors:
             computed = scorer.predict(schema.from_columns(columns)).arrays["outputs"]
+        else:
+            computed = scorer.predict_logged(columns)
     cause, reason = "params, or state or randomness of the model", Refused("a pyfunc has no ONNX form")
     result = _compare_outputs(request, artifact, columns, computed, row, cause)
     return replace(result, explanation=reason, nodes=reason)
@@ -237,7 +237,9 @@ def _compare_outputs(
     row: int | None,
     cause: str,
 ) -> Replay:
-    by_column = {output_column(artifact.prediction, name, array): array for name, array in computed.items()}
+    by_column = {
+        output_column(artifact.prediction or tuple(computed), name, array): array for name, array in computed.items()
+    }
     outputs = [
         _compare(name, _array(request.table[name]), by_column.get(name), row)
         for name in request.table.column_names

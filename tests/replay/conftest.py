@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
+from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.pyfunc.scorer import load_scorer
 from mlflow_deploy_plugin.replay.prediction import CapturedRequest, Replay, find_request, replay_prediction
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, pyfunc_schema, read_served_artifact
@@ -56,9 +58,15 @@ class Answering:
         """Answer a request of columns or tensors, log it, and return its id. `change` changes the logged outputs."""
         artifact = read_served_artifact(model)
         if artifact.flavor == PYTHON_FUNCTION:
-            schema, names = pyfunc_schema(artifact), None
-            feeds = schema.from_columns(rows)
-            outputs = dict(load_scorer(model).predict(feeds).arrays["outputs"])
+            schema, names, scorer = pyfunc_schema(artifact), None, load_scorer(model)
+            if artifact.tensors:
+                feeds = schema.from_columns(rows)
+                outputs = dict(scorer.predict(feeds).arrays["outputs"])
+            else:
+                records = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+                arrays = scorer.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
+                feeds = dict(arrays["feeds"])
+                outputs = dict(arrays.get("outputs") or arrays["texts"])
         else:
             onnx = OnnxModel.load(model)
             schema, artifact = onnx.schema, onnx.artifact
@@ -66,7 +74,9 @@ class Answering:
             feeds = schema.from_columns(rows)
             outputs = onnx.run(feeds)
         change(outputs)
-        captured = exclude_columns(CapturedModel(name, version, schema, artifact.prediction, names), drop, mask)
+        captured = exclude_columns(
+            CapturedModel(name, version, schema, artifact.prediction or tuple(outputs), names), drop, mask
+        )
         return self.capture(captured, feeds, outputs, endpoint)
 
     def capture(self, model: CapturedModel, feeds: Outputs, outputs: Outputs, endpoint: str, status: int = 200) -> str:

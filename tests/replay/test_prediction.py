@@ -273,7 +273,7 @@ def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
 
 @pytest.fixture(scope="module")
 def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["days", "gaps", "bytes", "tensors", "troubled"])
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["days", "gaps", "bytes", "tensors", "nested"])
 
 
 @pytest.mark.long
@@ -284,6 +284,7 @@ def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("gaps", {"text": ["a", None], "when": ["2013-07-01", None]}),
         ("bytes", {"blob": ["AAEC"]}),
         ("bytes", {"blob": ["AAEC", "AA=="], "extra": [1.5, None]}),
+        ("nested", {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]}),
         ("tensors", {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])}),
     ],
 )
