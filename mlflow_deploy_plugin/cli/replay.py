@@ -20,6 +20,9 @@ from mlflow_deploy_plugin.errors import OnnxserveError, Refused
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.replay.prediction import CapturedRequest, Replay
+    from mlflow_deploy_plugin.runtime.feeds import Array
+
+_PREDICTION_OPTIONS = {"endpoint", "row", "explain", "nodes", "pdb"}
 
 
 @click.command()
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 @option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
 @click.pass_context
-def replay(context: click.Context, subject: str, against: str, output: str, **options: Any) -> None:
+def replay(context: click.Context, /, subject: str, against: str, output: str, **options: Any) -> None:
     """Compute captured requests again.
 
     With PREDICTION_ID, the X-Prediction-Id of a response, compute the request again with the version that answered,
@@ -44,13 +47,15 @@ def replay(context: click.Context, subject: str, against: str, output: str, **op
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
     """
-    if not against:
-        _replay_prediction(subject, output, **options)
-        return
-    for name in options:
+    wrong = _PREDICTION_OPTIONS if against else options.keys() - _PREDICTION_OPTIONS
+    for name in sorted(wrong):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name} is for a PREDICTION_ID: remove it, or remove --against")
-    _backtest(subject, against, output)
+            raise click.UsageError(f"--{name} does not apply {'with' if against else 'without'} --against")
+    options = {name: value for name, value in options.items() if name not in wrong}
+    if against:
+        _backtest(subject, against, output, **options)
+    else:
+        _replay_prediction(subject, output, **options)
 
 
 def _replay_prediction(prediction_id: str, output: str, endpoint: str, pdb: bool, **options: Any) -> None:
@@ -60,12 +65,11 @@ def _replay_prediction(prediction_id: str, output: str, endpoint: str, pdb: bool
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.settings import load_settings
 
-    log, stored = open_log(load_settings().inference_log), None
+    log, spec = open_log(load_settings().inference_log), None
     request = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
     with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
-        stored = store.endpoint(request.endpoint)
-    spec = stored and stored.spec
+        spec = stored.spec if (stored := store.endpoint(request.endpoint)) else None
     result = replay_prediction(request, spec, debug=pdb, progress=show_progress, **options)
     show_result(output, _document(request, result), _lines(request, result, options["row"] or 0))
     if not result.is_equal:
@@ -84,15 +88,12 @@ def _document(request: "CapturedRequest", result: "Replay") -> dict[str, object]
     return document
 
 
-def _node(node: tuple[str, str, Any]) -> dict[str, Any]:
+def _node(node: "tuple[str, str, Array]") -> dict[str, Any]:
     """Describe an output of a node: the shape, the first five values, and the numbers of NaN and infinite values."""
-    operator, name, value = node
-    head = {"operator": operator, "output": name}
-    if not hasattr(value, "dtype"):  # a sequence or a mapping
-        return {**head, "type": type(value).__name__, "values": [str(value)], "nan": 0, "infinite": 0}
-    flat, kind = value.reshape(-1), f"{value.dtype} {list(value.shape)}"
+    operator, name, array = node
+    flat, kind = array.reshape(-1), f"{array.dtype} {list(array.shape)}"
     counts = {"nan": int((flat != flat).sum()), "infinite": int(((flat == inf) | (flat == -inf)).sum())}
-    return {**head, "type": kind, "values": list(flat[:5]), **counts}
+    return {"operator": operator, "output": name, "type": kind, "values": list(flat[:5]), **counts}
 
 
 def _lines(request: "CapturedRequest", result: "Replay", row: int) -> Iterator[str]:
@@ -112,16 +113,13 @@ def _lines(request: "CapturedRequest", result: "Replay", row: int) -> Iterator[s
         values, base = explained.values[0], explained.base_values
         # For two classes, the contributions to the first mirror the contributions to the second.
         shown = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
-        total, rows = base[shown] + values[:, shown].sum(), explained.background_rows
-        yield f"row {row}: the output {explained.outputs[shown]} is {total:.4g}; its mean over {rows} other rows is {base[shown]:.4g}"
-        cells = {name: str(column[row]) for name, column in result.inputs.items()}
-        ranked = [explained.features[i].name for i in (-abs(values[:, shown])).argsort()[:20]]
-        sizes = {
-            feature.name: f"{size:+.4g}" for feature, size in zip(explained.features, values[:, shown], strict=True)
-        }
-        yield from align_columns(
-            [("column", "value", "contribution"), *((n, cells.get(n, ""), sizes[n]) for n in ranked)]
-        )
+        total, mean = base[shown] + values[:, shown].sum(), f"{base[shown]:.4g} over {explained.background_rows} rows"
+        yield f"row {row}: the output {explained.outputs[shown]} is {total:.4g}, and its mean is {mean}"
+        cells, table = {name: str(column[row]) for name, column in result.inputs.items()}, []
+        for index in (-abs(values[:, shown])).argsort()[:20]:
+            name = explained.features[index].name
+            table.append((name, cells.get(name, ""), f"{values[index, shown]:+.4g}"))
+        yield from align_columns([("column", "value", "contribution"), *table])
     if isinstance(result.nodes, Refused):
         yield f"no intermediate values: {result.nodes.reason}"
     elif result.nodes:

@@ -5,7 +5,7 @@ The whole request is computed, because the sums of a row may depend on the other
 
 import heapq
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -24,14 +24,8 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.pyfunc.process import version_differences
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import (
-    PYTHON_FUNCTION,
-    Artifact,
-    OnnxModel,
-    Schema,
-    pyfunc_schema,
-    read_served_artifact,
-)
+from mlflow_deploy_plugin.runtime import OnnxModel, Schema, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.explained import check_explainable
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
@@ -79,7 +73,7 @@ class Replay:
     outputs: list[OutputComparison]
     possible_causes: list[str]
     explanation: "RowContributions | Refused | None" = None
-    nodes: list[tuple[str, str, object]] | Refused | None = None
+    nodes: list[tuple[str, str, Array]] | Refused | None = None
     left_out: int = 0
 
 
@@ -89,14 +83,15 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> C
         return request
     failures = log.failures
     if failed := _newest_request(failures, prediction_id, [endpoint] if endpoint else failures.endpoints()):
+        reason = f"{failed.value('_error_code')}: {failed.value('_message') or 'the message is not captured'}"
         raise NotFound(
-            f"the request {prediction_id} to {failed.endpoint} was not answered ({failed.value('_error_code')}: "
-            f"{failed.value('_message')}), and columns of failed requests are not captured: send the request again"
+            f"the request {prediction_id} to {failed.endpoint} was not answered ({reason}), and the log does not have the "
+            "columns of failed requests: send the request again"
         )
     raise NotFound(
-        f"the inference log {log.location.shown} has no prediction {prediction_id} of {endpoint or 'any endpoint'}: rows "
-        "arrive some seconds after the response, expire after capture.retention, and are sampled by capture.fraction "
-        f"({len(log.unreadable)} unreadable files); `onnxserve log stats NAME` shows the time range of the log"
+        f"the inference log {log.location.shown} has no prediction {prediction_id} of {endpoint or 'any endpoint'}: it "
+        "arrives some seconds after the response, expires after capture.retention, and may not be sampled "
+        "(capture.fraction); `onnxserve log stats NAME` shows the time range of the log, and the errors of its files"
     )
 
 
@@ -179,9 +174,9 @@ def _replay_pyfunc(
         if debug:
             scorer.debug()
         if artifact.tensors:
-            computed = scorer.predict(schema.from_columns(columns)).arrays["outputs"]
+            computed = dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
         else:
-            computed = scorer.predict_logged(columns)
+            computed = dict(scorer.predict_logged(columns))
     cause, reason = "params, or state or randomness of the model", Refused("a pyfunc has no ONNX form")
     result = _compare_outputs(request, artifact, columns, computed, row, cause)
     return replace(result, explanation=reason, nodes=reason)
@@ -222,20 +217,14 @@ def _captured_columns(
             excluded.append(name)
     if excluded:
         raise InvalidConfig(
-            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped, so the request cannot be "
-            f"computed again: `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=` captures the "
-            "values of later predictions"
+            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped; later predictions have the "
+            f"values after `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=`"
         )
     return columns
 
 
 def _compare_outputs(
-    request: CapturedRequest,
-    artifact: Artifact,
-    columns: dict[str, Array],
-    computed: Mapping[str, Array],
-    row: int | None,
-    cause: str,
+    request: CapturedRequest, artifact: Artifact, columns: Feeds, computed: Feeds, row: int | None, cause: str
 ) -> Replay:
     by_column = {
         output_column(artifact.prediction or tuple(computed), name, array): array for name, array in computed.items()
@@ -282,7 +271,7 @@ def _explain(model: OnnxModel, feeds: Feeds, progress: ProgressCallback) -> "Row
         return Refused(error.message)
 
 
-def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[tuple[str, str, object]] | Refused, int]:
+def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[tuple[str, str, Array]] | Refused, int]:
     """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is one node.
 
     Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
@@ -303,4 +292,6 @@ def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[tuple[
         values = session.run([name for _, name in outputs], feeds)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
-    return [(*output, value) for output, value in zip(outputs, values, strict=True)], max(0, len(nodes) - most)
+    # A sequence or a mapping is shown as a text.
+    arrays = [value if isinstance(value, np.ndarray) else np.array(str(value), object) for value in values]
+    return [(*output, array) for output, array in zip(outputs, arrays, strict=True)], max(0, len(nodes) - most)

@@ -1,6 +1,5 @@
 """Tests of a captured prediction that is computed again by its version."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from mlflow_deploy_plugin.replay.prediction import OutputComparison, find_reques
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from tests.support.classifiers import labelled, write_classifier, write_regressor
-from tests.support.models import COLUMN_TYPES, columns, mixed_model, tensor_model, write_model
+from tests.support.models import mixed_model, tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused
 from tests.support.servers import single_model
