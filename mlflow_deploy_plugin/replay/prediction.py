@@ -5,7 +5,7 @@ The whole request is computed, because the sums of a row may depend on the other
 
 import heapq
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -85,8 +85,8 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> C
     if failed := _newest_request(failures, prediction_id, [endpoint] if endpoint else failures.endpoints()):
         reason = f"{failed.value('_error_code')}: {failed.value('_message') or 'the message is not captured'}"
         raise NotFound(
-            f"the request {prediction_id} to {failed.endpoint} was not answered ({reason}), and the log does not have the "
-            "columns of failed requests: send the request again"
+            f"the request {prediction_id} to {failed.endpoint} was not answered ({reason}), and columns of failed "
+            "requests are not captured: send the request again"
         )
     raise NotFound(
         f"the inference log {log.location.shown} has no prediction {prediction_id} of {endpoint or 'any endpoint'}: it "
@@ -136,7 +136,7 @@ def replay_prediction(
     if row is not None and row >= rows:
         raise InvalidConfig(f"--row {row}: the log has rows 0 to {rows - 1} of this request")
     resolved = _resolve_version(request)
-    progress(f"computing {rows:,} rows with {resolved.source}")
+    progress(f"computing the request with {resolved.source}")
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
         if artifact.flavor == PYTHON_FUNCTION:
@@ -151,7 +151,7 @@ def replay_prediction(
         feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
         computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
         cause = f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
-        result = _compare_outputs(request, model.artifact, columns, computed, row, cause)
+        result = _compare_outputs(request, model.artifact, spec, columns, computed, row, cause)
         if not no_batch_dimension_reason(model.artifact):
             feeds = slice_feeds(feeds, slice(row or 0, (row or 0) + 1))
         if explain:
@@ -178,7 +178,7 @@ def _replay_pyfunc(
         else:
             computed = dict(scorer.predict_logged(columns))
     cause, reason = "params, or state or randomness of the model", Refused("a pyfunc has no ONNX form")
-    result = _compare_outputs(request, artifact, columns, computed, row, cause)
+    result = _compare_outputs(request, artifact, spec, columns, computed, row, cause)
     return replace(result, explanation=reason, nodes=reason)
 
 
@@ -197,43 +197,58 @@ def _resolve_version(request: CapturedRequest) -> ResolvedModel:
 
 def _array(column: pa.ChunkedArray) -> Array:
     """Return a column of the log in its stored type, [N] or [N, …]. Texts are objects."""
-    kind = column.type
-    while not pa.types.is_primitive(kind) and hasattr(kind, "value_type"):  # a dictionary of texts, or lists
-        kind = kind.value_type
-    return np.array(column.to_pylist(), kind.to_pandas_dtype() if pa.types.is_primitive(kind) else object)
+    flat, shape = column.combine_chunks(), [len(column)]
+    while pa.types.is_list(flat.type):
+        flat, rows = flat.flatten(), len(flat)
+        shape.append(len(flat) // rows)
+    array: Array = flat.to_numpy(zero_copy_only=False).reshape(shape)
+    return array
+
+
+def _is_masked(values: Array, name: str, is_text: bool, spec: EndpointSpec | None) -> bool:
+    """Return True if all texts of a column are hashes. Only the spec shows that texts are not hashes that were sent."""
+    texts = [value for value in values.flat if isinstance(value, str)]
+    may_be_masked = spec is None or name in spec.capture.mask or not is_text
+    return may_be_masked and bool(texts) and all(map(MASKED.fullmatch, texts))
 
 
 def _captured_columns(
-    request: CapturedRequest, schema: Schema, spec: EndpointSpec | None, optional: Iterable[str] = ()
+    request: CapturedRequest, schema: Schema, spec: EndpointSpec | None, optional: Collection[str] = ()
 ) -> dict[str, Array]:
     """Return the columns of the signature, [N, …] by name. Raises InvalidConfig if values are masked or dropped."""
-    dtypes, (drop, mask) = schema.dtypes, (spec.capture.drop, spec.capture.mask) if spec else ((), schema.dtypes)
-    columns = {name: _array(request.table[name]) for name in dtypes if name in request.table.column_names}
-    excluded = [name for name in dtypes if name not in columns and (name in drop or name not in optional)]
-    for name, values in columns.items():
-        texts = [value for value in values.flat if isinstance(value, str)]
-        # A caller may have sent such a text, so the spec determines if a column of texts is masked.
-        if (name in mask or dtypes[name] != "str") and texts and all(map(MASKED.fullmatch, texts)):
+    drop = spec.capture.drop if spec else ()
+    columns, excluded = {}, []
+    for name, dtype in schema.dtypes.items():
+        if name in request.table.column_names:
+            columns[name] = _array(request.table[name])
+            excluded += [name] if _is_masked(columns[name], name, dtype == "str", spec) else []
+        elif name in drop or name not in optional:
             excluded.append(name)
     if excluded:
         raise InvalidConfig(
-            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped; later predictions have the "
-            f"values after `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=`"
+            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped; later predictions have "
+            f"all values after `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=`"
         )
     return columns
 
 
 def _compare_outputs(
-    request: CapturedRequest, artifact: Artifact, columns: Feeds, computed: Feeds, row: int | None, cause: str
+    request: CapturedRequest,
+    artifact: Artifact,
+    spec: EndpointSpec | None,
+    columns: Feeds,
+    computed: Feeds,
+    row: int | None,
+    cause: str,
 ) -> Replay:
-    by_column = {
-        output_column(artifact.prediction or tuple(computed), name, array): array for name, array in computed.items()
-    }
-    outputs = [
-        _compare(name, _array(request.table[name]), by_column.get(name), row)
-        for name in request.table.column_names
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-    ]
+    names = artifact.prediction or tuple(computed)  # The server of a pyfunc learns the names from the first response.
+    by_column = {output_column(names, name, array): array for name, array in computed.items()}
+    outputs = []
+    for name in request.table.column_names:
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            captured, now = _array(request.table[name]), by_column.get(name)
+            if not _is_masked(captured, name, now is None or now.dtype == object, spec):
+                outputs.append(_compare(name, captured, now, row))
     is_equal = bool(outputs) and all(output.is_equal for output in outputs)
     return Replay(is_equal, columns, outputs, [] if is_equal else [*version_differences(artifact.folder), cause])
 
