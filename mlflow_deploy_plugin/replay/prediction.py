@@ -7,7 +7,7 @@ import heapq
 import sys
 from collections.abc import Collection, Iterable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,33 +138,45 @@ def replay_prediction(
     resolved = _resolve_version(request)
     progress(f"computing the request with {resolved.source}")
     with downloaded_version(resolved) as folder:
-        artifact = read_served_artifact(folder)
+        artifact, model = read_served_artifact(folder), None
         if artifact.flavor == PYTHON_FUNCTION:
-            return _replay_pyfunc(request, artifact, spec, row, debug)
-        if debug:
+            columns, computed = _pyfunc_outputs(request, artifact, spec, debug)
+            cause = "params, or state or randomness of the model"
+        elif debug:
             raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
-        server = spec.server if spec else ServerSpec()
-        threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses the same number.
-        model = OnnxModel.load(folder, intra_op_num_threads=threads)
-        schema = model.schema if model.schema.columns else model.schema.tensor_schema
-        columns = _captured_columns(request, schema, spec)
-        feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
-        computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
-        cause = f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
-        result = _compare_outputs(request, model.artifact, spec, columns, computed, row, cause)
-        if not no_batch_dimension_reason(model.artifact):
+        else:
+            server = spec.server if spec else ServerSpec()
+            threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses this number.
+            model = OnnxModel.load(folder, intra_op_num_threads=threads)
+            artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
+            columns = _captured_columns(request, schema, spec)
+            feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
+            computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
+            cause = f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
+        names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
+        by_column = {output_column(names, name, array): array for name, array in computed.items()}
+        outputs = []
+        for name in request.table.column_names:
+            if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+                captured, now = _array(request.table[name]), by_column.get(name)
+                if not _is_masked(captured, name, now is None or now.dtype == object, spec):
+                    outputs.append(_compare(name, captured, now, row))
+        is_equal = bool(outputs) and all(output.is_equal for output in outputs)
+        causes = [] if is_equal else [*version_differences(folder), cause]
+        if model is None:
+            reason = Refused("a pyfunc has no ONNX form")
+            return Replay(is_equal, columns, outputs, causes, reason, reason)
+        if not no_batch_dimension_reason(artifact):
             feeds = slice_feeds(feeds, slice(row or 0, (row or 0) + 1))
-        if explain:
-            result = replace(result, explanation=_explain(model, feeds, progress))
-        if nodes:
-            found, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
-            result = replace(result, nodes=found, left_out=left_out)
-        return result
+        explanation = _explain(model, feeds, progress) if explain else None
+        found, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes) if nodes else (None, 0)
+        return Replay(is_equal, columns, outputs, causes, explanation, found, left_out)
 
 
-def _replay_pyfunc(
-    request: CapturedRequest, artifact: Artifact, spec: EndpointSpec | None, row: int | None, debug: bool
-) -> Replay:
+def _pyfunc_outputs(
+    request: CapturedRequest, artifact: Artifact, spec: EndpointSpec | None, debug: bool
+) -> tuple[Feeds, Feeds]:
+    """Return the captured columns and the outputs of a model without an ONNX form."""
     from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
     schema, optional = pyfunc_schema(artifact), {column.name for column in artifact.columns if not column.required}
@@ -174,12 +186,8 @@ def _replay_pyfunc(
         if debug:
             scorer.debug()
         if artifact.tensors:
-            computed = dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
-        else:
-            computed = dict(scorer.predict_logged(columns))
-    cause, reason = "params, or state or randomness of the model", Refused("a pyfunc has no ONNX form")
-    result = _compare_outputs(request, artifact, spec, columns, computed, row, cause)
-    return replace(result, explanation=reason, nodes=reason)
+            return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
+        return columns, dict(scorer.predict_logged(columns))
 
 
 def _resolve_version(request: CapturedRequest) -> ResolvedModel:
@@ -230,27 +238,6 @@ def _captured_columns(
             f"all values after `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=`"
         )
     return columns
-
-
-def _compare_outputs(
-    request: CapturedRequest,
-    artifact: Artifact,
-    spec: EndpointSpec | None,
-    columns: Feeds,
-    computed: Feeds,
-    row: int | None,
-    cause: str,
-) -> Replay:
-    names = artifact.prediction or tuple(computed)  # The server of a pyfunc learns the names from the first response.
-    by_column = {output_column(names, name, array): array for name, array in computed.items()}
-    outputs = []
-    for name in request.table.column_names:
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            captured, now = _array(request.table[name]), by_column.get(name)
-            if not _is_masked(captured, name, now is None or now.dtype == object, spec):
-                outputs.append(_compare(name, captured, now, row))
-    is_equal = bool(outputs) and all(output.is_equal for output in outputs)
-    return Replay(is_equal, columns, outputs, [] if is_equal else [*version_differences(artifact.folder), cause])
 
 
 def _compare(column: str, captured: Array, computed: Array | None, row: int | None) -> OutputComparison:

@@ -127,6 +127,7 @@ def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
     assert not by_name["output.z"].is_equal
 
 
+@pytest.mark.long
 def test_contributions_of_a_sum_are_its_terms(answering: Answering) -> None:
     reference = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
     model = answering.register(write_regressor(answering.folder / "model", reference=reference))
