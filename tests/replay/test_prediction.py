@@ -70,6 +70,16 @@ def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
     assert answering.replay(answering.answer(model, {"x": ["a", None]}), nodes=1).is_equal
 
 
+def test_the_nodes_of_a_text_model_compute_tokens(answering: Answering) -> None:
+    from tests.support.texts import text_model  # This module imports tokenizers.
+
+    model = answering.register(text_model(answering.folder / "model"))
+    replayed = answering.replay(answering.answer(model, {"text": ["an apple", "a pear"]}), nodes=99, row=1)
+    assert replayed.is_equal
+    assert isinstance(replayed.nodes, list)
+    assert replayed.nodes[-1][2].shape == (1, 1)
+
+
 def test_a_graph_without_rows_is_one_row(answering: Answering) -> None:
     graph = "still (float[3] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }"
     model = answering.register(write_model(answering.folder / "model", graph))
