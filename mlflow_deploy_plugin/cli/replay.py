@@ -115,7 +115,7 @@ def _lines(request: "CapturedRequest", result: "Replay", row: int) -> Iterator[s
         shown = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
         total, mean = base[shown] + values[:, shown].sum(), f"{base[shown]:.4g} over {explained.background_rows} rows"
         yield f"row {row}: the output {explained.outputs[shown]} is {total:.4g}, and its mean is {mean}"
-        cells, table = {name: str(column[row]) for name, column in result.inputs.items()}, []
+        cells, table = {name: str(column[row])[:40] for name, column in result.inputs.items()}, []
         for index in (-abs(values[:, shown])).argsort()[:20]:
             name = explained.features[index].name
             table.append((name, cells.get(name, ""), f"{values[index, shown]:+.4g}"))

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -462,18 +462,18 @@ class Scorer:
         return cls(model, artifact)
 
     def debug(self) -> None:
-        """Run `predict` of the Python model (or of MLflow's wrapper of a library) in pdb, without MLflow's decorators.
-
-        pdb stops at the first line, and where an exception is raised.
-        """
+        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators. pdb
+        stops at the first line, and where an exception is raised."""
         python_model = getattr(self._model._model_impl, "python_model", None)
         owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
-        predict = getattr(owner, name)
+        predict = original = getattr(owner, name)
+        if inspect.ismethod(predict):
+            original = partial(inspect.unwrap(predict.__func__), predict.__self__)
 
         @wraps(predict)
         def debugged(*args: Any, **kwargs: Any) -> Any:
             try:
-                answer = pdb.runcall(inspect.unwrap(predict.__func__), predict.__self__, *args, **kwargs)
+                answer = pdb.runcall(original, *args, **kwargs)
             except Exception as error:
                 pdb.post_mortem(error.__traceback__)
                 raise

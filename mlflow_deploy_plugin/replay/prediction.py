@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError,
 from mlflow_deploy_plugin.evaluation import downloaded_version
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
 from mlflow_deploy_plugin.inference_log import InferenceLog, TimeRange, concat_tables
+from mlflow_deploy_plugin.inference_log.reader import require_endpoint
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.pyfunc.process import version_differences
@@ -88,6 +89,8 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> C
             f"the request {prediction_id} to {failed.endpoint} was not answered ({reason}), and columns of failed "
             "requests are not captured: send the request again"
         )
+    if endpoint and endpoint not in failures.endpoints():
+        require_endpoint(log, endpoint)
     raise NotFound(
         f"the inference log {log.location.shown} has no prediction {prediction_id} of {endpoint or 'any endpoint'}: it "
         "arrives some seconds after the response, expires after capture.retention, and may not be sampled "
@@ -146,7 +149,7 @@ def replay_prediction(
             raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
         else:
             server = spec.server if spec else ServerSpec()
-            threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses this number.
+            threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses this formula.
             model = OnnxModel.load(folder, intra_op_num_threads=threads)
             artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
             columns = _captured_columns(request, schema, spec)

@@ -246,6 +246,8 @@ def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
         assert len(find_request(answering.log, identity, name).table) == 3
     with refused(NotFound, identities["a"], "c"):
         find_request(answering.log, identities["a"], "c")
+    with refused(NotFound, "'ab'", "did you mean"):
+        find_request(answering.log, identities["a"], "ab")
 
 
 def test_a_failed_request_names_its_error(answering: Answering) -> None:
