@@ -462,24 +462,16 @@ class Scorer:
         return cls(model, artifact)
 
     def debug(self) -> None:
-        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators. pdb
-        stops at the first line, and where an exception is raised."""
+        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators."""
         python_model = getattr(self._model._model_impl, "python_model", None)
         owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
         predict = original = getattr(owner, name)
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
 
-        @wraps(predict)
+        @wraps(predict)  # MLflow reads the parameters.
         def debugged(*args: Any, **kwargs: Any) -> Any:
-            try:
-                answer = pdb.runcall(original, *args, **kwargs)
-            except Exception as error:
-                pdb.post_mortem(error.__traceback__)
-                raise
-            if answer is None:
-                raise SystemExit("pdb was ended before the answer (`c` continues to the answer)")
-            return answer
+            return pdb.runcall(original, *args, **kwargs)
 
         setattr(owner, name, debugged)
 
@@ -571,20 +563,6 @@ class Scorer:
         known = self._model.metadata.get_params_schema() or ()
         params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
-
-    def predict_logged(self, columns: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return the outputs for rows of the log, the inverse of the arrays that `invoke` returns for the log."""
-
-        def as_sent(name: str, value: Any) -> Any:
-            if value is None or value != value:  # A missing number or boolean is NaN in the log.
-                return None
-            kind = self._types[name]
-            return orjson.loads(value) if kind == _NESTED else bool(value) if kind == "boolean" else value
-
-        values = ([as_sent(name, value) for value in array.tolist()] for name, array in columns.items())
-        records = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-        arrays = self.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
-        return arrays.get("outputs") or arrays.get("texts") or {}
 
     def outputs_of(
         self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None

@@ -5,9 +5,10 @@ The whole request is computed, because the sums of a row may depend on the other
 
 import heapq
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,28 +55,45 @@ class CapturedRequest:
 @dataclass(frozen=True)
 class OutputComparison:
     """A captured and a recomputed output. `captured` and `computed` are the values at `index` (row, position, …), where
-    the difference is largest, or the shapes if `index` is empty. `ulps` are units in the last place of floats."""
+    the difference is largest, or the types and shapes if `index` is empty."""
 
     column: str
     is_equal: bool
     captured: object = None
     computed: object = None
     index: tuple[int, ...] = ()
-    ulps: float | None = None
+
+
+@dataclass(frozen=True)
+class NodeOutput:
+    """An output of a node of the graph: its type and shape, its first five values, and its numbers of NaN and infinite
+    values."""
+
+    operator: str
+    output: str
+    type: str
+    values: list[Any]
+    nan: int
+    infinite: int
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A repeated prediction. `inputs` are the captured columns, [N, …]. `explanation` and `nodes` are of one row.
-    `nodes` lists the operator, the name and the value of each output. `left_out` is the number of other nodes."""
+    """A repeated prediction. `inputs` are the captured columns, [N, …]. `package_changes` are the differences from the
+    environment in which the version was logged. `explanation` and `nodes` are of one row. `left_out` is the number of
+    nodes that `nodes` lacks."""
 
+    prediction_id: str
+    endpoint: str
+    version: str
+    event_time: datetime
     is_equal: bool
-    inputs: dict[str, Array]
+    inputs: dict[str, list[Any]]
     outputs: list[OutputComparison]
-    possible_causes: list[str]
-    explanation: "RowContributions | Refused | None" = None
-    nodes: list[tuple[str, str, Array]] | Refused | None = None
-    left_out: int = 0
+    package_changes: list[str]
+    explanation: "RowContributions | Refused"
+    nodes: list[NodeOutput] | Refused
+    left_out: int
 
 
 def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> CapturedRequest:
@@ -102,15 +120,10 @@ def _newest_request(log: InferenceLog, prediction_id: str, endpoints: Iterable[s
     """Return the request, or None. The hours are read from the newest to the oldest, and only their ids."""
     hours = (zip(repeat(name), log.walk_hours(name, newest_first=True), strict=False) for name in endpoints)
     for endpoint, hour in heapq.merge(*hours, key=lambda entry: entry[1].start, reverse=True):
-        for columns in (["_prediction_id"], None):
-            tables = (
-                t.filter(pc.equal(t["_prediction_id"], prediction_id)) for t in log.scan(hour, TimeRange(), columns)
-            )
-            rows = [table for table in tables if len(table)]
-            if not rows:
-                break
-        else:
-            return CapturedRequest(endpoint, concat_tables(rows).sort_by("_row"))
+        is_request = pc.field("_prediction_id") == prediction_id
+        if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
+            rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
+            return CapturedRequest(endpoint, concat_tables([table for table in rows if len(table)]).sort_by("_row"))
     return None
 
 
@@ -118,9 +131,8 @@ def replay_prediction(
     request: CapturedRequest,
     spec: EndpointSpec | None,
     *,
-    row: int | None = None,
-    explain: bool = True,
-    nodes: int = 0,
+    row: int = 0,
+    nodes: int = 20,
     debug: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> Replay:
@@ -128,7 +140,7 @@ def replay_prediction(
 
     Args:
         spec: the present spec of the endpoint; None if it is unknown.
-        row: the only row to compare, and the row to explain. By default, all rows are compared and row 0 is explained.
+        row: the row whose explanation and nodes are in the result. All rows are compared.
         nodes: the maximum number of the graph's nodes in the result.
         debug: True to run `predict` of a model without an ONNX form in pdb.
 
@@ -136,7 +148,7 @@ def replay_prediction(
     the version was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
     """
     rows = len(request.table)
-    if row is not None and row >= rows:
+    if row >= rows:
         raise InvalidConfig(f"--row {row}: the log has rows 0 to {rows - 1} of this request")
     resolved = _resolve_version(request)
     progress(f"computing the request with {resolved.source}")
@@ -144,7 +156,6 @@ def replay_prediction(
         artifact, model = read_served_artifact(folder), None
         if artifact.flavor == PYTHON_FUNCTION:
             columns, computed = _pyfunc_outputs(request, artifact, spec, debug)
-            cause = "params, or state or randomness of the model"
         elif debug:
             raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
         else:
@@ -152,10 +163,9 @@ def replay_prediction(
             threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses this formula.
             model = OnnxModel.load(folder, intra_op_num_threads=threads)
             artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
-            columns = _captured_columns(request, schema, spec)
+            columns = _captured_columns(request, artifact, schema, spec)
             feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
             computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
-            cause = f"another CPU, device ({server.device}), number of threads ({threads} here) or batch of requests"
         names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
         by_column = {output_column(names, name, array): array for name, array in computed.items()}
         outputs = []
@@ -163,17 +173,28 @@ def replay_prediction(
             if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
                 captured, now = _array(request.table[name]), by_column.get(name)
                 if not _is_masked(captured, name, now is None or now.dtype == object, spec):
-                    outputs.append(_compare(name, captured, now, row))
-        is_equal = bool(outputs) and all(output.is_equal for output in outputs)
-        causes = [] if is_equal else [*version_differences(folder), cause]
-        if model is None:
-            reason = Refused("a pyfunc has no ONNX form")
-            return Replay(is_equal, columns, outputs, causes, reason, reason)
-        if not no_batch_dimension_reason(artifact):
-            feeds = slice_feeds(feeds, slice(row or 0, (row or 0) + 1))
-        explanation = _explain(model, feeds, progress) if explain else None
-        found, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes) if nodes else (None, 0)
-        return Replay(is_equal, columns, outputs, causes, explanation, found, left_out)
+                    outputs.append(_compare(name, captured, now))
+        explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
+        node_outputs: list[NodeOutput] | Refused = Refused("a pyfunc has no ONNX form")
+        left_out = 0
+        if model is not None:
+            if not no_batch_dimension_reason(artifact):
+                feeds = slice_feeds(feeds, slice(row, row + 1))
+            explanation = _explain(model, feeds, progress)
+            node_outputs, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
+        return Replay(
+            prediction_id=request.value("_prediction_id"),
+            endpoint=request.endpoint,
+            version=resolved.source,
+            event_time=request.value("_event_time"),
+            is_equal=bool(outputs) and all(output.is_equal for output in outputs),
+            inputs={name: values.tolist() for name, values in columns.items()},
+            outputs=outputs,
+            package_changes=version_differences(folder),
+            explanation=explanation,
+            nodes=node_outputs,
+            left_out=left_out,
+        )
 
 
 def _pyfunc_outputs(
@@ -182,15 +203,17 @@ def _pyfunc_outputs(
     """Return the captured columns and the outputs of a model without an ONNX form."""
     from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
-    schema, optional = pyfunc_schema(artifact), {column.name for column in artifact.columns if not column.required}
-    columns = _captured_columns(request, schema.capture_schema, spec, optional)
+    if artifact.undescribed:
+        raise InvalidConfig(
+            f"the log does not contain the inputs of {request.value('_model')} as numbers and texts: only a pyfunc "
+            "whose signature has columns of numbers and texts, or named tensors, can be replayed"
+        )
+    columns = _captured_columns(request, artifact, schema := pyfunc_schema(artifact), spec)
     with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()
-        if artifact.tensors:
-            return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
-        return columns, dict(scorer.predict_logged(columns))
+        return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
 
 
 def _resolve_version(request: CapturedRequest) -> ResolvedModel:
@@ -224,16 +247,18 @@ def _is_masked(values: Array, name: str, is_text: bool, spec: EndpointSpec | Non
 
 
 def _captured_columns(
-    request: CapturedRequest, schema: Schema, spec: EndpointSpec | None, optional: Collection[str] = ()
+    request: CapturedRequest, artifact: Artifact, schema: Schema, spec: EndpointSpec | None
 ) -> dict[str, Array]:
     """Return the columns of the signature, [N, …] by name. Raises InvalidConfig if values are masked or dropped."""
-    drop = spec.capture.drop if spec else ()
+    optional = {column.name for column in artifact.columns if not column.required} - {
+        *(spec.capture.drop if spec else ())
+    }
     columns, excluded = {}, []
     for name, dtype in schema.dtypes.items():
         if name in request.table.column_names:
             columns[name] = _array(request.table[name])
             excluded += [name] if _is_masked(columns[name], name, dtype == "str", spec) else []
-        elif name in drop or name not in optional:
+        elif name not in optional:
             excluded.append(name)
     if excluded:
         raise InvalidConfig(
@@ -243,12 +268,11 @@ def _captured_columns(
     return columns
 
 
-def _compare(column: str, captured: Array, computed: Array | None, row: int | None) -> OutputComparison:
+def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
     if computed is None or (captured.shape, captured.dtype) != (computed.shape, computed.dtype):
         shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
-    start, stop = (0, len(captured)) if row is None else (row, row + 1)
-    captured, computed = np.ascontiguousarray(captured[start:stop]), np.ascontiguousarray(computed[start:stop])
+    captured, computed = np.ascontiguousarray(captured), np.ascontiguousarray(computed)
     is_float = captured.dtype.kind == "f"
     bits = f"u{captured.itemsize}" if is_float else captured.dtype
     differs = np.asarray(captured.view(bits) != computed.view(bits))
@@ -262,9 +286,7 @@ def _compare(column: str, captured: Array, computed: Array | None, row: int | No
             gaps = np.abs(captured.astype(np.float64) - computed.astype(np.float64))
         sizes = np.where(differs, np.nan_to_num(gaps, nan=np.inf), -1.0)  # Zeros of different signs differ by 0.
     index = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    before, after = captured[index], computed[index]
-    ulps = float(sizes[index] / np.spacing(np.abs(before))) if is_float and np.isfinite(sizes[index]) else None
-    return OutputComparison(column, False, before, after, (start + int(index[0]), *map(int, index[1:])), ulps)
+    return OutputComparison(column, False, captured[index], computed[index], tuple(map(int, index)))
 
 
 def _explain(model: OnnxModel, feeds: Feeds, progress: ProgressCallback) -> "RowContributions | Refused":
@@ -276,7 +298,7 @@ def _explain(model: OnnxModel, feeds: Feeds, progress: ProgressCallback) -> "Row
         return Refused(error.message)
 
 
-def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[tuple[str, str, Array]] | Refused, int]:
+def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:
     """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is one node.
 
     Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
@@ -294,9 +316,16 @@ def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[tuple[
     options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = module.InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
-        values = session.run([name for _, name in outputs], feeds)
+        values = session.run([name for _, name in outputs], feeds) if outputs else []  # ONNX Runtime reads [] as all.
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     # A sequence or a mapping is shown as a text.
     arrays = [value if isinstance(value, np.ndarray) else np.array(str(value), object) for value in values]
-    return [(*output, array) for output, array in zip(outputs, arrays, strict=True)], max(0, len(nodes) - most)
+    described = [_describe(*output, array) for output, array in zip(outputs, arrays, strict=True)]
+    return described, max(0, len(nodes) - most)
+
+
+def _describe(operator: str, output: str, array: Array) -> NodeOutput:
+    flat = array.reshape(-1)
+    nan, infinite = int((flat != flat).sum()), int(((flat == np.inf) | (flat == -np.inf)).sum())
+    return NodeOutput(operator, output, f"{array.dtype} {list(array.shape)}", flat[:5].tolist(), nan, infinite)

@@ -46,11 +46,11 @@ def identity(answering: Answering) -> str:
 
 
 def test_an_equal_row_is_computed_node_by_node(identity: str) -> None:
-    result = replay(identity, "--row", "1", "--nodes", "2", "--no-explain")
+    result = replay(identity, "--row", "1", "--nodes", "2")
 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert mentions(lines[0], "toys", "toy 1")
+    assert mentions(lines[0], "toys", "models:/toy/1")
     assert lines[1:3] == ["  prediction: equal to the bit", "  output.probabilities: equal to the bit"]
     assert [line.split()[:2] for line in lines[4:7]] == [["operator", "output"], ["Identity", "z"], ["MatMul", "s"]]
     assert mentions(lines[7], "5 nodes", "--nodes")
@@ -61,20 +61,19 @@ def test_the_contributions_of_the_columns_are_a_table(identity: str) -> None:
     result = replay(identity, "--row", "1", "--nodes", "0")
 
     assert result.exit_code == 0, result.output
-    title, header, *columns = result.stdout.splitlines()[3:]
+    title, header, *columns = result.stdout.splitlines()[3:7]
     assert mentions(title, "row 1", "80 rows")
     assert header.split() == ["column", "value", "contribution"]
     assert {line.split()[0] for line in columns} == {"a", "b"}
 
 
 def test_a_difference_ends_with_status_1_and_possible_causes(identity: str) -> None:
-    result = replay(identity, "--no-explain", "--nodes", "0", "--endpoint", "toys")
+    result = replay(identity, "--nodes", "0", "--endpoint", "toys")
 
     assert result.exit_code == 1
-    _, equal, different, *causes = result.stdout.splitlines()
+    _, equal, different = result.stdout.splitlines()[:3]
     assert mentions(equal, "prediction", "equal")
-    assert mentions(different, "output.probabilities", "DIFFERENT", "2, 0", "units")
-    assert mentions(" ".join(causes), "threads", "batch")
+    assert mentions(different, "output.probabilities", "DIFFERENT", "2, 0")
 
 
 @pytest.mark.long
@@ -83,12 +82,12 @@ def test_json_holds_everything_for_programs(identity: str) -> None:
 
     assert result.exit_code == 1
     document = json.loads(result.stdout)
-    assert (document["prediction_id"], document["endpoint"], document["version"]) == (identity, "toys", "1")
+    assert (document["prediction_id"], document["endpoint"], document["version"]) == (identity, "toys", "models:/toy/1")
     assert document["is_equal"] is False
     assert document["outputs"][1]["index"] == [2, 0]
     assert document["inputs"]["a"] == ROWS["a"].tolist()
-    assert document["explanation"]["features"] == ["a", "b"]
-    assert np.shape(document["explanation"]["values"]) == (2, 2)
+    assert [feature["name"] for feature in document["explanation"]["features"]] == ["a", "b"]
+    assert np.shape(document["explanation"]["values"]) == (1, 2, 2)
     assert document["nodes"][0] == {
         "operator": "Identity",
         "output": "z",
@@ -146,21 +145,6 @@ def test_pdb_stops_in_the_first_line_of_predict(answering: Answering, pyfuncs: d
     ended = debug(identity, "q\n")
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 2)
     assert mentions(ended.stderr, "pdb")
-
-
-@pytest.mark.long
-def test_pdb_stops_where_the_model_raises(
-    answering: Answering, pyfuncs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = answering.register(pyfuncs["troubled"])
-    identity = answering.answer(model, {"do": ["echo"]})
-
-    result = debug(identity, "n\nn\nn\nn\nn\nwhat = 'raise'\nc\np what\nq\n")
-
-    assert result.returncode == 1
-    assert "(Pdb) 'raise'" in result.stdout.splitlines()
-    assert mentions(result.stderr.splitlines()[-1], "KeyError")
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.long

@@ -92,7 +92,7 @@ class Answering:
         return find_request(self.log, prediction_id)
 
     def replay(self, prediction_id: str, spec: Any = None, **options: Any) -> Replay:
-        return replay_prediction(self.request(prediction_id), spec, **{"explain": False, **options})
+        return replay_prediction(self.request(prediction_id), spec, **options)
 
 
 @pytest.fixture
