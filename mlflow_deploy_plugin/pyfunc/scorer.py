@@ -468,12 +468,7 @@ class Scorer:
         predict = original = getattr(owner, name)
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
-
-        @wraps(predict)  # MLflow reads the parameters.
-        def debugged(*args: Any, **kwargs: Any) -> Any:
-            return pdb.runcall(original, *args, **kwargs)
-
-        setattr(owner, name, debugged)
+        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))  # MLflow reads the parameters of predict.
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero rows."""

@@ -83,7 +83,6 @@ class Replay:
     environment in which the version was logged. `explanation` and `nodes` are of one row. `left_out` is the number of
     nodes that `nodes` lacks."""
 
-    prediction_id: str
     endpoint: str
     version: str
     event_time: datetime
@@ -175,15 +174,13 @@ def replay_prediction(
                 if not _is_masked(captured, name, now is None or now.dtype == object, spec):
                     outputs.append(_compare(name, captured, now))
         explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
-        node_outputs: list[NodeOutput] | Refused = Refused("a pyfunc has no ONNX form")
-        left_out = 0
+        graph: tuple[list[NodeOutput] | Refused, int] = Refused("a pyfunc has no ONNX form"), 0
         if model is not None:
             if not no_batch_dimension_reason(artifact):
                 feeds = slice_feeds(feeds, slice(row, row + 1))
             explanation = _explain(model, feeds, progress)
-            node_outputs, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
+            graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
         return Replay(
-            prediction_id=request.value("_prediction_id"),
             endpoint=request.endpoint,
             version=resolved.source,
             event_time=request.value("_event_time"),
@@ -192,8 +189,8 @@ def replay_prediction(
             outputs=outputs,
             package_changes=version_differences(folder),
             explanation=explanation,
-            nodes=node_outputs,
-            left_out=left_out,
+            nodes=graph[0],
+            left_out=graph[1],
         )
 
 
@@ -234,7 +231,7 @@ def _array(column: pa.ChunkedArray) -> Array:
     flat, shape = column.combine_chunks(), [len(column)]
     while pa.types.is_list(flat.type):
         flat, rows = flat.flatten(), len(flat)
-        shape.append(len(flat) // rows)
+        shape.append(len(flat) // max(rows, 1))
     array: Array = flat.to_numpy(zero_copy_only=False).reshape(shape)
     return array
 
@@ -250,9 +247,8 @@ def _captured_columns(
     request: CapturedRequest, artifact: Artifact, schema: Schema, spec: EndpointSpec | None
 ) -> dict[str, Array]:
     """Return the columns of the signature, [N, …] by name. Raises InvalidConfig if values are masked or dropped."""
-    optional = {column.name for column in artifact.columns if not column.required} - {
-        *(spec.capture.drop if spec else ())
-    }
+    dropped = spec.capture.drop if spec else ()
+    optional = {column.name for column in artifact.columns if not column.required and column.name not in dropped}
     columns, excluded = {}, []
     for name, dtype in schema.dtypes.items():
         if name in request.table.column_names:
@@ -269,14 +265,14 @@ def _captured_columns(
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
+    if computed is not None and not captured.size and not computed.size:
+        return OutputComparison(column, True)  # The lists of the log do not show the other dimensions of no values.
     if computed is None or (captured.shape, captured.dtype) != (computed.shape, computed.dtype):
         shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
-    captured, computed = np.ascontiguousarray(captured), np.ascontiguousarray(computed)
-    is_float = captured.dtype.kind == "f"
-    bits = f"u{captured.itemsize}" if is_float else captured.dtype
-    differs = np.asarray(captured.view(bits) != computed.view(bits))
-    if is_float:
+    differs = np.asarray(captured != computed)
+    if captured.dtype.kind == "f":  # Zeros of different signs differ, and NaN equals NaN.
+        differs |= np.signbit(captured) != np.signbit(computed)
         differs &= ~(np.isnan(captured) & np.isnan(computed))
     if not differs.any():
         return OutputComparison(column, True)
@@ -299,7 +295,7 @@ def _explain(model: OnnxModel, feeds: Feeds, progress: ProgressCallback) -> "Row
 
 
 def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:
-    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is one node.
+    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is a node.
 
     Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
     """

@@ -310,3 +310,15 @@ def test_a_graph_of_constants_has_no_nodes(answering: Answering) -> None:
     model = answering.register(write_model(answering.folder / "model", graph))
     replayed = answering.replay(answering.answer(model, {"x": np.zeros((1, 1), np.float32)}))
     assert replayed.nodes == []
+
+
+def test_an_output_without_values_is_equal(answering: Answering) -> None:
+    graph = """boxes (float[N,2] x) => (float[N,0,4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+      none = Slice(x, zero, zero, one)
+      two = Constant <value_ints = [2]> ()
+      wide = Unsqueeze(none, two)
+      size = Constant <value_ints = [1, 1, 4]> ()
+      y = Expand(wide, size)
+    }"""
+    model = answering.register(write_model(answering.folder / "model", graph))
+    assert answering.replay(answering.answer(model, {"x": np.ones((2, 2), np.float32)})).is_equal
