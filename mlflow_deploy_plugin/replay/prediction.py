@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.evaluation.explanation import contributions, require_s
 from mlflow_deploy_plugin.inference_log import InferenceLog, TimeRange, concat_tables
 from mlflow_deploy_plugin.inference_log.reader import require_endpoint
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.pyfunc.process import version_differences
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime import OnnxModel, Schema, pyfunc_schema, read_served_artifact
@@ -101,16 +101,16 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> C
         return request
     failures = log.failures
     if failed := _newest_request(failures, prediction_id, [endpoint] if endpoint else failures.endpoints()):
-        reason = f"{failed.value('_error_code')}: {failed.value('_message') or 'the message is not captured'}"
+        message = one_line(failed.value("_message") or "the message is not captured")
         raise NotFound(
-            f"the request {prediction_id} to {failed.endpoint} was not answered ({reason}), and columns of failed "
-            "requests are not captured: send the request again"
+            f"the request {prediction_id} to {failed.endpoint} was not answered ({failed.value('_error_code')}: "
+            f"{message}), and columns of failed requests are not captured: send the request again"
         )
     if endpoint and endpoint not in failures.endpoints():
         require_endpoint(log, endpoint)
     raise NotFound(
-        f"the inference log {log.location.shown} has no prediction {prediction_id} of {endpoint or 'any endpoint'}: it "
-        "arrives some seconds after the response, expires after capture.retention, and may not be sampled "
+        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
+        "it arrives some seconds after the response, expires after capture.retention, and may not be sampled "
         "(capture.fraction); `onnxserve log stats NAME` shows the time range of the log, and the errors of its files"
     )
 

@@ -228,6 +228,13 @@ def test_an_unknown_id_names_what_may_have_happened(answering: Answering) -> Non
         find_request(answering.log, "p-1")
 
 
+@pytest.mark.parametrize(("prediction_id", "quoted"), [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")])
+def test_a_hostile_id_is_quoted_in_a_line(answering: Answering, prediction_id: str, quoted: str) -> None:
+    with refused(NotFound, quoted) as caught:
+        find_request(answering.log, prediction_id)
+    assert caught.value.message.isprintable()
+
+
 def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
     model = answering.register(write_regressor(answering.folder / "model"))
     identities = {name: answering.answer(model, ROWS, endpoint=name) for name in ("b", "a", "c")}
@@ -241,7 +248,7 @@ def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
 
 
 def test_a_failed_request_names_its_error(answering: Answering) -> None:
-    outputs = {"_error_code": np.array(["BAD_REQUEST"], object), "_message": np.array(["x is null"], object)}
+    outputs = {"_error_code": np.array(["BAD_REQUEST"], object), "_message": np.array(["x is\nnull"], object)}
     schema = OnnxModel.load(single_model(answering.folder / "model")).schema
     model = CapturedModel("toy", "1", schema, ("y",))
     identity = answering.capture(model, {}, outputs, "toys", status=400)
