@@ -160,7 +160,7 @@ class BacktestReport:
         if (found := self.comparison) is not None and self.metric:
             summary[self.metric] = (
                 f"{found.candidate:.4f} compared with {found.current:.4f} of the captured answers on "
-                f"{self.labelled_rows:,} labelled rows (bounds of the difference {found.low:+.4f} and {found.high:+.4f})"
+                f"{self.labelled_rows:,} labelled rows (difference {found.low:+.4f} to {found.high:+.4f})"
             )
         return summary
 
@@ -244,8 +244,8 @@ def _read_sample(
             served = f"{table.column('_model')[0]} version {table.column('_version')[0]}"
             raise InvalidConfig(
                 f"{shown} needs {join_names(missing)}, which is missing or masked in rows of endpoint "
-                f"{traffic.endpoint!r} that {served} answered (the columns are {join_names(names, missing[0])}): change "
-                "capture.drop, capture.mask or capture.keys, and back-test rows that are captured afterwards"
+                f"{traffic.endpoint!r} that {served} answered (the columns are {join_names(names, missing[0])}): "
+                "change capture.drop, capture.mask or capture.keys, and back-test rows that are captured afterwards"
             )
         rows += len(table)
         sample = sample or Sample(min(max_rows, max(_MAX_BYTES * len(table) // max(table.nbytes, 1), 1)))
