@@ -340,8 +340,8 @@ class _Run:
             ours, theirs = (predictions_of(*side) for side in sides)
             if (kind := _answer_type(ours)) != (other := _answer_type(theirs)):
                 raise InvalidConfig(
-                    f"{self.shown} returns {kind} per row, but {name} returned {other}: back-test a candidate with the "
-                    "same kind of answers"
+                    f"{self.shown} returns {kind} per row, but {name} returned {other} ({', '.join(sides[1][1])}): "
+                    "back-test a candidate with the same kind of answers"
                 )
             compared = compare_outputs(*sides[1], *sides[0])
             differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
