@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.store import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
@@ -64,13 +66,10 @@ def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
     assert replay("--window", "July", "--against", "equal").exit_code == 2
 
 
-def test_masked_columns_are_known_from_the_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mlflow_deploy_plugin.settings import load_settings
-
+def test_masked_columns_are_known_from_the_endpoint() -> None:
     spec = EndpointSpec(
         name="flights", variants={"main": VariantSpec(model="models:/m/1")}, capture=CaptureSpec(mask=("b",))
     )
-    store = open_store(load_settings().store_url)
-    store.create_endpoint(spec, "local")
-    store.close()
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", spec)
     assert mentions(said(replay("--against", "equal")), "b", "masked", "capture.mask")
