@@ -1,7 +1,7 @@
 """Candidates on captured rows. The models are small linear ones, so the expected figures follow from their weights."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,34 @@ from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.inference_log import TimeRange, open_log
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.replay.backtest import BacktestReport, Traffic, backtest
-from tests.replay.conftest import DAY
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
-from tests.support.inference_log import LogWriter, write_answers
+from tests.support.inference_log import ENDPOINT, LogWriter, write_answers
 from tests.support.models import FAILING, columns, mixed_model, tensor_model, write_model
 from tests.support.refusals import mentions, refused
+from tests.support.tracking import tracking_at
 
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
 ROWS = labelled(600)
 INPUTS = {name: ROWS[name] for name in COLUMNS}
 HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def no_versions(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use an empty registry, as if the served versions had been deleted."""
+    monkeypatch.chdir(tmp_path)
+    with tracking_at(new_database(tmp_path)):
+        yield
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> LogWriter:
+    return LogWriter(tmp_path / "log")
+
+
+@pytest.fixture
+def traffic(writer: LogWriter) -> Traffic:
+    return Traffic(open_log(str(writer.root)), ENDPOINT)
 
 
 def replayed(traffic: Traffic, folder: Path, times: TimeRange | None = None, **options: Any) -> BacktestReport:
