@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_deploy_plugin.cli.evaluation import metric_option
 from mlflow_deploy_plugin.cli.options import (
     align_columns,
     opened_store,
@@ -19,7 +20,6 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.evaluation.names import METRICS
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.replay.backtest import BacktestReport
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 @since_option
 @until_option
 @option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
-@option(
-    "--metric",
-    type=click.Choice(METRICS),
-    show_default="accuracy for classes, rmse for numbers",
-    help="Metric of labelled rows.",
-)
+@metric_option
 @output_option
 def replay(subject: str, against: str, output: str, **options: Any) -> None:
     """Compute captured requests again.
@@ -74,18 +69,9 @@ def _backtest(name: str, against: str, output: str, since: str | None, until: st
 
 def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
     yield f"{report.candidate} on {report.rows:,} of {report.captured_rows:,} captured rows of {report.endpoint}"
-    us = {name: f"{value:,.1f} µs" for name, value in report.latency_us.items()}
-    lines = [("served", ", ".join(f"{name}: {rows:,} rows" for name, rows in report.versions.items()))]
-    lines += report.summary.items()
-    lines.append(("time", f"{us['candidate_batch_row']} per row in batches"))
-    lines.append(
-        ("latency", f"a single row {us['candidate_p50']} (p50), {us['candidate_p99']} (p99), without a server")
-    )
-    if "served_p50" in us:
-        lines.append(("", f"served requests {us['served_p50']} (p50), {us['served_p99']} (p99), including queues"))
-    yield from align_columns(lines)
-    yield from (
-        f"{row.rows:,} rows refused: {row.text}; onnxserve replay {row.prediction_id}" for row in report.refused
-    )
-    yield from (f"{row.text}: onnxserve replay {row.prediction_id} (row {row.row})" for row in report.disagreeing)
+    served = ", ".join(f"{version}: {rows:,} rows" for version, rows in report.versions.items())
+    yield from align_columns([("served", served), *report.summary.items()])
+    for row in (*report.refused, *report.disagreeing):
+        count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
+        yield f"{count}row {row.row} of onnxserve replay {row.prediction_id}: {row.text}"
     yield from report.notes

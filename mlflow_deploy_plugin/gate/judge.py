@@ -229,7 +229,7 @@ class _Checks:
 
     def backtest(self) -> CheckResult:
         name = self.policy.backtest.endpoint
-        traffic = open_traffic(name, self.store.endpoint(name) if self.store is not None else None)
+        traffic = open_traffic(name, self.store and self.store.endpoint(name))
         return check_backtest(self.candidate, traffic, self.policy)
 
     def rows(self, most: int) -> NamedArrays | None:

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_
 from mlflow_deploy_plugin.inference_log.reader import require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY
-from mlflow_deploy_plugin.messages import join_names, without_row_number
+from mlflow_deploy_plugin.messages import join_names, one_line, without_row_number
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.runtime import Artifact, compare_outputs, read_served_artifact
@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.store import Endpoint
 MAX_ROWS = 100_000
 _MAX_BYTES = 2**29
 """The maximum size of the sample: a row with an image may have 600 kB."""
-_CHUNK, _SINGLES, _SHOWN = 5_000, 200, 5
+_CHUNK, _SINGLES, _SHOWN, _WIDEST = 5_000, 200, 5, 80
 _GIVE_UP = 1_000
 """The number of refused rows after which the back-test ends if the candidate has not accepted any row."""
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
@@ -111,8 +111,8 @@ class BacktestReport:
         mean_difference, max_difference: of the largest finite difference of each row's numbers; NaN without numbers.
         refused: one row per reason for which the candidate refuses rows, the most frequent reason first.
         no_number: the share of accepted rows for which the candidate returns NaN or infinity.
-        latency_us: microseconds: `candidate_batch_row` per row in batches, `candidate_p50` and `candidate_p99` for
-            single rows without a server, and `served_p50` and `served_p99` for the server's requests with its queues.
+        latency_us: microseconds: `candidate_batch_row` per row in batches, `candidate_p50` and `candidate_p99` of
+            single rows without a server, and `served_p50` and `served_p99` of the server's requests with its queues.
         comparison: the metric of the labelled rows; `current` is the metric of the captured answers.
         disagreeing: the rows with the largest differences.
     """
@@ -154,7 +154,13 @@ class BacktestReport:
         shown += f" (95% interval {self.disagreement_low:.2%} to {self.disagreement_high:.2%})"
         if math.isfinite(self.max_difference):
             shown += f"; numbers differ by {self.mean_difference:.3g} on average, at most by {self.max_difference:.3g}"
+        us = {name: f"{value:,.0f}" for name, value in self.latency_us.items()}
+        latency = f"{us['candidate_p50']} µs for a row (p50; p99 {us['candidate_p99']} µs) without a server"
+        latency += f", {self.latency_us['candidate_batch_row']:,.1f} µs per row in batches"
+        if "served_p50" in us:
+            latency += f"; served requests {us['served_p50']} µs (p50; p99 {us['served_p99']} µs) including queues"
         summary = {"disagreement": shown, "refusals": f"{self.refused_rows:,} of {self.rows:,} rows"}
+        summary["latency"] = latency
         if self.no_number:
             summary["no number"] = f"{self.no_number:.2%} of the answers are NaN or infinite"
         if (found := self.comparison) is not None and self.metric:
@@ -191,10 +197,7 @@ def backtest(
         raise run.refuses_all()
     run.compare(pa.concat_tables(run.accepted))
     comparison = None
-    notes = [
-        *run.notes,
-        *(f"{path} cannot be read and is skipped: {why}" for path, why in traffic.log.unreadable.items()),
-    ]
+    notes = run.notes + [f"{path} cannot be read: {why}" for path, why in traffic.log.unreadable.items()]
     if run.labelled:
         truths, *sides = zip(*run.labelled, strict=True)
         truth, joined = np.concatenate(truths), [_joined(side) for side in sides]
@@ -350,8 +353,8 @@ class _Run:
             self.differences.append(differences)
             sizes = np.where(compared.same, -1.0, np.nan_to_num(differences, nan=np.inf))
             for place in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~compared.same).sum()))].tolist():
-                text = f"served {_text(theirs.prediction[place])}, candidate {_text(ours.prediction[place])}"
-                self.disagreeing.append((sizes[place], _noted(part, place, text)))
+                pair = [one_line(side.prediction[place], _WIDEST) for side in (theirs, ours)]
+                self.disagreeing.append((sizes[place], _noted(part, place, "served {}, candidate {}".format(*pair))))
             column = part.column(LABEL if theirs.prediction.dtype.kind == "O" else LABEL_NUMBER)
             known = np.flatnonzero(np.asarray(pc.is_valid(column)))
             if unusable := len(part) - part.column(LABEL).null_count - len(known):
@@ -389,10 +392,6 @@ def _answer_type(predictions: ModelPredictions) -> str:
         return "a text" if predictions.prediction.dtype.kind == "O" else "a numeric label"
     width = predictions.prediction[:1].size
     return "a number" if width == 1 else f"{width} numbers"
-
-
-def _text(value: object) -> str:
-    return str(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
 
 
 def _noted(part: pa.Table, place: int, text: str, rows: int = 1) -> NotedRow:

@@ -1,5 +1,6 @@
 """Candidates on captured rows. The models are small linear ones, so the expected figures follow from their weights."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -34,7 +34,7 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
         reason = f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
         return CheckResult(NAME, "skipped", reason, figures)
     refused = report.refused_rows / report.rows
-    failures, summary = [], [f"{name}: {text}" for name, text in report.summary.items()]
+    failures, summary = [], [f"{name} {text}" for name, text in report.summary.items() if name != "latency"]
     if refused > limits.max_refusals:
         failures.append(f"{refused:.2%} of the rows are refused; the policy allows {limits.max_refusals:.2%}")
     if limits.max_disagreement is not None and report.disagreement > limits.max_disagreement:
