@@ -73,5 +73,5 @@ def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
     yield from align_columns([("served", served), *report.summary.items()])
     for row in (*report.refused, *report.disagreeing):
         count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
-        yield f"{count}row {row.row} of onnxserve replay {row.prediction_id}: {row.text}"
+        yield f"{count}onnxserve replay {row.prediction_id} --row {row.row}: {row.text}"
     yield from report.notes

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,11 @@ class ModelPredictions:
 
     def __len__(self) -> int:
         return len(self.prediction)
+
+    def take(self, picked: Array) -> "ModelPredictions":
+        """Return the predictions of the picked rows, which are positions or a mask."""
+        probabilities = None if self.probabilities is None else self.probabilities[picked]
+        return replace(self, prediction=self.prediction[picked], probabilities=probabilities)
 
     @property
     def no_number(self) -> float:

@@ -3,7 +3,7 @@ holds a sample of rows, whose number and size are limited."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -42,9 +42,7 @@ from mlflow_deploy_plugin.store import Endpoint
 MAX_ROWS = 100_000
 _MAX_BYTES = 2**29
 """The maximum size of the sample: a row with an image may have 600 kB."""
-_CHUNK, _SINGLES, _SHOWN, _WIDEST = 5_000, 200, 5, 80
-_GIVE_UP = 1_000
-"""The number of refused rows after which the back-test ends if the candidate has not accepted any row."""
+_CHUNK, _SINGLES, _SHOWN, _WIDEST = 2_000, 200, 5, 80
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
 
 
@@ -164,9 +162,10 @@ class BacktestReport:
         if self.no_number:
             summary["no number"] = f"{self.no_number:.2%} of the answers are NaN or infinite"
         if (found := self.comparison) is not None and self.metric:
+            unit = "+.1%" if self.metric in metrics.RELATIVE_METRICS else "+.4f"
             summary[self.metric] = (
                 f"{found.candidate:.4f} compared with {found.current:.4f} of the captured answers on "
-                f"{self.labelled_rows:,} labelled rows (difference {found.low:+.4f} to {found.high:+.4f})"
+                f"{self.labelled_rows:,} labelled rows (difference {found.low:{unit}} to {found.high:{unit}})"
             )
         return summary
 
@@ -190,46 +189,47 @@ def backtest(
     OnnxserveError if the log or MLflow is unavailable.
     """
     table, captured = _read_sample(traffic, times, candidate.artifact, shown, max_rows)
-    run = _Run(candidate, shown)
+    refused: dict[str, NotedRow] = {}
+    parts: list[tuple[pa.Table, NamedArrays]] = []
+    begun = time.perf_counter()
     for start in range(0, len(table), _CHUNK):
-        run.predict(table.slice(start, _CHUNK))
-    if not run.accepted:
-        raise run.refuses_all()
-    run.compare(pa.concat_tables(run.accepted))
-    comparison = None
-    notes = run.notes + [f"{path} cannot be read: {why}" for path, why in traffic.log.unreadable.items()]
-    if run.labelled:
-        truths, *sides = zip(*run.labelled, strict=True)
-        truth, joined = np.concatenate(truths), [_joined(side) for side in sides]
-        metric = metric or metrics.default_metric(truth, joined[0])
-        try:
-            ours, theirs = (metrics.weighted_metric(metric, truth, side) for side in joined)
-            comparison = metrics.paired_bootstrap(metric, ours, theirs, len(truth), confidence, resamples, seed)
-        except InvalidConfig as error:
-            notes.append(f"the labelled rows cannot be judged: {error.message}")
-    share, differences = 1 - float(np.concatenate(run.same).mean()), np.concatenate(run.differences)
-    low, high = metrics.wilson_bounds(share, len(table) - run.refused_rows, 0.95)
-    finite = differences[np.isfinite(differences)]
+        parts += _accepted_parts(candidate, table.slice(start, _CHUNK), refused)
+        if not parts:
+            raise InvalidConfig(
+                f"{shown} refuses the first {sum(noted.rows for noted in refused.values()):,} rows of endpoint "
+                f"{traffic.endpoint!r}, so its signature may be another one: {next(iter(refused))}"
+            )
+    seconds = time.perf_counter() - begun
+    accepted, compared = pa.concat_tables([part for part, _ in parts]), _Compared(candidate, shown)
+    outputs = _concatenated([arrays for _, arrays in parts])
+    for model, version in (versions := count_versions(accepted)):
+        picked = np.flatnonzero(is_answered_by(accepted, model, version))
+        compared.add(accepted.take(pa.array(picked)), take_rows(outputs, picked), model, version)
+    metric, comparison = compared.metric(metric, confidence, resamples, seed)
+    share, differences = 1 - float(np.concatenate(compared.same).mean()), np.concatenate(compared.differences)
+    low, high = metrics.wilson_bounds(share, len(accepted), 0.95)
+    known = differences[np.isfinite(differences)]
+    unreadable = [f"{path} cannot be read: {why}" for path, why in traffic.log.unreadable.items()]
     return BacktestReport(
         candidate=shown,
         endpoint=traffic.endpoint,
         captured_rows=captured,
         rows=len(table),
-        versions=run.versions,
+        versions={f"{model} version {version}": rows for (model, version), rows in versions.items()},
         disagreement=share,
         disagreement_low=low,
         disagreement_high=high,
-        mean_difference=float(finite.mean()) if len(finite) else math.nan,
-        max_difference=float(finite.max()) if len(finite) else math.nan,
-        refused_rows=run.refused_rows,
-        refused=tuple(sorted(run.refused.values(), key=lambda noted: -noted.rows)[:_SHOWN]),
-        no_number=run.no_number,
-        latency_us=run.latencies(table),
-        labelled_rows=sum(len(truth) for truth, *_ in run.labelled),
+        mean_difference=float(known.mean()) if len(known) else math.nan,
+        max_difference=float(known.max()) if len(known) else math.nan,
+        refused_rows=len(table) - len(accepted),
+        refused=tuple(sorted(refused.values(), key=lambda noted: -noted.rows)[:_SHOWN]),
+        no_number=compared.no_number / len(accepted),
+        latency_us={"candidate_batch_row": seconds / len(table) * 1e6, **_latencies(candidate, parts[0][0], table)},
+        labelled_rows=sum(len(truth) for truth, *_ in compared.labelled),
         metric=metric,
         comparison=comparison,
-        disagreeing=tuple(noted for _, noted in sorted(run.disagreeing, key=lambda pair: -pair[0])[:_SHOWN]),
-        notes=tuple(notes[:_SHOWN]),
+        disagreeing=tuple(noted for _, noted in sorted(compared.disagreeing, key=lambda pair: -pair[0])[:_SHOWN]),
+        notes=tuple((compared.notes + unreadable)[:_SHOWN]),
     )
 
 
@@ -258,124 +258,118 @@ def _read_sample(
     return join_labels(sample.table(), labels), rows
 
 
+def _accepted_parts(
+    candidate: LoadedModel, part: pa.Table, refused: dict[str, NotedRow]
+) -> Iterator[tuple[pa.Table, NamedArrays]]:
+    """Yield the accepted rows with the candidate's outputs, and add the refused rows to `refused` by reason. A refused
+    part is halved until its refused rows are known."""
+    try:
+        rows = _rows_of(candidate.artifact, part)
+        if isinstance(candidate, LoadedOnnx):
+            yield part, candidate.outputs(rows)
+        else:
+            yield part, {PREDICTION: candidate.predict(rows).prediction}
+    except (InvalidRequest, InferenceError) as error:
+        if half := len(part) // 2:
+            yield from _accepted_parts(candidate, part.slice(0, half), refused)
+            yield from _accepted_parts(candidate, part.slice(half), refused)
+            return
+        reason = without_row_number(error.message)
+        noted = refused.get(reason) or _noted(part, 0, reason, 0)
+        refused[reason] = replace(noted, rows=noted.rows + 1)
+
+
+def _rows_of(artifact: Artifact, part: pa.Table) -> NamedArrays:
+    """Return the inputs of a version in the types of its signature."""
+    names = [field.name for field in artifact.columns or artifact.tensors if field.name]
+    rows = {}
+    # The log names an unnamed tensor like the input of the graph.
+    for name in names or [entry.name for entry in artifact.inputs]:
+        if name not in part.column_names:
+            continue
+        if (array := as_array(part.column(name).combine_chunks())) is None:
+            raise SchemaMismatch(f"the lists of column {name!r} have different lengths", column=name)
+        rows[name] = array
+    return own_columns(artifact, rows)
+
+
 @dataclass(eq=False)
-class _Run:
-    """The accepted rows with the candidate's outputs, the refused rows, and the results of comparisons."""
+class _Compared:
+    """The comparisons with the answers of each version that answered rows."""
 
     candidate: LoadedModel
     shown: str
-    accepted: list[pa.Table] = field(default_factory=list)
-    outputs: list[NamedArrays] = field(default_factory=list)
-    refused: dict[str, NotedRow] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
     same: list[Array] = field(default_factory=list)
     differences: list[Array] = field(default_factory=list)
     labelled: list[tuple[Array, ModelPredictions, ModelPredictions]] = field(default_factory=list)
     disagreeing: list[tuple[float, NotedRow]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
     no_number: float = 0.0
 
-    def predict(self, part: pa.Table) -> None:
-        """Predict the rows. A refused part is halved until the refused rows are known."""
-        try:
-            rows, start = self.rows_of(part), time.perf_counter()
-            if isinstance(self.candidate, LoadedOnnx):
-                outputs = self.candidate.outputs(rows)
-            else:
-                outputs = {PREDICTION: self.candidate.predict(rows).prediction}
-            self.seconds += time.perf_counter() - start
-            self.accepted.append(part)
-            self.outputs.append(outputs)
-        except (InvalidRequest, InferenceError) as error:
-            if half := len(part) // 2:
-                self.predict(part.slice(0, half))
-                self.predict(part.slice(half))
-                return
-            reason = without_row_number(error.message)
-            noted = self.refused.get(reason) or _noted(part, 0, reason, 0)
-            self.refused[reason] = replace(noted, rows=noted.rows + 1)
-            if not self.accepted and self.refused_rows >= _GIVE_UP:
-                raise self.refuses_all() from None
-
-    @property
-    def refused_rows(self) -> int:
-        return sum(noted.rows for noted in self.refused.values())
-
-    def refuses_all(self) -> InvalidConfig:
-        reason = next(iter(self.refused))
-        return InvalidConfig(
-            f"{self.shown} refuses all of the first {self.refused_rows:,} captured rows, so its signature may be "
-            f"another one than that of the served version: {reason}"
-        )
-
-    def rows_of(self, part: pa.Table) -> NamedArrays:
-        """Return the inputs of the candidate in the types of its signature."""
-        artifact, rows = self.candidate.artifact, {}
-        names = [field.name for field in artifact.columns or artifact.tensors if field.name]
-        # The log names an unnamed tensor like the input of the graph.
-        for name in names or [entry.name for entry in artifact.inputs]:
-            if name not in part.column_names:
-                continue
-            if (array := as_array(part.column(name).combine_chunks())) is None:
-                raise SchemaMismatch(f"the lists of column {name!r} have different lengths", column=name)
-            rows[name] = array
-        return own_columns(artifact, rows)
-
-    def compare(self, accepted: pa.Table) -> None:
-        """Compare the outputs with the captured answers, separately for each version that answered rows."""
-        first, artifact = self.outputs[0], self.candidate.artifact
-        alike = [name for name in first if len({part[name].shape[1:] for part in self.outputs}) == 1]
-        outputs = {name: np.concatenate([part[name] for part in self.outputs]) for name in alike}
-        if not isinstance(self.candidate, LoadedOnnx):
+    def add(self, part: pa.Table, outputs: NamedArrays, model: str, version: str) -> None:
+        """Compare the candidate's outputs with the captured answers of one version to the same rows."""
+        name, artifact = f"{model} version {version}", self.candidate.artifact
+        if not isinstance(self.candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
             artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
-        self.no_number = predictions_of(artifact, outputs).no_number
-        for model, version in count_versions(accepted):
-            picked, name = np.flatnonzero(is_answered_by(accepted, model, version)), f"{model} version {version}"
-            part = accepted.take(pa.array(picked))
-            served = describe_answers(_served_artifact(model, version), part, ())
-            sides = (artifact, take_rows(outputs, picked)), (served, captured_outputs(served, part, ()))
-            if not sides[1][1]:
-                raise InvalidConfig(
-                    f"the log has no answers of {name} that can be compared: change capture.drop and capture.mask, and "
-                    "back-test rows that are captured afterwards"
-                )
-            ours, theirs = (predictions_of(*side) for side in sides)
-            if (kind := _answer_type(ours)) != (other := _answer_type(theirs)):
-                raise InvalidConfig(
-                    f"{self.shown} returns {kind} per row, but {name} returned {other} ({', '.join(sides[1][1])}): "
-                    "back-test a candidate with the same kind of answers"
-                )
-            compared = compare_outputs(*sides[1], *sides[0])
-            differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
-            self.versions[name] = len(part)
-            self.same.append(compared.same)
-            self.differences.append(differences)
-            sizes = np.where(compared.same, -1.0, np.nan_to_num(differences, nan=np.inf))
-            for place in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~compared.same).sum()))].tolist():
-                pair = [one_line(side.prediction[place], _WIDEST) for side in (theirs, ours)]
-                self.disagreeing.append((sizes[place], _noted(part, place, "served {}, candidate {}".format(*pair))))
-            column = part.column(LABEL if theirs.prediction.dtype.kind == "O" else LABEL_NUMBER)
-            known = np.flatnonzero(np.asarray(pc.is_valid(column)))
-            if unusable := len(part) - part.column(LABEL).null_count - len(known):
-                self.notes.append(f"{unusable:,} labels of rows of {name} are not numbers and are ignored")
-            if len(known):
-                ours, theirs = (predictions_of(owner, take_rows(arrays, known)) for owner, arrays in sides)
-                self.labelled.append((column.take(pa.array(known)).to_numpy(), ours, theirs))
+        served = describe_answers(_served_artifact(model, version), part, ())
+        if not (answers := captured_outputs(served, part, ())):
+            raise InvalidConfig(
+                f"the log has no answers of {name} that can be compared: change capture.drop and capture.mask, and "
+                "back-test rows that are captured afterwards"
+            )
+        ours, theirs = predictions_of(artifact, outputs), predictions_of(served, answers)
+        if (kind := _answer_type(ours)) != (other := _answer_type(theirs)):
+            raise InvalidConfig(
+                f"{self.shown} returns {kind} per row, but {name} returned {other} ({', '.join(answers)}): back-test a "
+                "candidate with the same kind of answers"
+            )
+        compared = compare_outputs(served, answers, artifact, outputs)
+        differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
+        self.same.append(compared.same)
+        self.differences.append(differences)
+        self.no_number += ours.no_number * len(part)
+        sizes = np.where(compared.same, -1.0, np.nan_to_num(differences, nan=np.inf))
+        for place in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~compared.same).sum()))].tolist():
+            pair = [one_line(side.prediction[place], _WIDEST) for side in (theirs, ours)]
+            self.disagreeing.append((sizes[place], _noted(part, place, "served {}, candidate {}".format(*pair))))
+        column = part.column(LABEL if theirs.prediction.dtype.kind == "O" else LABEL_NUMBER)
+        known = np.flatnonzero(np.asarray(pc.is_valid(column)))
+        if unusable := len(part) - part.column(LABEL).null_count - len(known):
+            self.notes.append(f"{unusable:,} labels of rows of {name} are not numbers and are ignored")
+        if len(known):
+            truth = column.take(pa.array(known)).to_numpy()
+            self.labelled.append((truth, ours.take(known), theirs.take(known)))
 
-    def latencies(self, table: pa.Table) -> dict[str, float]:
-        rows, times = self.rows_of(self.accepted[0].slice(0, _SINGLES)), []
-        for place in range(min(_SINGLES, len(self.accepted[0]))):
-            row, start = take_rows(rows, slice(place, place + 1)), time.perf_counter()
-            self.candidate.predict(row)
-            times.append((time.perf_counter() - start) * 1e6)
-        figures = {"candidate_batch_row": self.seconds / sum(map(len, self.accepted)) * 1e6}
-        requests = table.filter(pc.equal(table.column("_row"), 0))
-        served = requests.column("_latency_us").drop_null() if "_latency_us" in table.column_names else ()
-        for name, values in (("candidate", times), ("served", served)):
-            for rank in (50, 99) if len(values) else ():
-                figures[f"{name}_p{rank}"] = float(np.percentile(values, rank))
-        return figures
+    def metric(
+        self, metric: MetricName | None, confidence: float, resamples: int, seed: int
+    ) -> tuple[MetricName | None, metrics.MetricComparison | None]:
+        """Return the metric of the labelled rows and its comparison, or None without labels that fit the metric."""
+        if not self.labelled:
+            return metric, None
+        truths, *sides = zip(*self.labelled, strict=True)
+        truth, (ours, theirs) = np.concatenate(truths), map(_joined, sides)
+        metric = metric or metrics.default_metric(truth, ours)
+        try:
+            left, right = (metrics.weighted_metric(metric, truth, side) for side in (ours, theirs))
+            return metric, metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)
+        except InvalidConfig as error:
+            self.notes.append(f"the labelled rows cannot be judged: {error.message}")
+            return metric, None
+
+
+def _latencies(candidate: LoadedModel, accepted: pa.Table, table: pa.Table) -> dict[str, float]:
+    """Return percentiles of the candidate's times for single rows, and of the server's latencies, in microseconds."""
+    rows, times, figures = _rows_of(candidate.artifact, accepted.slice(0, _SINGLES)), [], {}
+    for place in range(min(_SINGLES, len(accepted))):
+        row, start = take_rows(rows, slice(place, place + 1)), time.perf_counter()
+        candidate.predict(row)
+        times.append((time.perf_counter() - start) * 1e6)
+    requests = table.filter(pc.equal(table.column("_row"), 0))
+    served = requests.column("_latency_us").drop_null() if "_latency_us" in table.column_names else ()
+    for name, values in (("candidate", times), ("served", served)):
+        for rank in (50, 99) if len(values) else ():
+            figures[f"{name}_p{rank}"] = float(np.percentile(values, rank))
+    return figures
 
 
 def _served_artifact(model: str, version: str) -> Artifact | None:
@@ -396,6 +390,12 @@ def _answer_type(predictions: ModelPredictions) -> str:
 
 def _noted(part: pa.Table, place: int, text: str, rows: int = 1) -> NotedRow:
     return NotedRow(part.column("_prediction_id")[place].as_py(), part.column("_row")[place].as_py(), text, rows)
+
+
+def _concatenated(parts: Sequence[NamedArrays]) -> NamedArrays:
+    """Return the arrays of all parts, without an array whose rows have different shapes."""
+    alike = [name for name in parts[0] if len({part[name].shape[1:] for part in parts}) == 1]
+    return {name: np.concatenate([part[name] for part in parts]) for name in alike}
 
 
 def _joined(parts: Sequence[ModelPredictions]) -> ModelPredictions:
