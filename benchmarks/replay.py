@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from mlflow import MlflowClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -96,7 +98,7 @@ def write_log(root: Path, table: pd.DataFrame, served: Path) -> None:
         }
     )
     bounds = np.arange(_HOURS + 1) * rows // _HOURS
-    for hour, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for hour, (start, stop) in enumerate(pairwise(bounds.tolist())):
         folder = root / f"endpoint=flights/date=2026-01-01/hour={hour:02d}"
         folder.mkdir(parents=True)
         (folder / "file.parquet").write_bytes(encode_parquet(captured.slice(start, stop - start)))
@@ -131,17 +133,20 @@ def main() -> None:
         served, candidate = save_version(root / "served", 1), save_version(root / "candidate", 2)
         table = flights(rows, 0)
         write_log(root / "log", table, served)
+        settings = {"ONNXSERVE_LOG_URI": str(root / "log"), "ONNXSERVE_HOME": str(root / "home")}
+        settings["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
+        MlflowClient().create_registered_model("flights")
+        MlflowClient().create_model_version("flights", served.as_uri())
         command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "replay", "flights", "--window", "2026-01-01/1d"]
         command += ["--against", str(candidate), "--max-rows", str(rows), "-o", "json"]
-        settings = {"ONNXSERVE_LOG_URI": str(root / "log"), "ONNXSERVE_HOME": str(root / "home")}
-        settings["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
         start = time.perf_counter()
         done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE, check=True, cwd=root)
         seconds = time.perf_counter() - start
-        report, memory = json.loads(done.stdout), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        report, usage = json.loads(done.stdout), resource.getrusage(resource.RUSAGE_CHILDREN)
         bare = only_onnxruntime(candidate, table)
     print(f"{report['rows']:,} rows, {report['labelled_rows']:,} of them labelled, 19 columns")
-    print(f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, at most {memory:,.0f} MiB")
+    cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    print(f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {cpu:.1f} s of CPU, at most {memory:,.0f} MiB")
     print(f"  prediction in batches: {report['latency_us']['candidate_batch_row'] * rows / 1e6:.2f} s")
     print(f"ONNX Runtime without the log and the conversion: {bare:.2f} s")
     print(f"disagreement {report['disagreement']:.2%}, {report['metric']} {report['comparison']}")
