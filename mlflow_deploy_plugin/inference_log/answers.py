@@ -1,6 +1,6 @@
 """Captured answers: the outputs of the version that answered the rows, as arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +28,7 @@ def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[st
     return names | only_answer if names & only_answer else names
 
 
-def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str]) -> Artifact:
+def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Collection[str]) -> Artifact:
     """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
     Masked predictions are treated as numbers."""
     if artifact is not None and artifact.outputs:
@@ -43,7 +43,7 @@ def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Sequence
     return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
 
 
-def captured_outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> dict[str, Array]:
+def captured_outputs(artifact: Artifact, rows: pa.Table, masked: Collection[str]) -> dict[str, Array]:
     """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
     are equal. Masked numbers are excluded, because they cannot be compared."""
     hidden = with_both_names(masked, artifact)

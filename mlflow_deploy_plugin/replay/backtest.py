@@ -4,6 +4,7 @@ holds a sample of rows, whose number and size are limited."""
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -200,7 +201,7 @@ def backtest(
                 f"{traffic.endpoint!r}, so its signature may be another one: {next(iter(refused))}"
             )
     seconds = time.perf_counter() - begun
-    accepted, compared = pa.concat_tables([part for part, _ in parts]), _Compared(candidate, shown)
+    accepted, compared = pa.concat_tables([part for part, _ in parts]), _Compared(candidate, shown, traffic.masked)
     outputs = _concatenated([arrays for _, arrays in parts])
     for model, version in (versions := count_versions(accepted)):
         picked = np.flatnonzero(is_answered_by(accepted, model, version))
@@ -299,6 +300,7 @@ class _Compared:
 
     candidate: LoadedModel
     shown: str
+    masked: frozenset[str]
     same: list[Array] = field(default_factory=list)
     differences: list[Array] = field(default_factory=list)
     labelled: list[tuple[Array, ModelPredictions, ModelPredictions]] = field(default_factory=list)
@@ -311,19 +313,22 @@ class _Compared:
         name, artifact = f"{model} version {version}", self.candidate.artifact
         if not isinstance(self.candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
             artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
-        served = describe_answers(_served_artifact(model, version), part, ())
-        if not (answers := captured_outputs(served, part, ())):
+        served = describe_answers(_served_artifact(model, version), part, self.masked)
+        if not (answers := captured_outputs(served, part, self.masked)):
             raise InvalidConfig(
                 f"the log has no answers of {name} that can be compared: change capture.drop and capture.mask, and "
                 "back-test rows that are captured afterwards"
             )
         ours, theirs = predictions_of(artifact, outputs), predictions_of(served, answers)
-        if (kind := _answer_type(ours)) != (other := _answer_type(theirs)):
+        compared = None
+        if (kind := _answer_type(ours)) == (other := _answer_type(theirs)):
+            with suppress(InferenceError):  # The outputs have other names and roles.
+                compared = compare_outputs(served, answers, artifact, outputs)
+        if compared is None:
             raise InvalidConfig(
-                f"{self.shown} returns {kind} per row, but {name} returned {other} ({', '.join(answers)}): back-test a "
-                "candidate with the same kind of answers"
+                f"{self.shown} returns {kind} per row ({', '.join(outputs)}), but {name} returned {other} "
+                f"({', '.join(answers)}): back-test a candidate with the same kind of answers"
             )
-        compared = compare_outputs(served, answers, artifact, outputs)
         differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
         self.same.append(compared.same)
         self.differences.append(differences)
@@ -349,6 +354,8 @@ class _Compared:
         truths, *sides = zip(*self.labelled, strict=True)
         truth, (ours, theirs) = np.concatenate(truths), map(_joined, sides)
         metric = metric or metrics.default_metric(truth, ours)
+        if ours.is_label and not any(np.any(side.prediction == label) for side in (ours, theirs) for label in {*truth}):
+            self.notes.append(f"no label is a class of the model: {join_names(sorted({*map(str, truth)}))}")
         try:
             left, right = (metrics.weighted_metric(metric, truth, side) for side in (ours, theirs))
             return metric, metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)

@@ -216,6 +216,17 @@ def test_labels_without_a_number_are_ignored(traffic: Traffic, served: Path, wri
     assert any(mentions(note, "1 labels", "not numbers") for note in report.notes)
 
 
+def test_labels_with_other_names_than_the_classes_are_noted(
+    traffic: Traffic, writer: LogWriter, tmp_path: Path
+) -> None:
+    folder = mixed_model(tmp_path / "mixed")
+    numbers = {"distance": np.ones(5), "hour": np.ones(5, np.int64), "late": np.ones(5, bool)}
+    write_answers(writer, folder, {"carrier": ["AA"] * 5, **numbers}, DAY)
+    writer.label(Label("1-0", None, None, "late", 1))
+    report = replayed(traffic, folder)
+    assert any(mentions(note, "late", "class") for note in report.notes)
+
+
 def test_labels_that_do_not_fit_the_metric_are_noted(traffic: Traffic, served: Path) -> None:
     report = replayed(traffic, served, metric="roc_auc")  # The classes of the deleted version are unknown.
     assert report.comparison is None
@@ -273,6 +284,15 @@ def test_masked_answers_cannot_be_compared(traffic: Traffic, served: Path) -> No
 def test_a_candidate_with_other_answers_is_refused(traffic: Traffic, served: Path, tmp_path: Path) -> None:
     with refused(InvalidConfig, "models:/m/8", "a number", "a numeric label"):
         replayed(traffic, write_regressor(tmp_path / "regressor"))
+
+
+def test_a_candidate_without_a_common_output_is_refused(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
+    write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
+    other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
+    scores = {**section(), "outputs": [{**section()["outputs"][0], "name": "z", "role": "scores"}], "prediction": ["z"]}
+    with refused(InvalidConfig, "models:/m/8", "z", "y"):
+        replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), scores))
 
 
 def test_a_duration_ends_at_the_newest_row(traffic: Traffic, served: Path) -> None:
