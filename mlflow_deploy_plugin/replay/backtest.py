@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.messages import join_names, one_line, without_row_numb
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.runtime import Artifact, compare_outputs, read_served_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, PREDICTION
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import parse_duration
@@ -267,9 +267,12 @@ def _accepted_parts(
     try:
         rows = _rows_of(candidate.artifact, part)
         if isinstance(candidate, LoadedOnnx):
-            yield part, candidate.outputs(rows)
+            outputs = candidate.outputs(rows)
         else:
-            yield part, {PREDICTION: candidate.predict(rows).prediction}
+            outputs = {PREDICTION: candidate.predict(rows).prediction}
+        if (count := row_count(outputs)) != len(part):
+            raise InferenceError(f"the model returns {count} rows for {len(part)} rows")
+        yield part, outputs
     except (InvalidRequest, InferenceError) as error:
         if half := len(part) // 2:
             yield from _accepted_parts(candidate, part.slice(0, half), refused)

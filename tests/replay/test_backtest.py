@@ -144,6 +144,16 @@ def test_a_candidate_that_refuses_every_row_is_another_one(traffic: Traffic, wri
         replayed(traffic, write_model(tmp_path / "failing", FAILING, columns(x="float"), section()))
 
 
+def test_a_candidate_that_returns_another_number_of_rows_is_refused(
+    traffic: Traffic, writer: LogWriter, tmp_path: Path
+) -> None:
+    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
+    write_answers(writer, served, {"x": np.arange(30, dtype=np.float32)}, DAY)
+    twice = "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = Identity(pair) }"
+    with refused(InvalidConfig, "models:/m/8", "2 rows for 1 rows"):
+        replayed(traffic, write_model(tmp_path / "twice", twice, columns(x="float"), section()))
+
+
 def columns_graph() -> str:
     return "adder (float[N,1] x) => (float[N,1] y) <float[1] one = {1}> { y = Add(x, one) }"
 
