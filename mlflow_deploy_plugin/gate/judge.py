@@ -229,7 +229,7 @@ class _Checks:
 
     def backtest(self) -> CheckResult:
         name = self.policy.backtest.endpoint
-        traffic = open_traffic(name, self.store and self.store.endpoint(name))
+        traffic = open_traffic(name, None if self.store is None else self.store.endpoint(name))
         return check_backtest(self.candidate, traffic, self.policy)
 
     def rows(self, most: int) -> NamedArrays | None:

@@ -24,11 +24,16 @@ from mlflow_deploy_plugin.evaluation import LoadedOnnx, MetricName, NamedArrays,
 from mlflow_deploy_plugin.evaluation.dataset import own_columns
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, predictions_of
 from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, TimeRange, View, Window, open_log, parse_window
-from mlflow_deploy_plugin.inference_log.answers import as_array, captured_outputs, count_versions, describe_answers
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.reader import require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.tables import IDENTITY
+from mlflow_deploy_plugin.inference_log.tables import (
+    IDENTITY,
+    as_array,
+    captured_outputs,
+    count_versions,
+    describe_answers,
+)
 from mlflow_deploy_plugin.messages import join_names, one_line, without_row_number
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log import InferenceLog
-from mlflow_deploy_plugin.inference_log.answers import with_both_names
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded
 from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.inference_log.answers import count_versions, most_first
+from mlflow_deploy_plugin.inference_log.tables import count_versions, most_first
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,

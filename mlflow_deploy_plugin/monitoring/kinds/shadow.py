@@ -11,9 +11,14 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError, Refused
 from mlflow_deploy_plugin.inference_log import concat_tables
-from mlflow_deploy_plugin.inference_log.answers import captured_outputs, count_versions, describe_answers
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.tables import combine_hashes, hash_texts
+from mlflow_deploy_plugin.inference_log.tables import (
+    captured_outputs,
+    combine_hashes,
+    count_versions,
+    describe_answers,
+    hash_texts,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
