@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, LogUnavailable
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, parse_policy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
@@ -99,3 +99,12 @@ def test_a_window_that_cannot_be_read_fails(judged: Callable[..., CheckResult]) 
 def test_a_server_with_accounts_does_not_read_the_log(judged: Callable[..., CheckResult]) -> None:
     with refused(InvalidConfig, "flights", "onnxserve gate MODEL VERSION"):
         judged("equal", Permissions(files=False), endpoint="flights")
+
+
+def test_a_log_that_cannot_be_reached_does_not_fail_the_version(
+    judged: Callable[..., CheckResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "file"))
+    with refused(LogUnavailable, "inference log", "file"):
+        judged("equal", endpoint="flights")
