@@ -147,7 +147,7 @@ def main() -> None:
     print(f"{report['rows']:,} rows, {report['labelled_rows']:,} of them labelled, 19 columns")
     cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
     print(f"back-test: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {cpu:.1f} s of CPU, at most {memory:,.0f} MiB")
-    print(f"  prediction in batches: {report['latency_us']['candidate_batch_row'] * rows / 1e6:.2f} s")
+    print(f"  prediction in batches: {report['candidate_row_us'] * rows / 1e6:.2f} s")
     print(f"ONNX Runtime without the log and the conversion: {bare:.2f} s")
     print(f"disagreement {report['disagreement']:.2%}, {report['metric']} {report['comparison']}")
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions,
 from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, TimeRange, View, Window, open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.reader import require_endpoint, view_tables
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.inference_log.tables import (
     IDENTITY,
     as_array,
@@ -48,7 +47,7 @@ from mlflow_deploy_plugin.store import Endpoint
 MAX_ROWS = 100_000
 _MAX_BYTES = 2**29
 """The maximum size of the sample: a row with an image may have 600 kB."""
-_CHUNK, _SINGLES, _SHOWN, _WIDEST = 2_000, 200, 5, 80
+_CHUNK, _SHOWN, _WIDEST = 2_000, 5, 80
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
 
 
@@ -76,12 +75,11 @@ class Traffic:
     def without_rows(self, times: TimeRange) -> NotFound:
         """Return an error that names the nearest hours with rows. Raises NotFound if the log lacks the endpoint."""
         require_endpoint(self.log, self.endpoint)
-        hours, since = self.log.hours(self.endpoint), self.log.since
+        hours = self.log.hours(self.endpoint)
         nearest = [hour for hour in hours if hour.start < times.start][-1:]
         nearest += [hour for hour in hours if hour.start >= times.end][:1]
         windows = [str(Window(hour.start, hour.start + timedelta(hours=1))) for hour in nearest or hours[-1:]]
         advice = f"; the nearest hours with rows are {' and '.join(windows)}" if windows else ""
-        advice += f"; rows received before {since:%Y-%m-%dT%H:%M:%SZ} belong to a deleted endpoint" if since else ""
         return NotFound(f"endpoint {self.endpoint!r} has no rows in {times.window or 'the time range'}{advice}")
 
 
@@ -115,8 +113,8 @@ class BacktestReport:
         mean_difference, max_difference: of the largest finite difference of each row's numbers; NaN without numbers.
         refused: one row per reason for which the candidate refuses rows, the most frequent reason first.
         no_number: the share of accepted rows for which the candidate returns NaN or infinity.
-        latency_us: microseconds: `candidate_batch_row` per row in batches, `candidate_p50` and `candidate_p99` of
-            single rows without a server, and `served_p50` and `served_p99` of the server's requests with its queues.
+        candidate_row_us: microseconds per row in batches, without a server.
+        served_p50_us, served_p99_us: microseconds of the server's requests with its queues; NaN if not captured.
         comparison: the metric of the labelled rows; `current` is the metric of the captured answers.
         disagreeing: the rows with the largest differences.
     """
@@ -134,7 +132,9 @@ class BacktestReport:
     refused_rows: int
     refused: tuple[NotedRow, ...]
     no_number: float
-    latency_us: Mapping[str, float]
+    candidate_row_us: float
+    served_p50_us: float
+    served_p99_us: float
     labelled_rows: int
     metric: MetricName | None
     comparison: metrics.MetricComparison | None
@@ -145,7 +145,6 @@ class BacktestReport:
     def figures(self) -> dict[str, float]:
         """The finite numbers of the report by name, as metrics of a run."""
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
-        numbers |= {f"latency_{name}_us": value for name, value in self.latency_us.items()}
         if (found := self.comparison) is not None:
             numbers |= {f"{self.metric}_candidate": found.candidate, f"{self.metric}_current": found.current}
             numbers |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
@@ -158,11 +157,10 @@ class BacktestReport:
         shown += f" (95% interval {self.disagreement_low:.2%} to {self.disagreement_high:.2%})"
         if math.isfinite(self.max_difference):
             shown += f"; numbers differ by {self.mean_difference:.3g} on average, at most by {self.max_difference:.3g}"
-        us = {name: f"{value:,.0f}" for name, value in self.latency_us.items()}
-        latency = f"{us['candidate_p50']} µs for a row (p50; p99 {us['candidate_p99']} µs) without a server"
-        latency += f", {self.latency_us['candidate_batch_row']:,.1f} µs per row in batches"
-        if "served_p50" in us:
-            latency += f"; served requests {us['served_p50']} µs (p50; p99 {us['served_p99']} µs) including queues"
+        latency = f"{self.candidate_row_us:,.1f} µs per row in batches without a server"
+        if math.isfinite(self.served_p50_us):
+            served = f"{self.served_p50_us:,.0f} µs (p50; p99 {self.served_p99_us:,.0f} µs)"
+            latency += f"; served requests {served} including queues"
         summary = {"disagreement": shown, "refusals": f"{self.refused_rows:,} of {self.rows:,} rows"}
         summary["latency"] = latency
         if self.no_number:
@@ -206,16 +204,43 @@ def backtest(
                 f"{traffic.endpoint!r}, so its signature may be another one: {next(iter(refused))}"
             )
     seconds = time.perf_counter() - begun
-    accepted, compared = pa.concat_tables([part for part, _ in parts]), _Compared(candidate, shown, traffic.masked)
-    outputs = _concatenated([arrays for _, arrays in parts])
-    for model, version in (versions := count_versions(accepted)):
-        picked = np.flatnonzero(is_answered_by(accepted, model, version))
-        compared.add(accepted.take(pa.array(picked)), take_rows(outputs, picked), model, version)
-    metric, comparison = compared.metric(metric, confidence, resamples, seed)
-    share, differences = 1 - float(np.concatenate(compared.same).mean()), np.concatenate(compared.differences)
+    accepted, outputs = pa.concat_tables([part for part, _ in parts]), _concatenated([arrays for _, arrays in parts])
+    artifact = candidate.artifact
+    if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
+        artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
+    versions, first = count_versions(accepted), 0
+    compared: list[tuple[Array, Array, ModelPredictions]] = []
+    for (model, version), rows in sorted(versions.items()):  # `_read_sample` has sorted the rows by version.
+        part, predicted = accepted.slice(first, rows), take_rows(outputs, slice(first, first + rows))
+        compared.append(_compare(artifact, predicted, part, traffic.masked, (model, version), shown))
+        first += rows
+    sames, amounts, answers = zip(*compared, strict=True)
+    same, differences = np.concatenate(sames), np.concatenate(amounts)
+    ours, theirs = predictions_of(artifact, outputs), _joined(answers)
+    share, known = 1 - float(same.mean()), differences[np.isfinite(differences)]
+    notes = [f"{path} cannot be read: {why}" for path, why in traffic.log.unreadable.items()]
+    labels = accepted.column(LABEL if ours.prediction.dtype.kind == "O" else LABEL_NUMBER)
+    labelled = np.flatnonzero(np.asarray(pc.is_valid(labels)))
+    if unusable := len(accepted) - accepted.column(LABEL).null_count - len(labelled):
+        notes.append(f"{unusable:,} labels are not numbers and are ignored")
+    comparison = None
+    if len(labelled):
+        truth, sides = labels.take(pa.array(labelled)).to_numpy(), (ours.take(labelled), theirs.take(labelled))
+        metric = metric or metrics.default_metric(truth, ours)
+        try:
+            left, right = (metrics.weighted_metric(metric, truth, side) for side in sides)
+            comparison = metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)
+        except InvalidConfig as error:
+            notes.append(f"the labelled rows cannot be judged: {error.message}")
+    sizes = np.where(same, -1.0, np.nan_to_num(differences, nan=np.inf))
+    disagreeing = []
+    for row in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~same).sum()))].tolist():
+        served, predicted = (one_line(side.prediction[row], _WIDEST) for side in (theirs, ours))
+        disagreeing.append(_noted(accepted, row, f"served {served}, candidate {predicted}"))
+    requests = table.filter(pc.equal(table.column("_row"), 0))
+    latencies = requests.column("_latency_us").drop_null() if "_latency_us" in table.column_names else ()
+    p50, p99 = np.percentile(latencies, (50, 99)) if len(latencies) else (math.nan, math.nan)
     low, high = metrics.wilson_bounds(share, len(accepted), 0.95)
-    known = differences[np.isfinite(differences)]
-    unreadable = [f"{path} cannot be read: {why}" for path, why in traffic.log.unreadable.items()]
     return BacktestReport(
         candidate=shown,
         endpoint=traffic.endpoint,
@@ -229,20 +254,23 @@ def backtest(
         max_difference=float(known.max()) if len(known) else math.nan,
         refused_rows=len(table) - len(accepted),
         refused=tuple(sorted(refused.values(), key=lambda noted: -noted.rows)[:_SHOWN]),
-        no_number=compared.no_number / len(accepted),
-        latency_us={"candidate_batch_row": seconds / len(table) * 1e6, **_latencies(candidate, parts[0][0], table)},
-        labelled_rows=sum(len(truth) for truth, *_ in compared.labelled),
+        no_number=ours.no_number,
+        candidate_row_us=seconds / len(table) * 1e6,
+        served_p50_us=float(p50),
+        served_p99_us=float(p99),
+        labelled_rows=len(labelled),
         metric=metric,
         comparison=comparison,
-        disagreeing=tuple(noted for _, noted in sorted(compared.disagreeing, key=lambda pair: -pair[0])[:_SHOWN]),
-        notes=tuple((compared.notes + unreadable)[:_SHOWN]),
+        disagreeing=tuple(disagreeing),
+        notes=tuple(notes[:_SHOWN]),
     )
 
 
 def _read_sample(
     traffic: Traffic, times: TimeRange, artifact: Artifact, shown: str, max_rows: int
 ) -> tuple[pa.Table, int]:
-    """Return a sample of the rows with labels and without masked columns, and the number of all rows."""
+    """Return a sample of the rows with labels and without masked columns, sorted by the version that answered, and the
+    number of all rows."""
     view, labels = View(traffic.endpoint, times, labels=False), traffic.log.labels(traffic.endpoint)
     names = [name for name in traffic.log.schema(view).names if name not in traffic.masked and not name.startswith("_")]
     needed = {field.name for field in artifact.columns or artifact.tensors if field.name}
@@ -261,7 +289,8 @@ def _read_sample(
         sample.add(table)
     if sample is None:
         raise traffic.without_rows(times)
-    return join_labels(sample.table(), labels), rows
+    by_version = [("_model", "ascending"), ("_version", "ascending")]
+    return join_labels(sample.table(), labels).sort_by(by_version), rows
 
 
 def _accepted_parts(
@@ -302,89 +331,37 @@ def _rows_of(artifact: Artifact, part: pa.Table) -> NamedArrays:
     return own_columns(artifact, rows)
 
 
-@dataclass(eq=False)
-class _Compared:
-    """The comparisons with the answers of each version that answered rows."""
+def _compare(
+    artifact: Artifact,
+    outputs: NamedArrays,
+    part: pa.Table,
+    masked: frozenset[str],
+    version: tuple[str, str],
+    shown: str,
+) -> tuple[Array, Array, ModelPredictions]:
+    """Compare the candidate's outputs with the captured answers of one version to the same rows.
 
-    candidate: LoadedModel
-    shown: str
-    masked: frozenset[str]
-    same: list[Array] = field(default_factory=list)
-    differences: list[Array] = field(default_factory=list)
-    labelled: list[tuple[Array, ModelPredictions, ModelPredictions]] = field(default_factory=list)
-    disagreeing: list[tuple[float, NotedRow]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    no_number: float = 0.0
-
-    def add(self, part: pa.Table, outputs: NamedArrays, model: str, version: str) -> None:
-        """Compare the candidate's outputs with the captured answers of one version to the same rows."""
-        name, artifact = f"{model} version {version}", self.candidate.artifact
-        if not isinstance(self.candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
-            artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
-        served = describe_answers(_served_artifact(model, version), part, self.masked)
-        if not (answers := captured_outputs(served, part, self.masked)):
-            raise InvalidConfig(
-                f"the log has no answers of {name} that can be compared: change capture.drop and capture.mask, and "
-                "back-test rows that are captured afterwards"
-            )
-        ours, theirs = predictions_of(artifact, outputs), predictions_of(served, answers)
-        compared = None
-        if (kind := _answer_type(ours)) == (other := _answer_type(theirs)):
-            with suppress(InferenceError):  # The outputs have other names and roles.
-                compared = compare_outputs(served, answers, artifact, outputs)
-        if compared is None:
-            raise InvalidConfig(
-                f"{self.shown} returns {kind} per row ({', '.join(outputs)}), but {name} returned {other} "
-                f"({', '.join(answers)}): back-test a candidate with the same kind of answers"
-            )
-        differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
-        self.same.append(compared.same)
-        self.differences.append(differences)
-        self.no_number += ours.no_number * len(part)
-        sizes = np.where(compared.same, -1.0, np.nan_to_num(differences, nan=np.inf))
-        for place in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~compared.same).sum()))].tolist():
-            pair = [one_line(side.prediction[place], _WIDEST) for side in (theirs, ours)]
-            self.disagreeing.append((sizes[place], _noted(part, place, "served {}, candidate {}".format(*pair))))
-        column = part.column(LABEL if theirs.prediction.dtype.kind == "O" else LABEL_NUMBER)
-        known = np.flatnonzero(np.asarray(pc.is_valid(column)))
-        if unusable := len(part) - part.column(LABEL).null_count - len(known):
-            self.notes.append(f"{unusable:,} labels of rows of {name} are not numbers and are ignored")
-        if len(known):
-            truth = column.take(pa.array(known)).to_numpy()
-            self.labelled.append((truth, ours.take(known), theirs.take(known)))
-
-    def metric(
-        self, metric: MetricName | None, confidence: float, resamples: int, seed: int
-    ) -> tuple[MetricName | None, metrics.MetricComparison | None]:
-        """Return the metric of the labelled rows and its comparison, or None without labels that fit the metric."""
-        if not self.labelled:
-            return metric, None
-        truths, *sides = zip(*self.labelled, strict=True)
-        truth, (ours, theirs) = np.concatenate(truths), map(_joined, sides)
-        metric = metric or metrics.default_metric(truth, ours)
-        if ours.is_label and not any(np.any(side.prediction == label) for side in (ours, theirs) for label in {*truth}):
-            self.notes.append(f"no label is a class of the model: {join_names(sorted({*map(str, truth)}))}")
-        try:
-            left, right = (metrics.weighted_metric(metric, truth, side) for side in (ours, theirs))
-            return metric, metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)
-        except InvalidConfig as error:
-            self.notes.append(f"the labelled rows cannot be judged: {error.message}")
-            return metric, None
-
-
-def _latencies(candidate: LoadedModel, accepted: pa.Table, table: pa.Table) -> dict[str, float]:
-    """Return percentiles of the candidate's times for single rows, and of the server's latencies, in microseconds."""
-    rows, times, figures = _rows_of(candidate.artifact, accepted.slice(0, _SINGLES)), [], {}
-    for place in range(min(_SINGLES, len(accepted))):
-        row, start = take_rows(rows, slice(place, place + 1)), time.perf_counter()
-        candidate.predict(row)
-        times.append((time.perf_counter() - start) * 1e6)
-    requests = table.filter(pc.equal(table.column("_row"), 0))
-    served = requests.column("_latency_us").drop_null() if "_latency_us" in table.column_names else ()
-    for name, values in (("candidate", times), ("served", served)):
-        for rank in (50, 99) if len(values) else ():
-            figures[f"{name}_p{rank}"] = float(np.percentile(values, rank))
-    return figures
+    Returns which rows agree (bool [N]), their largest differences (float64 [N], NaN without numbers), and the captured
+    predictions. Raises InvalidConfig if the answers were not captured or are of another kind.
+    """
+    name = "{} version {}".format(*version)
+    served = describe_answers(_served_artifact(*version), part, masked)
+    if not (answers := captured_outputs(served, part, masked)):
+        raise InvalidConfig(
+            f"the log has no answers of {name} that can be compared: change capture.drop and capture.mask, and "
+            "back-test rows that are captured afterwards"
+        )
+    theirs, compared = predictions_of(served, answers), None
+    if (kind := _answer_type(predictions_of(artifact, outputs))) == (other := _answer_type(theirs)):
+        with suppress(InferenceError):  # The outputs have other names and roles.
+            compared = compare_outputs(served, answers, artifact, outputs)
+    if compared is None:
+        raise InvalidConfig(
+            f"{shown} returns {kind} per row ({', '.join(outputs)}), but {name} returned {other} "
+            f"({', '.join(answers)}): back-test a candidate with the same kind of answers"
+        )
+    differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
+    return compared.same, differences, theirs
 
 
 def _served_artifact(model: str, version: str) -> Artifact | None:

@@ -46,7 +46,7 @@ def test_a_version_with_the_same_answers_passes(judged: Callable[..., CheckResul
     assert check.state == "passed"
     assert mentions(check.reason, "600", "400", "accuracy")
     assert (check.figures["rows"], check.figures["disagreement"], check.figures["difference"]) == (600, 0, 0)
-    assert check.figures["latency_candidate_p50_us"] > 0
+    assert check.figures["candidate_row_us"] > 0
     assert check.figures["margin"] == 0.01
 
 
