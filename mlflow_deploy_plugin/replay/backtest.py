@@ -159,8 +159,8 @@ class BacktestReport:
             shown += f"; numbers differ by {self.mean_difference:.3g} on average, at most by {self.max_difference:.3g}"
         latency = f"{self.candidate_row_us:,.1f} µs per row in batches without a server"
         if math.isfinite(self.served_p50_us):
-            served = f"{self.served_p50_us:,.0f} µs (p50; p99 {self.served_p99_us:,.0f} µs)"
-            latency += f"; served requests {served} including queues"
+            requests = f"{self.served_p50_us:,.0f} µs (p50; p99 {self.served_p99_us:,.0f} µs)"
+            latency += f"; served requests {requests} including queues"
         summary = {"disagreement": shown, "refusals": f"{self.refused_rows:,} of {self.rows:,} rows"}
         summary["latency"] = latency
         if self.no_number:
@@ -210,9 +210,9 @@ def backtest(
         artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
     versions, first = count_versions(accepted), 0
     compared: list[tuple[Array, Array, ModelPredictions]] = []
-    for (model, version), rows in sorted(versions.items()):  # `_read_sample` has sorted the rows by version.
+    for version, rows in sorted(versions.items()):  # `_read_sample` has sorted the rows by version.
         part, predicted = accepted.slice(first, rows), take_rows(outputs, slice(first, first + rows))
-        compared.append(_compare(artifact, predicted, part, traffic.masked, (model, version), shown))
+        compared.append(_compare(artifact, predicted, part, traffic.masked, version, shown))
         first += rows
     sames, amounts, answers = zip(*compared, strict=True)
     same, differences = np.concatenate(sames), np.concatenate(amounts)
@@ -232,11 +232,6 @@ def backtest(
             comparison = metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)
         except InvalidConfig as error:
             notes.append(f"the labelled rows cannot be judged: {error.message}")
-    sizes = np.where(same, -1.0, np.nan_to_num(differences, nan=np.inf))
-    disagreeing = []
-    for row in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~same).sum()))].tolist():
-        served, predicted = (one_line(side.prediction[row], _WIDEST) for side in (theirs, ours))
-        disagreeing.append(_noted(accepted, row, f"served {served}, candidate {predicted}"))
     requests = table.filter(pc.equal(table.column("_row"), 0))
     latencies = requests.column("_latency_us").drop_null() if "_latency_us" in table.column_names else ()
     p50, p99 = np.percentile(latencies, (50, 99)) if len(latencies) else (math.nan, math.nan)
@@ -261,7 +256,7 @@ def backtest(
         labelled_rows=len(labelled),
         metric=metric,
         comparison=comparison,
-        disagreeing=tuple(disagreeing),
+        disagreeing=tuple(_most_different(accepted, same, differences, ours, theirs)),
         notes=tuple(notes[:_SHOWN]),
     )
 
@@ -362,6 +357,16 @@ def _compare(
         )
     differences = compared.differences if len(compared.differences) else np.full(len(part), np.nan)
     return compared.same, differences, theirs
+
+
+def _most_different(
+    accepted: pa.Table, same: Array, differences: Array, ours: ModelPredictions, theirs: ModelPredictions
+) -> Iterator[NotedRow]:
+    """Yield the rows with the largest differences, among the rows that disagree."""
+    sizes = np.where(same, -1.0, np.nan_to_num(differences, nan=np.inf))
+    for row in np.argsort(-sizes, kind="stable")[: min(_SHOWN, int((~same).sum()))].tolist():
+        served, predicted = (one_line(side.prediction[row], _WIDEST) for side in (theirs, ours))
+        yield _noted(accepted, row, f"served {served}, candidate {predicted}")
 
 
 def _served_artifact(model: str, version: str) -> Artifact | None:

@@ -73,3 +73,11 @@ def test_masked_columns_are_known_from_the_endpoint() -> None:
     with closing(open_store(load_settings().store_url)) as store:
         store.add_endpoint("onnxserve", spec)
     assert mentions(said(replay("--against", "equal")), "b", "masked", "capture.mask")
+
+
+def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/file/store.db")
+    assert mentions(said(replay("--against", "equal")), "store")
