@@ -19,6 +19,8 @@ from mlflow_deploy_plugin.cli.options import (
     printable,
     show_lines,
     show_result,
+    since_option,
+    until_option,
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -41,18 +43,6 @@ _MEMORY_BYTES = 2 * 2**30
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
 """The columns that a table omits by default, because only programs need these columns."""
-_since = option(
-    "--since",
-    "--window",
-    "since",
-    metavar="WHEN",
-    show_default="everything",
-    help="Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC (2013-07-01T12:00), or a window of "
-    "event time (2013-07-01/1d).",
-)
-_until = option(
-    "--until", metavar="WHEN", show_default="no end", help="End (exclusive): an age, or an event time in UTC."
-)
 
 
 @click.group(cls=Commands)
@@ -63,8 +53,8 @@ def log() -> None:
 @log.command()
 @click.argument("name")
 @click.argument("file", default="-")
-@_since
-@_until
+@since_option
+@until_option
 @option("--where", metavar="SQL", default="", help="WHERE condition.")
 @option("--select", metavar="SQL", default="", show_default="all columns", help="Columns and expressions.")
 @option("--order-by", metavar="SQL", default="", show_default="by hour", help="Order, e.g. _event_time DESC.")
@@ -162,8 +152,8 @@ def query(
 
 @log.command()
 @click.argument("name")
-@_since
-@_until
+@since_option
+@until_option
 @output_option
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Count the captured rows of the endpoint NAME.

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_deploy_plugin.cli.evaluation import metric_option
 from mlflow_deploy_plugin.cli.log import warn_of_unreadable
 from mlflow_deploy_plugin.cli.options import (
     align_columns,
@@ -15,10 +17,14 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     show_progress,
     show_result,
+    since_option,
+    until_option,
+    usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError, Refused
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.replay.backtest import BacktestReport
     from mlflow_deploy_plugin.replay.prediction import Replay
 
 _PREDICTION_OPTIONS = {"endpoint", "row", "nodes", "pdb"}
@@ -26,29 +32,38 @@ _PREDICTION_OPTIONS = {"endpoint", "row", "nodes", "pdb"}
 
 @click.command()
 @click.argument("subject", metavar="PREDICTION_ID|NAME")
-@option("--against", metavar="URI", default="", help="Candidate that predicts the rows of the endpoint NAME.")
+@option("--against", metavar="URI", default=None, help="Candidate that predicts the rows of the endpoint NAME.")
 @option("--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction.")
 @option("--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain.")
 @option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
 @option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
+@since_option
+@until_option
+@option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
+@metric_option
 @output_option
 @click.pass_context
-def replay(context: click.Context, /, subject: str, against: str, output: str, **options: Any) -> None:
+def replay(context: click.Context, /, subject: str, against: str | None, output: str, **options: Any) -> None:
     """Compute captured requests again.
 
     With PREDICTION_ID, the X-Prediction-Id of a response, compute the request again with the version that answered,
     compare the outputs bit by bit, explain the prediction, and print the intermediate values of the graph. The exit
-    status is 0 if all outputs are equal, and 1 if they differ.
+    status is 0 if all outputs are equal, and 1 if they differ. With --against, predict the captured rows of the
+    endpoint NAME with a candidate, and compare its predictions with the captured answers.
 
     \b
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
+      onnxserve replay flights --window 2013-07-01/7d --against models:/flight-delay/8
     """
+    if against == "":
+        raise click.BadParameter("specify the URI of a model", param_hint="'--against'")
     wrong = _PREDICTION_OPTIONS if against else options.keys() - _PREDICTION_OPTIONS
     for name in sorted(wrong):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name} does not apply {'with' if against else 'without'} --against")
+            shown = name.replace("_", "-")
+            raise click.UsageError(f"--{shown} does not apply {'with' if against else 'without'} --against")
     options = {name: value for name, value in options.items() if name not in wrong}
     if against:
         _backtest(subject, against, output, **options)
@@ -118,5 +133,28 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
     yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
-def _backtest(endpoint: str, against: str, output: str) -> None:
-    raise click.UsageError(f"--against {against} is not supported: {endpoint} {output}")
+def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
+    """Back-test a candidate on the captured rows of an endpoint."""
+    from mlflow_deploy_plugin.evaluation import downloaded_version
+    from mlflow_deploy_plugin.evaluation.model import load_version
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.registry import resolve
+    from mlflow_deploy_plugin.replay.backtest import backtest, open_traffic
+
+    with usage_errors():
+        times = parse_time_range(since, until, datetime.now(UTC))
+    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+        endpoint = store.endpoint(name)
+    with downloaded_version(resolve(against)) as folder:
+        report = backtest(open_traffic(name, endpoint), times, load_version(folder), against, **options)
+    show_result(output, asdict(report), _backtest_lines(report))
+
+
+def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
+    yield f"{report.candidate} on {report.rows:,} of {report.captured_rows:,} captured rows of {report.endpoint}"
+    served = ", ".join(f"{version}: {rows:,} rows" for version, rows in report.versions.items())
+    yield from align_columns([("served", served), *report.summary.items()])
+    for row in (*report.refused, *report.disagreeing):
+        count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
+        yield f"{count}onnxserve replay {row.prediction_id} --row {row.row}: {row.text}"
+    yield from report.notes

@@ -7,8 +7,10 @@ With two labels, f1 and roc_auc refer to the larger label. With more labels, bot
 roc_auc compares each label with all other labels.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -233,3 +235,11 @@ def mean_over_labels(hits: Array, divisor: Array) -> Array:
     ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
     mean: Array = ratios.mean(axis=-1)
     return mean
+
+
+def wilson_bounds(share: float, count: float, confidence: float) -> tuple[float, float]:
+    """Return Wilson's score interval (JASA 1927) of a share of `count` > 0 independent rows."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)

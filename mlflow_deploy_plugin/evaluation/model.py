@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,11 @@ class ModelPredictions:
 
     def __len__(self) -> int:
         return len(self.prediction)
+
+    def take(self, picked: Array) -> "ModelPredictions":
+        """Return the predictions of the picked rows, which are positions or a mask."""
+        probabilities = None if self.probabilities is None else self.probabilities[picked]
+        return replace(self, prediction=self.prediction[picked], probabilities=probabilities)
 
     @property
     def no_number(self) -> float:
@@ -114,24 +119,30 @@ class LoadedOnnx:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def predictions(self, outputs: Mapping[str, Array]) -> ModelPredictions:
-        artifact = self.artifact
-        by_role: dict[str, Array] = {}
-        for output in artifact.outputs:
-            values = outputs[output.name]
-            role: str = output.role
-            if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
-                is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
-                is_label = values.dtype.kind in "OUib" and values.ndim == 1
-                role = "label" if is_label else "probabilities" if is_matrix else "values"
-            by_role.setdefault(role, values)
-        probabilities = by_role.get("probabilities")
-        if probabilities is not None and probabilities.ndim != 2:
-            probabilities = None
-        label = by_role.get("label")
-        if label is not None:
-            return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-        values = _flat(outputs[(artifact.prediction or tuple(outputs))[0]])
-        return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
+        return predictions_of(self.artifact, outputs)
+
+
+def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
+    """Return the predictions in the outputs of a version, [N, …] by name. Some outputs may be missing."""
+    by_role: dict[str, Array] = {}
+    for output in artifact.outputs:
+        if output.name not in outputs:
+            continue
+        values = outputs[output.name]
+        role: str = output.role
+        if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
+            is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
+            is_label = values.dtype.kind in "OUib" and values.ndim == 1
+            role = "label" if is_label else "probabilities" if is_matrix else "values"
+        by_role.setdefault(role, values)
+    probabilities = by_role.get("probabilities")
+    if probabilities is not None and probabilities.ndim != 2:
+        probabilities = None
+    label = by_role.get("label")
+    if label is not None:
+        return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
+    values = _flat(outputs[next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))])
+    return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
 
 
 class _LoadedPyfunc:

@@ -64,7 +64,7 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
     policy = parse_policy(shown, "the guide")
     assert policy == GatePolicy()
     assert "approvals: {count: 2, groups: [risk], not_author: true, valid_for: 72h}" in guide
-    for part in (policy, policy.evaluation, policy.robustness, policy.budget):
+    for part in (policy, policy.evaluation, policy.robustness, policy.budget, policy.backtest):
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
@@ -94,3 +94,9 @@ def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowCl
         choose_policy("toy")
     with refused(NotFound, "model none"):
         choose_policy("none")
+
+
+def test_a_policy_without_a_back_test_keeps_the_digest_of_stored_verdicts() -> None:
+    stored = "f1775de1731533bd"  # The digest of the default policy before policies had the field `backtest`.
+    assert GatePolicy().digest == parse_policy("backtest: {window: 1d}", "it").digest == stored
+    assert parse_policy("backtest: {endpoint: flights}", "it").digest != stored
