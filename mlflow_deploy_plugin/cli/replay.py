@@ -1,9 +1,10 @@
 """`onnxserve replay`: captured requests, computed again."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     until_option,
     usage_errors,
 )
-from mlflow_deploy_plugin.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.errors import Refused
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.replay.backtest import BacktestReport
@@ -76,14 +77,15 @@ def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int,
         raise click.UsageError("--pdb writes to standard output: remove -o json")
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
+    from mlflow_deploy_plugin.replay.traffic import open_traffic
     from mlflow_deploy_plugin.settings import load_settings
 
-    log, spec = open_log(load_settings().inference_log), None
-    request = find_request(log, prediction_id, endpoint)
+    log = open_log(load_settings().inference_log)
+    endpoint, table = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
-    with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
-        spec = stored.spec if (stored := store.endpoint(request.endpoint)) else None
-    result = replay_prediction(request, spec, row=row, nodes=nodes, debug=pdb, progress=show_progress)
+    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+        traffic = open_traffic(endpoint, store.endpoint(endpoint))
+    result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb, progress=show_progress)
     show_result(output, asdict(result), _lines(result, row))
     if not result.is_equal:
         raise click.exceptions.Exit(1)
@@ -97,8 +99,6 @@ def _lines(result: "Replay", row: int) -> Iterator[str]:
         yield f"  {output.column}: {'equal to the bit' if output.is_equal else different}"
     if not result.outputs:
         yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
-    if not result.is_equal:
-        yield from (f"  possible cause: {change}" for change in result.package_changes)
     yield from _explanation_lines(result, row)
     yield from _node_lines(result, row)
 
@@ -139,22 +139,33 @@ def _backtest(name: str, against: str, output: str, since: str | None, until: st
     from mlflow_deploy_plugin.evaluation.model import load_version
     from mlflow_deploy_plugin.inference_log.windows import parse_time_range
     from mlflow_deploy_plugin.registry import resolve
-    from mlflow_deploy_plugin.replay.backtest import backtest, open_traffic
+    from mlflow_deploy_plugin.replay.backtest import backtest
+    from mlflow_deploy_plugin.replay.traffic import open_traffic
 
     with usage_errors():
         times = parse_time_range(since, until, datetime.now(UTC))
     with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
-        endpoint = store.endpoint(name)
+        traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
-        report = backtest(open_traffic(name, endpoint), times, load_version(folder), against, **options)
-    show_result(output, asdict(report), _backtest_lines(report))
+        report = backtest(traffic, times, load_version(folder), against, **options)
+    title = f"{against} on {report.rows:,} of {report.captured_rows:,} captured rows of {name}"
+    show_result(output, asdict(report), chain([title], _backtest_lines(report)))
+    warn_of_unreadable(traffic.log)
 
 
 def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
-    yield f"{report.candidate} on {report.rows:,} of {report.captured_rows:,} captured rows of {report.endpoint}"
-    served = ", ".join(f"{version}: {rows:,} rows" for version, rows in report.versions.items())
-    yield from align_columns([("served", served), *report.summary.items()])
+    for version, rows in report.versions.items():
+        yield f"  served: {version}, {rows:,} rows"
+    differences = f"{report.mean_difference:.3g} on average, at most {report.max_difference:.3g}"
+    numbers = "" if isnan(report.max_difference) else f"; numbers differ by {differences}"
+    yield f"  disagreement: {report.disagreement:.2%} of the answers{numbers}"
+    yield f"  refusals: {report.refused_rows:,} rows"
+    served = f"{report.served_request_us:,.0f} µs per served request with queues (median)"
+    yield f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; {served}"
+    if isinstance(quality := report.comparison, Refused):
+        yield f"  quality: {quality.reason}"
+    else:
+        yield f"  quality: {quality.describe('the captured answers', report.labelled_rows, 0.95)}"
     for row in (*report.refused, *report.disagreeing):
         count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
         yield f"{count}onnxserve replay {row.prediction_id} --row {row.row}: {row.text}"
-    yield from report.notes

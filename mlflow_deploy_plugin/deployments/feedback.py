@@ -1,5 +1,6 @@
 """Labels of earlier predictions. They are sent to the endpoint's server or, without a server, masked and logged."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,11 +21,12 @@ from mlflow_deploy_plugin.inference_log.label_files import LabelEntry
 from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table, write_labels
 from mlflow_deploy_plugin.inference_log.reader import match_labels, view_schema, view_tables
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spool import MASK_KEY, MASKED, ColumnMask
+from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
 
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
+_MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 
@@ -195,7 +197,7 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     return frozenset(
         name
         for name in texts & set(rows.column_names)
-        if any(value is not None and MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
     )
 
 

@@ -7,10 +7,8 @@ With two labels, f1 and roc_auc refer to the larger label. With more labels, bot
 roc_auc compares each label with all other labels.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -41,11 +39,25 @@ class MetricComparison:
     """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, the
     difference is a share of the current value. `low` and `high` are one-sided confidence bounds."""
 
+    metric: MetricName
     candidate: float
     current: float
     difference: float
     low: float
     high: float
+
+    def describe(self, against: str, rows: int, confidence: float) -> str:
+        unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
+        return (
+            f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "
+            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on {rows:,} rows "
+            f"({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers by their names in reports."""
+        sides = {f"{self.metric}_candidate": self.candidate, f"{self.metric}_current": self.current}
+        return sides | {"difference": self.difference, "difference_low": self.low, "difference_high": self.high}
 
 
 def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
@@ -141,7 +153,7 @@ def paired_bootstrap(
     )
     drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
     low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
-    return MetricComparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
+    return MetricComparison(metric, candidate(ones), current(ones), difference(ones), float(low), float(high))
 
 
 def _weighted_mean(values: Array) -> WeightedMetric:
@@ -235,11 +247,3 @@ def mean_over_labels(hits: Array, divisor: Array) -> Array:
     ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
     mean: Array = ratios.mean(axis=-1)
     return mean
-
-
-def wilson_bounds(share: float, count: float, confidence: float) -> tuple[float, float]:
-    """Return Wilson's score interval (JASA 1927) of a share of `count` > 0 independent rows."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)

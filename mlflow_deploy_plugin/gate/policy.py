@@ -143,7 +143,7 @@ class BacktestPolicy(_Part):
 
     endpoint: str = Field(default="", description="The endpoint of the requests. Default: no back-test.")
     window: str = Field(
-        default="7d", description="START/END or START/DURATION in UTC, or a duration before the newest captured row."
+        default="7d", description="The age of the oldest request, or event times START/END or START/DURATION in UTC."
     )
     max_disagreement: float | None = Field(
         default=None, ge=0, le=1, description="The largest share of rows with another answer than the captured answer."

@@ -201,7 +201,7 @@ def as_array(column: pa.Array) -> Array | None:
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(lengths) > 1:
             return None
-        shape.append(lengths[0] or 0)
+        shape.append((lengths or [0])[0] or 0)
         column = pc.list_flatten(column)
     values: Array = column.to_numpy(zero_copy_only=False)
     return values.reshape(shape)

@@ -3,13 +3,10 @@
 The whole request is computed, because the sums of a row may depend on the other rows of the batch.
 """
 
-import heapq
 import sys
-from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,38 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused
-from mlflow_deploy_plugin.evaluation import downloaded_version
+from mlflow_deploy_plugin.evaluation import NamedArrays, downloaded_version
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
 from mlflow_deploy_plugin.inference_log import InferenceLog, TimeRange, concat_tables
-from mlflow_deploy_plugin.inference_log.reader import require_endpoint
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.pyfunc.process import version_differences
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.model_uri import served_version_uri
+from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime import OnnxModel, Schema, pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.explained import check_explainable
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
-from mlflow_deploy_plugin.runtime.session import available_cores, describe_error, import_onnxruntime, session_options
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.spool import MASKED
+from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
 from mlflow_deploy_plugin.spool.codec import as_one_row
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
-
-
-@dataclass(frozen=True, eq=False)
-class CapturedRequest:
-    """The rows of a request to `endpoint`. `table` has the columns of the log (docs/log.md), in the order of `_row`."""
-
-    endpoint: str
-    table: pa.Table
-
-    def value(self, column: str) -> Any:
-        """Return the value in the first row, or None if the log does not have the column."""
-        return self.table.column(column)[0].as_py() if column in self.table.column_names else None
 
 
 @dataclass(frozen=True)
@@ -79,9 +62,8 @@ class NodeOutput:
 
 @dataclass(frozen=True)
 class Replay:
-    """A repeated prediction. `inputs` are the captured columns, [N, …]. `package_changes` are the differences from the
-    environment in which the version was logged. `explanation` and `nodes` are of one row. `left_out` is the number of
-    nodes that `nodes` lacks."""
+    """A repeated prediction. `inputs` are the captured columns, [N, …]. `explanation` and `nodes` are of one row.
+    `left_out` is the number of nodes that `nodes` lacks."""
 
     endpoint: str
     version: str
@@ -89,25 +71,23 @@ class Replay:
     is_equal: bool
     inputs: dict[str, list[Any]]
     outputs: list[OutputComparison]
-    package_changes: list[str]
     explanation: "RowContributions | Refused"
     nodes: list[NodeOutput] | Refused
     left_out: int
 
 
-def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> CapturedRequest:
-    """Return the rows of a request, to any endpoint unless it is specified. Raises NotFound with possible reasons."""
-    if request := _newest_request(log, prediction_id, [endpoint] if endpoint else log.endpoints()):
+def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
+    """Return the endpoint and the rows of a request, to any endpoint unless it is specified. The table has the columns
+    of the log (docs/log.md) in the order of `_row`. Raises NotFound with possible reasons."""
+    if request := _search(log, prediction_id, endpoint):
         return request
-    failures = log.failures
-    if failed := _newest_request(failures, prediction_id, [endpoint] if endpoint else failures.endpoints()):
-        message = one_line(failed.value("_message") or "the message is not captured")
+    if failed := _search(log.failures, prediction_id, endpoint):
+        row = failed[1].to_pylist()[0]
+        message = one_line(row.get("_message") or "the message is not captured")
         raise NotFound(
-            f"the request {prediction_id} to {failed.endpoint} was not answered ({failed.value('_error_code')}: "
-            f"{message}), and columns of failed requests are not captured: send the request again"
+            f"the request {prediction_id} to {failed[0]} was not answered ({row.get('_error_code')}: {message}), and "
+            "columns of failed requests are not captured: send the request again"
         )
-    if endpoint and endpoint not in failures.endpoints():
-        require_endpoint(log, endpoint)
     raise NotFound(
         f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
         "it arrives some seconds after the response, expires after capture.retention, and may not be sampled "
@@ -115,20 +95,20 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> C
     )
 
 
-def _newest_request(log: InferenceLog, prediction_id: str, endpoints: Iterable[str]) -> CapturedRequest | None:
+def _search(log: InferenceLog, prediction_id: str, endpoint: str) -> tuple[str, pa.Table] | None:
     """Return the request, or None. The hours are read from the newest to the oldest, and only their ids."""
-    hours = (zip(repeat(name), log.walk_hours(name, newest_first=True), strict=False) for name in endpoints)
-    for endpoint, hour in heapq.merge(*hours, key=lambda entry: entry[1].start, reverse=True):
-        is_request = pc.field("_prediction_id") == prediction_id
-        if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
-            rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
-            return CapturedRequest(endpoint, concat_tables([table for table in rows if len(table)]).sort_by("_row"))
+    is_request = pc.field("_prediction_id") == prediction_id
+    for name in [endpoint] if endpoint else log.endpoints():
+        for hour in log.walk_hours(name, newest_first=True):
+            if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
+                rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
+                return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
     return None
 
 
 def replay_prediction(
-    request: CapturedRequest,
-    spec: EndpointSpec | None,
+    traffic: Traffic,
+    table: pa.Table,
     *,
     row: int = 0,
     nodes: int = 20,
@@ -138,74 +118,67 @@ def replay_prediction(
     """Compute a request again with the version that answered it, and compare the captured outputs.
 
     Args:
-        spec: the present spec of the endpoint; None if it is unknown.
+        table: the rows of the request, by `find_request`.
         row: the row whose explanation and nodes are in the result. All rows are compared.
         nodes: the maximum number of the graph's nodes in the result.
         debug: True to run `predict` of a model without an ONNX form in pdb.
 
-    Raises InvalidConfig if the row, a column or the version is not in the log, or `debug` is not possible; NotFound if
-    the version was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
+    Raises InvalidConfig if the row or a column is not in the log, or `debug` is not possible; NotFound if the version
+    was deleted; InvalidArtifact or InferenceError if it cannot compute; and the errors of `resolve`.
     """
-    rows = len(request.table)
-    if row >= rows:
-        raise InvalidConfig(f"--row {row}: the log has rows 0 to {rows - 1} of this request")
-    resolved = _resolve_version(request)
+    if row >= len(table):
+        raise InvalidConfig(f"--row {row}: the log has rows 0 to {len(table) - 1} of this request")
+    first = table.select(["_model", "_version", "_event_time", "_received_time"]).to_pylist()[0]
+    resolved = resolve(served_version_uri(first["_model"], first["_version"]))
+    if resolved.registered_at / 1000 > first["_received_time"].timestamp():
+        raise NotFound(f"the version that answered was deleted; the present {resolved.source} is newer than the answer")
     progress(f"computing the request with {resolved.source}")
     with downloaded_version(resolved) as folder:
-        artifact, model = read_served_artifact(folder), None
+        artifact = read_served_artifact(folder)
+        explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
+        graph: tuple[list[NodeOutput] | Refused, int] = Refused("a pyfunc has no ONNX form"), 0
         if artifact.flavor == PYTHON_FUNCTION:
-            columns, computed = _pyfunc_outputs(request, artifact, spec, debug)
+            columns, computed = _pyfunc_outputs(traffic, table, artifact, debug)
         elif debug:
             raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
         else:
-            server = spec.server if spec else ServerSpec()
-            threads = server.intra_op_num_threads or available_cores(server.workers)  # The server uses this formula.
-            model = OnnxModel.load(folder, intra_op_num_threads=threads)
+            model = OnnxModel.load(folder)
             artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
-            columns = _captured_columns(request, artifact, schema, spec)
+            columns = _inputs(traffic, table, artifact, schema)
             feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
             computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
-        names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
-        by_column = {output_column(names, name, array): array for name, array in computed.items()}
-        outputs = []
-        for name in request.table.column_names:
-            if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-                captured, now = _array(request.table[name]), by_column.get(name)
-                if not _is_masked(captured, name, now is None or now.dtype == object, spec):
-                    outputs.append(_compare(name, captured, now))
-        explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
-        graph: tuple[list[NodeOutput] | Refused, int] = Refused("a pyfunc has no ONNX form"), 0
-        if model is not None:
             if not no_batch_dimension_reason(artifact):
                 feeds = slice_feeds(feeds, slice(row, row + 1))
             explanation = _explain(model, feeds, progress)
             graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
+        names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
+        by_column = {output_column(names, name, array): array for name, array in computed.items()}
+        answers = traffic.answers(artifact, table)
+        captured = [name for name in answers.column_names if name == PREDICTION or name.startswith(OUTPUT_PREFIX)]
+        outputs = [_compare(name, array, by_column.get(name)) for name, array in arrays_of(answers, captured).items()]
         return Replay(
-            endpoint=request.endpoint,
+            endpoint=traffic.endpoint,
             version=resolved.source,
-            event_time=request.value("_event_time"),
+            event_time=first["_event_time"],
             is_equal=bool(outputs) and all(output.is_equal for output in outputs),
             inputs={name: values.tolist() for name, values in columns.items()},
             outputs=outputs,
-            package_changes=version_differences(folder),
             explanation=explanation,
             nodes=graph[0],
             left_out=graph[1],
         )
 
 
-def _pyfunc_outputs(
-    request: CapturedRequest, artifact: Artifact, spec: EndpointSpec | None, debug: bool
-) -> tuple[Feeds, Feeds]:
+def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug: bool) -> tuple[NamedArrays, Feeds]:
     """Return the captured columns and the outputs of a model without an ONNX form."""
     from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
     if artifact.undescribed:
         raise InvalidConfig(
-            f"the log does not contain the inputs of {request.value('_model')} as numbers and texts: only a pyfunc "
-            "whose signature has columns of numbers and texts, or named tensors, can be replayed"
+            "the log does not contain the inputs of the model as numbers and texts: only a pyfunc whose signature has "
+            "columns of numbers and texts, or named tensors, can be replayed"
         )
-    columns = _captured_columns(request, artifact, schema := pyfunc_schema(artifact), spec)
+    columns = _inputs(traffic, table, artifact, schema := pyfunc_schema(artifact))
     with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
         scorer = load_scorer(artifact.folder)
         if debug:
@@ -213,55 +186,9 @@ def _pyfunc_outputs(
         return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
 
 
-def _resolve_version(request: CapturedRequest) -> ResolvedModel:
-    model, version = request.value("_model"), request.value("_version")
-    if not (version.isdigit() or version.startswith("m-")):
-        raise InvalidConfig(
-            f"{model} was served from a folder, of which the log has no address: register the model, and serve "
-            "models:/NAME/VERSION to replay its predictions"
-        )
-    resolved = resolve(f"models:/{version}" if version.startswith("m-") else f"models:/{model}/{version}")
-    if resolved.registered_at / 1000 > request.value("_received_time").timestamp():
-        raise NotFound(f"the version that answered was deleted; the present {resolved.source} is newer than the answer")
-    return resolved
-
-
-def _array(column: pa.ChunkedArray) -> Array:
-    """Return a column of the log in its stored type, [N] or [N, …]. Texts are objects."""
-    flat, shape = column.combine_chunks(), [len(column)]
-    while pa.types.is_list(flat.type):
-        flat, rows = flat.flatten(), len(flat)
-        shape.append(len(flat) // max(rows, 1))
-    array: Array = flat.to_numpy(zero_copy_only=False).reshape(shape)
-    return array
-
-
-def _is_masked(values: Array, name: str, is_text: bool, spec: EndpointSpec | None) -> bool:
-    """Return True if all texts of a column are hashes. Only the spec shows that texts are not hashes that were sent."""
-    texts = [value for value in values.flat if isinstance(value, str)]
-    may_be_masked = spec is None or name in spec.capture.mask or not is_text
-    return may_be_masked and bool(texts) and all(map(MASKED.fullmatch, texts))
-
-
-def _captured_columns(
-    request: CapturedRequest, artifact: Artifact, schema: Schema, spec: EndpointSpec | None
-) -> dict[str, Array]:
-    """Return the columns of the signature, [N, …] by name. Raises InvalidConfig if values are masked or dropped."""
-    dropped = spec.capture.drop if spec else ()
-    optional = {column.name for column in artifact.columns if not column.required and column.name not in dropped}
-    columns, excluded = {}, []
-    for name, dtype in schema.dtypes.items():
-        if name in request.table.column_names:
-            columns[name] = _array(request.table[name])
-            excluded += [name] if _is_masked(columns[name], name, dtype == "str", spec) else []
-        elif name not in optional:
-            excluded.append(name)
-    if excluded:
-        raise InvalidConfig(
-            f"the log lacks the values of {join_names(excluded)}, which are masked or dropped; later predictions have "
-            f"all values after `onnxserve endpoint update {request.endpoint} -C capture.mask= -C capture.drop=`"
-        )
-    return columns
+def _inputs(traffic: Traffic, table: pa.Table, artifact: Artifact, schema: Schema) -> NamedArrays:
+    traffic.require("the version", artifact, schema.dtypes, table.column_names)
+    return arrays_of(table, schema.dtypes)
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:

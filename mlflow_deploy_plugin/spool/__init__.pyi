@@ -1,5 +1,4 @@
 from .captured_model import MASK_KEY as MASK_KEY
-from .captured_model import MASKED as MASKED
 from .captured_model import ColumnMask as ColumnMask
 from .codec import Feedback as Feedback
 from .frames import segments as segments

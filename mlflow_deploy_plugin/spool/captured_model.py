@@ -5,7 +5,6 @@ and in the log. With the same key, equal values have equal hashes. Without the k
 """
 
 import hashlib
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,8 +30,6 @@ from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"
 """The file of the key, in a server's state folder. A server with a copy of this file creates the same hashes."""
-MASKED = re.compile(r"[0-9a-f]{32}")
-"""The form of a masked value."""
 STREAM_OUTPUT = "stream"
 """The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None

@@ -48,7 +48,7 @@ def test_the_lines_have_all_results_and_rows_to_look_at() -> None:
     assert mentions(
         result.stdout, "worse on 300 of 300", "flights", "flight-delay version 1", "disagreement", "accuracy"
     )
-    assert mentions(result.stdout, "refusals", "0 of 300 rows", "100 labelled rows", "p99", "including queues")
+    assert mentions(result.stdout, "refusals: 0 rows", "100 rows", "median", "with queues")
     assert result.stdout.count("onnxserve replay 1-") == 5
 
 
@@ -56,12 +56,14 @@ def test_json_has_the_same_results() -> None:
     report = json.loads(replay("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout)
 
     assert (report["captured_rows"], report["rows"], report["disagreement"]) == (300, 200, 0)
-    assert report["metric"] == "f1"
+    assert report["comparison"]["metric"] == "f1"
     assert report["comparison"]["candidate"] == report["comparison"]["current"]
 
 
 def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
-    assert mentions(said(replay("--since", "2013-07-02", "--against", "equal")), "flights", "2013-07-01")
+    assert mentions(
+        said(replay("--since", "2013-07-02", "--against", "equal")), "flights", "onnxserve log stats flights"
+    )
     assert mentions(said(replay("--against", "models:/missing/8")), "missing")
     assert replay("--window", "July", "--against", "equal").exit_code == 2
 
@@ -72,7 +74,7 @@ def test_masked_columns_are_known_from_the_endpoint() -> None:
     )
     with closing(open_store(load_settings().store_url)) as store:
         store.add_endpoint("onnxserve", spec)
-    assert mentions(said(replay("--against", "equal")), "b", "masked", "capture.mask")
+    assert mentions(said(replay("--against", "equal")), "b", "masks", "capture.mask")
 
 
 def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(

@@ -7,13 +7,7 @@ import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation.metrics import (
-    MetricComparison,
-    default_metric,
-    paired_bootstrap,
-    weighted_metric,
-    wilson_bounds,
-)
+from mlflow_deploy_plugin.evaluation.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime.feeds import Array
@@ -210,8 +204,3 @@ def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     tracemalloc.stop()
     assert found == pytest.approx(0.5, abs=0.001)
     assert peak < 50 * 2**20  # A comparison of each row with each label takes 600 MB.
-
-
-def test_the_bounds_of_a_share_are_wilsons() -> None:
-    assert wilson_bounds(0.1, 100, 0.95) == pytest.approx((0.0552, 0.1744), abs=1e-4)
-    assert wilson_bounds(0.0, 50, 0.95)[0] == 0

@@ -15,9 +15,11 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
 from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.pyfunc.scorer import load_scorer
-from mlflow_deploy_plugin.replay.prediction import CapturedRequest, Replay, find_request, replay_prediction
+from mlflow_deploy_plugin.replay.prediction import Replay, find_request, replay_prediction
+from mlflow_deploy_plugin.replay.traffic import Traffic
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec import CaptureSpec
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
@@ -88,11 +90,10 @@ class Answering:
         assert Shipper(self.folder / "spool", str(self.folder / "log")).round()
         return identity
 
-    def request(self, prediction_id: str) -> CapturedRequest:
-        return find_request(self.log, prediction_id)
-
-    def replay(self, prediction_id: str, spec: Any = None, **options: Any) -> Replay:
-        return replay_prediction(self.request(prediction_id), spec, **options)
+    def replay(self, prediction_id: str, capture: CaptureSpec | None = None, **options: Any) -> Replay:
+        """Replay a request to an endpoint, which captures by `capture` now."""
+        endpoint, table = find_request(self.log, prediction_id)
+        return replay_prediction(Traffic(self.log, endpoint, capture or CaptureSpec()), table, **options)
 
 
 @pytest.fixture

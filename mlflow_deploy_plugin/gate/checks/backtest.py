@@ -1,12 +1,16 @@
 """Back-test: on captured requests, the version must answer like the served versions, and not worse if labels exist."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.evaluation.model import LoadedModel
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
-from mlflow_deploy_plugin.replay.backtest import Traffic, backtest
+from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+from mlflow_deploy_plugin.replay.backtest import backtest
+from mlflow_deploy_plugin.replay.traffic import Traffic
 
 NAME = "backtest"
 
@@ -16,34 +20,39 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     check is skipped if there are too few rows."""
     limits, evaluation = policy.backtest, policy.evaluation
     try:
+        times = parse_time_range(limits.window, None, datetime.now(UTC))
+    except InvalidConfig:
+        raise InvalidConfig(f"backtest.window {limits.window!r}: use an age (7d) or a window (2013-07-01/7d)") from None
+    try:
         report = backtest(
             traffic,
-            traffic.time_range(limits.window),
+            times,
             candidate,
             "the version",
-            max_rows=limits.max_rows,
-            metric=evaluation.metric,
-            confidence=evaluation.confidence,
-            resamples=evaluation.resamples,
-            seed=policy.seed,
+            limits.max_rows,
+            evaluation.metric,
+            evaluation.confidence,
+            evaluation.resamples,
+            policy.seed,
         )
     except NotFound as error:
         return CheckResult(NAME, "skipped", error.message)
-    figures = report.figures
+    numbers = {name: value for name, value in vars(report).items() if isinstance(value, int | float)}
+    figures = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
     if report.rows < limits.min_rows:
         reason = f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
         return CheckResult(NAME, "skipped", reason, figures)
-    refused = report.refused_rows / report.rows
-    failures, summary = [], [f"{name} {text}" for name, text in report.summary.items() if name != "latency"]
-    if refused > limits.max_refusals:
-        failures.append(f"{refused:.2%} of the rows are refused; the policy allows {limits.max_refusals:.2%}")
-    if limits.max_disagreement is not None and report.disagreement > limits.max_disagreement:
-        failures.append(
-            f"{report.disagreement:.2%} of the answers differ; the policy allows {limits.max_disagreement:.2%}"
-        )
-    if (compared := report.comparison) is not None:
-        figures |= {"margin": evaluation.margin, "confidence": evaluation.confidence}
+    refusals, differing = report.refused_rows / report.rows, report.disagreement
+    results = [f"{differing:.2%} of the answers differ", f"{refusals:.2%} of {report.rows:,} rows are refused"]
+    failures = []
+    if refusals > limits.max_refusals:
+        failures.append(f"more than {limits.max_refusals:.2%} of the rows are refused")
+    if limits.max_disagreement is not None and differing > limits.max_disagreement:
+        failures.append(f"more than {limits.max_disagreement:.2%} of the answers differ")
+    if not isinstance(compared := report.comparison, Refused):
+        figures |= compared.figures() | {"margin": evaluation.margin, "confidence": evaluation.confidence}
+        results.append(compared.describe("the served answers", report.labelled_rows, evaluation.confidence))
         if compared.high < -evaluation.margin or not np.isfinite(compared.candidate):
             failures.append(f"the labelled answers are worse by more than the margin of {evaluation.margin:g}")
-    notes = (*report.notes, *(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused))
-    return CheckResult(NAME, "failed" if failures else "passed", "; ".join([*failures, *summary]), figures, notes)
+    notes = tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused)
+    return CheckResult(NAME, "failed" if failures else "passed", "; ".join([*failures, *results]), figures, notes)

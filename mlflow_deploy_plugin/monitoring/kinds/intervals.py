@@ -28,7 +28,7 @@ from scipy.special import expit
 from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores, wilson_bounds
+from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
@@ -131,8 +131,11 @@ def wilson_interval(
     name: str, hits: float, total: int, confidence: float, effective_n: float | None = None
 ) -> MetricInterval:
     """Return a share of `total` > 0 rows with its interval; `effective_n` is by default `total` (independent rows)."""
+    z = float(norm.ppf((1 + confidence) / 2))
     part, count = hits / total, total if effective_n is None else effective_n
-    low, high = wilson_bounds(part, count, confidence)
+    centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(part * (1 - part) / count + z**2 / (4 * count**2))
+    low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
     return MetricInterval(name, part, low, high, total, "Wilson", count)
 
 
