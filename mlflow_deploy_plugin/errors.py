@@ -34,7 +34,6 @@
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not respond
     │   └── RegistryRefused                                      MLflow rejects the account
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
-    ├── LogUnavailable              503 TEMPORARILY_UNAVAILABLE  the inference log cannot be reached
     ├── DeploymentFailed            500 INTERNAL_ERROR           server that did not become ready
     ├── BuildFailed                 500 INTERNAL_ERROR           image that was not built or not pushed
     ├── CommandFailed               500 INTERNAL_ERROR           external program that failed or took too long
@@ -209,10 +208,6 @@ class RegistryRefused(RegistryUnavailable):
 
 class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """The database of the store cannot be reached, or does not have the schema of this release."""
-
-
-class LogUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The folder or the bucket of the inference log cannot be reached."""
 
 
 class DeploymentFailed(OnnxserveError):

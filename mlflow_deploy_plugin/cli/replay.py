@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import chain
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     output_option,
-    show_progress,
     show_result,
     since_option,
     until_option,
@@ -58,23 +56,19 @@ def replay(context: click.Context, /, subject: str, against: str | None, output:
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
       onnxserve replay flights --window 2013-07-01/7d --against models:/flight-delay/8
     """
-    if against == "":
-        raise click.BadParameter("specify the URI of a model", param_hint="'--against'")
-    wrong = _PREDICTION_OPTIONS if against else options.keys() - _PREDICTION_OPTIONS
+    wrong = options.keys() - _PREDICTION_OPTIONS if against is None else _PREDICTION_OPTIONS
     for name in sorted(wrong):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            shown = name.replace("_", "-")
-            raise click.UsageError(f"--{shown} does not apply {'with' if against else 'without'} --against")
+            shown = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{shown} does not apply {'without' if against is None else 'with'} --against")
     options = {name: value for name, value in options.items() if name not in wrong}
-    if against:
-        _backtest(subject, against, output, **options)
-    else:
+    if against is None:
         _replay_prediction(subject, output, **options)
+    else:
+        _backtest(subject, against, output, **options)
 
 
 def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
-    if pdb and output == "json":
-        raise click.UsageError("--pdb writes to standard output: remove -o json")
     from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.replay.traffic import open_traffic
@@ -85,14 +79,14 @@ def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int,
     warn_of_unreadable(log)
     with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
         traffic = open_traffic(endpoint, store.endpoint(endpoint))
-    result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb, progress=show_progress)
+    result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
     show_result(output, asdict(result), _lines(result, row))
     if not result.is_equal:
         raise click.exceptions.Exit(1)
 
 
 def _lines(result: "Replay", row: int) -> Iterator[str]:
-    yield f"{result.endpoint}, {result.version}, {result.event_time:%Y-%m-%d %H:%M:%S}Z"
+    yield f"{result.endpoint}, {result.version}"
     for output in result.outputs:
         place = f" at {list(output.index)}" if output.index else ""
         different = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}"
@@ -148,17 +142,17 @@ def _backtest(name: str, against: str, output: str, since: str | None, until: st
         traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
         report = backtest(traffic, times, load_version(folder), against, **options)
-    title = f"{against} on {report.rows:,} of {report.captured_rows:,} captured rows of {name}"
-    show_result(output, asdict(report), chain([title], _backtest_lines(report)))
+    show_result(output, asdict(report), _backtest_lines(report))
     warn_of_unreadable(traffic.log)
 
 
 def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
+    yield f"{report.rows:,} of {report.captured_rows:,} captured rows"
     for version, rows in report.versions.items():
-        yield f"  served: {version}, {rows:,} rows"
-    differences = f"{report.mean_difference:.3g} on average, at most {report.max_difference:.3g}"
-    numbers = "" if isnan(report.max_difference) else f"; numbers differ by {differences}"
-    yield f"  disagreement: {report.disagreement:.2%} of the answers{numbers}"
+        yield f"  {rows:,} rows were answered by {version}"
+    yield f"  disagreement: {report.disagreement:.2%} of the answers"
+    if not isnan(report.max_difference):
+        yield f"  differences: {report.mean_difference:.3g} on average, at most {report.max_difference:.3g}"
     yield f"  refusals: {report.refused_rows:,} rows"
     served = f"{report.served_request_us:,.0f} µs per served request with queues (median)"
     yield f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; {served}"

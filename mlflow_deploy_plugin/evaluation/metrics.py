@@ -47,6 +47,7 @@ class MetricComparison:
     high: float
 
     def describe(self, against: str, rows: int, confidence: float) -> str:
+        """Return the comparison on `rows` rows with the version `against` as a text without an end."""
         unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
         return (
             f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "

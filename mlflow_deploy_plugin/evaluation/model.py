@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,11 +41,6 @@ class ModelPredictions:
 
     def __len__(self) -> int:
         return len(self.prediction)
-
-    def take(self, picked: Array) -> "ModelPredictions":
-        """Return the predictions of the picked rows, which are positions or a mask."""
-        probabilities = None if self.probabilities is None else self.probabilities[picked]
-        return replace(self, prediction=self.prediction[picked], probabilities=probabilities)
 
     @property
     def no_number(self) -> float:
@@ -98,7 +93,7 @@ class LoadedOnnx:
         self.artifact = model.artifact
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        return self.predictions(self.outputs(rows))
+        return predictions_of(self.artifact, self.outputs(rows))
 
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
         """Return the feeds of rows, which may have additional columns, or raise SchemaMismatch."""
@@ -118,16 +113,11 @@ class LoadedOnnx:
         parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def predictions(self, outputs: Mapping[str, Array]) -> ModelPredictions:
-        return predictions_of(self.artifact, outputs)
-
 
 def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
     """Return the predictions in the outputs of a version, [N, …] by name. Some outputs may be missing."""
     by_role: dict[str, Array] = {}
-    for output in artifact.outputs:
-        if output.name not in outputs:
-            continue
+    for output in (output for output in artifact.outputs if output.name in outputs):
         values = outputs[output.name]
         role: str = output.role
         if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.

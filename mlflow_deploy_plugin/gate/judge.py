@@ -12,11 +12,9 @@ from mlflow_deploy_plugin.errors import (
     CodeRefused,
     InferenceError,
     InvalidConfig,
-    LogUnavailable,
     OnnxserveError,
     Refused,
     RegistryUnavailable,
-    StoreUnavailable,
 )
 from mlflow_deploy_plugin.evaluation import (
     LoadedOnnx,
@@ -106,7 +104,7 @@ class _Checks:
             self.progress(f"checking {name}")
             try:
                 result = step()
-            except (RegistryUnavailable, StoreUnavailable, LogUnavailable):
+            except RegistryUnavailable:
                 raise
             except OnnxserveError as error:
                 result = CheckResult(name, "failed", error.message)
@@ -262,8 +260,7 @@ def judge(
         store: knows the masked columns of the back-tested endpoint; None if it is not available.
 
     Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the data of the policy
-    may not be read, NotFound if the files of the version are missing, and RegistryUnavailable, StoreUnavailable or
-    LogUnavailable if MLflow, the store or the inference log fails.
+    may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
     """
     if not allowed.files:
         require_mlflow_data(policy)

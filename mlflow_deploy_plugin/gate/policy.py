@@ -142,9 +142,7 @@ class BacktestPolicy(_Part):
     """The captured requests on which the version must answer like the served versions."""
 
     endpoint: str = Field(default="", description="The endpoint of the requests. Default: no back-test.")
-    window: str = Field(
-        default="7d", description="The age of the oldest request, or event times START/END or START/DURATION in UTC."
-    )
+    window: Duration = Field(default="7d", description="The requests that were received in this time before the gate.")
     max_disagreement: float | None = Field(
         default=None, ge=0, le=1, description="The largest share of rows with another answer than the captured answer."
     )
@@ -225,9 +223,7 @@ class GatePolicy(_Part):
 
     @property
     def digest(self) -> str:
-        # A policy without a back-test keeps the digest that stored verdicts and approvals have from earlier releases.
-        unset = None if self.backtest.endpoint else {"backtest"}
-        return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -292,9 +288,8 @@ def require_mlflow_data(policy: GatePolicy) -> None:
         if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
             continue
         raise InvalidConfig(
-            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow "
-            "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any "
-            "file and the inference log"
+            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
+            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data"
         )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.errors import InvalidConfig, LogUnavailable, NotInstalled
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
@@ -148,11 +148,11 @@ def list_files(location: LogLocation, folder: str) -> list[LogFile]:
 
 @contextmanager
 def wrap_log_errors(location: LogLocation) -> Iterator[None]:
-    """Convert errors of an unreachable log to LogUnavailable with a one-line message that names the log."""
+    """Convert errors of an unreachable log to an OnnxserveError with a one-line message that names the log."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise LogUnavailable(f"the inference log {location.shown} cannot be reached: {one_line(error)}") from None
+        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {one_line(error)}") from None
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:

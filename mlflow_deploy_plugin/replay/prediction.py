@@ -6,7 +6,6 @@ The whole request is computed, because the sums of a row may depend on the other
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,10 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError,
 from mlflow_deploy_plugin.evaluation import NamedArrays, downloaded_version
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
 from mlflow_deploy_plugin.inference_log import InferenceLog, TimeRange, concat_tables
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.runtime import OnnxModel, Schema, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime import OnnxModel, pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.explained import check_explainable
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
@@ -67,7 +64,6 @@ class Replay:
 
     endpoint: str
     version: str
-    event_time: datetime
     is_equal: bool
     inputs: dict[str, list[Any]]
     outputs: list[OutputComparison]
@@ -78,42 +74,25 @@ class Replay:
 
 def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
     """Return the endpoint and the rows of a request, to any endpoint unless it is specified. The table has the columns
-    of the log (docs/log.md) in the order of `_row`. Raises NotFound with possible reasons."""
-    if request := _search(log, prediction_id, endpoint):
-        return request
-    if failed := _search(log.failures, prediction_id, endpoint):
-        row = failed[1].to_pylist()[0]
-        message = one_line(row.get("_message") or "the message is not captured")
-        raise NotFound(
-            f"the request {prediction_id} to {failed[0]} was not answered ({row.get('_error_code')}: {message}), and "
-            "columns of failed requests are not captured: send the request again"
-        )
-    raise NotFound(
-        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
-        "it arrives some seconds after the response, expires after capture.retention, and may not be sampled "
-        "(capture.fraction); `onnxserve log stats NAME` shows the time range of the log, and the errors of its files"
-    )
+    of the log (docs/log.md) in the order of `_row`. Raises NotFound with possible reasons.
 
-
-def _search(log: InferenceLog, prediction_id: str, endpoint: str) -> tuple[str, pa.Table] | None:
-    """Return the request, or None. The hours are read from the newest to the oldest, and only their ids."""
+    The hours are read from the newest to the oldest, and only their ids.
+    """
     is_request = pc.field("_prediction_id") == prediction_id
     for name in [endpoint] if endpoint else log.endpoints():
         for hour in log.walk_hours(name, newest_first=True):
             if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
                 rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
                 return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
-    return None
+    raise NotFound(
+        f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
+        "it arrives some seconds after the response, expires after capture.retention, and is not captured if it is not "
+        "sampled (capture.fraction) or failed (`onnxserve log query NAME --failed`)"
+    )
 
 
 def replay_prediction(
-    traffic: Traffic,
-    table: pa.Table,
-    *,
-    row: int = 0,
-    nodes: int = 20,
-    debug: bool = False,
-    progress: ProgressCallback = lambda line: None,
+    traffic: Traffic, table: pa.Table, *, row: int = 0, nodes: int = 20, debug: bool = False
 ) -> Replay:
     """Compute a request again with the version that answered it, and compare the captured outputs.
 
@@ -128,11 +107,8 @@ def replay_prediction(
     """
     if row >= len(table):
         raise InvalidConfig(f"--row {row}: the log has rows 0 to {len(table) - 1} of this request")
-    first = table.select(["_model", "_version", "_event_time", "_received_time"]).to_pylist()[0]
+    first = table.select(["_model", "_version"]).to_pylist()[0]
     resolved = resolve(served_version_uri(first["_model"], first["_version"]))
-    if resolved.registered_at / 1000 > first["_received_time"].timestamp():
-        raise NotFound(f"the version that answered was deleted; the present {resolved.source} is newer than the answer")
-    progress(f"computing the request with {resolved.source}")
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
         explanation: RowContributions | Refused = Refused("a pyfunc has no ONNX form")
@@ -144,12 +120,13 @@ def replay_prediction(
         else:
             model = OnnxModel.load(folder)
             artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
-            columns = _inputs(traffic, table, artifact, schema)
+            traffic.require(resolved.source, artifact, schema.dtypes, table.column_names)
+            columns = arrays_of(table, schema.dtypes)
             feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
             computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
             if not no_batch_dimension_reason(artifact):
                 feeds = slice_feeds(feeds, slice(row, row + 1))
-            explanation = _explain(model, feeds, progress)
+            explanation = _explain(model, feeds)
             graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
         names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
         by_column = {output_column(names, name, array): array for name, array in computed.items()}
@@ -159,7 +136,6 @@ def replay_prediction(
         return Replay(
             endpoint=traffic.endpoint,
             version=resolved.source,
-            event_time=first["_event_time"],
             is_equal=bool(outputs) and all(output.is_equal for output in outputs),
             inputs={name: values.tolist() for name, values in columns.items()},
             outputs=outputs,
@@ -175,20 +151,17 @@ def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug
 
     if artifact.undescribed:
         raise InvalidConfig(
-            "the log does not contain the inputs of the model as numbers and texts: only a pyfunc whose signature has "
-            "columns of numbers and texts, or named tensors, can be replayed"
+            "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers and texts nor named "
+            "tensors: log the model with such a signature"
         )
-    columns = _inputs(traffic, table, artifact, schema := pyfunc_schema(artifact))
+    schema = pyfunc_schema(artifact)
+    traffic.require("the version", artifact, schema.dtypes, table.column_names)
+    columns = arrays_of(table, schema.dtypes)
     with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()
         return columns, dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
-
-
-def _inputs(traffic: Traffic, table: pa.Table, artifact: Artifact, schema: Schema) -> NamedArrays:
-    traffic.require("the version", artifact, schema.dtypes, table.column_names)
-    return arrays_of(table, schema.dtypes)
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
@@ -212,11 +185,11 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
     return OutputComparison(column, False, captured[index], computed[index], tuple(map(int, index)))
 
 
-def _explain(model: OnnxModel, feeds: Feeds, progress: ProgressCallback) -> "RowContributions | Refused":
+def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
     try:
         check_explainable(model.artifact)
         require_shap()
-        return contributions(model, feeds, None, 0, progress)[0]
+        return contributions(model, feeds, None, 0, lambda line: None)[0]
     except OnnxserveError as error:
         return Refused(error.message)
 

@@ -32,9 +32,8 @@ class Traffic:
         ]
         if missing:
             raise InvalidConfig(
-                f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} lack or have only as "
-                "masks: change capture.drop, capture.mask or capture.keys with `onnxserve endpoint update "
-                f"{self.endpoint}`, and replay rows that are captured afterwards"
+                f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} lack or mask: change "
+                "capture.drop, capture.mask or capture.keys by `onnxserve endpoint update`, and replay later rows"
             )
 
     def answers(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
@@ -45,10 +44,8 @@ class Traffic:
 
 def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
     """Return the traffic of an endpoint; `endpoint` is None if the store does not have it."""
-    log_uri = load_settings().inference_log
-    if endpoint is None:
-        return Traffic(open_log(log_uri), name)
-    return Traffic(open_log(log_uri, endpoint.rows_since), name, endpoint.spec.capture)
+    since, capture = (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
+    return Traffic(open_log(load_settings().inference_log, since), name, capture)
 
 
 def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:

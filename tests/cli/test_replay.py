@@ -109,7 +109,7 @@ def test_bad_input_gives_a_line(identity: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (["p", "--pdb", "-o", "json"], "--pdb"),
+        (["p", "--max-rows", "9"], "--max-rows"),
         (["flights", "--against", "models:/toy/2", "--row", "0"], "--row"),
         (["flights", "--against", "models:/toy/2", "--pdb"], "--pdb"),
         (["p", "--row", "-1"], "--row"),

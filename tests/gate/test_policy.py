@@ -94,9 +94,3 @@ def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowCl
         choose_policy("toy")
     with refused(NotFound, "model none"):
         choose_policy("none")
-
-
-def test_a_policy_without_a_back_test_keeps_the_digest_of_stored_verdicts() -> None:
-    stored = "f1775de1731533bd"  # The digest of the default policy before policies had the field `backtest`.
-    assert GatePolicy().digest == parse_policy("backtest: {window: 1d}", "it").digest == stored
-    assert parse_policy("backtest: {endpoint: flights}", "it").digest != stored

@@ -1,6 +1,5 @@
 """Candidates on captured rows. The models are small linear ones, so the expected figures follow from their weights."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +9,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
@@ -25,20 +23,11 @@ from tests.support.classifiers import COLUMNS, labelled, write_classifier, write
 from tests.support.inference_log import ENDPOINT, LogWriter, write_answers
 from tests.support.models import FAILING, columns, mixed_model, tensor_model, write_model
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import tracking_at
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 ROWS = labelled(600)
 INPUTS = {name: ROWS[name] for name in COLUMNS}
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(autouse=True)
-def no_versions(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use an empty registry, as if the served versions had been deleted."""
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        yield
 
 
 @pytest.fixture
@@ -96,20 +85,24 @@ def test_a_worse_candidate_disagrees_and_loses_accuracy(traffic: Traffic, served
     assert comparison(report).high < -0.1
     for row in report.disagreeing:
         number = int(row.prediction_id.removeprefix("1-"))
-        assert mentions(row.text, f"served {answers[number]}", f"candidate {others[number]}")
+        assert mentions(row.text, f"{others[number]} instead of {answers[number]}")
     assert len(report.disagreeing) == 5
 
 
-def test_a_metric_of_probabilities_may_be_chosen(
-    traffic: Traffic, served: Path, tmp_path: Path, no_versions: None
-) -> None:
-    client = MlflowClient()
-    client.create_registered_model("flight-delay")
-    client.create_model_version("flight-delay", served.as_uri())  # It describes its classes.
-
+def test_a_metric_of_probabilities_may_be_chosen(traffic: Traffic, served: Path, tmp_path: Path) -> None:
     report = replayed(traffic, write_classifier(tmp_path / "equal", (4.0, -2.0)), metric="roc_auc")
-
     assert comparison(report).candidate == pytest.approx(comparison(report).current)
+
+
+def test_outputs_with_another_name_are_compared_by_position(
+    traffic: Traffic, writer: LogWriter, tmp_path: Path
+) -> None:
+    served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
+    write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
+    other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
+    renamed = {**section(), "outputs": [{**section()["outputs"][0], "name": "z"}], "prediction": ["z"]}
+    report = replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), renamed))
+    assert (report.mean_difference, report.max_difference) == (1, 1)
 
 
 def test_numbers_differ_by_an_amount(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
@@ -143,7 +136,7 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
 def test_a_candidate_that_refuses_every_row_is_another_one(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.full(30, 4, np.float32)}, DAY)
-    with refused(InvalidConfig, "models:/m/8", "30", "signature"):
+    with refused(InvalidConfig, "models:/m/8", "flights", "4"):
         replayed(traffic, write_model(tmp_path / "failing", FAILING, columns(x="float"), section()))
 
 
@@ -227,10 +220,13 @@ def test_labels_without_a_number_are_ignored(traffic: Traffic, served: Path, wri
     assert report.labelled_rows == 400
 
 
-def test_labels_that_do_not_fit_the_metric_are_noted(traffic: Traffic, served: Path) -> None:
-    report = replayed(traffic, served, metric="roc_auc")  # The classes of the deleted version are unknown.
+def test_a_metric_that_does_not_fit_the_answers_is_named(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+    regressor = write_regressor(tmp_path / "regressor")
+    write_answers(writer, regressor, INPUTS, DAY)
+    writer.label(*labels_of(9))
+    report = replayed(traffic, regressor, metric="accuracy")
     assert isinstance(report.comparison, Refused)
-    assert mentions(report.comparison.reason, "roc_auc")
+    assert mentions(report.comparison.reason, "accuracy")
 
 
 @pytest.mark.long
@@ -270,17 +266,17 @@ def test_a_candidate_with_other_columns_is_refused(traffic: Traffic, served: Pat
 
 
 def test_a_candidate_cannot_use_masked_columns(traffic: Traffic, served: Path) -> None:
-    with refused(InvalidConfig, "models:/m/8", "b", "masks", "capture.mask"):
+    with refused(InvalidConfig, "models:/m/8", "b", "mask", "capture.mask"):
         replayed(replace(traffic, capture=CaptureSpec(mask=("b",))), served)
 
 
 def test_masked_answers_cannot_be_compared(traffic: Traffic, served: Path) -> None:
-    with refused(InvalidConfig, "flight-delay version 1", "capture.mask"):
+    with refused(InvalidConfig, "flights", "capture.mask"):
         replayed(replace(traffic, capture=CaptureSpec(mask=("prediction", "output.probabilities"))), served)
 
 
 def test_a_candidate_with_other_answers_is_refused(traffic: Traffic, served: Path, tmp_path: Path) -> None:
-    with refused(InvalidConfig, "models:/m/8", "numbers", "a numeric label"):
+    with refused(InvalidConfig, "models:/m/8", "numbers", "integers"):
         replayed(traffic, write_regressor(tmp_path / "regressor"))
 
 

@@ -9,9 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound, Refused
 from mlflow_deploy_plugin.replay.prediction import OutputComparison, find_request
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.spec import CaptureSpec
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.models import mixed_model, tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
@@ -224,7 +222,7 @@ def test_masked_and_dropped_outputs_are_not_compared(answering: Answering) -> No
 
 
 def test_an_unknown_id_names_what_may_have_happened(answering: Answering) -> None:
-    with refused(NotFound, "p-1", "capture.retention", "capture.fraction"):
+    with refused(NotFound, "p-1", "capture.retention", "capture.fraction", "--failed"):
         find_request(answering.log, "p-1")
 
 
@@ -245,15 +243,6 @@ def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
         find_request(answering.log, identities["a"], "c")
 
 
-def test_a_failed_request_names_its_error(answering: Answering) -> None:
-    outputs = {"_error_code": np.array(["BAD_REQUEST"], object), "_message": np.array(["x is\nnull"], object)}
-    schema = OnnxModel.load(single_model(answering.folder / "model")).schema
-    model = CapturedModel("toy", "1", schema, ("y",))
-    identity = answering.capture(model, {}, outputs, "toys", status=400)
-    with refused(NotFound, identity, "toys", "BAD_REQUEST", "x is null"):
-        find_request(answering.log, identity)
-
-
 def test_a_row_that_is_not_in_the_request_is_refused(answering: Answering) -> None:
     model = answering.register(write_regressor(answering.folder / "model"))
     with refused(InvalidConfig, "--row 3", "0 to 2"):
@@ -270,9 +259,6 @@ def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
         answering.replay(deleted, debug=True)
     answering.client.delete_registered_model("toy")
     with refused(NotFound, "toy"):
-        answering.replay(deleted)
-    answering.register(model)  # MLflow starts again with the number 1.
-    with refused(NotFound, "deleted", "models:/toy/1"):
         answering.replay(deleted)
 
 

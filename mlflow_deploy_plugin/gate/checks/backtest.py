@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.errors import NotFound, Refused
 from mlflow_deploy_plugin.evaluation.model import LoadedModel
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
@@ -16,29 +16,15 @@ NAME = "backtest"
 
 
 def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy) -> CheckResult:
-    """Replay the captured requests that the policy selects. Raises the errors of `backtest`, except for NotFound: the
-    check is skipped if there are too few rows."""
+    """Replay the captured requests that the policy selects, or skip the check without rows. Raises like `backtest`."""
     limits, evaluation = policy.backtest, policy.evaluation
+    bootstrap = evaluation.confidence, evaluation.resamples, policy.seed
+    times = parse_time_range(limits.window, None, datetime.now(UTC))
     try:
-        times = parse_time_range(limits.window, None, datetime.now(UTC))
-    except InvalidConfig:
-        raise InvalidConfig(f"backtest.window {limits.window!r}: use an age (7d) or a window (2013-07-01/7d)") from None
-    try:
-        report = backtest(
-            traffic,
-            times,
-            candidate,
-            "the version",
-            limits.max_rows,
-            evaluation.metric,
-            evaluation.confidence,
-            evaluation.resamples,
-            policy.seed,
-        )
+        report = backtest(traffic, times, candidate, "the version", limits.max_rows, evaluation.metric, *bootstrap)
     except NotFound as error:
         return CheckResult(NAME, "skipped", error.message)
-    numbers = {name: value for name, value in vars(report).items() if isinstance(value, int | float)}
-    figures = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
+    figures = {name: float(v) for name, v in vars(report).items() if isinstance(v, int | float) and np.isfinite(v)}
     if report.rows < limits.min_rows:
         reason = f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
         return CheckResult(NAME, "skipped", reason, figures)
