@@ -167,7 +167,7 @@ def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
     if computed is not None and not captured.size and not computed.size:
         return OutputComparison(column, True)  # The lists of the log do not show the other dimensions of no values.
-    if computed is None or (captured.shape, captured.dtype) != (computed.shape, computed.dtype):
+    if computed is None or (captured.shape, captured.dtype.kind) != (computed.shape, computed.dtype.kind):
         shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
     differs = np.asarray(captured != computed)

@@ -110,6 +110,14 @@ def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering: Answering
     assert (compared.is_equal, compared.index, str(compared.captured)) == (False, (1, 0), "-0.0")
 
 
+def test_numbers_that_the_log_has_widened_are_equal_to_the_bit(answering: Answering) -> None:
+    def widen(outputs: Outputs) -> None:  # A compacted file of several versions has the wider type.
+        outputs["probabilities"] = outputs["probabilities"].astype(np.float64)
+
+    model = answering.register(write_classifier(answering.folder / "model"))
+    assert answering.replay(answering.answer(model, ROWS, change=widen)).is_equal
+
+
 def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
     model = answering.register(write_regressor(answering.folder / "model"))
     identity = answering.answer(model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3)))
