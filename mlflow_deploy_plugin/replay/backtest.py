@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.messages import one_line, without_row_number
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime import Artifact, compare_outputs
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
+from mlflow_deploy_plugin.runtime.log_columns import PREDICTION, output_column
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}
@@ -98,10 +98,13 @@ def backtest(
     accepted = pa.concat_tables([part for part, _ in parts])
     # An output is ignored if its shape differs between the parts.
     names = [name for name in parts[0][1] if len({arrays[name].shape[1:] for _, arrays in parts}) == 1]
+    if not names:
+        raise InvalidConfig(f"{shown} returns arrays of different shapes for different rows, which cannot be compared")
     outputs = {name: np.concatenate([arrays[name] for _, arrays in parts]) for name in names}
     artifact = candidate.artifact
     if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
-        artifact = describe_answers(None, pa.table({PREDICTION: list(outputs[PREDICTION])}), ())
+        name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
+        artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
     served, answers = _answers(artifact, traffic.answers(artifact, accepted), traffic.endpoint)
     sides = predictions_of(artifact, outputs), predictions_of(served, answers)
     kinds = [_answer_type(side.prediction) for side in sides]
@@ -202,10 +205,7 @@ def _answers(artifact: Artifact, table: pa.Table, endpoint: str) -> tuple[Artifa
     for served in (artifact, describe_answers(None, table, ())):
         if answers := captured_outputs(served, table, ()):
             return served, answers
-    raise InvalidConfig(
-        f"no answer is captured in all rows of endpoint {endpoint!r}: change capture.drop and capture.mask, and "
-        "back-test rows that are captured afterwards"
-    )
+    raise InvalidConfig(f"no answer is captured in all rows of {endpoint}: change capture.drop and capture.mask")
 
 
 def _answer_type(prediction: Array) -> str:

@@ -241,6 +241,29 @@ def test_a_model_without_an_onnx_form_is_replayed(traffic: Traffic, served: Path
     assert replayed(traffic, tmp_path / "pyfunc").disagreement == 0
 
 
+@pytest.mark.long
+def test_vectors_of_a_model_without_an_onnx_form_are_compared(
+    traffic: Traffic, writer: LogWriter, tmp_path: Path
+) -> None:
+    def predict(model_input: pd.DataFrame) -> Any:
+        return np.stack([model_input["x"] + 1, 2 * model_input["x"]], axis=1)
+
+    graph = """pair (float[N,1] x) => (float[N,2] y) <float[1] one = {1}> {
+      s = Add(x, one)
+      t = Add(x, x)
+      y = Concat <axis = 1> (s, t)
+    }"""
+    vectors = {**section(), "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}]}
+    rows = {"x": np.arange(9, dtype=np.float32)}
+    write_answers(writer, write_model(tmp_path / "served", graph, columns(x="float"), vectors), rows, DAY)
+    frame = pd.DataFrame(rows)
+    mlflow.pyfunc.save_model(
+        tmp_path / "pyfunc", python_model=predict, signature=infer_signature(frame, predict(frame)), pip_requirements=[]
+    )
+    report = replayed(traffic, tmp_path / "pyfunc")
+    assert (report.disagreement, report.max_difference) == (0, 0)
+
+
 def test_a_window_without_rows_is_named(traffic: Traffic, served: Path) -> None:
     with refused(NotFound, "flights", "2013-07-01T03:00:00/2013-07-01T04:00:00", "onnxserve log stats flights"):
         replayed(traffic, served, TimeRange(DAY + 3 * HOUR, DAY + 4 * HOUR))
