@@ -202,4 +202,4 @@ def served_version_uri(model: str, version: str) -> str:
         return f"models:/{model}/{version}"
     if version.startswith("m-"):
         return f"models:/{version}"
-    raise NotFound(f"model {model} version {version} is no longer served and is not in the registry")
+    raise NotFound(f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION")
