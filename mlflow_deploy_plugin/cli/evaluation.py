@@ -35,7 +35,7 @@ _folder_option = option(
     metavar="FOLDER",
     help="Folder for the plots and the JSON file.",
 )
-_metric_option = option(
+metric_option = option(
     "--metric",
     type=click.Choice(METRICS),
     show_default="accuracy for classes, rmse for numbers",
@@ -54,7 +54,7 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
 @click.argument("model_uri")
 @option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
 @option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
-@_metric_option
+@metric_option
 @option(
     "--strengths",
     multiple=True,
@@ -108,7 +108,7 @@ def robustness(
     help="Rows: .csv, .parquet or .npz; `reference` is the sample stored with the version.",
 )
 @option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
-@_metric_option
+@metric_option
 @option("--max-rows", type=click.IntRange(min=1), default=100, metavar="ROWS", help="Maximum number of rows.")
 @option(
     "--max-evals",
@@ -184,7 +184,7 @@ def explain(
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to measure the loss.",
 )
 @option("--target", default="", metavar="COLUMN", help="Label column of --data.")
-@_metric_option
+@metric_option
 @option(
     "--max-loss",
     type=NumberRange(min=0),

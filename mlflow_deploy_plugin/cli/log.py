@@ -19,6 +19,8 @@ from mlflow_deploy_plugin.cli.options import (
     printable,
     show_lines,
     show_result,
+    since_option,
+    until_option,
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -60,18 +62,6 @@ _VARIABLE_PARTS = (
     (r"[\[({]*…(?:[\[\](){}.,:… ]*[…\])}])?", "…"),  # a list, an object or a sequence of values
 )
 """The regular expressions (RE2) of the parts that differ between messages of the same cause, and their replacements."""
-_since = option(
-    "--since",
-    "--window",
-    "since",
-    metavar="WHEN",
-    show_default="everything",
-    help="Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC (2013-07-01T12:00), or a window of "
-    "event time (2013-07-01/1d).",
-)
-_until = option(
-    "--until", metavar="WHEN", show_default="no end", help="End (exclusive): an age, or an event time in UTC."
-)
 
 
 @click.group(cls=Commands)
@@ -82,8 +72,8 @@ def log() -> None:
 @log.command()
 @click.argument("name")
 @click.argument("file", default="-")
-@_since
-@_until
+@since_option
+@until_option
 @option("--where", metavar="SQL", default="", help="WHERE condition.")
 @option("--select", metavar="SQL", default="", show_default="all columns", help="Columns and expressions.")
 @option("--order-by", metavar="SQL", default="", show_default="by hour", help="Order, e.g. _event_time DESC.")
@@ -176,13 +166,13 @@ def query(
                     rows += len(batch)
             if file != "-":
                 click.echo(f"{rows:,} rows in {file}", err=True)
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
 @click.argument("name")
-@_since
-@_until
+@since_option
+@until_option
 @output_option
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Count the captured rows of the endpoint NAME.
@@ -206,7 +196,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @log.command()
@@ -244,7 +234,7 @@ def compact(name: str) -> None:
     _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 @click.command()
@@ -281,7 +271,7 @@ def errors(name: str, last: str, output: str) -> None:
         cause["remedy"] = _REMEDIES.get(cause["error_code"], _OTHER_REMEDY).format(name)
     document = {"answered": answered, "failed": failed, "causes": causes}
     show_result(output, document, _cause_lines(last, **document))
-    _warn_of_unreadable(opened)
+    warn_of_unreadable(opened)
 
 
 def _causes_statement() -> str:
@@ -328,7 +318,7 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _warn_of_unreadable(log: "InferenceLog") -> None:
+def warn_of_unreadable(log: "InferenceLog") -> None:
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 

@@ -81,6 +81,19 @@ why_option = option(
     "--why", default="", metavar="REASON", help="Reason for the audit trail (`onnxserve history NAME`)."
 )
 
+since_option = option(
+    "--since",
+    "--window",
+    "since",
+    metavar="WHEN",
+    show_default="everything",
+    help="Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC (2013-07-01T12:00), or a window of "
+    "event time (2013-07-01/1d).",
+)
+until_option = option(
+    "--until", metavar="WHEN", show_default="no end", help="End (exclusive): an age, or an event time in UTC."
+)
+
 
 @contextmanager
 def usage_errors() -> Iterator[None]:

@@ -1,25 +1,165 @@
 """`onnxserve replay`: captured requests, computed again."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from mlflow_deploy_plugin.cli.options import option, output_option
+from mlflow_deploy_plugin.cli.evaluation import metric_option
+from mlflow_deploy_plugin.cli.log import warn_of_unreadable
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    opened_store,
+    option,
+    output_option,
+    show_result,
+    since_option,
+    until_option,
+    usage_errors,
+)
+from mlflow_deploy_plugin.errors import Refused
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.replay.backtest import BacktestReport
+    from mlflow_deploy_plugin.replay.prediction import Replay
+
+_PREDICTION_OPTIONS = {"endpoint", "row", "nodes", "pdb"}
 
 
 @click.command()
 @click.argument("subject", metavar="PREDICTION_ID|NAME")
-@option("--against", metavar="URI", default="", help="Candidate that predicts the rows of the endpoint NAME.")
+@option("--against", metavar="URI", default=None, help="Candidate that predicts the rows of the endpoint NAME.")
+@option("--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction.")
+@option("--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain.")
+@option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
+@option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
+@since_option
+@until_option
+@option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
+@metric_option
 @output_option
-def replay(subject: str, against: str, output: str) -> None:
-    """Compute captured requests again."""
-    if against:
-        _backtest(subject, against, output)
+@click.pass_context
+def replay(context: click.Context, /, subject: str, against: str | None, output: str, **options: Any) -> None:
+    """Compute captured requests again.
+
+    With PREDICTION_ID, the X-Prediction-Id of a response, compute the request again with the version that answered,
+    compare the outputs bit by bit, explain the prediction, and print the intermediate values of the graph. The exit
+    status is 0 if all outputs are equal, and 1 if they differ. With --against, predict the captured rows of the
+    endpoint NAME with a candidate, and compare its predictions with the captured answers.
+
+    \b
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
+      onnxserve replay flights --window 2013-07-01/7d --against models:/flight-delay/8
+    """
+    wrong = options.keys() - _PREDICTION_OPTIONS if against is None else _PREDICTION_OPTIONS
+    for name in sorted(wrong):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            shown = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{shown} does not apply {'without' if against is None else 'with'} --against")
+    options = {name: value for name, value in options.items() if name not in wrong}
+    if against is None:
+        _replay_prediction(subject, output, **options)
     else:
-        _replay_prediction(subject, output)
+        _backtest(subject, against, output, **options)
 
 
-def _replay_prediction(prediction_id: str, output: str) -> None:
-    raise click.UsageError(f"--against is missing: {prediction_id} {output}")
+def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
+    from mlflow_deploy_plugin.inference_log import open_log
+    from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
+    from mlflow_deploy_plugin.replay.traffic import open_traffic
+    from mlflow_deploy_plugin.settings import load_settings
+
+    log = open_log(load_settings().inference_log)
+    endpoint, table = find_request(log, prediction_id, endpoint)
+    warn_of_unreadable(log)
+    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+        traffic = open_traffic(endpoint, store.endpoint(endpoint))
+    result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
+    show_result(output, asdict(result), _lines(result, row))
+    if not result.is_equal:
+        raise click.exceptions.Exit(1)
 
 
-def _backtest(endpoint: str, against: str, output: str) -> None:
-    raise click.UsageError(f"--against {against} is not supported: {endpoint} {output}")
+def _lines(result: "Replay", row: int) -> Iterator[str]:
+    yield f"{result.endpoint}, {result.version}"
+    for output in result.outputs:
+        place = f" at {list(output.index)}" if output.index else ""
+        different = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}"
+        yield f"  {output.column}: {'equal to the bit' if output.is_equal else different}"
+    if not result.outputs:
+        yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
+    yield from _explanation_lines(result, row)
+    yield from _node_lines(result, row)
+
+
+def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
+    if isinstance(explained := result.explanation, Refused):
+        yield f"not explained: {explained.reason}"
+        return
+    values, base = explained.values[0], explained.base_values
+    # For two classes, the contributions to the first mirror the contributions to the second.
+    output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
+    total, mean = base[output] + values[:, output].sum(), f"{base[output]:.4g} over {explained.background_rows} rows"
+    yield f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
+    table = [("column", "value", "contribution")]
+    for index in (-abs(values[:, output])).argsort()[:20]:
+        name = explained.features[index].name
+        cell = str(result.inputs[name][row])[:40] if name in result.inputs else ""
+        table.append((name, cell, f"{values[index, output]:+.4g}"))
+    yield from align_columns(table)
+
+
+def _node_lines(result: "Replay", row: int) -> Iterator[str]:
+    if isinstance(result.nodes, Refused):
+        yield f"no intermediate values: {result.nodes.reason}"
+        return
+    yield f"row {row}: outputs of the graph's nodes, computed without optimization"
+    table = [("operator", "output", "type", "first values", "NaN", "infinite")]
+    for node in result.nodes:
+        first = ", ".join(map(str, node.values))[:60]
+        table.append((node.operator, node.output, node.type, first, str(node.nan), str(node.infinite)))
+    yield from align_columns(table)
+    yield f"{result.left_out:,} nodes are left out (--nodes)"
+
+
+def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
+    """Back-test a candidate on the captured rows of an endpoint."""
+    from mlflow_deploy_plugin.evaluation import downloaded_version
+    from mlflow_deploy_plugin.evaluation.model import load_version
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.registry import resolve
+    from mlflow_deploy_plugin.replay.backtest import backtest
+    from mlflow_deploy_plugin.replay.traffic import open_traffic
+
+    with usage_errors():
+        times = parse_time_range(since, until, datetime.now(UTC))
+    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+        traffic = open_traffic(name, store.endpoint(name))
+    with downloaded_version(resolve(against)) as folder:
+        report = backtest(traffic, times, load_version(folder), against, **options)
+    show_result(output, asdict(report), _backtest_lines(report))
+    warn_of_unreadable(traffic.log)
+
+
+def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
+    yield f"{report.rows:,} of {report.captured_rows:,} captured rows"
+    for version, rows in report.versions.items():
+        yield f"  {rows:,} rows were answered by {version}"
+    yield f"  disagreement: {report.disagreement:.2%} of the answers"
+    if not isnan(report.max_difference):
+        yield f"  differences: {report.mean_difference:.3g} on average, at most {report.max_difference:.3g}"
+    yield f"  refusals: {report.refused_rows:,} rows"
+    served = f"{report.served_request_us:,.0f} µs per served request with queues (median)"
+    yield f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; {served}"
+    if isinstance(quality := report.comparison, Refused):
+        yield f"  quality: {quality.reason}"
+    else:
+        yield f"  quality: {quality.describe('the captured answers', report.labelled_rows, 0.95)}"
+    for row in (*report.refused, *report.disagreeing):
+        count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
+        yield f"{count}onnxserve replay {row.prediction_id} --row {row.row}: {row.text}"

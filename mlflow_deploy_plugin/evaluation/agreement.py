@@ -9,7 +9,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.metrics import Baseline, argmax_labels
-from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, predictions_of
 from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime.feeds import Array
 
@@ -91,7 +91,7 @@ def compare_with_base(
         largest.append(float(difference.max(initial=0)))
         means.append(float(difference.mean()) if difference.size else 0.0)
         relative.append(means[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
-    ours, theirs = form.predictions(got), base.predictions(want)
+    ours, theirs = predictions_of(form.artifact, got), predictions_of(base.artifact, want)
     baseline, after = None, float("nan")
     if truth is not None:
         ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)

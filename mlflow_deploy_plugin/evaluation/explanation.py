@@ -232,7 +232,7 @@ def explain(
         inputs = {name: values for name, values in rows.items() if name != target}
         explained = take_rows(own_columns(model.artifact, inputs), positions)
         feeds = model.schema.from_columns(explained)
-        shap_values, background, evals = _contributions(model, feeds, max_evals, seed, progress)
+        shap_values, background, evals = contributions(model, feeds, max_evals, seed, progress)
         lost: list[tuple[float, float]] = []
         if labelled is not None:
             progress(f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows")
@@ -270,7 +270,7 @@ def explain(
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
 
 
-def _contributions(
+def contributions(
     model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> "tuple[RowContributions, str, int]":
     """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if

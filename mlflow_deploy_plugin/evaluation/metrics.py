@@ -39,11 +39,26 @@ class MetricComparison:
     """The difference between candidate and current version; a negative difference is worse. For `RELATIVE_METRICS`, the
     difference is a share of the current value. `low` and `high` are one-sided confidence bounds."""
 
+    metric: MetricName
     candidate: float
     current: float
     difference: float
     low: float
     high: float
+
+    def describe(self, against: str, rows: int, confidence: float) -> str:
+        """Return the comparison on `rows` rows with the version `against` as a text without an end."""
+        unit = ".1%" if self.metric in RELATIVE_METRICS else ".4f"
+        return (
+            f"{self.metric} {self.candidate:.4f} compared with {self.current:.4f} of {against}: "
+            f"{abs(self.difference):{unit}} {'worse' if self.difference < 0 else 'better'} on {rows:,} rows "
+            f"({confidence:.0%} bounds {self.low:+{unit}} and {self.high:+{unit}})"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers by their names in reports."""
+        sides = {f"{self.metric}_candidate": self.candidate, f"{self.metric}_current": self.current}
+        return sides | {"difference": self.difference, "difference_low": self.low, "difference_high": self.high}
 
 
 def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
@@ -139,7 +154,7 @@ def paired_bootstrap(
     )
     drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
     low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
-    return MetricComparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
+    return MetricComparison(metric, candidate(ones), current(ones), difference(ones), float(low), float(high))
 
 
 def _weighted_mean(values: Array) -> WeightedMetric:

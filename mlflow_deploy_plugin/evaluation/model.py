@@ -93,7 +93,7 @@ class LoadedOnnx:
         self.artifact = model.artifact
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        return self.predictions(self.outputs(rows))
+        return predictions_of(self.artifact, self.outputs(rows))
 
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
         """Return the feeds of rows, which may have additional columns, or raise SchemaMismatch."""
@@ -113,25 +113,26 @@ class LoadedOnnx:
         parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def predictions(self, outputs: Mapping[str, Array]) -> ModelPredictions:
-        artifact = self.artifact
-        by_role: dict[str, Array] = {}
-        for output in artifact.outputs:
-            values = outputs[output.name]
-            role: str = output.role
-            if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
-                is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
-                is_label = values.dtype.kind in "OUib" and values.ndim == 1
-                role = "label" if is_label else "probabilities" if is_matrix else "values"
-            by_role.setdefault(role, values)
-        probabilities = by_role.get("probabilities")
-        if probabilities is not None and probabilities.ndim != 2:
-            probabilities = None
-        label = by_role.get("label")
-        if label is not None:
-            return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-        values = _flat(outputs[(artifact.prediction or tuple(outputs))[0]])
-        return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
+
+def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
+    """Return the predictions in the outputs of a version, [N, …] by name. Some outputs may be missing."""
+    by_role: dict[str, Array] = {}
+    for output in (output for output in artifact.outputs if output.name in outputs):
+        values = outputs[output.name]
+        role: str = output.role
+        if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
+            is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
+            is_label = values.dtype.kind in "OUib" and values.ndim == 1
+            role = "label" if is_label else "probabilities" if is_matrix else "values"
+        by_role.setdefault(role, values)
+    probabilities = by_role.get("probabilities")
+    if probabilities is not None and probabilities.ndim != 2:
+        probabilities = None
+    label = by_role.get("label")
+    if label is not None:
+        return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
+    values = _flat(outputs[next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))])
+    return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
 
 
 class _LoadedPyfunc:

@@ -31,16 +31,19 @@ from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signat
 from mlflow_deploy_plugin.evaluation.metrics import default_metric
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
+from mlflow_deploy_plugin.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.replay.traffic import open_traffic
 from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.store import Store
 
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 
@@ -64,6 +67,7 @@ class _Checks:
     candidate: LoadedModel
     allows_code: bool = True
     original: str = ""
+    store: Store | None = None
     against: str = ""
     current_folder: Path | None = None
     current: LoadedModel | None = None
@@ -91,6 +95,7 @@ class _Checks:
             "robustness": self.robustness,
             **({"disturbances": self.disturbances} if self.policy.robustness.disturbances else {}),
             "budget": self.budget,
+            **({"backtest": self.backtest} if self.policy.backtest.endpoint else {}),
         }
         for name, step in steps.items():
             if ("robustness" if name == "disturbances" else name) in self.policy.skip:
@@ -222,6 +227,11 @@ class _Checks:
         (candidate,) = measure_costs([self.folder], rows, policy.batch)
         return check_budget(candidate, None, policy)
 
+    def backtest(self) -> CheckResult:
+        name = self.policy.backtest.endpoint
+        traffic = open_traffic(name, None if self.store is None else self.store.endpoint(name))
+        return check_backtest(self.candidate, traffic, self.policy)
+
     def rows(self, most: int) -> NamedArrays | None:
         if self.labelled is not None:
             return self.labelled.rows
@@ -239,6 +249,7 @@ def judge(
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
+    store: Store | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
     """Run the checks and return the verdict. An error of the version or of the policy's dataset is a failed check.
@@ -246,16 +257,13 @@ def judge(
     Args:
         current: the version to compare with, e.g. the served version; None for no comparison.
         original: the URI of the torch model that the candidate was made from; default: named by the candidate.
+        store: knows the masked columns of the back-tested endpoint; None if it is not available.
 
-    Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the dataset of the
-    policy may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
+    Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the data of the policy
+    may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
     """
     if not allowed.files:
-        evaluated, robustness = policy.evaluation.dataset, policy.robustness
-        disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
-        for name, dataset in (("evaluation", evaluated), ("robustness", disturbed)):
-            if name not in policy.skip:
-                require_mlflow_artifact(dataset)
+        require_mlflow_data(policy)
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
@@ -264,7 +272,7 @@ def judge(
         digest = combine_hashes(hash_files(folder))
         try:
             loaded = load_version(folder, allowed.code)
-            checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original)
+            checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original, store)
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:

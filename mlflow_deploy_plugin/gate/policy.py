@@ -138,6 +138,19 @@ class BudgetPolicy(_Part):
     batch: int = Field(default=64, ge=2, le=65536, description="The number of rows in the timed batch.")
 
 
+class BacktestPolicy(_Part):
+    """The captured requests on which the version must answer like the served versions."""
+
+    endpoint: str = Field(default="", description="The endpoint of the requests. Default: no back-test.")
+    window: Duration = Field(default="7d", description="The requests that were received in this time before the gate.")
+    max_disagreement: float | None = Field(
+        default=None, ge=0, le=1, description="The largest share of rows with another answer than the captured answer."
+    )
+    max_refusals: float = Field(default=0.0, ge=0, le=1, description="The largest share of rows that are refused.")
+    min_rows: int = Field(default=100, ge=1, description="With fewer captured rows, the check is skipped.")
+    max_rows: int = Field(default=100_000, ge=1, description="The maximum number of rows, chosen by their hash.")
+
+
 class ApprovalPolicy(_Part):
     """The people who must approve a version before it may enter a gated stage or alias."""
 
@@ -164,7 +177,8 @@ class GatePolicy(_Part):
     evaluation: EvaluationPolicy = EvaluationPolicy()
     robustness: RobustnessPolicy = RobustnessPolicy()
     budget: BudgetPolicy = BudgetPolicy()
-    skip: tuple[Literal["signature", "evaluation", "robustness", "budget"], ...] = Field(
+    backtest: BacktestPolicy = BacktestPolicy()
+    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = Field(
         default=(), description="Checks to skip."
     )
     seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
@@ -265,20 +279,24 @@ def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
     return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
 
 
-def require_mlflow_artifact(dataset: str) -> None:
-    """Raise InvalidConfig if a dataset is not an artifact that MLflow serves to its clients."""
-    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
-        return
-    raise InvalidConfig(
-        f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
-        "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any file"
-    )
+def require_mlflow_data(policy: GatePolicy) -> None:
+    """Raise InvalidConfig if a check reads data that is not an artifact that MLflow serves to its clients."""
+    evaluated, robustness, endpoint = policy.evaluation.dataset, policy.robustness, policy.backtest.endpoint
+    disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
+    captured = f"of requests to {endpoint}" if endpoint else ""
+    for name, dataset in (("evaluation", evaluated), ("robustness", disturbed), ("backtest", captured)):
+        if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
+            continue
+        raise InvalidConfig(
+            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
+            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data"
+        )
 
 
 @dataclass(frozen=True)
 class Permissions:
     """The permissions of a process that judges a version. With `code`, it may load versions without an ONNX form, which
-    runs their code. With `files`, it may read datasets that are not artifacts of MLflow."""
+    runs their code. With `files`, it may read the inference log, and datasets that are not artifacts of MLflow."""
 
     code: bool = True
     files: bool = True

@@ -137,7 +137,7 @@ def gate_version(
 ) -> GateRun:
     """Judge the candidate against the current version. Log and record the verdict, and set tags if `is_official`."""
     with store_or_default(store) as trail:
-        verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
+        verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original, trail)
         progress("logging the report to MLflow")
         tags = {
             GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],

@@ -5,16 +5,19 @@ response. Errors differ from MLflow's: invalid input is a 400 instead of a 5xx, 
 """
 
 import base64
+import inspect
 import io
 import json
 import logging
 import math
 import os
+import pdb
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -393,6 +396,7 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
 
 def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load the model."""
+    _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
@@ -446,6 +450,15 @@ class Scorer:
             with suppress(MlflowException):  # Each trace would repeat this warning.
                 get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
         return cls(model, artifact)
+
+    def debug(self) -> None:
+        """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators."""
+        python_model = getattr(self._model._model_impl, "python_model", None)
+        owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
+        predict = original = getattr(owner, name)
+        if inspect.ismethod(predict):
+            original = partial(inspect.unwrap(predict.__func__), predict.__self__)
+        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))  # MLflow reads the parameters of predict.
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero rows."""

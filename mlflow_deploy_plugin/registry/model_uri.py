@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import absolute_path
 
 if TYPE_CHECKING:
@@ -194,3 +194,12 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
 
 def _path_of(model_uri: str) -> str:
     return model_uri.partition(":")[2].lstrip("/").rstrip("/")
+
+
+def served_version_uri(model: str, version: str) -> str:
+    """Return the URI of the model and version in a row of the inference log. Raises NotFound if MLflow lacks them."""
+    if version.isdigit():
+        return f"models:/{model}/{version}"
+    if version.startswith("m-"):
+        return f"models:/{version}"
+    raise NotFound(f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION")

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_target
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_artifact
+from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_data
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import redact_addresses, transitions
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
@@ -103,8 +103,7 @@ def promotion_blocker(
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    is_limited = has_account and "evaluation" not in policy.skip
-    return refusal_of(partial(require_mlflow_artifact, policy.evaluation.dataset)) if is_limited else ""
+    return refusal_of(partial(require_mlflow_data, policy)) if has_account else ""
 
 
 def refusal_of(check: Callable[[], object]) -> str:

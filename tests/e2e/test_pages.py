@@ -20,6 +20,7 @@ PAGES = {
         r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
         r"^flight-delay version 2: flight-delay-2-card/model_card.html",
     ],
+    "replay.md": [r"^  prediction: equal to the bit$", r"^operator +output +type"],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
     "log.md": [
         r"^\d+ flights, [\d.]+% predicted correctly",

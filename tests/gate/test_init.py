@@ -14,7 +14,7 @@ def test_an_unknown_name_is_refused() -> None:
 def test_the_policies_are_read_without_mlflow_and_pandas() -> None:
     heavy = ("mlflow", "pandas", "numpy", "pyarrow", "sqlalchemy")
     code = (
-        "import sys; from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_artifact; "
+        "import sys; from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_data; "
         "from mlflow_deploy_plugin.gate.verdict import GateVerdict; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )

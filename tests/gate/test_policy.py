@@ -64,7 +64,7 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
     policy = parse_policy(shown, "the guide")
     assert policy == GatePolicy()
     assert "approvals: {count: 2, groups: [risk], not_author: true, valid_for: 72h}" in guide
-    for part in (policy, policy.evaluation, policy.robustness, policy.budget):
+    for part in (policy, policy.evaluation, policy.robustness, policy.budget, policy.backtest):
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 

@@ -3,13 +3,14 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
     default_endpoint_name,
     missing_folder_message,
     parse_model_uri,
     registered_meta,
+    served_version_uri,
 )
 from tests.support.refusals import refused
 
@@ -159,3 +160,10 @@ def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> Non
 def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "registered_model_meta").write_text(text)
     assert registered_meta(tmp_path) == {}
+
+
+def test_a_version_in_a_row_of_the_log_has_a_uri() -> None:
+    assert served_version_uri("flights", "7") == "models:/flights/7"
+    assert served_version_uri("flights", "m-1") == "models:/m-1"
+    with refused(NotFound, "flights", "folder"):
+        served_version_uri("flights", "folder")

@@ -4,7 +4,7 @@ import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 
 ENDPOINT, MODEL = "flights", "flight-delay"
 _segments = itertools.count(1)
@@ -73,3 +75,26 @@ class LogWriter:
         folder = self.root / LABELS / f"endpoint={endpoint}" / f"date={day}"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(labels_table(labels), folder / f"{name}.parquet")
+
+
+def write_answers(
+    writer: LogWriter, folder: Path, columns: Mapping[str, Any], start: datetime, version: str = "1"
+) -> None:
+    """Write the rows with the answers of the version in `folder`, one row per second, as if a server had answered. The
+    prediction ids are `VERSION-0`, `VERSION-1`, …"""
+    model = OnnxModel.load(folder)
+    feeds = model.schema.from_columns(columns)
+    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
+    count = len(next(iter(rows.values())))
+    captured = {name: array.tolist() if array.ndim > 1 else array for name, array in rows.items()}
+    writer.write(
+        {
+            "_event_time": [start + timedelta(seconds=row) for row in range(count)],
+            "_prediction_id": [f"{version}-{row}" for row in range(count)],
+            "_row": np.zeros(count, np.int32),
+            "_offset": np.arange(count),
+            "_latency_us": np.full(count, 900),
+            **captured,
+        },
+        version,
+    )

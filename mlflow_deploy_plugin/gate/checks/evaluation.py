@@ -55,23 +55,11 @@ def check_evaluation(
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
     compared = metrics.paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
-    figures |= {
-        f"{metric}_current": compared.current,
-        "difference": compared.difference,
-        "difference_low": compared.low,
-        "difference_high": compared.high,
-        "margin": policy.margin,
-        "confidence": policy.confidence,
-    }
-    unit = ".1%" if metric in metrics.RELATIVE_METRICS else ".4f"
-    comparison = (
-        f"{metric} {compared.candidate:.4f} compared with {compared.current:.4f} of {against}: "
-        f"{abs(compared.difference):{unit}} {'worse' if compared.difference < 0 else 'better'} on {rows:,} rows "
-        f"({policy.confidence:.0%} bounds {compared.low:+{unit}} and {compared.high:+{unit}})"
-    )
+    figures |= compared.figures() | {"margin": policy.margin, "confidence": policy.confidence}
+    comparison = compared.describe(against, rows, policy.confidence)
     if compared.low >= -policy.margin:
         return CheckResult(NAME, state, too_low or comparison, figures)
-    margin = f"{policy.margin:{unit}}"
+    margin = f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
     if compared.high < -policy.margin:
         proven = f"worse by more than the margin of {margin}"
     elif compared.difference < -policy.margin:

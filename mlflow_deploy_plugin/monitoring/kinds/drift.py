@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window, concat_tables
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
@@ -41,7 +42,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
 )
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
-from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact, with_both_names
+from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import (
     Check,
     Finding,

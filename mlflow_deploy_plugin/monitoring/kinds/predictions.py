@@ -6,7 +6,7 @@ some labels are classes that the model does not have, their rows count as wrong 
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,14 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log import InferenceLog
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded
 from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions
-from mlflow_deploy_plugin.monitoring.result import ModelVersion, WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.runtime import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text, only_answer_columns
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text
 
 NO_LABEL = -1
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
@@ -91,13 +92,6 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
     unusable = labelled - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))
-
-
-def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
-    """Return the columns; a single answer is added under both of its names, `prediction` and `output.NAME`."""
-    names = {*columns}
-    only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
-    return names | only_answer if names & only_answer else names
 
 
 class _Columns:
@@ -263,16 +257,6 @@ def as_numbers(table: pa.Table, name: str) -> Array:
         column = column.cast(pa.int8())
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     return as_floats(column) if any(test(column.type) for test in tests) else np.full(len(table), np.nan)
-
-
-def count_versions(table: pa.Table) -> dict[ModelVersion, int]:
-    """Return the number of rows by version, the most frequent version first."""
-    counted = table.select(["_model", "_version"]).group_by(["_model", "_version"]).aggregate([([], "count_all")])
-    return most_first({(row["_model"], row["_version"]): row["count_all"] for row in counted.to_pylist()})
-
-
-def most_first(counts: Mapping[ModelVersion, int]) -> dict[ModelVersion, int]:
-    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:

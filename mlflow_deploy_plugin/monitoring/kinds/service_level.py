@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.inference_log.tables import count_versions, most_first
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,
@@ -24,7 +25,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     overall_state,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, count_versions, most_first, unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
 from mlflow_deploy_plugin.runtime.feeds import Array

@@ -1,10 +1,9 @@
 """Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
 the answers. Shadow rows have the ids of the answered rows and are compared by `runtime/shadow_compare.py`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,13 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InferenceError, Refused
 from mlflow_deploy_plugin.inference_log import concat_tables
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.tables import combine_hashes, hash_texts
+from mlflow_deploy_plugin.inference_log.tables import (
+    captured_outputs,
+    combine_hashes,
+    count_versions,
+    describe_answers,
+    hash_texts,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
@@ -24,15 +29,10 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     overall_state,
     share_interval,
 )
-from mlflow_deploy_plugin.monitoring.kinds.predictions import (
-    count_versions,
-    unreadable_notes,
-    version_artifact,
-    with_both_names,
-)
+from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import Artifact, Output, compare_outputs
+from mlflow_deploy_plugin.runtime import Artifact, compare_outputs
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -152,21 +152,6 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
 
 
-def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str]) -> Artifact:
-    """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
-    Masked predictions are treated as numbers."""
-    if artifact is not None and artifact.outputs:
-        return artifact
-    outputs = []
-    for name in rows.column_names:
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            is_known = name == PREDICTION and name not in masked
-            is_label = is_known and not pa.types.is_floating(rows.column(name).type)
-            outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
-    nowhere = Path()
-    return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
-
-
 def _compare(
     answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None], masked: Sequence[str]
 ) -> _ShadowRows:
@@ -184,10 +169,10 @@ def _compare(
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
             try:
-                artifact = _described(artifact_of(*answered_version), sides[0], masked)
-                shadow = _described(artifact_of(*shadow_version), sides[1], masked)
-                outputs, shadow_outputs = _outputs(artifact, sides[0], masked), _outputs(shadow, sides[1], masked)
-                outcome = compare_outputs(artifact, outputs, shadow, shadow_outputs)
+                artifact = describe_answers(artifact_of(*answered_version), sides[0], masked)
+                shadow = describe_answers(artifact_of(*shadow_version), sides[1], masked)
+                outputs = captured_outputs(artifact, sides[0], masked)
+                outcome = compare_outputs(artifact, outputs, shadow, captured_outputs(shadow, sides[1], masked))
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(
@@ -200,36 +185,6 @@ def _compare(
 def _keys(table: pa.Table) -> Array:
     """Return a key of each row, [N] uint64: the hash of prediction id and row number."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
-
-
-def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mapping[str, Array]:
-    """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
-    are equal. Masked numbers are excluded, because they cannot be compared."""
-    hidden = with_both_names(masked, artifact)
-    arrays = {}
-    for output in artifact.outputs:
-        if output.role != "label" and OUTPUT_PREFIX + output.name in hidden:
-            continue
-        names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
-        for name in names:
-            if name in rows.column_names and not rows.column(name).null_count:
-                array = _array(rows.column(name).combine_chunks())
-                if array is not None:
-                    arrays[output.name] = array
-    return arrays
-
-
-def _array(column: pa.Array) -> Array | None:
-    """Return the column as an array, [N], or [N, …] for lists of equal length; None if the lengths differ."""
-    shape = [len(column)]
-    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-        if len(lengths) > 1:
-            return None
-        shape.append(lengths[0] or 0)
-        column = pc.list_flatten(column)
-    values: Array = column.to_numpy(zero_copy_only=False)
-    return values.reshape(shape)
 
 
 def _findings(

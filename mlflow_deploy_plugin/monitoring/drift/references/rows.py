@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.registry.model_files import download, fetch, logged_columns
+from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.runtime import read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
@@ -79,7 +80,7 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
     served = _served(state_dir, model, version)
     if served:
         return _read_sample(*_reference_of(served, shown), shown)
-    resolved = resolve(_model_uri(model, version))
+    resolved = resolve(served_version_uri(model, version))
     identity = f"{registry_address()} {resolved.identity}"
     files = FileCache(cache, ".rows", _KEPT)
     kept = files.path(hashlib.sha256(identity.encode()).hexdigest()[:32])
@@ -104,13 +105,13 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
         yield served
         return
     with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
-        yield download(resolve(_model_uri(model, version)).source, Path(temporary))
+        yield download(resolve(served_version_uri(model, version)).source, Path(temporary))
 
 
 def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
     """Return the column types in the version's signature; empty if the version is unknown."""
     try:
-        source = _served(state_dir, model, version) or resolve(_model_uri(model, version)).source
+        source = _served(state_dir, model, version) or resolve(served_version_uri(model, version)).source
         dtypes = logged_columns(str(source)).dtypes
     except (InvalidConfig, NotFound):
         return {}
@@ -124,14 +125,6 @@ def _served(state_dir: Path, model: str, version: str) -> Path | None:
             if (variant.model, variant.version) == (model, version) and variant.folder.is_dir():
                 return variant.folder
     return None
-
-
-def _model_uri(model: str, version: str) -> str:
-    if version.isdigit():
-        return f"models:/{model}/{version}"
-    if version.startswith("m-"):
-        return f"models:/{version}"
-    raise NotFound(f"model {model} version {version} is no longer served and is not in the registry")
 
 
 def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:

@@ -1,0 +1,59 @@
+"""The captured rows of an endpoint, as inputs and outputs of a version."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from mlflow_deploy_plugin.errors import InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.evaluation import NamedArrays
+from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.tables import as_array, with_both_names
+from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import CaptureSpec
+from mlflow_deploy_plugin.store import Endpoint
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The captured rows of an endpoint. By `capture`, the log lacks columns or has hashes instead of values."""
+
+    log: InferenceLog
+    endpoint: str
+    capture: CaptureSpec = field(default_factory=CaptureSpec)
+
+    def require(self, shown: str, artifact: Artifact, names: Iterable[str], present: Collection[str]) -> None:
+        """Raise InvalidConfig if rows with the columns `present` lack values of the inputs `names` of a version."""
+        optional = {column.name for column in artifact.columns if not column.required} - {*self.capture.drop}
+        missing = [
+            name for name in names if name in self.capture.mask or (name not in present and name not in optional)
+        ]
+        if missing:
+            raise InvalidConfig(
+                f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} lack or mask: change "
+                "capture.drop, capture.mask or capture.keys by `onnxserve endpoint update`, and replay later rows"
+            )
+
+    def answers(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
+        """Return the table without masked columns. A masked answer may have another name in the log."""
+        masked = with_both_names(self.capture.mask, artifact)
+        return table.drop_columns([name for name in table.column_names if name in masked])
+
+
+def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
+    """Return the traffic of an endpoint; `endpoint` is None if the store does not have it."""
+    since, capture = (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
+    return Traffic(open_log(load_settings().inference_log, since), name, capture)
+
+
+def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:
+    """Return the columns that the table has, [N] or [N, …] by name. Raises SchemaMismatch if lists differ in length."""
+    arrays = {}
+    for name in names:
+        if name in table.column_names:
+            if (array := as_array(table.column(name).combine_chunks())) is None:
+                raise SchemaMismatch(f"the lists of column {name!r} have different lengths", column=name)
+            arrays[name] = array
+    return arrays

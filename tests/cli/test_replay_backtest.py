@@ -1,0 +1,83 @@
+"""`onnxserve replay NAME --against URI`. See tests/replay for the figures."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.store import open_store
+from tests.support.classifiers import COLUMNS, labelled, write_classifier
+from tests.support.commands import said
+from tests.support.inference_log import LogWriter, write_answers
+from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
+
+ROWS = labelled(300)
+
+
+@pytest.fixture(autouse=True)
+def served(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The endpoint `flights`, whose version 1 has answered 300 rows, of which 100 have a label."""
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    writer, folder = LogWriter(tmp_path / "log"), write_classifier(tmp_path / "equal")
+    write_answers(writer, folder, {name: ROWS[name] for name in COLUMNS}, datetime(2013, 7, 1, tzinfo=UTC))
+    writer.label(*(Label(f"1-{row}", None, None, int(ROWS["label"][row]), 1) for row in range(100)))
+    write_classifier(tmp_path / "worse", (1.0, 2.0))
+    with tracking_at(new_database(tmp_path)):
+        yield
+
+
+def replay(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["replay", "flights", *arguments])
+
+
+def test_the_lines_have_all_results_and_rows_to_look_at() -> None:
+    result = replay("--window", "2013-07-01/1d", "--against", "worse")
+
+    assert result.exit_code == 0, result.output
+    assert mentions(result.stdout, "300 of 300", "flight-delay version 1", "disagreement", "accuracy")
+    assert mentions(result.stdout, "refusals: 0 rows", "100 rows", "median", "with queues")
+    assert result.stdout.count("onnxserve replay 1-") == 5
+
+
+def test_json_has_the_same_results() -> None:
+    report = json.loads(replay("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout)
+
+    assert (report["captured_rows"], report["rows"], report["disagreement"]) == (300, 200, 0)
+    assert report["comparison"]["metric"] == "f1"
+    assert report["comparison"]["candidate"] == report["comparison"]["current"]
+
+
+def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
+    assert mentions(
+        said(replay("--since", "2013-07-02", "--against", "equal")), "flights", "onnxserve log stats flights"
+    )
+    assert mentions(said(replay("--against", "models:/missing/8")), "missing")
+    assert replay("--window", "July", "--against", "equal").exit_code == 2
+
+
+def test_masked_columns_are_known_from_the_endpoint() -> None:
+    spec = EndpointSpec(
+        name="flights", variants={"main": VariantSpec(model="models:/m/1")}, capture=CaptureSpec(mask=("b",))
+    )
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", spec)
+    assert mentions(said(replay("--against", "equal")), "b", "mask", "capture.mask")
+
+
+def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/file/store.db")
+    assert mentions(said(replay("--against", "equal")), "store")
