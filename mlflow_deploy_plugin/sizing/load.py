@@ -1,0 +1,193 @@
+"""An open-loop client for HTTP: requests are sent at scheduled times, independently of the server's answers.
+
+Latency counts from the scheduled time of a request, and not from the time at which a connection was free. A server that
+stalls is therefore charged for all waiting requests (Gil Tene's "coordinated omission"). The client never sleeps,
+because waking a sleeping core of a virtual machine costs the server tens of microseconds per answer. It needs a core.
+"""
+
+import asyncio
+import gc
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import uvloop
+
+CONNECTIONS = 64
+_PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The result of a load.
+
+    Attributes:
+        latencies: [N] seconds from the scheduled time of each request to its answer, in the order of the answers;
+            infinity for a missing answer.
+        wrong: number of answers that are not right; `wrong_answer` is the first of them, with its head.
+        cpu_seconds: CPU time of the client. It is less than the elapsed time if other processes used the core.
+        busy: share of this CPU time for sending and receiving, from 0 to 1. At 1, the client is the bottleneck.
+    """
+
+    latencies: npt.NDArray[np.float64]
+    wrong: int
+    wrong_answer: bytes
+    cpu_seconds: float
+    busy: float
+
+    @property
+    def p99(self) -> float:
+        """The 99th percentile of the latencies in seconds."""
+        return float(np.quantile(self.latencies, 0.99, method="higher"))
+
+
+class Connection(asyncio.Protocol):
+    """A keep-alive connection with one request in flight. `on_answer(connection, answer)` is called for each answer.
+
+    Attributes:
+        began: the time from which the latency of the current request counts.
+    """
+
+    def __init__(self, on_answer: Callable[["Connection", bytes], None]) -> None:
+        self._on_answer = on_answer
+        self._answer = bytearray()
+        self._transport: Any = None
+        self.began = 0.0
+        self.is_closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def send(self, request: bytes, began: float) -> None:
+        self.began = began
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        length = answer_length(self._answer)
+        if length is not None and len(self._answer) >= length:
+            answer = bytes(self._answer[:length])
+            del self._answer[:length]
+            self._on_answer(self, answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_closed = True
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def answer_length(answer: bytes | bytearray) -> int | None:
+    """Return the length of the first response in the bytes; None: its head or its chunks are not complete yet."""
+    end = answer.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = bytes(answer[:end]).lower()
+    at = head.find(b"\r\ncontent-length:")
+    if at >= 0:
+        return end + 4 + int(head[at + 17 :].split(b"\r\n", 1)[0])
+    if b"transfer-encoding: chunked" not in head:
+        raise ValueError(f"a response without a length: {head[:200]!r}")
+    last = answer.find(b"0\r\n\r\n", end + 4)
+    return None if last < 0 else last + 5
+
+
+def post(path: str, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
+    """Return the bytes of a request that keeps its connection. Names of headers have underscores for hyphens."""
+    fields = {"Host": "127.0.0.1", "Content-Type": content_type, "Content-Length": str(len(body)), **headers}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def is_ok(answer: bytes) -> bool:
+    """Return True if the status of an answer is 200."""
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+async def connect(port: int, count: int, on_answer: Callable[[Connection, bytes], None]) -> list[Connection]:
+    """Open `count` connections to a server on this machine."""
+    loop = asyncio.get_running_loop()
+    opened = [await loop.create_connection(lambda: Connection(on_answer), "127.0.0.1", port) for _ in range(count)]
+    return [connection for _, connection in opened]
+
+
+def stay_awake() -> None:
+    """Let the running loop poll for answers until it ends, without ever waiting."""
+    asyncio.get_running_loop().call_soon(stay_awake)
+
+
+def random_times(rate: float, seconds: float, seed: int) -> npt.NDArray[np.float64]:
+    """Return the times of independent callers (a Poisson process): `rate` per second on average, for `seconds`."""
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds))))
+
+
+def open_loop(
+    port: int,
+    requests: Sequence[bytes],
+    times: npt.NDArray[np.float64],
+    connections: int = CONNECTIONS,
+    is_right: Callable[[bytes], bool] = is_ok,
+    cores: Collection[int] = (),
+) -> Sent:
+    """Send the requests in turn at `times` [N], in seconds after the start. Raises ConnectionError.
+
+    Args:
+        cores: the cores to which the process of this call is pinned; empty for no change.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
+    gc.collect()
+    gc.freeze()  # The collector would otherwise visit all imported modules during the load.
+    return uvloop.run(_open_loop(port, requests, times, connections, is_right))
+
+
+async def _open_loop(
+    port: int, requests: Sequence[bytes], times: npt.NDArray[np.float64], count: int, is_right: Callable[[bytes], bool]
+) -> Sent:
+    clock = time.perf_counter
+    latencies: list[float] = []
+    wrong: list[bytes] = []
+    idle: deque[Connection] = deque()
+    waiting: deque[tuple[bytes, float]] = deque()
+
+    def on_answer(connection: Connection, answer: bytes) -> None:
+        latencies.append(clock() - connection.began)
+        if not is_right(answer):
+            wrong.append(answer)
+        if waiting:
+            connection.send(*waiting.popleft())
+        else:
+            idle.append(connection)
+
+    connections = await connect(port, count, on_answer)
+    idle.extend(connections)
+    cpu_before, turns, shortest, sent = time.process_time(), 0, math.inf, 0
+    begin = now = clock()
+    due = (times + begin).tolist()
+    while sent < len(due):
+        before, now = now, clock()
+        turns, shortest = turns + 1, min(shortest, now - before if turns else math.inf)
+        while sent < len(due) and due[sent] <= now:
+            request = requests[sent % len(requests)]
+            if idle:
+                idle.popleft().send(request, due[sent])
+            else:
+                waiting.append((request, due[sent]))
+            sent += 1
+        await asyncio.sleep(0)
+    cpu_seconds = time.process_time() - cpu_before
+    stay_awake()
+    give_up = clock() + _PATIENCE_SECONDS
+    while len(latencies) < len(due) and clock() < give_up and not all(each.is_closed for each in connections):
+        await asyncio.sleep(0.01)
+    for connection in connections:
+        connection.close()
+    latencies += [math.inf] * (len(due) - len(latencies))
+    busy = max(0.0, 1 - turns * shortest / cpu_seconds) if turns > 1 else 0.0  # The shortest turn has no work.
+    return Sent(np.array(latencies), len(wrong), wrong[0] if wrong else b"", cpu_seconds, busy)
