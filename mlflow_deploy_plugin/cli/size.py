@@ -19,29 +19,24 @@ from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEAD
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.types import parse_latency
 
+_SECONDS = 10.0
+_PRICE = "Price of a {} in USD. Default: AWS Fargate, Linux on x86, us-east-1."
+
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
 @option("--rate", type=NumberRange(min=0, min_open=True), required=True, metavar="RATE", help="Requests per second.")
 @option("--p99", required=True, metavar="LATENCY", help="Largest 99th percentile of the latency: 20ms or 1.5s.")
-@option("--rows", type=click.IntRange(1), default=1, metavar="ROWS", help="Rows per request.")
+@option("--rows", type=click.IntRange(1), metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--headroom",
     type=NumberRange(0, 0.9),
-    default=HEADROOM,
     metavar="SHARE",
-    help="Share of a pod's highest rate that stays free for bursts, updates and lost pods.",
+    default=HEADROOM,
+    help="Share of a pod's highest rate that stays free for bursts and lost pods.",
 )
-@option("--seconds", type=NumberRange(1), default=10.0, metavar="SECONDS", help="Duration of each load.")
-@option(
-    "--cpu-hour-price",
-    type=NumberRange(0),
-    default=CPU_HOUR_PRICE,
-    metavar="USD",
-    help="Price of a core per hour. The default prices are from AWS Fargate, Linux on x86, us-east-1.",
-)
-@option("--gb-hour-price", type=NumberRange(0), default=GB_HOUR_PRICE, metavar="USD", help="Price of a GB per hour.")
-@option("--device", metavar="DEVICE", help="As `onnxserve serve --device`.")
+@option("--cpu-hour-price", type=NumberRange(0), metavar="USD", default=CPU_HOUR_PRICE, help=_PRICE.format("core hour"))
+@option("--gb-hour-price", type=NumberRange(0), metavar="USD", default=GB_HOUR_PRICE, help=_PRICE.format("GB hour"))
 @config_option
 @output_option
 def size(
@@ -50,54 +45,45 @@ def size(
     p99: str,
     rows: int,
     headroom: float,
-    seconds: float,
-    cpu_hour_price: float,
-    gb_hour_price: float,
-    device: str | None,
     config: tuple[str, ...],
     output: str,
+    **prices: float,
 ) -> None:
     """Measure the pods, cores and memory that a load needs.
 
-    The command serves the version on this machine, sends requests with the rows of its input example, and searches the
-    highest rate at which the 99th percentile of the latency holds. This takes one to four minutes. A pod has
-    `server.workers` workers, 1 by default. Requests are neither captured in your inference log nor sent to an endpoint.
+    The command serves the version on this machine, and searches the highest rate at which the 99th percentile of the
+    latency is at most --p99. This takes two to four minutes. The requests have the rows of the version's input example.
 
     \b
       onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms
-      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms --rows 100 -C server.workers=4 -o json
+      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C server.workers=4 -C capture.fraction=0.1
     """
     from mlflow_deploy_plugin.evaluation import downloaded_version
     from mlflow_deploy_plugin.registry import default_endpoint_name, resolve
     from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
 
     limit, changes = parse_latency(p99, "--p99"), key_values(config)
-    if device is not None:
-        changes["server.device"] = device
     spec = apply_config(new_endpoint(default_endpoint_name(model_uri), model_uri), changes)
     require_device(spec.server)
     with downloaded_version(resolve(model_uri)) as folder:
-        pod = measure_pod(spec, folder, request_bodies(folder, rows), limit, headroom, seconds, show_progress)
-    plan = plan_pods(pod, rate, rows, cpu_hour_price, gb_hour_price)
+        bodies = request_bodies(folder, rows)
+        pod = measure_pod(spec, folder, bodies, rate, limit, headroom, _SECONDS, show_progress)
+    plan = plan_pods(pod, rate, rows, headroom, prices["cpu_hour_price"], prices["gb_hour_price"])
     options = config_line({**changes, **plan.options})
     render = f"onnxserve render -n {spec.name} -m {model_uri} {options}"
     table = [
-        ("pods", f"{plan.pods:,} for {rate:,g} requests/s"),
+        ("pods", f"{plan.pods} for {rate:,g} requests/s"),
         (
             "rate per pod",
-            f"{pod.rate:,.3g} requests/s; highest {pod.highest_rate:,.3g}, of which {headroom:.0%} stay free",
+            f"{pod.rate:,.3g} requests/s; at most {pod.highest_rate:,.3g}, of which {headroom:.0%} stay free",
         ),
-        ("p99", f"{pod.p99 * 1e3:.3g} ms at the rate per pod; limit {p99}"),
-        ("server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"),
-        ("CPU per pod", f"{pod.cpus:.2f} of {pod.cores} cores"),
+        ("p99", f"{pod.p99 * 1e3:.3g} ms; limit {p99}"),
+        ("server", f"{pod.workers} workers, {pod.threads} threads, batch size {pod.max_batch_size}"),
+        ("CPU per pod", f"{pod.cpus:.2f} cores; limit {plan.cpus}"),
         ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {plan.memory_bytes / 1e6:,.0f} MB"),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
+        ("options", options),
+        ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
+        ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
     ]
-    lines = [
-        *align_columns(table),
-        "",
-        f"options: {options}",
-        f"with an autoscaler of Kubernetes: {render} {config_line(plan.hpa)} --for kubernetes",
-        f"with KEDA: {render} {config_line(plan.keda)} --for keda",
-    ]
-    show_result(output, {"pod": asdict(pod), "plan": asdict(plan)}, lines)
+    show_result(output, {"pod": asdict(pod), "plan": asdict(plan)}, align_columns(table))

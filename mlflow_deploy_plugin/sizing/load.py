@@ -1,8 +1,8 @@
-"""An open-loop client for HTTP: requests are sent at scheduled times, independently of the server's answers.
+"""An HTTP client that sends requests at scheduled times, independently of the server's answers (an open loop).
 
-Latency counts from the scheduled time of a request, and not from the time at which a connection was free. A server that
-stalls is therefore charged for all waiting requests (Gil Tene's "coordinated omission"). The client never sleeps,
-because waking a sleeping core of a virtual machine costs the server tens of microseconds per answer. It needs a core.
+Latency counts from the scheduled time, so that a server that stalls is charged for all waiting requests (Gil Tene's
+"coordinated omission"). The client needs a core and never sleeps: waking a sleeping core of a virtual machine costs the
+server tens of microseconds per answer.
 """
 
 import asyncio
@@ -19,23 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-CONNECTIONS = 64
+Times = npt.NDArray[np.float64]
 _PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Sent:
-    """The result of a load.
+    """The answers to N requests.
 
     Attributes:
-        latencies: [N] seconds from the scheduled time of each request to its answer, in the order of the answers;
-            infinity for a missing answer.
-        wrong: number of answers that are not right; `wrong_answer` is the first of them, with its head.
-        cpu_seconds: CPU time of the client. It is less than the elapsed time if other processes used the core.
-        busy: share of this CPU time for sending and receiving, from 0 to 1. At 1, the client is the bottleneck.
+        latencies: [N] seconds from the scheduled time to the answer; infinity for a missing answer.
+        wrong: the number of wrong answers, of which `wrong_answer` is the first, with its head.
+        cpu_seconds, busy: CPU time of the client, and the share of it for sending and receiving, from 0 to 1.
     """
 
-    latencies: npt.NDArray[np.float64]
+    latencies: Times
     wrong: int
     wrong_answer: bytes
     cpu_seconds: float
@@ -48,24 +46,21 @@ class Sent:
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive connection with one request in flight. `on_answer(connection, answer)` is called for each answer.
-
-    Attributes:
-        began: the time from which the latency of the current request counts.
-    """
+    """A connection with one request in flight; `on_answer(connection, answer)` is called for each answer. `begun` is
+    the time from which the latency of the request counts."""
 
     def __init__(self, on_answer: Callable[["Connection", bytes], None]) -> None:
         self._on_answer = on_answer
         self._answer = bytearray()
         self._transport: Any = None
-        self.began = 0.0
+        self.begun = 0.0
         self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def send(self, request: bytes, began: float) -> None:
-        self.began = began
+    def send(self, request: bytes, begun: float) -> None:
+        self.begun = begun
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +93,11 @@ def answer_length(answer: bytes | bytearray) -> int | None:
     return None if last < 0 else last + 5
 
 
+def is_right(answer: bytes, expected: bytes = b"") -> bool:
+    """Return True if the status of an answer is 200 and its body contains `expected`."""
+    return answer.startswith(b"HTTP/1.1 200") and expected in answer
+
+
 def post(path: str, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
     """Return the bytes of a request that keeps its connection. Names of headers have underscores for hyphens."""
     fields = {"Host": "127.0.0.1", "Content-Type": content_type, "Content-Length": str(len(body)), **headers}
@@ -105,13 +105,8 @@ def post(path: str, body: bytes, content_type: str = "application/json", **heade
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def is_ok(answer: bytes) -> bool:
-    """Return True if the status of an answer is 200."""
-    return answer.startswith(b"HTTP/1.1 200")
-
-
 async def connect(port: int, count: int, on_answer: Callable[[Connection, bytes], None]) -> list[Connection]:
-    """Open `count` connections to a server on this machine."""
+    """Open connections to a server on this machine."""
     loop = asyncio.get_running_loop()
     opened = [await loop.create_connection(lambda: Connection(on_answer), "127.0.0.1", port) for _ in range(count)]
     return [connection for _, connection in opened]
@@ -122,43 +117,35 @@ def stay_awake() -> None:
     asyncio.get_running_loop().call_soon(stay_awake)
 
 
-def random_times(rate: float, seconds: float, seed: int) -> npt.NDArray[np.float64]:
-    """Return the times of independent callers (a Poisson process): `rate` per second on average, for `seconds`."""
-    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds))))
+def random_times(rate: float, seconds: float, seed: int) -> Times:
+    """Return the sorted times of independent callers (a Poisson process) in `seconds`: `rate` per second, at least one
+    time."""
+    return np.sort(np.random.default_rng(seed).uniform(0, seconds, max(1, round(rate * seconds))))
 
 
 def open_loop(
     port: int,
     requests: Sequence[bytes],
-    times: npt.NDArray[np.float64],
-    connections: int = CONNECTIONS,
-    is_right: Callable[[bytes], bool] = is_ok,
+    times: Times,
+    connections: int,
+    expected: bytes = b"",
     cores: Collection[int] = (),
 ) -> Sent:
-    """Send the requests in turn at `times` [N], in seconds after the start. Raises ConnectionError.
-
-    Args:
-        cores: the cores to which the process of this call is pinned; empty for no change.
-    """
+    """Send the requests in turn at `times` [N], in seconds after the start. Pin this process to `cores`, if there are
+    any. Raises ConnectionError if the server does not accept connections."""
     if cores:
         os.sched_setaffinity(0, cores)
-    gc.collect()
-    gc.freeze()  # The collector would otherwise visit all imported modules during the load.
-    return uvloop.run(_open_loop(port, requests, times, connections, is_right))
+    gc.freeze()  # The garbage collector would otherwise visit all imported modules during the load.
+    return uvloop.run(_open_loop(port, requests, times, connections, expected))
 
 
-async def _open_loop(
-    port: int, requests: Sequence[bytes], times: npt.NDArray[np.float64], count: int, is_right: Callable[[bytes], bool]
-) -> Sent:
-    clock = time.perf_counter
-    latencies: list[float] = []
-    wrong: list[bytes] = []
-    idle: deque[Connection] = deque()
-    waiting: deque[tuple[bytes, float]] = deque()
+async def _open_loop(port: int, requests: Sequence[bytes], times: Times, count: int, expected: bytes) -> Sent:
+    clock, latencies, wrong = time.perf_counter, list[float](), list[bytes]()
+    idle, waiting = deque[Connection](), deque[tuple[bytes, float]]()
 
     def on_answer(connection: Connection, answer: bytes) -> None:
-        latencies.append(clock() - connection.began)
-        if not is_right(answer):
+        latencies.append(clock() - connection.begun)
+        if not is_right(answer, expected):
             wrong.append(answer)
         if waiting:
             connection.send(*waiting.popleft())
@@ -167,21 +154,19 @@ async def _open_loop(
 
     connections = await connect(port, count, on_answer)
     idle.extend(connections)
-    cpu_before, turns, shortest, sent = time.process_time(), 0, math.inf, 0
+    cpu_before, sent, turns, shortest = time.process_time(), 0, 0, math.inf
     begin = now = clock()
     due = (times + begin).tolist()
     while sent < len(due):
         before, now = now, clock()
         turns, shortest = turns + 1, min(shortest, now - before if turns else math.inf)
         while sent < len(due) and due[sent] <= now:
-            request = requests[sent % len(requests)]
-            if idle:
-                idle.popleft().send(request, due[sent])
-            else:
-                waiting.append((request, due[sent]))
+            waiting.append((requests[sent % len(requests)], due[sent]))
             sent += 1
+        while waiting and idle:
+            idle.popleft().send(*waiting.popleft())
         await asyncio.sleep(0)
-    cpu_seconds = time.process_time() - cpu_before
+    sending_seconds = time.process_time() - cpu_before
     stay_awake()
     give_up = clock() + _PATIENCE_SECONDS
     while len(latencies) < len(due) and clock() < give_up and not all(each.is_closed for each in connections):
@@ -189,5 +174,6 @@ async def _open_loop(
     for connection in connections:
         connection.close()
     latencies += [math.inf] * (len(due) - len(latencies))
-    busy = max(0.0, 1 - turns * shortest / cpu_seconds) if turns > 1 else 0.0  # The shortest turn has no work.
+    busy = max(0.0, 1 - turns * shortest / sending_seconds) if turns > 1 else 0.0  # The shortest turn sends nothing.
+    cpu_seconds = time.process_time() - cpu_before
     return Sent(np.array(latencies), len(wrong), wrong[0] if wrong else b"", cpu_seconds, busy)

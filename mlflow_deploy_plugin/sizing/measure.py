@@ -3,9 +3,9 @@
 The pod is `onnxserve serve` with all its processes, pinned to the cores of a pod. Another core sends the requests.
 """
 
-import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,138 +20,139 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from mlflow_deploy_plugin.client.rows import BODY_FORMS, dump_json, encode_json
+from mlflow_deploy_plugin.client.rows import encode_json
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotReady
-from mlflow_deploy_plugin.evaluation import known_rows
+from mlflow_deploy_plugin.evaluation import known_rows, take_rows
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes import Worker, read_log_tail
 from mlflow_deploy_plugin.processes.child import die_with_parent
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.runtime.feeds import Array, no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.sizing.load import CONNECTIONS, Sent, is_ok, open_loop, post, random_times
-from mlflow_deploy_plugin.sizing.plan import PodMeasurement
+from mlflow_deploy_plugin.sizing.load import Sent, Times, open_loop, post, random_times
+from mlflow_deploy_plugin.sizing.plan import PodMeasurement, count_pods
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import ServerState
 from mlflow_deploy_plugin.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
 
-BATCH_SIZES = (1, 8, 32)
-_GAIN = 1.1
-"""A larger batch size must increase the rate by 10 %."""
-_MOST_BODIES = 64
+_BATCH_SIZES, _GAIN = (1, 8, 32), 1.1
+"""The batch sizes to try. A larger batch size is selected if the rate increases by 10 %."""
+_MOST_BODIES, _CONNECTIONS = 64, 64
 _FIRST_REQUESTS, _FIRST_UTILIZATION, _LEAST_REQUESTS = 8, 0.2, 100
-_STEP, _RESOLUTION = 4.0, 1.04
-_SHORT = 0.3
-"""The share of the duration of a load while the rate still grows in steps."""
-_STEADY_SECONDS = 12.0
+_STEP, _RESOLUTION, _SHORT = 4.0, 1.05, 0.3
+"""The rate grows in steps of 4, with 30 % of the duration of a load. Then it is bisected to 5 %."""
+_STEADY_SECONDS = 25.0
 """The agent ships the captured rows of a busy worker every 10 s, which the CPU of a pod must include."""
 _TRIES, _DISTURBED, _CLIENT_LIMIT = 3, 0.1, 0.9
 _CALL_SECONDS, _POLL_SECONDS = 3600.0, 0.05
+_AGENT = "mlflow_deploy_plugin.agent"
 _OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
 """Fields of `server` that the measured server does not have: its client has no key and no certificate."""
 
 
 def request_bodies(folder: Path, rows: int) -> list[bytes]:
-    """Return up to 64 bodies of `/invocations` with `rows` rows each, from the input example of the version in
-    `folder`, otherwise from its reference or random numbers. Raises InvalidConfig if it has no example and no schema."""
-    artifact = read_served_artifact(folder)
-    if (folder / INPUT_EXAMPLE).is_file():
-        document = json.loads((folder / INPUT_EXAMPLE).read_bytes())
-    elif artifact.undescribed:
-        raise InvalidConfig("the model has neither an input example nor a signature: log it with input_example=…")
-    else:
-        is_pyfunc = artifact.flavor == PYTHON_FUNCTION
-        schema = pyfunc_schema(artifact) if is_pyfunc else OnnxModel.load(folder).schema
-        document = json.loads(encode_json(known_rows(artifact, schema, _MOST_BODIES)))
-    form = next((name for name in BODY_FORMS if name in document), "")
-    if not form or no_batch_dimension_reason(artifact):
-        return [dump_json(document)]
-    is_split = form == "dataframe_split"
-    table = document[form]["data"] if is_split else document[form]
-    columns = table if isinstance(table, dict) else {"": table}
-    count = min((len(values) for values in columns.values() if isinstance(values, list)), default=1)
-    bodies = []
-    for start in range(min(count, _MOST_BODIES)):
-        picked = [(start + row) % count for row in range(rows)]
-        taken = {name: [v[i] for i in picked] if isinstance(v, list) else v for name, v in columns.items()}
-        part = taken if isinstance(table, dict) else taken[""]
-        bodies.append(dump_json({**document, form: {**document[form], "data": part} if is_split else part}))
-    return bodies
+    """Return up to 64 bodies of `/invocations` with `rows` rows each: rows of the input example of the version in
+    `folder`, otherwise of its reference or random rows. A model whose input is not rows receives its example unchanged.
+    Raises InvalidConfig if the version has neither an example nor a signature."""
+    artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
+    if artifact.undescribed:
+        if not example.is_file():
+            raise InvalidConfig("the model has neither an input example nor a signature: log it with input_example=…")
+        return [example.read_bytes()]
+    schema = pyfunc_schema(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxModel.load(folder).schema
+    known = known_rows(artifact, schema, _MOST_BODIES)
+    if no_batch_dimension_reason(artifact):
+        return [encode_json(known)]
+    count = schema.count_rows(known)
+    positions = [(start + np.arange(rows)) % count for start in range(min(count, _MOST_BODIES))]
+    return [encode_json(take_rows(known, picked)) for picked in positions]
 
 
 def measure_pod(
     spec: EndpointSpec,
     folder: Path,
     bodies: Sequence[bytes],
+    rate: float,
     p99: float,
     headroom: float,
     seconds: float,
     progress: ProgressCallback,
 ) -> PodMeasurement:
-    """Measure the pod with the fewest threads that meets `p99`, and with the batch size that gives the highest rate.
+    """Search the highest rate of a pod, and measure a new pod at its share of `rate`.
 
-    The fields workers, intra_op_num_threads and max_batch_size are not changed if `spec.server` sets them.
+    The pod has the fewest threads that meet `p99`, and the batch size with the highest rate. The fields workers,
+    intra_op_num_threads and max_batch_size are not changed if `spec.server` sets them.
 
     Args:
         folder: the version's files, which the pod serves.
         bodies: bodies of `/invocations`, which are sent in turn.
+        rate: requests per second of all pods.
         p99: limit of the 99th percentile of the latency, in seconds.
-        headroom: share of the highest rate that the planned rate leaves free.
-        seconds: duration of a load.
+        headroom: share of the highest rate that stays free.
+        seconds: duration of a load in the search.
 
     Raises:
-        InvalidConfig: the version refuses its own example, no rate meets `p99`, or this machine has too few cores.
+        InvalidConfig: the version refuses its example, no rate meets `p99`, or the cores or the client do not suffice.
         NotReady: other processes disturb the measurement.
         DeploymentFailed: the server did not start.
     """
-    workers, cores = spec.server.workers, available_cores()
+    server, cores = spec.server, available_cores()
     requests = [post("/invocations", body) for body in bodies]
+    size, *larger = (server.max_batch_size,) if server.max_batch_size else _BATCH_SIZES
+    threads = server.intra_op_num_threads or 1
+    if server.workers * threads >= cores or not hasattr(os, "sched_setaffinity"):
+        raise InvalidConfig(
+            f"server.workers={server.workers} with {threads} threads each, and a client, need "
+            f"{server.workers * threads + 1} cores of a Linux machine; this machine has {cores}: use another machine"
+        )
 
-    def measure(threads: int, batch_size: int, rate: float = 0.0) -> PodMeasurement | Load:
-        """Return the figures of a pod, or the load at the first rate if its latency does not fit."""
-        if workers * threads >= cores or not hasattr(os, "sched_setaffinity"):
-            raise InvalidConfig(
-                f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores "
-                f"of a Linux machine, and this machine has {cores}: use another machine, or fewer workers"
-            )
-        fields = {"server.intra_op_num_threads": threads, "server.max_batch_size": batch_size}
-        with _started(apply_config(spec, fields), folder, requests, workers * threads) as pod:
-            load = None
+    def search(threads: int, batch_size: int, first_rate: float = 0.0) -> Load:
+        """Return the highest load that holds, or the load at the first rate if it does not hold."""
+        loads: dict[float, Load] = {}
+        with _started(spec, folder, requests, threads, batch_size) as pod:
 
             def holds(rate: float, is_growing: bool) -> bool:
-                nonlocal load
-                load = pod.load(rate, seconds * (_SHORT if is_growing else 1), p99)
+                duration = seconds * (_SHORT if is_growing else 1)
+                loads[rate] = load = pod.load(rate, max(duration, _LEAST_REQUESTS / rate), p99)
                 progress(f"batch size {batch_size}: {rate:,.1f} requests/s, p99 {load.sent.p99 * 1e3:.3g} ms")
                 return load.holds(p99)
 
-            highest = highest_rate(holds, rate or _FIRST_UTILIZATION / pod.service_seconds())
-            if not highest:
-                return load
-            rate = highest * (1 - headroom)
-            load = pod.load(rate, max(seconds, _STEADY_SECONDS), p99)
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            figures = highest, rate, load.sent.p99, load.cpus, pod.memory_bytes(), size
-            return PodMeasurement(workers, threads, batch_size, workers * threads, *figures)
+            first_rate = first_rate or _FIRST_UTILIZATION / pod.service_seconds()
+            return loads[highest_rate(holds, first_rate) or first_rate]
 
-    size, *larger = (spec.server.max_batch_size,) if spec.server.max_batch_size else BATCH_SIZES
-    threads = spec.server.intra_op_num_threads or 1
-    while isinstance(best := measure(threads, size), Load):
+    while not (best := search(threads, size)).holds(p99):
         threads *= 2
-        if spec.server.intra_op_num_threads or workers * threads >= cores:
+        if server.intra_op_num_threads or server.workers * threads >= cores:
             raise InvalidConfig(
                 f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {best.sent.p99 * 1e3:.3g} ms even at {best.rate:.2g} "
                 "requests/s; set a larger --p99, or make the model faster with `onnxserve optimize`"
             )
     for batch_size in larger:
-        larger_batches = measure(threads, batch_size, _GAIN * best.highest_rate)
-        best = best if isinstance(larger_batches, Load) else larger_batches
-    return best
+        if (load := search(threads, batch_size, _GAIN * best.rate)).holds(p99):
+            best, size = load, batch_size
+    share = rate / count_pods(rate, best.rate * (1 - headroom))
+    with _started(spec, folder, requests, threads, size) as pod:
+        load, memory = pod.load(share, max(seconds, _STEADY_SECONDS), p99), pod.memory_bytes()
+    return PodMeasurement(
+        workers=server.workers,
+        threads=threads,
+        max_batch_size=size,
+        cores=server.workers * threads,
+        highest_rate=best.rate,
+        highest_cpus=best.cpus,
+        rate=share,
+        p99=load.sent.p99,
+        cpus=load.cpus,
+        agent_cpus=load.agent_cpus,
+        memory_bytes=memory,
+        version_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    )
 
 
 def highest_rate(holds: Callable[[float, bool], bool], rate: float) -> float:
-    """Return the highest rate that holds, within 4 %, or 0 if the first `rate` does not hold. The second argument of
+    """Return the highest rate that holds, within 5 %, or 0 if the first `rate` does not hold. The second argument of
     `holds` is True while the rate still grows in large steps."""
     low, high = 0.0, math.inf
     while high > low * _RESOLUTION and (low or high == math.inf):
@@ -165,18 +166,20 @@ def highest_rate(holds: Callable[[float, bool], bool], rate: float) -> float:
 
 @dataclass(frozen=True)
 class Load:
-    """A load with `rate` requests per second. `cpus` are the CPU seconds per second of all processes of the pod."""
+    """A load of `rate` requests per second. `cpus` and `agent_cpus` are the CPU seconds per second of all processes of
+    the pod, and of its agent."""
 
     rate: float
     sent: Sent
     cpus: float
+    agent_cpus: float
 
     def holds(self, p99: float) -> bool:
         """Return True if all answers are right, and the 99th percentile of the latency is at most `p99` seconds."""
         return not self.sent.wrong and self.sent.p99 <= p99
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Pod:
     """A running server, and the client that loads it from the last of the cores."""
 
@@ -190,93 +193,105 @@ class _Pod:
         """Return the seconds of a request without other requests. Raises InvalidConfig if an answer is an error."""
         sent = self._send(np.zeros(_FIRST_REQUESTS), 1)
         if sent.wrong:
-            head, _, body = sent.wrong_answer.partition(b"\r\n\r\n")
-            status, reason = head.split(b" ", 2)[1].decode(), one_line(body.decode(errors="replace"), 300)
+            head, _, body = sent.wrong_answer.decode(errors="replace").partition("\r\n\r\n")
+            status, reason = head.split(" ", 2)[1], one_line(body, 300)
             raise InvalidConfig(f"the model answers {status} to its own example: {reason}; log a valid input_example")
         return float(sent.latencies.max()) / _FIRST_REQUESTS
 
     def load(self, rate: float, seconds: float, p99: float) -> Load:
-        """Send `rate` requests per second at random times. Repeat a load that does not hold `p99` while other processes
-        use the cores. Raises NotReady after three such loads, and InvalidConfig if the client is too slow."""
+        """Send `rate` requests per second at random times. A load that does not hold `p99` while other processes use
+        the cores is repeated. Raises NotReady after three such loads, and InvalidConfig if the client is too slow."""
         for seed in range(_TRIES):
-            cpu, busy, began = self._cpu_seconds(), self._busy_seconds(), time.monotonic()
-            sent = self._send(random_times(rate, max(seconds, _LEAST_REQUESTS / rate), seed))
+            before, began = self._seconds(), time.monotonic()
+            sent = self._send(random_times(rate, seconds, seed), _CONNECTIONS)
             elapsed = time.monotonic() - began
-            cpu = self._cpu_seconds() - cpu
-            load = Load(rate, sent, cpu / elapsed)
-            others = (self._busy_seconds() - busy - cpu - sent.cpu_seconds) / elapsed
+            cpus, agent_cpus, busy = (np.subtract(self._seconds(), before) / elapsed).tolist()
+            load, others = Load(rate, sent, cpus, agent_cpus), busy - cpus - sent.cpu_seconds / elapsed
             if load.holds(p99) or others < _DISTURBED * len(self.cores):
                 break
         else:
             raise NotReady(
-                f"other processes use {others:.1f} of the {len(self.cores)} cores that are measured: end them first"
+                f"other processes use {others:.1f} of the {len(self.cores)} cores of the measurement, which increases "
+                "the latency: end them, or use another machine"
             )
         if not load.holds(p99) and sent.busy > _CLIENT_LIMIT:
             raise InvalidConfig(
-                f"--rate: the client of this machine sends at most {rate:,.0f} requests/s, and a pod may answer more: measure a smaller pod "
+                f"the client cannot send {rate:,.0f} requests/s, which this pod may answer: measure a smaller pod "
                 "(-C server.workers=1), or more --rows per request"
             )
         return load
 
     def memory_bytes(self) -> int:
-        """Return the memory of all processes, as a container's limit counts it: shared pages and files once."""
+        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once."""
         private, files = 0, defaultdict[str, int](int)
         for process in self._processes():
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            private += int(peak[1]) * 1024 - process.memory_info().rss if peak else 0
             for part in process.memory_maps():
-                if part.path.startswith("/"):
-                    private += part.anonymous
-                    files[part.path] = max(files[part.path], part.rss - part.anonymous)
-                else:
-                    private += part.pss
+                is_file = part.path.startswith("/")
+                private += part.anonymous if is_file else part.pss
+                files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
         return private + sum(files.values())
 
-    def _send(self, times: Array, connections: int = CONNECTIONS) -> Sent:
-        arguments = self.port, self.requests, times, connections, is_ok, self.cores[-1:]
+    def _send(self, times: Times, connections: int) -> Sent:
+        arguments = self.port, self.requests, times, connections, b"", self.cores[-1:]
         return self.client.call(open_loop, *arguments, seconds=_CALL_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
-    def _cpu_seconds(self) -> float:
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self._processes()))
-
-    def _busy_seconds(self) -> float:
-        every = psutil.cpu_times(percpu=True)
-        return sum(sum(every[core]) - every[core].idle - every[core].iowait for core in self.cores)
+    def _seconds(self) -> tuple[float, float, float]:
+        """Return the CPU seconds of the pod and of its agent, and the busy seconds of the cores."""
+        pod, every = {process: sum(process.cpu_times()[:2]) for process in self._processes()}, psutil.cpu_times(True)
+        agent = sum(seconds for process, seconds in pod.items() if _AGENT in process.cmdline())
+        return sum(pod.values()), agent, sum(sum(every[i]) - every[i].idle - every[i].iowait for i in self.cores)
 
 
 @contextmanager
-def _started(spec: EndpointSpec, folder: Path, requests: Sequence[bytes], count: int) -> Iterator[_Pod]:
-    """Serve the files in `folder` with the server of `spec` on `count` cores, and yield the pod when it is ready."""
-    cores, parent = sorted(os.sched_getaffinity(0))[: count + 1], os.getpid()
+def _started(
+    spec: EndpointSpec, folder: Path, requests: Sequence[bytes], threads: int, batch_size: int
+) -> Iterator[_Pod]:
+    """Serve the files in `folder` with the server of `spec`, and yield the pod when it is ready."""
+    cores, parent = sorted(os.sched_getaffinity(0))[: spec.server.workers * threads + 1], os.getpid()
 
     def prepare() -> None:
         die_with_parent(signal.SIGTERM, parent)
         os.sched_setaffinity(0, cores[:-1])
 
-    with temporary_folder("onnxserve-size-") as state_dir, socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-        free.close()
-        local = {"server.port": port, "server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
-        (state_dir / SPEC).write_text(
-            dump_spec(apply_config(spec, {**dict.fromkeys([f"server.{name}" for name in _OF_CALLERS], ""), **local}))
-        )
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
-        command += ["--spec", str(state_dir / SPEC), "--state-dir", str(state_dir)]
+    fields = {f"server.{name}": "" for name in _OF_CALLERS} | {
+        "server.host": "127.0.0.1",
+        "server.port": port,
+        "server.intra_op_num_threads": threads,
+        "server.max_batch_size": batch_size,
+        f"variants.{spec.name}.model": str(folder),
+    }
+    with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
+        (state_dir / SPEC).write_text(dump_spec(apply_config(spec, fields)))
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", str(state_dir / SPEC)]
+        command += ["--state-dir", str(state_dir)]
+        # The captured rows must not be added to the user's inference log.
         environment = {**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""}
-        with (state_dir / LOG).open("wb") as log:
-            server = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, preexec_fn=prepare, process_group=0
-            )
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=prepare,  # noqa: PLW1509 - both calls only set attributes of the process
+            process_group=0,
+        )
         client = Worker()
         try:
             end = time.monotonic() + load_settings().ready_timeout_seconds
             while (state := read_state(state_dir / SERVER, ServerState)) is None or state.phase != "serving":
                 if server.poll() is not None or time.monotonic() > end:
-                    line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix("Error: ")
-                    raise DeploymentFailed(f"the server of the measurement did not start: {line}")
+                    raise psutil.NoSuchProcess(server.pid)
                 time.sleep(_POLL_SECONDS)
             yield _Pod(psutil.Process(server.pid), port, cores, client, requests)
+        except psutil.NoSuchProcess:
+            line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix("Error: ")
+            raise DeploymentFailed(f"the measured server is not available: {line}") from None
         finally:
             client.end()
             server.terminate()

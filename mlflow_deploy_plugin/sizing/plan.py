@@ -11,23 +11,25 @@ HEADROOM = 0.3
 """The default of `kubernetes.target_cpu_percent`, 70 %, leaves the same share of a pod free."""
 CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
-_MEMORY_MARGIN = 1.25
-_MIB = 2**20
-_MOST_PODS = 1000
+MOST_PODS = 500
+"""An autoscaler may double the pods, and an endpoint has at most 1,000."""
+_MEMORY_MARGIN, _MIB = 1.25, 2**20
+_RARE = 0.01
+"""Bursts in a smaller share of the time do not change the 99th percentile."""
 
 
 @dataclass(frozen=True)
 class PodMeasurement:
-    """One pod under load on this machine.
+    """A pod under load. The server has `workers`, `threads` (intra_op_num_threads) and `max_batch_size`.
 
     Attributes:
-        workers, threads, max_batch_size: fields of the server: `workers`, `intra_op_num_threads`, `max_batch_size`.
-        cores: the cores of the pod, to which its processes were pinned.
-        highest_rate: the highest rate of requests per second at which the 99th percentile held the limit.
-        rate: the planned rate of the pod, below `highest_rate` by the headroom, at which the next figures are measured.
+        cores: the cores of the pod.
+        highest_rate: requests per second up to which the 99th percentile of the latency is below its limit.
+        highest_cpus: CPU seconds per second of all processes at this rate.
+        rate: the pod's share of the wanted rate, at which the next figures are measured.
         p99: 99th percentile of the latency in seconds.
-        cpus: CPU seconds per second of all processes.
-        memory_bytes: the largest memory of all processes; `version_bytes` is the size of the version's files.
+        cpus, agent_cpus: CPU seconds per second of all processes, and of the agent, which ships captured rows.
+        memory_bytes: peak memory of all processes; `version_bytes` is the size of the version's files.
     """
 
     workers: int
@@ -35,26 +37,30 @@ class PodMeasurement:
     max_batch_size: int
     cores: int
     highest_rate: float
+    highest_cpus: float
     rate: float
     p99: float
     cpus: float
+    agent_cpus: float
     memory_bytes: int
     version_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The pods for a rate of requests.
+    """The pods for a rate.
 
     Attributes:
-        memory_bytes: the memory limit of a pod: 125 % of the measured memory and a second copy of the version's files
-            for each worker, because a worker loads a new version before it drops the old version.
-        cost_per_million: price of a million predicted rows at the rate.
-        options, hpa, keda: fields of the spec for `-C`: of the pods, and of each autoscaler.
+        cpus: CPU limit of a pod: its cores, and another core if the agent uses more than 1 % of a core. The agent ships
+            rows in bursts, during which a limit without this core would stop the workers.
+        memory_bytes: memory limit of a pod: 125 % of the measured memory and of another copy of the version's files per
+            worker, because a worker loads a new version before it drops the old version.
+        cost_per_million: USD per million predicted rows.
+        options, hpa, keda: fields of the spec by dotted name: of the pods, and of each autoscaler.
     """
 
     pods: int
-    cpus: float
+    cpus: int
     memory_bytes: int
     cost_per_million: float
     options: Mapping[str, object]
@@ -62,39 +68,37 @@ class Plan:
     keda: Mapping[str, object]
 
 
-def plan_pods(
-    pod: PodMeasurement,
-    rate: float,
-    rows: int = 1,
-    cpu_hour_price: float = CPU_HOUR_PRICE,
-    gb_hour_price: float = GB_HOUR_PRICE,
-) -> Plan:
-    """Return the pods for `rate` requests per second with `rows` rows each. Raises InvalidConfig for over 1,000 pods."""
-    pods = math.ceil(rate / pod.rate)
-    if pods > _MOST_PODS:
+def count_pods(rate: float, rate_per_pod: float) -> int:
+    """Return the number of pods for `rate`. Raises InvalidConfig for more than 500 pods."""
+    if (pods := math.ceil(rate / rate_per_pod)) > MOST_PODS:
         raise InvalidConfig(
-            f"--rate {rate:g}: {pods:,} pods would be needed, and {_MOST_PODS:,} pods of this machine's cores reach "
-            f"{_MOST_PODS * pod.rate:,.0f} requests/s; set a lower rate, or more workers per pod: -C server.workers=…"
+            f"--rate {rate:g} needs {pods:,} pods like the measured pod, and {MOST_PODS} pods reach "
+            f"{MOST_PODS * rate_per_pod:,.0f} requests/s: set a lower rate, or larger pods (-C server.workers=…)"
         )
+    return pods
+
+
+def plan_pods(pod: PodMeasurement, rate: float, rows: int, headroom: float, cpu_price: float, gb_price: float) -> Plan:
+    """Return the pods for `rate` requests per second with `rows` rows each, if the share `headroom` of a pod's highest
+    rate stays free. The prices are USD per core or GB and hour. Raises InvalidConfig for more than 500 pods."""
+    rate_per_pod, cpus = pod.highest_rate * (1 - headroom), pod.cores + (pod.agent_cpus > _RARE)
+    pods = count_pods(rate, rate_per_pod)
     memory = math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB) * _MIB
-    hourly = pods * (pod.cores * cpu_hour_price + memory / 1e9 * gb_hour_price)
     options = {
         "server.workers": pod.workers,
         "server.intra_op_num_threads": pod.threads,
         "server.max_batch_size": pod.max_batch_size,
-        "container.cpus": pod.cores,
+        "container.cpus": cpus,
         "container.memory_bytes": memory,
         "kubernetes.replicas": pods,
     }
-    # The autoscaler may double the pods. Its thresholds are the CPU and the rate of a pod at the planned rate.
-    most = {"kubernetes.max_replicas": min(2 * pods, _MOST_PODS)}
-    hpa = {**most, "kubernetes.target_cpu_percent": max(1, min(100, round(100 * pod.cpus / pod.cores)))}
-    keda = {
-        **most,
-        "kubernetes.requests_per_second": float(f"{pod.rate:.3g}"),
-        "kubernetes.prometheus_url": "http://prometheus:9090",
-    }
-    return Plan(pods, pod.cores, memory, hourly / (rate * rows * 3600) * 1e6, options, hpa, keda)
+    most = {"kubernetes.max_replicas": 2 * pods}
+    percent = round(100 * pod.highest_cpus * (1 - headroom) / cpus)
+    hpa = {**most, "kubernetes.target_cpu_percent": max(1, min(100, percent))}
+    prometheus = {"kubernetes.prometheus_url": "http://prometheus:9090"}
+    keda = {**most, "kubernetes.requests_per_second": float(f"{rate_per_pod:.3g}"), **prometheus}
+    cost = pods * (cpus * cpu_price + memory / 1e9 * gb_price) / (rate * rows * 3600) * 1e6
+    return Plan(pods, cpus, memory, cost, options, hpa, keda)
 
 
 def config_line(options: Mapping[str, object]) -> str:

@@ -108,7 +108,7 @@ def parse_duration(text: str, option: str) -> timedelta:
 
 
 def parse_latency(text: str, option: str) -> float:
-    """Return the seconds of a latency such as `"20ms"` or `"1.5s"`. Raise InvalidConfig for any other text, and for 0."""
+    """Return the seconds of a latency above 0 such as `"20ms"` or `"1.5s"`. Raise InvalidConfig for another text."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)", text)
     if match is None or not float(match[1]):
         raise InvalidConfig(f"{option} {text!r} cannot be read; a latency like 20ms or 1.5s, above 0, is expected")

@@ -285,7 +285,10 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp
 
     document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
     (model.artifact.folder / INPUT_EXAMPLE).write_text(json.dumps(document))
-    assert {name: values.tolist() for name, values in known_rows(model.artifact, model.schema, 3).items()} == {"a": [1.5], "b": [2.0]}
+    assert {name: values.tolist() for name, values in known_rows(model.artifact, model.schema, 3).items()} == {
+        "a": [1.5],
+        "b": [2.0],
+    }
 
 
 def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_booleans_with_floats(
