@@ -25,11 +25,11 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Sent:
-    """The answers to N requests.
+    """The answers to requests.
 
     Attributes:
-        latencies: [N] seconds from the scheduled time to the answer; infinity for a missing answer.
-        wrong: the number of wrong answers, of which `wrong_answer` is the first, with its head.
+        latencies: [answers] seconds from the scheduled time of a request to its answer.
+        wrong: the number of wrong and missing answers; `wrong_answer` is the first wrong answer, with its head.
         cpu_seconds, busy: CPU time of the client, and the share of it for sending and receiving, from 0 to 1.
     """
 
@@ -41,8 +41,8 @@ class Sent:
 
     @property
     def p99(self) -> float:
-        """The 99th percentile of the latencies in seconds."""
-        return float(np.quantile(self.latencies, 0.99, method="higher"))
+        """The 99th percentile of the latencies in seconds; infinity without answers."""
+        return float(np.quantile(self.latencies, 0.99, method="higher")) if len(self.latencies) else math.inf
 
 
 class Connection(asyncio.Protocol):
@@ -129,22 +129,27 @@ def open_loop(
     times: Times,
     connections: int,
     expected: bytes = b"",
+    p99: float = math.inf,
     cores: Collection[int] = (),
 ) -> Sent:
-    """Send the requests in turn at `times` [N], in seconds after the start. Pin this process to `cores`, if there are
-    any. Raises ConnectionError if the server does not accept connections."""
+    """Send the requests in turn at `times` [N], in seconds after the start. Stop early if more than 1 % of the N answers
+    take longer than `p99` seconds. Pin this process to `cores`, if any. Raises ConnectionError without a server."""
     if cores:
         os.sched_setaffinity(0, cores)
     gc.freeze()  # The garbage collector would otherwise visit all imported modules during the load.
-    return uvloop.run(_open_loop(port, requests, times, connections, expected))
+    return uvloop.run(_open_loop(port, requests, times, connections, expected, p99))
 
 
-async def _open_loop(port: int, requests: Sequence[bytes], times: Times, count: int, expected: bytes) -> Sent:
-    clock, latencies, wrong = time.perf_counter, list[float](), list[bytes]()
+async def _open_loop(
+    port: int, requests: Sequence[bytes], times: Times, count: int, expected: bytes, p99: float
+) -> Sent:
+    clock, latencies, wrong, slow = time.perf_counter, list[float](), list[bytes](), 0
     idle, waiting = deque[Connection](), deque[tuple[bytes, float]]()
 
     def on_answer(connection: Connection, answer: bytes) -> None:
+        nonlocal slow
         latencies.append(clock() - connection.begun)
+        slow += latencies[-1] > p99
         if not is_right(answer, expected):
             wrong.append(answer)
         if waiting:
@@ -157,7 +162,8 @@ async def _open_loop(port: int, requests: Sequence[bytes], times: Times, count: 
     cpu_before, sent, turns, shortest = time.process_time(), 0, 0, math.inf
     begin = now = clock()
     due = (times + begin).tolist()
-    while sent < len(due):
+    most_slow = math.ceil(len(due) / 100)
+    while sent < len(due) and slow <= most_slow:
         before, now = now, clock()
         turns, shortest = turns + 1, min(shortest, now - before if turns else math.inf)
         while sent < len(due) and due[sent] <= now:
@@ -169,11 +175,11 @@ async def _open_loop(port: int, requests: Sequence[bytes], times: Times, count: 
     sending_seconds = time.process_time() - cpu_before
     stay_awake()
     give_up = clock() + _PATIENCE_SECONDS
-    while len(latencies) < len(due) and clock() < give_up and not all(each.is_closed for each in connections):
+    while len(latencies) < sent and slow <= most_slow and clock() < give_up:
         await asyncio.sleep(0.01)
+    missing = sent - len(latencies) if slow <= most_slow else 0
     for connection in connections:
         connection.close()
-    latencies += [math.inf] * (len(due) - len(latencies))
     busy = max(0.0, 1 - turns * shortest / sending_seconds) if turns > 1 else 0.0  # The shortest turn sends nothing.
     cpu_seconds = time.process_time() - cpu_before
-    return Sent(np.array(latencies), len(wrong), wrong[0] if wrong else b"", cpu_seconds, busy)
+    return Sent(np.array(latencies), len(wrong) + missing, wrong[0] if wrong else b"", cpu_seconds, busy)

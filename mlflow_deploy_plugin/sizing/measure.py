@@ -194,16 +194,16 @@ class _Pod:
         sent = self._send(np.zeros(_FIRST_REQUESTS), 1)
         if sent.wrong:
             head, _, body = sent.wrong_answer.decode(errors="replace").partition("\r\n\r\n")
-            status, reason = head.split(" ", 2)[1], one_line(body, 300)
-            raise InvalidConfig(f"the model answers {status} to its own example: {reason}; log a valid input_example")
-        return float(sent.latencies.max()) / _FIRST_REQUESTS
+            answer = f"{head.split(' ', 2)[1]}: {one_line(body, 300)}" if head else "nothing within 10 s"
+            raise InvalidConfig(f"the model answers its own example with {answer}; log a valid input_example")
+        return float(sent.latencies.max()) / len(sent.latencies)
 
     def load(self, rate: float, seconds: float, p99: float) -> Load:
         """Send `rate` requests per second at random times. A load that does not hold `p99` while other processes use
         the cores is repeated. Raises NotReady after three such loads, and InvalidConfig if the client is too slow."""
         for seed in range(_TRIES):
             before, began = self._seconds(), time.monotonic()
-            sent = self._send(random_times(rate, seconds, seed), _CONNECTIONS)
+            sent = self._send(random_times(rate, seconds, seed), _CONNECTIONS, p99)
             elapsed = time.monotonic() - began
             cpus, agent_cpus, busy = (np.subtract(self._seconds(), before) / elapsed).tolist()
             load, others = Load(rate, sent, cpus, agent_cpus), busy - cpus - sent.cpu_seconds / elapsed
@@ -233,8 +233,8 @@ class _Pod:
                 files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
         return private + sum(files.values())
 
-    def _send(self, times: Times, connections: int) -> Sent:
-        arguments = self.port, self.requests, times, connections, b"", self.cores[-1:]
+    def _send(self, times: Times, connections: int, p99: float = math.inf) -> Sent:
+        arguments = self.port, self.requests, times, connections, b"", p99, self.cores[-1:]
         return self.client.call(open_loop, *arguments, seconds=_CALL_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
