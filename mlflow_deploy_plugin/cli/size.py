@@ -19,13 +19,12 @@ from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEAD
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.types import parse_latency
 
-_SECONDS = 10.0
 _PRICE = "Price of a {} in USD. Default: AWS Fargate, Linux on x86, us-east-1."
 
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--rate", type=NumberRange(min=0, min_open=True), required=True, metavar="RATE", help="Requests per second.")
+@option("--rate", type=NumberRange(1e-3, 1e9), required=True, metavar="RATE", help="Requests per second.")
 @option("--p99", required=True, metavar="LATENCY", help="Largest 99th percentile of the latency: 20ms or 1.5s.")
 @option("--rows", type=click.IntRange(1), metavar="ROWS", default=1, help="Rows per request.")
 @option(
@@ -67,7 +66,7 @@ def size(
     require_device(spec.server)
     with downloaded_version(resolve(model_uri)) as folder:
         bodies = request_bodies(folder, rows)
-        pod = measure_pod(spec, folder, bodies, rate, limit, headroom, _SECONDS, show_progress)
+        pod = measure_pod(spec, folder, bodies, rate, limit, headroom, show_progress)
     plan = plan_pods(pod, rate, rows, headroom, prices["cpu_hour_price"], prices["gb_hour_price"])
     options = config_line({**changes, **plan.options})
     render = f"onnxserve render -n {spec.name} -m {model_uri} {options}"

@@ -132,7 +132,7 @@ def open_loop(
     p99: float = math.inf,
     cores: Collection[int] = (),
 ) -> Sent:
-    """Send the requests in turn at `times` [N], in seconds after the start. Stop early if more than 1 % of the N answers
+    """Send the requests in turn at `times` [N], in seconds after the start. Stop early if more than 1 % of N answers
     take longer than `p99` seconds. Pin this process to `cores`, if any. Raises ConnectionError without a server."""
     if cores:
         os.sched_setaffinity(0, cores)

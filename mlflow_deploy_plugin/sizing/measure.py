@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from mlflow_deploy_plugin.client.rows import encode_json
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotReady
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.evaluation import known_rows, take_rows
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
@@ -43,8 +43,8 @@ _MOST_BODIES, _CONNECTIONS = 64, 64
 _FIRST_REQUESTS, _FIRST_UTILIZATION, _LEAST_REQUESTS = 8, 0.2, 100
 _STEP, _RESOLUTION, _SHORT = 4.0, 1.05, 0.3
 """The rate grows in steps of 4, with 30 % of the duration of a load. Then it is bisected to 5 %."""
-_STEADY_SECONDS = 25.0
-"""The agent ships the captured rows of a busy worker every 10 s, which the CPU of a pod must include."""
+SECONDS, STEADY_SECONDS = 10.0, 25.0
+"""The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
 _TRIES, _DISTURBED, _CLIENT_LIMIT = 3, 0.1, 0.9
 _CALL_SECONDS, _POLL_SECONDS = 3600.0, 0.05
 _AGENT = "mlflow_deploy_plugin.agent"
@@ -55,14 +55,17 @@ _OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", 
 def request_bodies(folder: Path, rows: int) -> list[bytes]:
     """Return up to 64 bodies of `/invocations` with `rows` rows each: rows of the input example of the version in
     `folder`, otherwise of its reference or random rows. A model whose input is not rows receives its example unchanged.
-    Raises InvalidConfig if the version has neither an example nor a signature."""
+    Raises InvalidConfig if the example does not fit the signature, or if nothing describes the rows."""
     artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
     if artifact.undescribed:
         if not example.is_file():
-            raise InvalidConfig("the model has neither an input example nor a signature: log it with input_example=…")
+            raise InvalidConfig("the model has no input example and no signature of rows: log it with input_example=…")
         return [example.read_bytes()]
     schema = pyfunc_schema(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxModel.load(folder).schema
-    known = known_rows(artifact, schema, _MOST_BODIES)
+    try:
+        known = known_rows(artifact, schema, _MOST_BODIES)
+    except InvalidRequest as error:
+        raise InvalidConfig(f"the model refuses its own example: {error.message}; log a valid input_example") from None
     if no_batch_dimension_reason(artifact):
         return [encode_json(known)]
     count = schema.count_rows(known)
@@ -77,7 +80,6 @@ def measure_pod(
     rate: float,
     p99: float,
     headroom: float,
-    seconds: float,
     progress: ProgressCallback,
 ) -> PodMeasurement:
     """Search the highest rate of a pod, and measure a new pod at its share of `rate`.
@@ -91,7 +93,6 @@ def measure_pod(
         rate: requests per second of all pods.
         p99: limit of the 99th percentile of the latency, in seconds.
         headroom: share of the highest rate that stays free.
-        seconds: duration of a load in the search.
 
     Raises:
         InvalidConfig: the version refuses its example, no rate meets `p99`, or the cores or the client do not suffice.
@@ -114,8 +115,9 @@ def measure_pod(
         with _started(spec, folder, requests, threads, batch_size) as pod:
 
             def holds(rate: float, is_growing: bool) -> bool:
-                duration = seconds * (_SHORT if is_growing else 1)
-                loads[rate] = load = pod.load(rate, max(duration, _LEAST_REQUESTS / rate), p99)
+                # The queue of a rate that is 5 % too high must exceed the limit at the end of the load.
+                least = max(p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
+                loads[rate] = load = pod.load(rate, max(SECONDS * (_SHORT if is_growing else 1), least), p99)
                 progress(f"batch size {batch_size}: {rate:,.1f} requests/s, p99 {load.sent.p99 * 1e3:.3g} ms")
                 return load.holds(p99)
 
@@ -134,7 +136,7 @@ def measure_pod(
             best, size = load, batch_size
     share = rate / count_pods(rate, best.rate * (1 - headroom))
     with _started(spec, folder, requests, threads, size) as pod:
-        load, memory = pod.load(share, max(seconds, _STEADY_SECONDS), p99), pod.memory_bytes()
+        load, memory = pod.load(share, STEADY_SECONDS, p99), pod.memory_bytes()
     return PodMeasurement(
         workers=server.workers,
         threads=threads,

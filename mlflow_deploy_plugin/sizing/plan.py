@@ -95,8 +95,7 @@ def plan_pods(pod: PodMeasurement, rate: float, rows: int, headroom: float, cpu_
     most = {"kubernetes.max_replicas": 2 * pods}
     percent = round(100 * pod.highest_cpus * (1 - headroom) / cpus)
     hpa = {**most, "kubernetes.target_cpu_percent": max(1, min(100, percent))}
-    prometheus = {"kubernetes.prometheus_url": "http://prometheus:9090"}
-    keda = {**most, "kubernetes.requests_per_second": float(f"{rate_per_pod:.3g}"), **prometheus}
+    keda = {**most, "kubernetes.requests_per_second": float(f"{rate_per_pod:.3g}")}
     cost = pods * (cpus * cpu_price + memory / 1e9 * gb_price) / (rate * rows * 3600) * 1e6
     return Plan(pods, cpus, memory, cost, options, hpa, keda)
 

@@ -1,0 +1,88 @@
+"""Tests of the plan for pods. See test_measure for the measurement."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.sizing.plan import MOST_PODS, Plan, PodMeasurement, config_line, plan_pods
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from tests.support.refusals import refused
+
+POD = PodMeasurement(
+    workers=1,
+    threads=2,
+    max_batch_size=8,
+    cores=2,
+    highest_rate=200.0,
+    highest_cpus=1.8,
+    rate=125.0,
+    p99=0.012,
+    cpus=1.2,
+    agent_cpus=0.002,
+    memory_bytes=300 * 2**20,
+    version_bytes=20 * 2**20,
+)
+rates = st.floats(0.001, 100_000)
+
+
+def plan(pod: PodMeasurement = POD, rate: float = 500.0, rows: int = 1, headroom: float = 0.3) -> Plan:
+    return plan_pods(pod, rate, rows, headroom, cpu_price=0.04, gb_price=0.004)
+
+
+def test_the_pods_leave_the_headroom_free() -> None:
+    assert plan(rate=280).pods == 2  # 200 requests/s per pod, of which 30 % stay free
+    assert plan(rate=281).pods == 3
+    assert plan(rate=281, headroom=0).pods == 2
+
+
+def test_the_memory_has_room_for_the_next_version() -> None:
+    assert plan().memory_bytes == 400 * 2**20  # 125 % of 300 MiB and a second copy of 20 MiB
+    assert plan(replace(POD, workers=2)).memory_bytes == 425 * 2**20
+
+
+def test_bursts_of_the_agent_get_a_core_if_they_reach_the_99th_percentile() -> None:
+    assert plan().cpus == 2
+    assert plan(replace(POD, agent_cpus=0.05)).cpus == 3
+
+
+def test_the_cost_counts_predicted_rows() -> None:
+    hourly = 4 * (2 * 0.04 + 400 * 2**20 / 1e9 * 0.004)
+    assert plan().cost_per_million == pytest.approx(hourly / (500 * 3600) * 1e6)
+    assert plan(rows=10).cost_per_million == pytest.approx(plan().cost_per_million / 10)
+
+
+def test_the_options_are_fields_of_the_spec() -> None:
+    made = plan()
+    words = shlex.split(config_line({**made.options, **made.hpa}))
+    values = dict(word.split("=", 1) for word in words if word != "-C")
+    spec = apply_config(new_endpoint("flights", "models:/flights/1"), values)
+    assert (spec.server.workers, spec.server.intra_op_num_threads, spec.server.max_batch_size) == (1, 2, 8)
+    assert (spec.container.cpus, spec.container.memory_bytes) == (2, made.memory_bytes)
+    assert (spec.kubernetes.replicas, spec.kubernetes.max_replicas) == (4, 8)
+    assert spec.kubernetes.target_cpu_percent == 63  # 1.8 of 2 cores at the highest rate, of which 30 % stay free
+    assert made.keda == {"kubernetes.max_replicas": 8, "kubernetes.requests_per_second": 140.0}
+
+
+def test_a_rate_for_too_many_pods_names_the_highest_rate() -> None:
+    assert plan(rate=140 * MOST_PODS).pods == MOST_PODS
+    with refused(InvalidConfig, "--rate", "70,000", "server.workers"):
+        plan(rate=140 * MOST_PODS + 1)
+
+
+@given(rates, rates, st.floats(0, 0.9))
+def test_more_requests_never_need_fewer_pods(one: float, other: float, headroom: float) -> None:
+    pod = replace(POD, highest_rate=1e6)
+    fewer, more = (plan(pod, rate, headroom=headroom) for rate in sorted([one, other]))
+    assert fewer.pods <= more.pods
+    assert more.pods * pod.highest_rate * (1 - headroom) >= max(one, other) * (1 - 1e-9)
+
+
+@given(st.floats(0, 0.9), st.floats(0, 0.9))
+def test_more_headroom_never_needs_fewer_pods_or_less_money(one: float, other: float) -> None:
+    less, more = (plan(headroom=headroom) for headroom in sorted([one, other]))
+    assert less.pods <= more.pods
+    assert less.cost_per_million <= more.cost_per_million
