@@ -45,7 +45,8 @@ _STEP, _RESOLUTION, _SHORT = 4.0, 1.05, 0.3
 """The rate grows in steps of 4, with 30 % of the duration of a load. Then it is bisected to 5 %."""
 SECONDS, STEADY_SECONDS = 10.0, 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
-_TRIES, _DISTURBED, _CLIENT_LIMIT = 3, 0.1, 0.9
+DISTURBED, _TRIES, _CLIENT_LIMIT = 0.1, 3, 0.9
+"""A load that fails is repeated if other processes use more than this share of the cores."""
 _CALL_SECONDS, _POLL_SECONDS = 3600.0, 0.05
 _AGENT = "mlflow_deploy_plugin.agent"
 _OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
@@ -209,7 +210,7 @@ class _Pod:
             elapsed = time.monotonic() - began
             cpus, agent_cpus, busy = (np.subtract(self._seconds(), before) / elapsed).tolist()
             load, others = Load(rate, sent, cpus, agent_cpus), busy - cpus - sent.cpu_seconds / elapsed
-            if load.holds(p99) or others < _DISTURBED * len(self.cores):
+            if load.holds(p99) or others < DISTURBED * len(self.cores):
                 break
         else:
             raise NotReady(
