@@ -1,5 +1,6 @@
 """`onnxserve size`: the pods and resources that a model needs for a rate of requests."""
 
+import shlex
 from dataclasses import asdict
 
 import click
@@ -69,7 +70,7 @@ def size(
         pod = measure_pod(spec, folder, bodies, rate, limit, headroom, show_progress)
     plan = plan_pods(pod, rate, rows, headroom, prices["cpu_hour_price"], prices["gb_hour_price"])
     options = config_line({**changes, **plan.options})
-    render = f"onnxserve render -n {spec.name} -m {model_uri} {options}"
+    render = f"onnxserve render -n {spec.name} -m {shlex.quote(model_uri)} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
         (
