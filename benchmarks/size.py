@@ -1,4 +1,4 @@
-"""Compare the figures of `onnxserve size` with a real load, for six models.
+"""Compare the figures of `onnxserve size` with a real load, for five models.
 
     .venv/bin/python benchmarks/size.py                  # as root, about fifteen minutes on two idle cores
     .venv/bin/python benchmarks/size.py --only pyfunc --rounds 3
@@ -17,7 +17,6 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import infer_signature
-from sklearn.datasets import load_breast_cancer
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -65,23 +63,17 @@ def boosting(folder: Path) -> Path:
     return models.flights(folder)[0].ours
 
 
-def forest(folder: Path) -> Path:
-    data, target = load_breast_cancer(return_X_y=True, as_frame=True)
-    trees = RandomForestClassifier(100, random_state=0).fit(data, target)
-    onnxserve.save_model(trees, folder / "forest", input_example=data.head(64))
-    return folder / "forest"
-
-
 def network(folder: Path) -> Path:
     return models.digits_cnn(folder)[0].ours
 
 
 def texts(folder: Path) -> Path:
     random = np.random.default_rng(0)
-    rows = [" ".join(random.choice(_WORDS, 40)) for _ in range(2000)]
+    rows = pd.DataFrame({"text": [" ".join(random.choice(_WORDS, 40)) for _ in range(2000)]})
     vectors = TfidfVectorizer(token_pattern="[a-zA-Z]+", ngram_range=(1, 2))
-    classifier = make_pipeline(vectors, LogisticRegression()).fit(rows, ["good film" in row for row in rows])
-    onnxserve.save_model(classifier, folder / "texts", input_example=np.array(rows[:64]))
+    steps = ColumnTransformer([("text", vectors, "text")]), LogisticRegression()
+    classifier = make_pipeline(*steps).fit(rows, rows["text"].str.contains("good film"))
+    onnxserve.save_model(classifier, folder / "texts", input_example=rows[:64])
     return folder / "texts"
 
 
@@ -93,7 +85,7 @@ def pyfunc(folder: Path) -> Path:
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
-    made.__name__: made for made in (logistic, boosting, forest, network, texts, pyfunc)
+    made.__name__: made for made in (logistic, boosting, network, texts, pyfunc)
 }
 
 
@@ -132,27 +124,34 @@ def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[by
     """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at `pod.rate`."""
     requests = [post("/invocations", body) for body in bodies]
 
-    def send(server: Server, rate: float, seconds: float, watch: Callable[[], None] = lambda: None) -> bool:
+    def send(server: Server, rate: float, seconds: float) -> bool:
         times = np.arange(round(rate * seconds)) / rate
         arguments = server.port, requests, times, 64, b"predictions", P99, [CLIENT_CORE]
-        with ThreadPoolExecutor(1) as executor:
-            future = executor.submit(lambda: client.call(open_loop, *arguments, seconds=600.0))
-            while not future.done():
-                watch()
-                time.sleep(0.2)
-        sent = future.result()
+        sent = client.call(open_loop, *arguments, seconds=600.0)
         _say(f"{name}: real load of {rate:,.0f} requests/s, p99 {sent.p99 * 1e3:.3g} ms")
         return not sent.wrong and sent.p99 <= P99
 
     client = Worker()
     with _served(folder, pod, bodies[0]) as (server, group):
-        memory, before, began = [0], group.cpu_seconds(), time.monotonic()
-        send(server, pod.rate, SECONDS, lambda: memory.append(group.memory_bytes()))
+        before, began = group.cpu_seconds(), time.monotonic()
+        send(server, pod.rate, SECONDS)
         cpus = (group.cpu_seconds() - before) / (time.monotonic() - began)
+        memory = group.peak_bytes() + _mapped_bytes(server)
     with _served(folder, pod, bodies[0]) as (server, _):
         rate = highest_rate(lambda rate, grows: send(server, rate, 3.0 if grows else 10.0), 0.5 * pod.highest_rate)
     client.end()
-    return rate, cpus, max(memory)
+    return rate, cpus, memory
+
+
+def _mapped_bytes(server: Server) -> int:
+    """Return the size of the mapped pages of files, each file once. The kernel charges them to the group that read them
+    first: on this machine another group, in a container the container."""
+    sizes: dict[str, int] = {}
+    for process in server.processes():
+        for part in process.memory_maps():
+            if part.path.startswith("/"):
+                sizes[part.path] = max(sizes.get(part.path, 0), part.rss - part.anonymous)
+    return sum(sizes.values())
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,10 @@ class _Group:
     def cpu_seconds(self) -> float:
         return int((self.folders[0] / "cpuacct.usage").read_text()) / 1e9
 
-    def memory_bytes(self) -> int:
-        """Return the memory that the kernel cannot free: without the cache of files that are not mapped."""
+    def peak_bytes(self) -> int:
+        """Return the peak of the memory without the cache of files, which the kernel frees when it needs memory."""
         stat = dict(line.split() for line in (self.folders[1] / "memory.stat").read_text().splitlines())
-        return int(stat["total_rss"]) + int(stat["total_mapped_file"])
+        return int((self.folders[1] / "memory.max_usage_in_bytes").read_text()) - int(stat["total_cache"])
 
 
 @contextmanager
