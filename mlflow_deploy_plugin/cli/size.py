@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEAD
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.types import parse_latency
 
-_PRICE = "Price of a {} in USD. Default: AWS Fargate, Linux on x86, us-east-1."
+_PRICE = "Price of a {} per hour, e.g. of AWS Fargate, Linux on x86, in us-east-1."
 
 
 @click.command()
@@ -35,8 +35,10 @@ _PRICE = "Price of a {} in USD. Default: AWS Fargate, Linux on x86, us-east-1."
     default=HEADROOM,
     help="Share of a pod's highest rate that stays free for bursts and lost pods.",
 )
-@option("--cpu-hour-price", type=NumberRange(0), metavar="USD", default=CPU_HOUR_PRICE, help=_PRICE.format("core hour"))
-@option("--gb-hour-price", type=NumberRange(0), metavar="USD", default=GB_HOUR_PRICE, help=_PRICE.format("GB hour"))
+@option("--cpu-hour-price", type=NumberRange(0), metavar="USD", default=CPU_HOUR_PRICE, help=_PRICE.format("core"))
+@option(
+    "--gb-hour-price", type=NumberRange(0), metavar="USD", default=GB_HOUR_PRICE, help=_PRICE.format("GB of memory")
+)
 @config_option
 @output_option
 def size(

@@ -137,6 +137,7 @@ def measure_pod(
             best, size = load, batch_size
     share = rate / count_pods(rate, best.rate * (1 - headroom))
     with _started(spec, folder, requests, threads, size) as pod:
+        pod.service_seconds()  # The client starts at the first call, which must not count as time without requests.
         load, memory = pod.load(share, STEADY_SECONDS, p99), pod.memory_bytes()
     return PodMeasurement(
         workers=server.workers,
