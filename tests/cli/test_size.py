@@ -19,9 +19,8 @@ def size(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["size", *arguments])
 
 
-@pytest.mark.parametrize("latency", ["0", "0ms", "20", "20 ms", "1m", "-5ms", "nan", ""])
-def test_a_latency_has_a_unit_and_is_above_0(tmp_path: Path, latency: str) -> None:
-    refusal = said(size(str(single_model(tmp_path / "model")), "--rate", "500", "--p99", latency))
+def test_a_latency_has_a_unit_and_is_above_0(tmp_path: Path) -> None:
+    refusal = said(size(str(single_model(tmp_path / "model")), "--rate", "500", "--p99", "0"))
     assert mentions(refusal, "--p99", "20ms", "1.5s")
 
 
