@@ -28,9 +28,9 @@ from tests.support.waiting import is_gone, wait_until
 FAILS = "fails (float[N,1] x) => (float[N,1] y) <int64[1] far = {9}> { y = Gather(x, far) }"
 
 
-def pod_of(folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, **config: object) -> PodMeasurement:
+def pod_of(folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, workers: int = 1) -> PodMeasurement:
     """Measure the pod for 10 requests/s. Skip the test if other processes disturb the measurement."""
-    spec = apply_config(new_endpoint("e", str(folder)), config)
+    spec = apply_config(new_endpoint("e", str(folder)), {"server.workers": workers})
     try:
         return measure_pod(spec, folder, request_bodies(folder, 1), 10.0, p99, 0.3, say)
     except NotReady as error:
@@ -89,7 +89,7 @@ def test_an_example_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_a_pod_leaves_a_core_to_the_client(tmp_path: Path) -> None:
     cores = available_cores()
     with refused(InvalidConfig, f"server.workers={cores}", str(cores + 1), str(cores)):
-        pod_of(single_model(tmp_path / "model"), **{"server.workers": cores, "server.intra_op_num_threads": 1})
+        pod_of(single_model(tmp_path / "model"), workers=cores)
 
 
 @pytest.mark.long
