@@ -77,10 +77,10 @@ def size(
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
         (
             "rate per pod",
-            f"{pod.rate:,.3g} requests/s; at most {pod.highest_rate:,.3g}, of which {headroom:.0%} stay free",
+            f"{pod.rate:,.1f} requests/s; at most {pod.highest_rate:,.1f}, of which {headroom:.0%} stay free",
         ),
         ("p99", f"{pod.p99 * 1e3:.3g} ms; limit {p99}"),
-        ("server", f"{pod.workers} workers, {pod.threads} threads, batch size {pod.max_batch_size}"),
+        ("server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"),
         ("CPU per pod", f"{pod.cpus:.2f} cores; limit {plan.cpus}"),
         ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {plan.memory_bytes / 1e6:,.0f} MB"),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
