@@ -38,7 +38,6 @@ import mlflow_deploy_plugin as onnxserve
 from benchmarks.serving import models
 from benchmarks.serving.servers import CLIENT_CORE, Server, free_port, running
 from mlflow_deploy_plugin.processes import Worker
-from mlflow_deploy_plugin.sizing import measure
 from mlflow_deploy_plugin.sizing.load import open_loop, post, random_times
 from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, request_bodies
 from mlflow_deploy_plugin.sizing.plan import PodMeasurement
@@ -93,11 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="run only these models")
     parser.add_argument("--rounds", type=int, default=1, help="rounds over all models (1)")
-    parser.add_argument(
-        "--disturbed", type=float, default=measure.DISTURBED, help="share of the cores for other jobs; 1 with priority"
-    )
     options = parser.parse_args()
-    measure.DISTURBED = options.disturbed
     ratios: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
     with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as temporary:
         folders = {name: MODELS[name](Path(temporary)) for name in options.only}
@@ -109,7 +104,7 @@ def main() -> int:
             print(
                 f"{name}: {pod.highest_rate:,.0f}/s sized, {rate:,.0f}/s real; {pod.cpus:.3f} and {cpus:.3f} cores at "
                 f"{pod.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
-                f"{pod.max_batch_size}; agent {pod.agent_cpus:.3f}",
+                f"{pod.max_batch_size}; other jobs {pod.other_cpus:.1f} cores",
                 flush=True,
             )
     print("\n| model | rate | CPU | memory |\n|---|---|---|---|")
@@ -125,7 +120,7 @@ def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[by
     requests = [post("/invocations", body) for body in bodies]
 
     def send(server: Server, rate: float, seconds: float) -> bool:
-        for seed in (100, 101):  # As in `size`, a load that fails is repeated.
+        for seed in (100, 101, 102):  # As in `size`, a load that fails is repeated.
             times = random_times(rate, seconds, seed)
             arguments = server.port, requests, times, 64, b"predictions", P99, [CLIENT_CORE]
             sent = client.call(open_loop, *arguments, seconds=600.0)

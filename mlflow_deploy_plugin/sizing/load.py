@@ -30,14 +30,11 @@ class Sent:
     Attributes:
         latencies: [answers] seconds from the scheduled time of a request to its answer.
         wrong: the number of wrong and missing answers; `wrong_answer` is the first wrong answer, with its head.
-        cpu_seconds, busy: CPU time of the client, and the share of it for sending and receiving, from 0 to 1.
     """
 
     latencies: Times
     wrong: int
     wrong_answer: bytes
-    cpu_seconds: float
-    busy: float
 
     @property
     def p99(self) -> float:
@@ -159,20 +156,16 @@ async def _open_loop(
 
     connections = await connect(port, count, on_answer)
     idle.extend(connections)
-    cpu_before, sent, turns, shortest = time.process_time(), 0, 0, math.inf
-    begin = now = clock()
-    due = (times + begin).tolist()
+    sent, due = 0, (times + clock()).tolist()
     most_slow = math.ceil(len(due) / 100)
     while sent < len(due) and slow <= most_slow:
-        before, now = now, clock()
-        turns, shortest = turns + 1, min(shortest, now - before if turns else math.inf)
+        now = clock()
         while sent < len(due) and due[sent] <= now:
             waiting.append((requests[sent % len(requests)], due[sent]))
             sent += 1
         while waiting and idle:
             idle.popleft().send(*waiting.popleft())
         await asyncio.sleep(0)
-    sending_seconds = time.process_time() - cpu_before
     stay_awake()
     give_up = clock() + _PATIENCE_SECONDS
     while len(latencies) < sent and slow <= most_slow and clock() < give_up:
@@ -180,6 +173,4 @@ async def _open_loop(
     missing = sent - len(latencies) if slow <= most_slow else 0
     for connection in connections:
         connection.close()
-    busy = max(0.0, 1 - turns * shortest / sending_seconds) if turns > 1 else 0.0  # The shortest turn sends nothing.
-    cpu_seconds = time.process_time() - cpu_before
-    return Sent(np.array(latencies), len(wrong) + missing, wrong[0] if wrong else b"", cpu_seconds, busy)
+    return Sent(np.array(latencies), len(wrong) + missing, wrong[0] if wrong else b"")

@@ -5,13 +5,11 @@ The pod is `onnxserve serve` with all its processes, pinned to the cores of a po
 
 import math
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ import numpy as np
 import psutil
 
 from mlflow_deploy_plugin.client.rows import encode_json
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, InvalidRequest, NotReady
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.evaluation import known_rows, take_rows
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
@@ -43,12 +41,11 @@ _MOST_BODIES, _CONNECTIONS = 64, 64
 _FIRST_REQUESTS, _FIRST_UTILIZATION, _LEAST_REQUESTS = 8, 0.2, 100
 _STEP, _RESOLUTION, _SHORT = 4.0, 1.05, 0.3
 """The rate grows in steps of 4, with 30 % of the duration of a load. Then it is bisected to 5 %."""
-SECONDS, STEADY_SECONDS = 10.0, 25.0
+SECONDS, STEADY_SECONDS = 6.0, 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
-DISTURBED, _TRIES, _CLIENT_LIMIT = 0.1, 2, 0.9
-"""A load that fails while other processes use more than this share of the cores does not count."""
+_TRIES = 3
+"""A load that fails is repeated, because a short disturbance by other processes must not lower the rate."""
 _CALL_SECONDS, _POLL_SECONDS = 3600.0, 0.05
-_AGENT = "mlflow_deploy_plugin.agent"
 _OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
 """Fields of `server` that the measured server does not have: its client has no key and no certificate."""
 
@@ -85,8 +82,8 @@ def measure_pod(
 ) -> PodMeasurement:
     """Search the highest rate of a pod, and measure a new pod at its share of `rate`.
 
-    The pod has the fewest threads that meet `p99`, and the batch size with the highest rate. The fields workers,
-    intra_op_num_threads and max_batch_size are not changed if `spec.server` sets them.
+    The pod has the workers and threads (by default 1) of `spec.server`, and its batch size, otherwise the batch size
+    with the highest rate.
 
     Args:
         folder: the version's files, which the pod serves.
@@ -96,45 +93,30 @@ def measure_pod(
         headroom: share of the highest rate that stays free.
 
     Raises:
-        InvalidConfig: the version refuses its example, no rate meets `p99`, or the cores or the client do not suffice.
-        NotReady: other processes disturb the measurement.
+        InvalidConfig: the version refuses its example, no rate meets `p99`, or the machine has too few cores.
         DeploymentFailed: the server did not start.
     """
     server, cores = spec.server, available_cores()
     requests = [post("/invocations", body) for body in bodies]
-    size, *larger = (server.max_batch_size,) if server.max_batch_size else _BATCH_SIZES
     threads = server.intra_op_num_threads or 1
     if server.workers * threads >= cores or not hasattr(os, "sched_setaffinity"):
         raise InvalidConfig(
             f"server.workers={server.workers} with {threads} threads each, and a client, need "
             f"{server.workers * threads + 1} cores of a Linux machine; this machine has {cores}: use another machine"
         )
-
-    def search(threads: int, batch_size: int, first_rate: float = 0.0) -> Load:
-        """Return the highest load that holds, or the load at the first rate if it does not hold."""
-        loads: dict[float, Load] = {}
+    best, size = None, 0
+    for batch_size in (server.max_batch_size,) if server.max_batch_size else _BATCH_SIZES:
         with _started(spec, folder, requests, threads, batch_size) as pod:
-
-            def holds(rate: float, is_growing: bool) -> bool:
-                # The queue of a rate that is 5 % too high must exceed the limit at the end of the load.
-                least = max(p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
-                loads[rate] = load = pod.load(rate, max(SECONDS * (_SHORT if is_growing else 1), least), p99)
-                progress(f"batch size {batch_size}: {rate:,.1f} requests/s, p99 {load.sent.p99 * 1e3:.3g} ms")
-                return load.holds(p99)
-
-            first_rate = first_rate or _FIRST_UTILIZATION / pod.service_seconds()
-            return loads[highest_rate(holds, first_rate) or first_rate]
-
-    while not (best := search(threads, size)).holds(p99):
-        threads *= 2
-        if server.intra_op_num_threads or server.workers * threads >= cores:
-            raise InvalidConfig(
-                f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {best.sent.p99 * 1e3:.3g} ms even at {best.rate:.2g} "
-                "requests/s; set a larger --p99, or make the model faster with `onnxserve optimize`"
-            )
-    for batch_size in larger:
-        if (load := search(threads, batch_size, _GAIN * best.rate)).holds(p99):
+            load = pod.highest_load(p99, _GAIN * best.rate if best else 0, progress)
+        if load.holds(p99):
             best, size = load, batch_size
+        elif best is None:
+            raise InvalidConfig(
+                f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {load.sent.p99 * 1e3:.3g} ms even at {load.rate:.2g} "
+                f"requests/s, while other processes used {load.other_cpus:.1f} cores; set a larger --p99, end other "
+                "processes, or make the model faster with `onnxserve optimize`"
+            )
+    assert best is not None  # There is at least one batch size.
     share = rate / count_pods(rate, best.rate * (1 - headroom))
     with _started(spec, folder, requests, threads, size) as pod:
         pod.service_seconds()  # The client starts at the first call, which must not count as time without requests.
@@ -149,7 +131,7 @@ def measure_pod(
         rate=share,
         p99=load.sent.p99,
         cpus=load.cpus,
-        agent_cpus=load.agent_cpus,
+        other_cpus=max(best.other_cpus, load.other_cpus),
         memory_bytes=memory,
         version_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     )
@@ -170,13 +152,13 @@ def highest_rate(holds: Callable[[float, bool], bool], rate: float) -> float:
 
 @dataclass(frozen=True)
 class Load:
-    """A load of `rate` requests per second. `cpus` and `agent_cpus` are the CPU seconds per second of all processes of
-    the pod, and of its agent."""
+    """A load of `rate` requests per second. `cpus` and `other_cpus` are the CPU seconds per second of the pod, and of
+    unrelated processes on the cores of the measurement."""
 
     rate: float
     sent: Sent
     cpus: float
-    agent_cpus: float
+    other_cpus: float
 
     def holds(self, p99: float) -> bool:
         """Return True if all answers are right, and the 99th percentile of the latency is at most `p99` seconds."""
@@ -202,55 +184,54 @@ class _Pod:
             raise InvalidConfig(f"the model answers its own example with {answer}; log a valid input_example")
         return float(sent.latencies.max()) / len(sent.latencies)
 
+    def highest_load(self, p99: float, first_rate: float, progress: ProgressCallback) -> Load:
+        """Return the highest load that holds, or the load at the first rate if it does not hold. Without `first_rate`,
+        the first rate uses a fifth of the pod."""
+        loads: dict[float, Load] = {}
+
+        def holds(rate: float, is_growing: bool) -> bool:
+            # The queue of a rate that is 5 % too high must exceed the limit at the end of the load.
+            least = max(p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
+            loads[rate] = load = self.load(rate, max(SECONDS * (_SHORT if is_growing else 1), least), p99)
+            progress(f"{rate:,.1f} requests/s: p99 {load.sent.p99 * 1e3:.3g} ms")
+            return load.holds(p99)
+
+        service_seconds = self.service_seconds()
+        first_rate = first_rate or _FIRST_UTILIZATION / service_seconds
+        return loads[highest_rate(holds, first_rate) or first_rate]
+
     def load(self, rate: float, seconds: float, p99: float) -> Load:
-        """Send `rate` requests per second at random times, and repeat a load that does not hold `p99` once. Raises
-        NotReady if other processes used the cores both times, and InvalidConfig if the client is too slow."""
-        disturbances = []
-        for seed in range(_TRIES):
+        """Send `rate` requests per second at random times, up to three times until the load holds `p99`. Return the
+        load with the lowest latency."""
+        loads: list[Load] = []
+        while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
             before, began = self._seconds(), time.monotonic()
-            sent = self._send(random_times(rate, seconds, seed), _CONNECTIONS, p99)
-            elapsed = time.monotonic() - began
-            cpus, agent_cpus, busy = (np.subtract(self._seconds(), before) / elapsed).tolist()
-            load = Load(rate, sent, cpus, agent_cpus)
-            if load.holds(p99):
-                return load
-            disturbances.append(busy - cpus - sent.cpu_seconds / elapsed)
-        if (others := min(disturbances)) > DISTURBED * len(self.cores):
-            raise NotReady(
-                f"other processes use {others:.1f} of the {len(self.cores)} cores of the measurement, which increases "
-                "the latency: end them, or use another machine"
-            )
-        if sent.busy > _CLIENT_LIMIT:
-            raise InvalidConfig(
-                f"the client cannot send {rate:,.0f} requests/s, which this pod may answer: measure a smaller pod "
-                "(-C server.workers=1), or more --rows per request"
-            )
-        return load
+            sent = self._send(random_times(rate, seconds, len(loads)), _CONNECTIONS, p99)
+            cpus, other_cpus = ((self._seconds() - before) / (time.monotonic() - began)).tolist()
+            loads.append(Load(rate, sent, cpus, max(0.0, other_cpus)))
+        return min(loads, key=lambda load: (load.sent.wrong, load.sent.p99))
 
     def memory_bytes(self) -> int:
-        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once."""
-        private, files = 0, defaultdict[str, int](int)
-        for process in self._processes():
-            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            private += int(peak[1]) * 1024 - process.memory_info().rss if peak else 0
-            for part in process.memory_maps():
-                is_file = part.path.startswith("/")
-                private += part.anonymous if is_file else part.pss
-                files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
-        return private + sum(files.values())
+        """Return the memory of all processes of the pod. A shared page counts once (its proportional set size)."""
+        return sum(process.memory_full_info().pss for process in _tree(self.process))
 
     def _send(self, times: Times, connections: int, p99: float = math.inf) -> Sent:
         arguments = self.port, self.requests, times, connections, b"", p99, self.cores[-1:]
         return self.client.call(open_loop, *arguments, seconds=_CALL_SECONDS)
 
-    def _processes(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+    def _seconds(self) -> Times:
+        """Return [2] CPU seconds: of the pod, and of the processes on its cores that this process did not start."""
+        every, pod, own = psutil.cpu_times(percpu=True), _cpu_seconds(self.process), _cpu_seconds(psutil.Process())
+        busy = sum(sum(every[core]) - every[core].idle - every[core].iowait for core in self.cores)
+        return np.array([pod, busy - own])
 
-    def _seconds(self) -> tuple[float, float, float]:
-        """Return the CPU seconds of the pod and of its agent, and the busy seconds of the cores."""
-        pod, every = {process: sum(process.cpu_times()[:2]) for process in self._processes()}, psutil.cpu_times(True)
-        agent = sum(seconds for process, seconds in pod.items() if _AGENT in process.cmdline())
-        return sum(pod.values()), agent, sum(sum(every[i]) - every[i].idle - every[i].iowait for i in self.cores)
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    return sum(sum(part.cpu_times()[:2]) for part in _tree(process))
 
 
 @contextmanager

@@ -14,8 +14,6 @@ CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 MOST_PODS = 500
 """An autoscaler may double the pods, and an endpoint has at most 1,000."""
 _MEMORY_MARGIN, _MIB = 1.25, 2**20
-_RARE = 0.01
-"""Bursts in a smaller share of the time do not change the 99th percentile."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,9 @@ class PodMeasurement:
         highest_cpus: CPU seconds per second of all processes at this rate.
         rate: the pod's share of the wanted rate, at which the next figures are measured.
         p99: 99th percentile of the latency in seconds.
-        cpus, agent_cpus: CPU seconds per second of all processes, and of the agent, which ships captured rows.
-        memory_bytes: peak memory of all processes; `version_bytes` is the size of the version's files.
+        cpus: CPU seconds per second of all processes of the pod.
+        other_cpus: CPU seconds per second that unrelated processes used on the cores of the measurement.
+        memory_bytes: memory of all processes; `version_bytes` is the size of the version's files.
     """
 
     workers: int
@@ -41,7 +40,7 @@ class PodMeasurement:
     rate: float
     p99: float
     cpus: float
-    agent_cpus: float
+    other_cpus: float
     memory_bytes: int
     version_bytes: int
 
@@ -51,8 +50,7 @@ class Plan:
     """The pods for a rate.
 
     Attributes:
-        cpus: CPU limit of a pod: its cores, and another core if the agent uses more than 1 % of a core. The agent ships
-            rows in bursts, during which a limit without this core would stop the workers.
+        cpus: CPU limit of a pod: its cores. A lower limit stops the workers during bursts.
         memory_bytes: memory limit of a pod: 125 % of the measured memory and of another copy of the version's files per
             worker, because a worker loads a new version before it drops the old version.
         cost_per_million: USD per million predicted rows.
@@ -81,7 +79,7 @@ def count_pods(rate: float, rate_per_pod: float) -> int:
 def plan_pods(pod: PodMeasurement, rate: float, rows: int, headroom: float, cpu_price: float, gb_price: float) -> Plan:
     """Return the pods for `rate` requests per second with `rows` rows each, if the share `headroom` of a pod's highest
     rate stays free. The prices are USD per core or GB and hour. Raises InvalidConfig for more than 500 pods."""
-    rate_per_pod, cpus = pod.highest_rate * (1 - headroom), pod.cores + (pod.agent_cpus > _RARE)
+    rate_per_pod, cpus = pod.highest_rate * (1 - headroom), pod.cores
     pods = count_pods(rate, rate_per_pod)
     memory = math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB) * _MIB
     options = {

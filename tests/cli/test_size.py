@@ -48,8 +48,6 @@ def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
     folder, options = str(single_model(tmp_path / "my model")), ["--rate", "50", "--p99", "100ms"]
     done = size(folder, *options, "-C", "capture.fraction=0.5", "-C", "server.max_batch_size=1")
-    if mentions(done.stderr, "other processes"):
-        pytest.skip("the latency of a pod cannot be measured on this busy machine")
     assert done.exit_code == 0, done.stderr
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     assert list(lines)[:2] == ["pods", "rate per pod"]
@@ -69,8 +67,6 @@ def test_the_plan_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
     one_size = ["-C", "server.max_batch_size=1", "--cpu-hour-price", "1", "--gb-hour-price", "0", "-o", "json"]
     done = size(str(single_model(tmp_path / "model")), "--rate", "50", "--p99", "100ms", "--rows", "4", *one_size)
-    if mentions(done.stderr, "other processes"):
-        pytest.skip("the latency of a pod cannot be measured on this busy machine")
     made = json.loads(done.stdout)
     assert made["pod"]["rate"] == 50
     assert made["plan"]["cost_per_million"] == pytest.approx(made["plan"]["cpus"] / (50 * 4 * 3600) * 1e6)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotReady
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.sizing import measure
@@ -29,12 +29,9 @@ FAILS = "fails (float[N,1] x) => (float[N,1] y) <int64[1] far = {9}> { y = Gathe
 
 
 def pod_of(folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, workers: int = 1) -> PodMeasurement:
-    """Measure the pod for 10 requests/s. Skip the test if other processes disturb the measurement."""
+    """Measure the pod for 10 requests/s."""
     spec = apply_config(new_endpoint("e", str(folder)), {"server.workers": workers})
-    try:
-        return measure_pod(spec, folder, request_bodies(folder, 1), 10.0, p99, 0.3, say)
-    except NotReady as error:
-        pytest.skip(f"the latency of a pod cannot be measured on this busy machine: {error.message}")
+    return measure_pod(spec, folder, request_bodies(folder, 1), 10.0, p99, 0.3, say)
 
 
 @given(st.floats(0.01, 1e6), st.floats(0.1, 100))
@@ -122,7 +119,7 @@ def test_a_pod_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < pod.p99 <= 0.2
     assert 0 < pod.cpus < pod.highest_cpus <= 1.1
     assert 100e6 < pod.memory_bytes < 1e9
-    assert all(mentions(line, "batch size", "p99") for line in lines)
+    assert all(mentions(line, "p99") for line in lines)
     assert not (tmp_path / "home").exists()  # The captured rows are not in the user's log.
 
 

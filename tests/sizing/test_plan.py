@@ -22,7 +22,7 @@ POD = PodMeasurement(
     rate=125.0,
     p99=0.012,
     cpus=1.2,
-    agent_cpus=0.002,
+    other_cpus=0.0,
     memory_bytes=300 * 2**20,
     version_bytes=20 * 2**20,
 )
@@ -44,9 +44,8 @@ def test_the_memory_has_room_for_the_next_version() -> None:
     assert plan(replace(POD, workers=2)).memory_bytes == 425 * 2**20
 
 
-def test_bursts_of_the_agent_get_a_core_if_they_reach_the_99th_percentile() -> None:
+def test_the_cpu_limit_is_the_cores_of_the_pod() -> None:
     assert plan().cpus == 2
-    assert plan(replace(POD, agent_cpus=0.05)).cpus == 3
 
 
 def test_the_cost_counts_predicted_rows() -> None:
