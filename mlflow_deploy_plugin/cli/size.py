@@ -16,12 +16,17 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
 )
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEADROOM, config_line, plan_pods
+from mlflow_deploy_plugin.sizing.plan import (
+    CPU_HOUR_PRICE,
+    GB_HOUR_PRICE,
+    HEADROOM,
+    NOTICEABLE_CPUS,
+    config_line,
+    plan_pods,
+)
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.types import parse_latency
 
-_NOTICEABLE = 0.1
-"""The cores of other processes above which the result has a note."""
 _PRICE = "Price of a {} per hour, e.g. of AWS Fargate, Linux on x86, in us-east-1."
 
 
@@ -90,10 +95,10 @@ def size(
         ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
         ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
     ]
-    if pod.other_cpus > _NOTICEABLE:
+    if pod.other_cpus > NOTICEABLE_CPUS:
         click.echo(
             f"Note: other processes used {pod.other_cpus:.1f} of the {pod.cores + 1} cores of the measurement; "
-            "the rate may be too low",
+            "the rate may be too low, and the latency too high",
             err=True,
         )
     show_result(output, {"pod": asdict(pod), "plan": asdict(plan)}, align_columns(table))

@@ -13,6 +13,8 @@ CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
 MOST_PODS = 500
 """An autoscaler may double the pods, and an endpoint has at most 1,000."""
+NOTICEABLE_CPUS = 0.1
+"""If other processes use more cores, the measured latency may be theirs."""
 _MEMORY_MARGIN, _MIB = 1.25, 2**20
 
 
