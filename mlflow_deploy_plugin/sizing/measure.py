@@ -5,11 +5,13 @@ The pod is `onnxserve serve` with all its processes, pinned to the cores of a po
 
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -215,8 +217,17 @@ class _Pod:
         return min(loads, key=lambda load: (load.sent.wrong, load.sent.p99))
 
     def memory_bytes(self) -> int:
-        """Return the memory of all processes of the pod. A shared page counts once (its proportional set size)."""
-        return sum(process.memory_full_info().pss for process in _tree(self.process))
+        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once. The
+        proportional set size is too small, because unrelated processes of this machine map the same libraries."""
+        private, files = 0, defaultdict[str, int](int)
+        for process in _tree(self.process):
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            private += int(peak[1]) * 1024 - process.memory_info().rss if peak else 0
+            for part in process.memory_maps():
+                is_file = part.path.startswith("/")
+                private += part.anonymous if is_file else part.pss
+                files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
+        return private + sum(files.values())
 
     def _send(self, times: Times, connections: int, p99: float = math.inf) -> Sent:
         arguments = self.port, self.requests, times, connections, b"", p99, self.cores[-1:]

@@ -30,7 +30,7 @@ class PodMeasurement:
         p99: 99th percentile of the latency in seconds.
         cpus: CPU seconds per second of all processes of the pod.
         other_cpus: CPU seconds per second that unrelated processes used on the cores of the measurement.
-        memory_bytes: memory of all processes; `version_bytes` is the size of the version's files.
+        memory_bytes: peak memory of all processes; `version_bytes` is the size of the version's files.
     """
 
     workers: int
