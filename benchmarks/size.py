@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, reque
 from mlflow_deploy_plugin.sizing.plan import PodMeasurement
 from mlflow_deploy_plugin.spec import new_endpoint
 
-RATE, P99, HEADROOM, SECONDS = 2000.0, 0.02, 0.3, 25.0
+RATE, P99, SECONDS = 2000.0, 0.02, 25.0
 _WORDS = ["good", "bad", "fine", "awful", "great", "poor", "nice", "ugly", "excellent", "terrible", "film", "plot"]
 
 
@@ -98,13 +98,14 @@ def main() -> int:
         folders = {name: MODELS[name](Path(temporary)) for name in options.only}
         for name, folder in [*folders.items()] * options.rounds:
             bodies, spec = request_bodies(folder, 1), new_endpoint(name, str(folder))
-            pod = measure_pod(spec, folder, bodies, RATE, P99, HEADROOM, _say)
+            pod = measure_pod(spec, folder, bodies, RATE, P99, _say)
             rate, cpus, memory = _real_load(name, folder, pod, bodies)
-            ratios[name].append((pod.highest_rate / rate, pod.cpus / cpus, pod.memory_bytes / memory))
+            planned = pod.planned
+            ratios[name].append((pod.highest.rate / rate, planned.cpus / cpus, pod.memory_bytes / memory))
             print(
-                f"{name}: {pod.highest_rate:,.0f}/s sized, {rate:,.0f}/s real; {pod.cpus:.3f} and {cpus:.3f} cores at "
-                f"{pod.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
-                f"{pod.max_batch_size}; other jobs {pod.other_cpus:.1f} cores",
+                f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} and {cpus:.3f} cores at "
+                f"{planned.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
+                f"{pod.max_batch_size}; other jobs {planned.other_cpus:.1f} cores",
                 flush=True,
             )
     print("\n| model | rate | CPU | memory |\n|---|---|---|---|")
@@ -116,27 +117,27 @@ def main() -> int:
 
 
 def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[bytes]) -> tuple[float, float, int]:
-    """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at `pod.rate`."""
+    """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at `pod.planned.rate`."""
     requests = [post("/invocations", body) for body in bodies]
 
     def send(server: Server, rate: float, seconds: float) -> bool:
         for seed in (100, 101, 102):  # As in `size`, a load that fails is repeated.
             times = random_times(rate, seconds, seed)
-            arguments = server.port, requests, times, 64, b"predictions", P99, [CLIENT_CORE]
-            sent = client.call(open_loop, *arguments, seconds=600.0)
-            _say(f"{name}: real load of {rate:,.0f} requests/s, p99 {sent.p99 * 1e3:.3g} ms")
-            if not sent.wrong and sent.p99 <= P99:
+            p99, error = client.call(open_loop, server.port, requests, times, seconds=600.0)
+            _say(f"{name}: real load of {rate:,.0f} requests/s, p99 {p99 * 1e3:.3g} ms {error}")
+            if not error and p99 <= P99:
                 return True
         return False
 
     client = Worker()
+    client.call(os.sched_setaffinity, 0, [CLIENT_CORE], seconds=60.0)
     with _served(folder, pod, bodies[0]) as (server, group):
         before, began = group.cpu_seconds(), time.monotonic()
-        send(server, pod.rate, SECONDS)
+        send(server, pod.planned.rate, SECONDS)
         cpus = (group.cpu_seconds() - before) / (time.monotonic() - began)
         memory = group.peak_bytes() + _mapped_bytes(server)
     with _served(folder, pod, bodies[0]) as (server, _):
-        rate = highest_rate(lambda rate, grows: send(server, rate, 3.0 if grows else 10.0), 0.5 * pod.highest_rate)
+        rate = highest_rate(lambda rate: send(server, rate, 5.0), 0.5 * pod.highest.rate)
     client.end()
     return rate, cpus, memory
 

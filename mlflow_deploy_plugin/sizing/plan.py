@@ -8,81 +8,85 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 HEADROOM = 0.3
-"""The default of `kubernetes.target_cpu_percent`, 70 %, leaves the same share of a pod free."""
+"""The share of a pod's highest rate that stays free for bursts and lost pods: Kubernetes' autoscalers aim at 70 %."""
 CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
 MOST_PODS = 500
 """An autoscaler may double the pods, and an endpoint has at most 1,000."""
-NOTICEABLE_CPUS = 0.1
-"""If other processes use more cores, the measured latency may be theirs."""
 _MEMORY_MARGIN, _MIB = 1.25, 2**20
 
 
 @dataclass(frozen=True)
-class PodMeasurement:
-    """A pod under load. The server has `workers`, `threads` (intra_op_num_threads) and `max_batch_size`.
+class Load:
+    """A load of `rate` requests per second. `p99` is the 99th percentile of the latency in seconds, and `error` the
+    first wrong answer. `cpus` and `other_cpus` are the cores that the pod and other processes of this machine used."""
 
-    Attributes:
-        cores: the cores of the pod.
-        highest_rate: requests per second up to which the 99th percentile of the latency is below its limit.
-        highest_cpus: CPU seconds per second of all processes at this rate.
-        rate: the pod's share of the wanted rate, at which the next figures are measured.
-        p99: 99th percentile of the latency in seconds.
-        cpus: CPU seconds per second of all processes of the pod.
-        other_cpus: CPU seconds per second that unrelated processes used on the cores of the measurement.
-        memory_bytes: peak memory of all processes; `version_bytes` is the size of the version's files.
-    """
+    rate: float
+    p99: float
+    error: str
+    cpus: float
+    other_cpus: float
+
+    def holds(self, p99: float) -> bool:
+        """Return True if all answers are right, and the 99th percentile of the latency is at most `p99` seconds."""
+        return not self.error and self.p99 <= p99
+
+    def require(self, p99: float) -> None:
+        """Raise InvalidConfig if the load does not hold `p99`."""
+        if self.error:
+            raise InvalidConfig(f"the model answers its own example with {self.error}; log a valid input_example")
+        if self.p99 > p99:
+            raise InvalidConfig(
+                f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {self.p99 * 1e3:.3g} ms at {self.rate:.3g} requests/s "
+                f"(other processes used {self.other_cpus:.1f} cores); set a larger --p99, or try `onnxserve optimize`"
+            )
+
+
+@dataclass(frozen=True)
+class PodMeasurement:
+    """A pod under load, with `threads` (intra_op_num_threads) per worker. `highest` is the load with the highest rate
+    that holds, and `planned` the load at the pod's share of the wanted rate. `memory_bytes` is the memory of all
+    processes after this load, and `version_bytes` the size of the version's files."""
 
     workers: int
     threads: int
     max_batch_size: int
-    cores: int
-    highest_rate: float
-    highest_cpus: float
-    rate: float
-    p99: float
-    cpus: float
-    other_cpus: float
+    highest: Load
+    planned: Load
     memory_bytes: int
     version_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The pods for a rate.
-
-    Attributes:
-        cpus: CPU limit of a pod: its cores. A lower limit stops the workers during bursts.
-        memory_bytes: memory limit of a pod: 125 % of the measured memory and of another copy of the version's files per
-            worker, because a worker loads a new version before it drops the old version.
-        cost_per_million: USD per million predicted rows.
-        options, hpa, keda: fields of the spec by dotted name: of the pods, and of each autoscaler.
-    """
+    """The pods for a rate, and their cost in USD per million predicted rows. `options` are fields of the spec by dotted
+    name; `hpa` and `keda` are further fields for an autoscaler."""
 
     pods: int
-    cpus: int
-    memory_bytes: int
     cost_per_million: float
-    options: Mapping[str, object]
-    hpa: Mapping[str, object]
-    keda: Mapping[str, object]
+    options: Mapping[str, float]
+    hpa: Mapping[str, float]
+    keda: Mapping[str, float]
 
 
-def count_pods(rate: float, rate_per_pod: float) -> int:
-    """Return the number of pods for `rate`. Raises InvalidConfig for more than 500 pods."""
+def count_pods(rate: float, highest_rate: float) -> int:
+    """Return the number of pods for `rate`, with headroom. Raises InvalidConfig for more than 500 pods."""
+    rate_per_pod = highest_rate * (1 - HEADROOM)
     if (pods := math.ceil(rate / rate_per_pod)) > MOST_PODS:
         raise InvalidConfig(
-            f"--rate {rate:g} needs {pods:,} pods like the measured pod, and {MOST_PODS} pods reach "
-            f"{MOST_PODS * rate_per_pod:,.0f} requests/s: set a lower rate, or larger pods (-C server.workers=…)"
+            f"--rate {rate:g} needs {pods:,} pods like the measured pod; set a rate of at most "
+            f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C server.workers=…)"
         )
     return pods
 
 
-def plan_pods(pod: PodMeasurement, rate: float, rows: int, headroom: float, cpu_price: float, gb_price: float) -> Plan:
-    """Return the pods for `rate` requests per second with `rows` rows each, if the share `headroom` of a pod's highest
-    rate stays free. The prices are USD per core or GB and hour. Raises InvalidConfig for more than 500 pods."""
-    rate_per_pod, cpus = pod.highest_rate * (1 - headroom), pod.cores
-    pods = count_pods(rate, rate_per_pod)
+def plan_pods(pod: PodMeasurement, rate: float, rows: int, cpu_hour_price: float, gb_hour_price: float) -> Plan:
+    """Return the pods for `rate` requests per second with `rows` rows each. Raises InvalidConfig above 500 pods.
+
+    The CPU limit is the cores of the pod, because a lower limit stops the workers during bursts. The memory limit is
+    125 % of the measured memory and of a copy of the version's files per worker, for the load of the next version.
+    """
+    pods, cpus = count_pods(rate, pod.highest.rate), pod.workers * pod.threads
     memory = math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB) * _MIB
     options = {
         "server.workers": pod.workers,
@@ -92,12 +96,12 @@ def plan_pods(pod: PodMeasurement, rate: float, rows: int, headroom: float, cpu_
         "container.memory_bytes": memory,
         "kubernetes.replicas": pods,
     }
-    most = {"kubernetes.max_replicas": 2 * pods}
-    percent = round(100 * pod.highest_cpus * (1 - headroom) / cpus)
-    hpa = {**most, "kubernetes.target_cpu_percent": max(1, min(100, percent))}
-    keda = {**most, "kubernetes.requests_per_second": float(f"{rate_per_pod:.3g}")}
-    cost = pods * (cpus * cpu_price + memory / 1e9 * gb_price) / (rate * rows * 3600) * 1e6
-    return Plan(pods, cpus, memory, cost, options, hpa, keda)
+    percent = max(1, round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus))
+    hpa = {"kubernetes.max_replicas": 2 * pods, "kubernetes.target_cpu_percent": percent}
+    rate_per_pod = float(f"{pod.highest.rate * (1 - HEADROOM):.3g}")
+    keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}
+    cost = pods * (cpus * cpu_hour_price + memory / 1e9 * gb_hour_price) / (rate * rows * 3600) * 1e6
+    return Plan(pods, cost, options, hpa, keda)
 
 
 def config_line(options: Mapping[str, object]) -> str:

@@ -68,5 +68,5 @@ def test_the_plan_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     one_size = ["-C", "server.max_batch_size=1", "--cpu-hour-price", "1", "--gb-hour-price", "0", "-o", "json"]
     done = size(str(single_model(tmp_path / "model")), "--rate", "50", "--p99", "100ms", "--rows", "4", *one_size)
     made = json.loads(done.stdout)
-    assert made["pod"]["rate"] == 50
-    assert made["plan"]["cost_per_million"] == pytest.approx(made["plan"]["cpus"] / (50 * 4 * 3600) * 1e6)
+    assert made["pod"]["planned"]["rate"] == 50
+    assert made["plan"]["cost_per_million"] == pytest.approx(1 / (50 * 4 * 3600) * 1e6)
