@@ -1,15 +1,17 @@
 """Compare the figures of `onnxserve size` with a real load, for five models.
 
-    .venv/bin/python benchmarks/size.py                  # as root, about fifteen minutes on two idle cores
+    .venv/bin/python benchmarks/size.py                  # as root, about twenty minutes on two idle cores
     .venv/bin/python benchmarks/size.py --only pyfunc --rounds 3
 
-Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms. Then it starts `onnxserve serve` with the
-resulting options on one core, sends the rate of a pod for 25 s, and bisects the highest rate that meets 20 ms. The
-requests have other random times than those of `size`, and the kernel measures CPU and memory in a cgroup of the server.
+Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms, with batch size 1 to save time. Then it
+starts `onnxserve serve` with the resulting options on one core, sends the rate of a pod for 25 s, and bisects the
+highest rate that meets 20 ms. The requests have other random times than those of `size`, and the kernel measures CPU
+and memory in a cgroup of the server.
 A ratio is sized ÷ real, the median of the rounds.
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -43,7 +45,7 @@ from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, reque
 from mlflow_deploy_plugin.sizing.plan import PodMeasurement
 from mlflow_deploy_plugin.spec import new_endpoint
 
-RATE, P99, SECONDS = 2000.0, 0.02, 25.0
+RATE, P99, SECONDS, BATCH_SIZE = 2000.0, 0.02, 25.0, {"server.max_batch_size": 1}
 _WORDS = ["good", "bad", "fine", "awful", "great", "poor", "nice", "ugly", "excellent", "terrible", "film", "plot"]
 
 
@@ -97,14 +99,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as temporary:
         folders = {name: MODELS[name](Path(temporary)) for name in options.only}
         for name, folder in [*folders.items()] * options.rounds:
-            bodies, spec = request_bodies(folder, 1), new_endpoint(name, str(folder))
+            bodies, spec = request_bodies(folder, 1), new_endpoint(name, str(folder), BATCH_SIZE)
             pod = measure_pod(spec, folder, bodies, RATE, P99, _say)
             rate, cpus, memory = _real_load(name, folder, pod, bodies)
             planned = pod.planned
-            ratios[name].append((pod.highest.rate / rate, planned.cpus / cpus, pod.memory_bytes / memory))
+            ratios[name].append(
+                (pod.highest.rate / rate if rate else math.inf, planned.cpus / cpus, pod.memory_bytes / memory)
+            )
             print(
-                f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} and {cpus:.3f} cores at "
-                f"{planned.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
+                f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} and {cpus:.3f} cores "
+                f"at {planned.rate:,.0f}/s; {pod.memory_bytes / 1e6:.0f} and {memory / 1e6:.0f} MB; batch size "
                 f"{pod.max_batch_size}; other jobs {planned.other_cpus:.1f} cores",
                 flush=True,
             )
@@ -117,7 +121,8 @@ def main() -> int:
 
 
 def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[bytes]) -> tuple[float, float, int]:
-    """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at `pod.planned.rate`."""
+    """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at the rate of
+    `pod.planned`."""
     requests = [post("/invocations", body) for body in bodies]
 
     def send(server: Server, rate: float, seconds: float) -> bool:

@@ -33,8 +33,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import ServerState
 from mlflow_deploy_plugin.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
 
-_BATCH_SIZES, _GAIN = (1, 8, 32), 1.3
-"""The batch sizes to try. A larger batch size is selected if the rate increases by 30 %, which noise rarely does."""
+_BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
+"""The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""
 SECONDS, STEADY_SECONDS = 5.0, 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
 _TRIES = 3
@@ -87,8 +87,11 @@ def measure_pod(
     spec = apply_config(spec, {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads})
     requests, best, size = [post("/invocations", body) for body in bodies], None, 0
     for batch_size in (spec.server.max_batch_size,) if spec.server.max_batch_size else _BATCH_SIZES:
+        if batch_size == size:
+            continue
         with _started(spec, batch_size, requests) as pod:
-            load = pod.highest_load(p99, _GAIN * best.rate if best else 0, progress)
+            first_rate = best.rate * (_GAIN if batch_size > size else 1 / _GAIN) if best else 0.0
+            load = pod.highest_load(p99, first_rate, progress)
         if best is None or load.holds(p99):
             best, size = load, batch_size
         best.require(p99)
@@ -145,7 +148,8 @@ class _Pod:
         """Return the memory of all processes in a container: each file once, each shared page of a fork once. The
         proportional set size is too small, because unrelated processes of this machine map the same libraries."""
         private, files = 0, defaultdict[str, int](int)
-        for part in (part for process in _tree(self.process) for part in process.memory_maps()):
+        processes = [self.process, *self.process.children(recursive=True)]
+        for part in (part for process in processes for part in process.memory_maps()):
             is_file = part.path.startswith("/")
             private += part.anonymous if is_file else part.pss
             files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
@@ -154,12 +158,9 @@ class _Pod:
     def _cpu_seconds(self) -> Times:
         """Return [2] CPU seconds: of the pod, and of the processes on this machine that this process did not start."""
         every, own = psutil.cpu_times(), psutil.Process()
-        pod, mine = (sum(sum(part.cpu_times()[:2]) for part in _tree(root)) for root in (self.process, own))
+        trees = [[root, *root.children(recursive=True)] for root in (self.process, own)]
+        pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
         return np.array([pod, sum(every) - every.idle - every.iowait - mine])
-
-
-def _tree(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
 
 
 @contextmanager
