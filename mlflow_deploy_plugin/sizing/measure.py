@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -147,12 +146,12 @@ class _Pod:
     def memory_bytes(self) -> int:
         """Return the memory of all processes in a container: each file once, each shared page of a fork once. The
         proportional set size is too small, because unrelated processes of this machine map the same libraries."""
-        private, files = 0, defaultdict[str, int](int)
+        private, files = 0, dict[str, int]()
         processes = [self.process, *self.process.children(recursive=True)]
         for part in (part for process in processes for part in process.memory_maps()):
             is_file = part.path.startswith("/")
             private += part.anonymous if is_file else part.pss
-            files[part.path] = max(files[part.path], part.rss - part.anonymous if is_file else 0)
+            files[part.path] = max(files.get(part.path, 0), part.rss - part.anonymous if is_file else 0)
         return private + sum(files.values())
 
     def _cpu_seconds(self) -> Times:
