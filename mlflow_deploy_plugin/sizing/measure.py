@@ -36,8 +36,7 @@ _BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
 """The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""
 SECONDS, STEADY_SECONDS = 5.0, 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
-_TRIES = 3
-"""A load that fails is repeated, because a short disturbance by other processes must not lower the rate."""
+_TRIES = 3  # A load that fails is repeated, because a short disturbance must not lower the rate.
 _STEP, _RESOLUTION, _LEAST_REQUESTS = 4.0, 1.05, 100
 _FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = 8, 0.2, 64, 3600.0, 0.05
 _OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
@@ -144,14 +143,16 @@ class _Pod:
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
-        """Return the memory of all processes in a container: each file once, each shared page of a fork once. The
+        """Return the peak memory of all processes in a container: each file once, each shared page of a fork once. The
         proportional set size is too small, because unrelated processes of this machine map the same libraries."""
         private, files = 0, dict[str, int]()
-        processes = [self.process, *self.process.children(recursive=True)]
-        for part in (part for process in processes for part in process.memory_maps()):
-            is_file = part.path.startswith("/")
-            private += part.anonymous if is_file else part.pss
-            files[part.path] = max(files.get(part.path, 0), part.rss - part.anonymous if is_file else 0)
+        for process in [self.process, *self.process.children(recursive=True)]:
+            peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
+            private += int(peak.split()[0]) * 1024 - process.memory_info().rss if peak else 0
+            for part in process.memory_maps():
+                is_file = part.path.startswith("/")
+                private += part.anonymous if is_file else part.pss
+                files[part.path] = max(files.get(part.path, 0), part.rss - part.anonymous if is_file else 0)
         return private + sum(files.values())
 
     def _cpu_seconds(self) -> Times:

@@ -11,8 +11,7 @@ HEADROOM = 0.3
 """The share of a pod's highest rate that stays free for bursts and lost pods: Kubernetes' autoscalers aim at 70 %."""
 CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
-MOST_PODS = 500
-"""An autoscaler may double the pods, and an endpoint has at most 1,000."""
+MOST_PODS = 500  # An autoscaler may double the pods, and an endpoint has at most 1,000.
 _MEMORY_MARGIN, _MIB = 1.25, 2**20
 
 
@@ -45,8 +44,8 @@ class Load:
 @dataclass(frozen=True)
 class PodMeasurement:
     """A pod under load, with `threads` (intra_op_num_threads) per worker. `highest` is the load with the highest rate
-    that holds, and `planned` the load at the pod's share of the wanted rate. `memory_bytes` is the memory of all
-    processes after this load, and `version_bytes` the size of the version's files."""
+    that holds, and `planned` the load at the pod's share of the wanted rate. `memory_bytes` is the peak memory of
+    all processes, and `version_bytes` the size of the version's files."""
 
     workers: int
     threads: int
