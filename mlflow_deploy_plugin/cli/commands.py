@@ -51,7 +51,7 @@ _GROUPS = {
     "Ship": {
         "build-docker": ("export", "Build an image that serves a model."),
         "render": ("export", "Show an endpoint as manifests for GitOps."),
-        "size": ("size", "Measure the pods, cores and memory that a load needs."),
+        "size": ("export", "Measure the pods, cores and memory that a load needs."),
         "export": ("export", "Export a version as files that run without onnxserve."),
         "batch": ("predict", "Predict files of any size with a model, without a server."),
         "migrate": ("controller", "Create the store, or upgrade it to this version."),

@@ -1,6 +1,7 @@
-"""`onnxserve export`, `build-docker` and `render`: a version as files or an image, an endpoint as manifests."""
+"""`onnxserve export`, `build-docker`, `render` and `size`: files, images, manifests and the resources of pods."""
 
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -8,23 +9,30 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    NumberRange,
+    align_columns,
     config_option,
     key_values,
     opened_store,
     option,
+    output_option,
     path_option,
     show_lines,
     show_progress,
+    show_result,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.settings import read_text
+from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEADROOM, config_line, plan_pods
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
+from mlflow_deploy_plugin.spec.types import parse_latency
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
 
+_PRICE = "Price of a {} per hour, by default of AWS Fargate, Linux on x86, in us-east-1."
 _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
 
 
@@ -214,3 +222,51 @@ def render(
             f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
             "-C container.environment.MLFLOW_TRACKING_URI=http://…"
         )
+
+
+@click.command()
+@click.argument("model_uri", metavar="MODEL_URI")
+@option("--rate", type=NumberRange(1e-3, 1e9), required=True, metavar="RATE", help="Requests per second.")
+@option("--p99", required=True, metavar="LATENCY", help="Largest 99th percentile of the latency: 20ms or 1.5s.")
+@option("--rows", type=click.IntRange(1), metavar="ROWS", default=1, help="Rows per request.")
+@option("--cpu-hour-price", type=NumberRange(0), metavar="USD", default=CPU_HOUR_PRICE, help=_PRICE.format("core"))
+@option("--gb-hour-price", type=NumberRange(0), metavar="USD", default=GB_HOUR_PRICE, help=_PRICE.format("GB"))
+@config_option
+@output_option
+def size(
+    model_uri: str, rate: float, p99: str, rows: int, config: tuple[str, ...], output: str, **prices: float
+) -> None:
+    """Measure the pods, cores and memory that a load needs.
+
+    The command serves the version on this machine, and searches the highest rate at which the 99th percentile of the
+    latency is at most --p99. This takes two to four minutes. The requests have the rows of the version's input example.
+
+    \b
+      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1
+    """
+    from mlflow_deploy_plugin.evaluation import downloaded_version
+    from mlflow_deploy_plugin.registry import resolve
+    from mlflow_deploy_plugin.server.device import require_device
+    from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
+
+    limit, changes = parse_latency(p99, "--p99"), key_values(config)
+    spec = apply_config(new_endpoint(default_endpoint_name(model_uri), model_uri), changes)
+    require_device(spec.server)
+    with downloaded_version(resolve(model_uri)) as folder:
+        pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
+    plan, load, highest = plan_pods(pod, rate, rows, **prices), pod.planned, pod.highest.rate
+    options, memory = config_line({**changes, **plan.options}), plan.options["container.memory_bytes"]
+    render = f"onnxserve render -n {spec.name} -m {shlex.quote(model_uri)} {options}"
+    table = [
+        ("pods", f"{plan.pods} for {rate:,g} requests/s"),
+        ("rate per pod", f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} stay free"),
+        ("p99", f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores"),
+        ("server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"),
+        ("CPU per pod", f"{load.cpus:.2f} cores; limit {plan.options['container.cpus']}"),
+        ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory / 1e6:,.0f} MB"),
+        ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
+        ("options", options),
+        ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
+        ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
+    ]
+    show_result(output, {"pod": pod, "plan": plan}, align_columns(table))

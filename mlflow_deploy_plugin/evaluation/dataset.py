@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Artifact, OnnxModel
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Artifact, Schema
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
@@ -88,17 +88,17 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
     return take_rows(rows, sample_positions(row_count(rows), most, seed))
 
 
-def known_rows(model: OnnxModel, most: int) -> NamedArrays:
+def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
     """Return rows in the types of the signature: the version's input example, otherwise at most `most` rows of its
     reference or (64) of random numbers. Raises SchemaMismatch if the example does not match the model."""
-    schema, example = model.schema, model.artifact.folder / INPUT_EXAMPLE
+    example = artifact.folder / INPUT_EXAMPLE
     feeds: Mapping[str, Array] | None = None
     if example.is_file():
         feeds = protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema)
-    elif (reference := reference_rows(model.artifact, most, seed=0)) is not None:
+    elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
     if feeds is not None:  # A graph may stack booleans and integers with floats in one input.
-        return cast_to_signature(model.artifact, schema.to_columns(feeds))
+        return cast_to_signature(artifact, schema.to_columns(feeds))
     random = np.random.default_rng(0)
     made_up = {}
     for name, dtype in schema.dtypes.items():

@@ -276,7 +276,7 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
 
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:
-            rows = known_rows(model, _GIVEN_ROWS)
+            rows = known_rows(model.artifact, model.schema, _GIVEN_ROWS)
         else:
             if hasattr(user_rows, "keys"):
                 feeds = schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})

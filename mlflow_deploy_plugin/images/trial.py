@@ -59,7 +59,7 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
     model = OnnxModel.load(folder)
     source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
     try:
-        rows = known_rows(model, most=10)
+        rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
             rows = {name: array[:1] if array.ndim else array for name, array in rows.items()}
         outputs = model.run(model.schema.from_columns(rows))

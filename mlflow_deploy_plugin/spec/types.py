@@ -109,6 +109,14 @@ def parse_duration(text: str, option: str) -> timedelta:
     return length_of(text)
 
 
+def parse_latency(text: str, option: str) -> float:
+    """Return the seconds of a latency above 0 such as `"20ms"` or `"1.5s"`. Raise InvalidConfig for another text."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)", text)
+    if match is None or not float(match[1]):
+        raise InvalidConfig(f"{option} {text!r} cannot be read; a latency like 20ms or 1.5s, above 0, is expected")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
 def length_of(duration: str) -> timedelta:
     return timedelta(seconds=duration_seconds(duration))
 

@@ -273,18 +273,22 @@ def test_a_text_counts_in_every_row_that_has_it(
 
 
 def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp_path: Path) -> None:
-    made_up = known_rows(OnnxModel.load(mixed_model(tmp_path / "mixed")), 3)
+    mixed = OnnxModel.load(mixed_model(tmp_path / "mixed"))
+    made_up = known_rows(mixed.artifact, mixed.schema, 3)
     kinds = {name: (values.shape, values.dtype.kind) for name, values in made_up.items()}
     assert kinds == {"carrier": ((3,), "O"), "distance": ((3,), "f"), "hour": ((3,), "i"), "late": ((3,), "b")}
 
     model = OnnxModel.load(write_classifier(tmp_path / "linear", reference=labelled(50)))
-    sample = known_rows(model, 3)
+    sample = known_rows(model.artifact, model.schema, 3)
     assert {name: values.shape for name, values in sample.items()} == {"a": (3,), "b": (3,)}
     assert set(sample["a"]) <= set(np.asarray(labelled(50)["a"]))
 
     document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
     (model.artifact.folder / INPUT_EXAMPLE).write_text(json.dumps(document))
-    assert {name: values.tolist() for name, values in known_rows(model, 3).items()} == {"a": [1.5], "b": [2.0]}
+    assert {name: values.tolist() for name, values in known_rows(model.artifact, model.schema, 3).items()} == {
+        "a": [1.5],
+        "b": [2.0],
+    }
 
 
 def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_booleans_with_floats(
@@ -296,6 +300,7 @@ def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_bo
     section = {"inputs": stacked, "outputs": outputs, "prediction": ["y"]}
     folder = write_model(tmp_path / "stacked", graph, columns(late="boolean", distance="double"), section)
     (folder / INPUT_EXAMPLE).write_text('{"dataframe_records": [{"late": true, "distance": 1.5}]}')
-    rows = known_rows(OnnxModel.load(folder), 3)
+    model = OnnxModel.load(folder)
+    rows = known_rows(model.artifact, model.schema, 3)
     assert {name: values.tolist() for name, values in rows.items()} == {"late": [True], "distance": [1.5]}
     assert rows["late"].dtype == bool

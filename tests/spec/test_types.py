@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds, load_time_zone, parse_duration, reachable_url
 from mlflow_deploy_plugin.spec.types import (
     duration_text,
+    parse_latency,
     rolling_span,
     validate_crontab,
     validate_lag,
@@ -25,6 +26,13 @@ def test_a_duration_of_an_option_is_read_or_refused() -> None:
     for text in ("0d", "05m", " 5m", "5m\n", "1000000s", "5", "m", "", "1.5h", "٣d"):
         with pytest.raises(InvalidConfig, match="--keep"):
             parse_duration(text, "--keep")
+
+
+def test_a_latency_of_an_option_is_read_or_refused() -> None:
+    assert [parse_latency(text, "--p99") for text in ("20ms", "0.5ms", "1.5s", "30s")] == [0.02, 0.0005, 1.5, 30]
+    for text in ("0", "0ms", "0.0s", "20", "20 ms", "1m", "-5ms", ".5s", "1e3ms", "nans", "5ms\n", "1000000000ms", ""):
+        with pytest.raises(InvalidConfig, match="--p99"):
+            parse_latency(text, "--p99")
 
 
 DAY = timedelta(days=1)
