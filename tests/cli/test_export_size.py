@@ -46,7 +46,7 @@ def test_an_unknown_field_is_refused_before_the_measurement(tmp_path: Path) -> N
 def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
-    folder, options = str(single_model(tmp_path / "my model")), ["--rate", "50", "--p99", "100ms"]
+    folder, options = str(single_model(tmp_path / "my model")), ["--rate", "50", "--p99", "50ms"]
     done = size(folder, *options, "-C", "capture.fraction=0.5", "-C", "server.max_batch_size=1")
     assert done.exit_code == 0, done.stderr
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
@@ -66,7 +66,7 @@ def test_the_plan_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
     one_size = ["-C", "server.max_batch_size=1", "--cpu-hour-price", "1", "--gb-hour-price", "0", "-o", "json"]
-    done = size(str(single_model(tmp_path / "model")), "--rate", "50", "--p99", "100ms", "--rows", "4", *one_size)
+    done = size(str(single_model(tmp_path / "model")), "--rate", "50", "--p99", "50ms", "--rows", "4", *one_size)
     made = json.loads(done.stdout)
     assert made["pod"]["planned"]["rate"] == 50
     assert made["plan"]["cost_per_million"] == pytest.approx(1 / (50 * 4 * 3600) * 1e6)

@@ -88,7 +88,10 @@ def test_a_pod_leaves_a_core_to_the_client(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(tmp_path: Path) -> None:
+def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SECONDS", 0.5)
     with refused(InvalidConfig, "400", "input_example"):
         pod_of(write_model(tmp_path / "model", FAILS, columns(x="double")))
 
@@ -109,12 +112,13 @@ def test_a_pod_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(measure, "STEADY_SECONDS", 2.0)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     lines: list[str] = []
-    pod = pod_of(single_model(tmp_path / "model"), say=lines.append)
+    monkeypatch.setattr(measure, "_BATCH_SIZES", (1, 8))
+    pod = pod_of(single_model(tmp_path / "model"), p99=0.05, say=lines.append)
     assert (pod.workers, pod.threads) == (1, 1)
-    assert pod.max_batch_size in (1, 8, 32)
+    assert pod.max_batch_size in (1, 8)
     assert pod.highest.rate > 100
     assert pod.planned.rate == 10.0  # One pod suffices.
-    assert 0 < pod.planned.p99 <= 0.2
+    assert 0 < pod.planned.p99 < 1
     assert 0 < pod.planned.cpus < pod.highest.cpus <= 1.1
     assert 100e6 < pod.memory_bytes < 1e9
     assert all(mentions(line, "p99") for line in lines)
