@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.inference_log.tables import IDENTITY, captured_outputs
 from mlflow_deploy_plugin.messages import one_line, without_row_number
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime import Artifact, compare_outputs
-from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.runtime.feeds import row_count
 from mlflow_deploy_plugin.runtime.log_columns import PREDICTION, output_column
 
 _CHUNK, _SHOWN = 2_000, 5
@@ -105,9 +105,19 @@ def backtest(
     if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
-    served, answers = _answers(artifact, traffic.answers(artifact, accepted), traffic.endpoint)
+    captured = traffic.answers(artifact, accepted)
+    # The candidate describes the captured answers. If their outputs have other names, the log's columns describe them.
+    served = artifact if captured_outputs(artifact, captured, ()) else describe_answers(None, captured, ())
+    if not (answers := captured_outputs(served, captured, ())):
+        raise InvalidConfig(
+            f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask"
+        )
     sides = predictions_of(artifact, outputs), predictions_of(served, answers)
-    kinds = [_answer_type(side.prediction) for side in sides]
+    names_of_kinds = {"O": "texts", "f": "numbers"}
+    kinds = [
+        " × ".join([names_of_kinds.get(side.prediction.dtype.kind, "integers"), *map(str, side.prediction.shape[1:])])
+        for side in sides
+    ]
     try:
         if kinds[0] != kinds[1]:
             raise InferenceError(f"it returns {kinds[0]}, and the served versions returned {kinds[1]}")
@@ -198,19 +208,6 @@ def _accepted_parts(
         reason = without_row_number(error.message)
         noted = refused.get(reason) or _noted(part, 0, reason, 0)
         refused[reason] = replace(noted, rows=noted.rows + 1)
-
-
-def _answers(artifact: Artifact, table: pa.Table, endpoint: str) -> tuple[Artifact, NamedArrays]:
-    """Return the captured answers, and a description: the candidate's, or a guess if the outputs have other names."""
-    for served in (artifact, describe_answers(None, table, ())):
-        if answers := captured_outputs(served, table, ()):
-            return served, answers
-    raise InvalidConfig(f"no answer is captured in all rows of {endpoint}: change capture.drop and capture.mask")
-
-
-def _answer_type(prediction: Array) -> str:
-    kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
-    return " × ".join([kind, *map(str, prediction.shape[1:])])
 
 
 def _noted(part: pa.Table, place: int, text: str, rows: int = 1) -> NotedRow:

@@ -126,7 +126,12 @@ def replay_prediction(
             computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
             if not no_batch_dimension_reason(artifact):
                 feeds = slice_feeds(feeds, slice(row, row + 1))
-            explanation = _explain(model, feeds)
+            try:
+                check_explainable(artifact)
+                require_shap()
+                explanation = contributions(model, feeds, None, 0, lambda line: None)[0]
+            except OnnxserveError as error:
+                explanation = Refused(error.message)
             graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
         names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
         by_column = {output_column(names, name, array): array for name, array in computed.items()}
@@ -185,15 +190,6 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
     return OutputComparison(column, False, captured[index], computed[index], tuple(map(int, index)))
 
 
-def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
-    try:
-        check_explainable(model.artifact)
-        require_shap()
-        return contributions(model, feeds, None, 0, lambda line: None)[0]
-    except OnnxserveError as error:
-        return Refused(error.message)
-
-
 def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:
     """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is a node.
 
@@ -215,13 +211,12 @@ def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOu
         values = session.run([name for _, name in outputs], feeds) if outputs else []  # ONNX Runtime reads [] as all.
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
-    # A sequence or a mapping is shown as a text.
-    arrays = [value if isinstance(value, np.ndarray) else np.array(str(value), object) for value in values]
-    described = [_describe(*output, array) for output, array in zip(outputs, arrays, strict=True)]
+    described = []
+    for (operator, output), value in zip(outputs, values, strict=True):
+        # A sequence or a mapping is shown as a text.
+        array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
+        flat = array.reshape(-1)
+        nan, infinite = int((flat != flat).sum()), int(((flat == np.inf) | (flat == -np.inf)).sum())
+        kind = f"{array.dtype} {list(array.shape)}"
+        described.append(NodeOutput(operator, output, kind, flat[:5].tolist(), nan, infinite))
     return described, max(0, len(nodes) - most)
-
-
-def _describe(operator: str, output: str, array: Array) -> NodeOutput:
-    flat = array.reshape(-1)
-    nan, infinite = int((flat != flat).sum()), int(((flat == np.inf) | (flat == -np.inf)).sum())
-    return NodeOutput(operator, output, f"{array.dtype} {list(array.shape)}", flat[:5].tolist(), nan, infinite)

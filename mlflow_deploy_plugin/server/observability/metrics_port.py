@@ -18,14 +18,6 @@ _MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
 """The limits of the time and the number of connections. Prometheus waits for 10 s by default."""
 
 
-def _response(request: bytes, state_dir: Path, has_gpu: bool) -> bytes:
-    status, page = "404 Not Found", b""
-    if request.startswith((b"GET /metrics ", b"GET /metrics?")):
-        status, page = "200 OK", prometheus_text(read_families(state_dir / METRICS)) + gauges_page(state_dir, has_gpu)
-    headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
-    return f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page
-
-
 async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
     """Answer one request per connection. Connections above the limits of number, size or time are closed."""
     free = asyncio.Semaphore(_MOST_CONNECTIONS)
@@ -36,8 +28,13 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
             if not free.locked():
                 async with free, asyncio.timeout(_MOST_SECONDS):
                     request = await reader.readuntil(b"\r\n\r\n")
+                    status, page = "404 Not Found", b""
+                    if request.startswith((b"GET /metrics ", b"GET /metrics?")):
+                        families = prometheus_text(read_families(state_dir / METRICS))
+                        status, page = "200 OK", families + gauges_page(state_dir, has_gpu)
+                    headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
                     writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
-                    writer.write(_response(request, state_dir, has_gpu))
+                    writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
                     await writer.drain()
         writer.transport.abort()
 

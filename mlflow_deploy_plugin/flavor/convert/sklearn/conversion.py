@@ -321,7 +321,13 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
-        _change_kind(part)
+        # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
+        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+            part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+        if hasattr(part, "sparse_output"):
+            part.sparse_output = False  # The graph has no sparse tensors.
+        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+            part.__class__ = SeveralTargets
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
             part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
@@ -335,17 +341,6 @@ def _graph_categories(categories: Array) -> Array:
     if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
         return np.array([estimators.MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
     return categories
-
-
-def _change_kind(part: Estimator) -> None:
-    """Change the class or options of an estimator to variants that skl2onnx supports. Predictions do not change."""
-    # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
-    if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
-        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
-    if hasattr(part, "sparse_output"):
-        part.sparse_output = False  # The graph has no sparse tensors.
-    if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
-        part.__class__ = SeveralTargets
 
 
 def _use_transforms(part: Estimator) -> None:
