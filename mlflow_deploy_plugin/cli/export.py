@@ -239,7 +239,7 @@ def size(
     """Measure the pods, cores and memory that a load needs.
 
     The command serves the version on this machine, and searches the highest rate at which the 99th percentile of the
-    latency is at most --p99. This takes two to four minutes. The requests have the rows of the version's input example.
+    latency is at most --p99. This takes two to six minutes. The requests have the rows of the version's input example.
 
     \b
       onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1

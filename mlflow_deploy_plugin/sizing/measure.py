@@ -75,11 +75,13 @@ def measure_pod(
     Raises InvalidConfig if the version refuses its example, no rate meets `p99`, or the machine has too few cores, and
     DeploymentFailed if the server did not start or has ended.
     """
+    if sys.platform != "linux":
+        raise InvalidConfig("sizing pins processes to cores, which needs Linux: use a Linux machine or container")
     workers, threads, cores = spec.server.workers, spec.server.intra_op_num_threads or 1, available_cores()
-    if workers * threads >= cores or not hasattr(os, "sched_setaffinity"):
+    if workers * threads >= cores:
         raise InvalidConfig(
-            f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores "
-            f"of a Linux machine; this machine has {cores}: use another machine"
+            f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores, "
+            f"but this machine has {cores}: use another machine"
         )
     fields = {f"server.{name}": "" for name in _OF_CALLERS} | {f"variants.{spec.name}.model": str(folder)}
     spec = apply_config(spec, {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads})
@@ -145,6 +147,8 @@ class _Pod:
     def memory_bytes(self) -> int:
         """Return the peak memory of all processes in a container: each file once, each shared page of a fork once. The
         proportional set size is too small, because unrelated processes of this machine map the same libraries."""
+        if sys.platform != "linux":
+            raise NotImplementedError  # `measure_pod` refuses other systems.
         private, files = 0, dict[str, int]()
         for process in [self.process, *self.process.children(recursive=True)]:
             peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
@@ -157,6 +161,8 @@ class _Pod:
 
     def _cpu_seconds(self) -> Times:
         """Return [2] CPU seconds: of the pod, and of the processes on this machine that this process did not start."""
+        if sys.platform != "linux":
+            raise NotImplementedError  # `measure_pod` refuses other systems.
         every, own = psutil.cpu_times(), psutil.Process()
         trees = [[root, *root.children(recursive=True)] for root in (self.process, own)]
         pod, mine = (sum(sum(process.cpu_times()[:2]) for process in tree) for tree in trees)
@@ -166,6 +172,8 @@ class _Pod:
 @contextmanager
 def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> Iterator[_Pod]:
     """Serve `spec`, and yield the pod when it is ready."""
+    if sys.platform != "linux":
+        raise NotImplementedError  # `measure_pod` refuses other systems.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
