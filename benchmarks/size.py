@@ -1,12 +1,12 @@
 """Compare the figures of `onnxserve size` with a real load, for five models.
 
-    .venv/bin/python benchmarks/size.py                  # as root, about twenty minutes on two idle cores
+    .venv/bin/python benchmarks/size.py                  # about twenty minutes on two idle cores; as root
     .venv/bin/python benchmarks/size.py --only pyfunc --rounds 3
 
 Each round sizes a model for 2,000 requests/s and a 99th percentile of 20 ms, with batch size 1 to save time. Then it
 starts `onnxserve serve` with the resulting options on one core, sends the rate of a pod for 25 s, and bisects the
 highest rate that meets 20 ms. The requests have other random times than those of `size`, and the kernel measures CPU
-and memory in a cgroup of the server.
+and memory in a cgroup (version 1) of the server. If this process may not create it, the memory is NaN.
 A ratio is sized ÷ real, the median of the rounds.
 """
 
@@ -120,7 +120,7 @@ def main() -> int:
     return 0
 
 
-def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[bytes]) -> tuple[float, float, int]:
+def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[bytes]) -> tuple[float, float, float]:
     """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at the rate of
     `pod.planned`."""
     requests = [post("/invocations", body) for body in bodies]
@@ -140,7 +140,7 @@ def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[by
         before, began = group.cpu_seconds(), time.monotonic()
         send(server, pod.planned.rate, SECONDS)
         cpus = (group.cpu_seconds() - before) / (time.monotonic() - began)
-        memory = group.peak_bytes() + _mapped_bytes(server)
+        memory = group.peak_bytes() + _mapped_bytes(server)  # NaN without a cgroup
     with _served(folder, pod, bodies[0]) as (server, _):
         rate = highest_rate(lambda rate: send(server, rate, 5.0), 0.5 * pod.highest.rate)
     client.end()
@@ -160,15 +160,20 @@ def _mapped_bytes(server: Server) -> int:
 
 @dataclass(frozen=True)
 class _Group:
-    """The cgroups (version 1) of a server, which this process must be allowed to create."""
+    """The cgroups (version 1) of a server; none if this process may not create them."""
 
     folders: Sequence[Path]
+    server: Server
 
     def cpu_seconds(self) -> float:
+        if not self.folders:
+            return float(sum(sum(process.cpu_times()[:2]) for process in self.server.processes()))
         return int((self.folders[0] / "cpuacct.usage").read_text()) / 1e9
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> float:
         """Return the peak of the memory without the cache of files, which the kernel frees when it needs memory."""
+        if not self.folders:
+            return math.nan
         stat = dict(line.split() for line in (self.folders[1] / "memory.stat").read_text().splitlines())
         return int((self.folders[1] / "memory.max_usage_in_bytes").read_text()) - int(stat["total_cache"])
 
@@ -182,21 +187,22 @@ def _served(folder: Path, pod: PodMeasurement, body: bytes) -> Iterator[tuple[Se
     command += [word for field, value in fields.items() for word in ("-C", f"server.{field}={value}")]
     headers = {"Content-Type": "application/json"}
     question = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, headers, method="POST")
-    group = _Group([Path("/sys/fs/cgroup") / controller / f"size-{port}" for controller in ("cpuacct", "memory")])
-    for path in group.folders:
-        path.mkdir()
-    # The server has a session of its own, whose priority (sched(7), autogroup) is this session's.
-    enter = 'echo $1 > /proc/self/autogroup; echo $$ > $2/cgroup.procs; echo $$ > $3/cgroup.procs; shift 3; exec "$@"'
-    priority = Path("/proc/self/autogroup").read_text().split()[-1]
-    command = ["sh", "-c", enter, "sh", priority, *map(str, group.folders), *command]
+    folders = [Path("/sys/fs/cgroup") / controller / f"size-{port}" for controller in ("cpuacct", "memory")]
+    if all(os.access(folder.parent, os.W_OK) for folder in folders):
+        for folder in folders:
+            folder.mkdir()
+        enter = 'echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; shift 2; exec "$@"'
+        command = ["sh", "-c", enter, "sh", *map(str, folders), *command]
+    else:
+        folders = []
     try:
         with tempfile.TemporaryDirectory(prefix="onnxserve-home-") as home:
             log, environment = Path(home) / "server.log", {"ONNXSERVE_HOME": home}
             with running("onnxserve", command, port, log, environment, question) as server:
-                yield server, group
+                yield server, _Group(folders, server)
     finally:
-        for path in group.folders:
-            path.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def _say(line: str) -> None:

@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.spec.types import parse_latency
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
 
-_PRICE = "Price of a {} per hour, by default of AWS Fargate, Linux on x86, in us-east-1."
+_PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
 _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
 
 

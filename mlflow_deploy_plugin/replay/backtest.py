@@ -105,10 +105,10 @@ def backtest(
     if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
-    captured = traffic.answers(artifact, accepted)
+    answered = traffic.answers(artifact, accepted)
     # The candidate describes the captured answers. If their outputs have other names, the log's columns describe them.
-    served = artifact if captured_outputs(artifact, captured, ()) else describe_answers(None, captured, ())
-    if not (answers := captured_outputs(served, captured, ())):
+    served = artifact if captured_outputs(artifact, answered, ()) else describe_answers(None, answered, ())
+    if not (answers := captured_outputs(served, answered, ())):
         raise InvalidConfig(
             f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask"
         )

@@ -25,6 +25,7 @@ _IMPERATIVES = {
         "Change",
         "Check",
         "Compact",
+        "Compute",
         "Compare",
         "Convert",
         "Count",
@@ -125,7 +126,9 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
 
     types = {
         **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),
-        **dict.fromkeys(("explain --metric", "robustness --metric", "optimize --metric"), MetricName),
+        **dict.fromkeys(
+            ("explain --metric", "robustness --metric", "optimize --metric", "replay --metric"), MetricName
+        ),
         "wrap --predict-fn": PredictFunction,
         "wrap --parity": ParityPolicy,
         "retrain --mode": TrainingMode,
