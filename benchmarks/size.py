@@ -126,7 +126,7 @@ def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[by
     requests = [post("/invocations", body) for body in bodies]
 
     def send(server: Server, rate: float, seconds: float) -> bool:
-        for seed in (100, 101, 102):  # As in `size`, a load that fails is repeated.
+        for seed in (100, 101, 102):  # A load that fails is repeated, like in `size`.
             times = random_times(rate, seconds, seed)
             p99, error = client.call(open_loop, server.port, requests, times, seconds=600.0)
             _say(f"{name}: real load of {rate:,.0f} requests/s, p99 {p99 * 1e3:.3g} ms {error}")

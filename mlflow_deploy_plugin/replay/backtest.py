@@ -105,19 +105,19 @@ def backtest(
     if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
-    answered = traffic.answers(artifact, accepted)
+    served, answered = artifact, traffic.answers(artifact, accepted)
     # The candidate describes the captured answers. If their outputs have other names, the log's columns describe them.
-    served = artifact if captured_outputs(artifact, answered, ()) else describe_answers(None, answered, ())
     if not (answers := captured_outputs(served, answered, ())):
-        raise InvalidConfig(
-            f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask"
-        )
+        served = describe_answers(None, answered, ())
+        if not (answers := captured_outputs(served, answered, ())):
+            raise InvalidConfig(
+                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask"
+            )
     sides = predictions_of(artifact, outputs), predictions_of(served, answers)
-    names_of_kinds = {"O": "texts", "f": "numbers"}
-    kinds = [
-        " × ".join([names_of_kinds.get(side.prediction.dtype.kind, "integers"), *map(str, side.prediction.shape[1:])])
-        for side in sides
-    ]
+    kinds = []
+    for prediction in (side.prediction for side in sides):
+        kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
+        kinds.append(" × ".join([kind, *map(str, prediction.shape[1:])]))
     try:
         if kinds[0] != kinds[1]:
             raise InferenceError(f"it returns {kinds[0]}, and the served versions returned {kinds[1]}")

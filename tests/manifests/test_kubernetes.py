@@ -266,7 +266,7 @@ def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_po
     assert float(metadata["threshold"]) == 50
     assert metadata["query"] == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
     assert "replicas" not in documents["Deployment"]["spec"]
-    assert documents == rendered({"kubernetes.replicas": "0"})  # The other objects are those of any autoscaler.
+    assert documents == rendered({"kubernetes.replicas": "0"})  # The other objects do not depend on the autoscaler.
     # The server exports the metric of the query with its label.
     metrics = Metrics(tmp_path)
     metrics.count_request(("flights", "champion", "flight-delay", "1", "v2", "200"), 0.1)
