@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
@@ -20,7 +21,7 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 """Drift kinds use the first two states, `require` the next three, data_quality all five, and every kind the last."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
-Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
+Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
@@ -44,7 +45,8 @@ class Finding:
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
-        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
+        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm. For a shift, this is the
+            estimated start of the shift, and `since_range` is its 95 % interval.
         in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """
 
@@ -58,6 +60,7 @@ class Finding:
     change: str = ""
     since: str = ""
     in_a_row: int = 0
+    since_range: tuple[str, str] | None = None
 
     @property
     def is_alarm(self) -> bool:
@@ -90,10 +93,12 @@ def format_time(iso: str) -> str:
 @dataclass(frozen=True, eq=False)
 class ReportData:
     """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
-    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name."""
+    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name.
+    `levels` are the charts of the columns with an alarm over the windows, the worst first."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
+    levels: Sequence[LevelSeries] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class MonitorResult:
         tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
         endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
         report: the data for the report; empty in a logged result.
+        evidence: what the store keeps for later judgements.
     """
 
     endpoint: str
@@ -125,6 +131,7 @@ class MonitorResult:
     tried: str = ""
     endpoint_created: str = ""
     report: ReportData = field(default_factory=ReportData, compare=False, repr=False)
+    evidence: Evidence = field(default_factory=Evidence, compare=False, repr=False)
 
     @property
     def is_alarm(self) -> bool:
@@ -135,7 +142,7 @@ def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result in the format of `verdict.json` and the command line. NaN and infinity become null."""
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
     document = {**asdict(replace(result, report=ReportData())), "window": window}
-    return {name: _plain(value) for name, value in document.items() if name != "report"}
+    return {name: _plain(value) for name, value in document.items() if name not in ("report", "evidence")}
 
 
 def _plain(value: object) -> object:
@@ -162,6 +169,7 @@ class WindowRequest:
         columns, exclude: the columns that the user has included or excluded.
         progress: a function that receives a line before each step that takes seconds.
         rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
+        alarms: the budget of alarms and the past windows, from the store.
     """
 
     endpoint: str
@@ -179,6 +187,7 @@ class WindowRequest:
     exclude: tuple[str, ...] = ()
     progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
+    alarms: AlarmContext = field(default_factory=AlarmContext, repr=False)
 
     @cached_property
     def log(self) -> InferenceLog:
@@ -201,6 +210,7 @@ class WindowRequest:
         figures: Mapping[str, float] = MappingProxyType({}),
         notes: Iterable[str] = (),
         report: ReportData | None = None,
+        evidence: Evidence | None = None,
     ) -> MonitorResult:
         """Return a result. The figures include the number of rows. The findings are sorted by state."""
         return MonitorResult(
@@ -221,4 +231,5 @@ class WindowRequest:
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
+            evidence=evidence or Evidence(),
         )

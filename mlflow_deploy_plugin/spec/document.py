@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.messages import did_you_mean, one_line
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec, SampleSpec
 from mlflow_deploy_plugin.spec.parts import (
+    AlarmsSpec,
     CaptureSpec,
     ContainerSpec,
     EndpointSpec,
@@ -52,6 +53,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "monitors.NAME.": MonitorSpec,
     "monitors.NAME.retrain.": RetrainSpec,
     "monitors.NAME.retrain.sample.": SampleSpec,
+    "alarms.": AlarmsSpec,
     "sticky.": StickySpec,
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,

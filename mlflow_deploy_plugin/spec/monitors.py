@@ -172,6 +172,8 @@ KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "d
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "reference": KINDS_WITH_REFERENCE,
     "columns": KINDS_WITH_REFERENCE,
+    "season": KINDS_WITH_REFERENCE,
+    "labels": ("performance",),
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
@@ -250,6 +252,9 @@ class MonitorSpec(SpecPart):
     """Minimum number of rows in a window. A smaller window is not judged."""
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted."""
+    season: Length | None = None
+    """Length of the cycle that is removed before levels are compared over time: 7d, 1d. It is a multiple of `every`.
+    Default: 7d. Only used with alarms.false_per_year."""
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()
@@ -263,6 +268,9 @@ class MonitorSpec(SpecPart):
     error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality)."""
     labels_within: Length | None = None
     """performance: time to wait for labels after the end of a window."""
+    labels: Literal["sampled", "reported", "late"] | None = None
+    """performance: how rows get their labels. sampled: a random sample of the rows; reported: mostly rows with a
+    certain outcome, such as complaints; late: all rows in the end. Default: the rows and their answers decide."""
     estimate: Literal["informs", "decides"] = "informs"
     """performance: use of an estimate if labels are missing. informs: the estimate is only reported; decides: it may
     also raise an alarm."""

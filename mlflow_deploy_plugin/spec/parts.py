@@ -397,6 +397,14 @@ class KubernetesSpec(SpecPart):
         return self
 
 
+class AlarmsSpec(SpecPart):
+    """The alarms of all monitors of an endpoint together."""
+
+    false_per_year: float | None = Field(default=None, ge=0.1, le=365)
+    """Number of false alarms per year that all monitors of the endpoint together may raise. Default: no budget; the
+    false_alarm_rate of each monitor applies to its windows."""
+
+
 class EndpointSpec(SpecPart):
     """An endpoint with its variants, server, capture and monitors."""
 
@@ -407,6 +415,7 @@ class EndpointSpec(SpecPart):
     container: ContainerSpec = ContainerSpec()
     capture: CaptureSpec = CaptureSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
+    alarms: AlarmsSpec = AlarmsSpec()
     sticky: StickySpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
     require: Literal["gate=passed"] | None = None

@@ -42,6 +42,7 @@ class MonitorWindow:
         rows: the number of judged rows.
         log_rows / log_digest: the rows in the log when the window was judged, and a digest of its hours' files.
         attempts: the number of failed attempts.
+        evidence: the signed figures and the alarms of the window, as in `monitoring/sequential/evidence.py`.
     """
 
     id: int
@@ -64,6 +65,7 @@ class MonitorWindow:
     run_id: str = ""
     run_url: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class MonitorState:
     """The state of a monitor.
 
     Each window that ends by `made_up_to` (None before the first window) is stored or skipped. `consecutive` is the
-    number of consecutive alarms up to the newest window. `note` is a message for users about `note_kind`.
+    number of consecutive alarms up to the newest window. `note` is a message for users about `note_kind`. `baseline`
+    maps each column whose alarm a user has accepted to the start of its new baseline, in ISO 8601.
     """
 
     endpoint: str
@@ -82,6 +85,7 @@ class MonitorState:
     consecutive: int = 0
     note: str = ""
     note_kind: NoteKind = ""
+    baseline: Mapping[str, str] = field(default_factory=dict)
 
 
 class Monitors:
@@ -183,6 +187,7 @@ class Monitors:
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in window.figures.items()
             }
+            row.evidence = dict(window.evidence)
             row.updated_at = self._store.now()
             return save_row(session, row, MonitorWindow)
 

@@ -238,6 +238,7 @@ class MonitorWindowRow(Base):
     run_id: Mapped[str] = mapped_column(sa.String(63), default="")
     run_url: Mapped[str] = mapped_column(sa.Text, default="")
     figures: Mapped[Json] = mapped_column(sa.JSON, default=dict)
+    evidence: Mapped[Json] = mapped_column(sa.JSON, default=dict, server_default="{}")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -253,6 +254,7 @@ class MonitorRow(Base):
     consecutive: Mapped[int] = mapped_column(sa.Integer, default=0)
     note: Mapped[str] = mapped_column(sa.Text, default="")
     note_kind: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
+    baseline: Mapped[Json] = mapped_column(sa.JSON, default=dict, server_default="{}")
     # The counts of expired scheduled windows: judged windows by verdict, and failed attempts.
     expired: Mapped[dict[str, int]] = mapped_column(sa.JSON, default=dict, server_default="{}")
     expired_failures: Mapped[int] = mapped_column(sa.Integer, default=0, server_default="0")

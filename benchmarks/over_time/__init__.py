@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/verdicts.py`: each module measures one group of targets."""
