@@ -87,8 +87,14 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 
     Only a change of a server.… field restarts the server. If the command fails, no field is changed.
     """
+    changes = key_values(config)
     with opened_deployments() as deployments:
-        _show(deployments.update_endpoint(name, key_values(config), why), output)
+        from mlflow_deploy_plugin.cli.monitor import budget_lines
+
+        lines = budget_lines(deployments, name, changes)
+        _show(deployments.update_endpoint(name, changes, why), output)
+    for line in lines:
+        click.echo(line, err=True)
 
 
 @endpoint.command()

@@ -1,7 +1,7 @@
 """`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their windows, results and alerts."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.spec import MonitorKind, parse_duration
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow
     from mlflow_deploy_plugin.store.alerts import Silence
@@ -105,6 +106,8 @@ def list_(name: str | None, output: str) -> None:
     show_table(output, [*map(monitor_document, monitors)], rows, empty)
     if output == "json" or not monitors:
         return
+    budgets = {item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None}
+    show_lines([f"{endpoint}: a budget of {number:g} false alarms per year" for endpoint, number in budgets.items()])
     for item in monitors:
         if item.why:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
@@ -270,7 +273,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    `onnxserve controller` judges its windows from its next poll on.
+    `onnxserve controller` judges its windows from its next poll on. The field alarms.false_per_year of -C belongs to
+    the endpoint, and all other fields to the monitor.
     """
     changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
@@ -280,9 +284,47 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
                 f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with `onnxserve endpoint update "
                 f"{name} -C monitors.{monitor_name}.FIELD=VALUE`"
             )
-        dotted = {f"monitors.{monitor_name}.{field}": value for field, value in changes.items()}
+        dotted = {
+            field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
+            for field, value in changes.items()
+        }
+        lines = budget_lines(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
-    click.echo(f"{name} has the monitor {monitor_name}")
+    show_lines([f"{name} has the monitor {monitor_name}", *lines])
+
+
+def budget_lines(deployments: "Deployments", name: str, config: Mapping[str, str]) -> list[str]:
+    """Return the limits of the endpoint's budget of alarms after a change. Raises InvalidConfig for a bad budget."""
+    spec = deployments.get_endpoint(name).endpoint.spec
+    is_relevant = any(field.startswith(("alarms.", "monitors.")) for field in config)
+    if not is_relevant or (spec.alarms.false_per_year is None and "alarms.false_per_year" not in config):
+        return []  # The check imports scipy.
+    from mlflow_deploy_plugin.controller.monitors.budget import check_change
+
+    return check_change(deployments, name, config)
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@why_option
+def accept(name: str, monitor_name: str, why: str) -> None:
+    """Accept the open alarms of the monitor MONITOR as normal.
+
+    Each column with an alarm in the newest window of the endpoint NAME gets a new baseline, which begins with its shift.
+    The alert of the monitor ends. The endpoint needs a budget of alarms, alarms.false_per_year.
+    """
+    with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms
+        from mlflow_deploy_plugin.monitoring.result import format_time
+
+        baseline = accept_alarms(deployments, name, monitor_name, why)
+    show_lines(
+        [
+            f"{name}: monitor {monitor_name}: {key} is normal since {format_time(since)}"
+            for key, since in baseline.items()
+        ]
+    )
 
 
 @monitor.command()
@@ -482,6 +524,7 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
         "kind": overview.spec.kind,
         "every": overview.spec.every,
         "schedule": overview.spec.schedule,
+        "false_per_year": overview.false_per_year,
         "state": overview.status,
         "why": overview.why,
         "paused_by": overview.state.paused_by,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -12,9 +12,10 @@ from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, alarm_key
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.spec.types import length_of
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
@@ -22,6 +23,7 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
+YEAR = timedelta(days=365.25)
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
@@ -198,6 +200,14 @@ class WindowRequest:
     def labels(self) -> EndpointLabels:
         return self.log.labels(self.endpoint)
 
+    @property
+    def requirement_rate(self) -> float:
+        """The chance that any requirement of a window may be violated by chance: the window's share of the budget of
+        alarms, at most the spec's rate."""
+        if self.alarms.false_per_year is None:
+            return self.spec.false_alarm_rate
+        return min(self.spec.false_alarm_rate, self.alarms.false_per_year * (length_of(self.spec.every) / YEAR))
+
     def result(
         self,
         state: State,
@@ -212,7 +222,10 @@ class WindowRequest:
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
-        """Return a result. The figures include the number of rows. The findings are sorted by state."""
+        """Return a result. The figures include the number of rows. The findings are sorted by state, and the evidence
+        lists the alarms of the findings."""
+        ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
+        alarms = dict.fromkeys(alarm_key(finding.subject, finding.segment) for finding in ordered if finding.is_alarm)
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -225,11 +238,11 @@ class WindowRequest:
             state=state,
             reason=reason,
             rows=rows,
-            findings=tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state))),
+            findings=ordered,
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
-            evidence=evidence or Evidence(),
+            evidence=replace(evidence or Evidence(), alarms=tuple(alarms)),
         )

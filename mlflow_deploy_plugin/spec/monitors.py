@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.spec.types import (
     validate_lag,
     validate_length,
     validate_reference,
+    validate_season,
 )
 
 Sign = Literal[">=", "<=", ">", "<"]
@@ -254,7 +255,7 @@ class MonitorSpec(SpecPart):
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
     """Length of the cycle that is removed before levels are compared over time: 7d, 1d. It is a multiple of `every`.
-    Default: 7d. Only used with alarms.false_per_year."""
+    Default: 7d. Without alarms.false_per_year, it has no effect."""
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()
@@ -292,6 +293,8 @@ class MonitorSpec(SpecPart):
                 raise ValueError(f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}")
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
+        if self.season is not None:
+            validate_season(self.season, self.every)
         if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
             raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
         if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":

@@ -21,6 +21,8 @@ from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow,
 WindowState = Literal["pending", "running", "judged", "failed"]
 MonitorKey = tuple[str, str]
 """The names of an endpoint and of one of its monitors."""
+Period = tuple[datetime, datetime]
+"""The start and the end of a window."""
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
 
@@ -225,6 +227,29 @@ class Monitors:
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
         return self._store.read(query, MonitorWindow)[::-1]
+
+    def judged_windows(
+        self, endpoint: str, monitor: str, column: Literal["evidence", "figures"], window: Period, limit: int
+    ) -> dict[Period, Mapping[str, Any]]:
+        """Return the period of each judged window in the period `window` and a column of its last judged revision.
+
+        The windows are sorted by start. At most the newest `limit` revisions are read, without their other columns.
+        """
+        row = MonitorWindowRow
+        query = select(row.start, row.end, getattr(row, column)).filter_by(endpoint=endpoint, monitor=monitor)
+        query = query.where(row.state == "judged", row.start >= window[0], row.end <= window[1])
+        with self._store.transaction(is_read_only=True) as session:
+            revisions = session.execute(query.order_by(*_NEWEST_FIRST).limit(limit)).all()[::-1]
+        return {(start, end): content for start, end, content in revisions}
+
+    def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
+        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""
+        actor, detail = current_actor(), {"monitor": monitor, "baseline": dict(baseline)}
+        with self._row(endpoint, monitor) as (session, row):
+            row.baseline = {**row.baseline, **baseline}
+            event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)
+            write_event(session, event)
+        return actor
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))

@@ -7,11 +7,12 @@ idle, after a maximum number of windows (memory leaks), and with the controller:
 
 import contextlib
 import hashlib
+import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,23 +21,37 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log import EPOCH, InferenceLog, Window, microseconds, open_log
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
+from mlflow_deploy_plugin.spec import (
+    KINDS_WITH_REFERENCE,
+    REGRESSION,
+    CaptureSpec,
+    EndpointSpec,
+    MonitorKind,
+    MonitorSpec,
+)
+from mlflow_deploy_plugin.spec.types import length_of
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
 
 IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
 """The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
+_PAST = timedelta(days=2 * 365)
+_MOST_PAST = 1_000
+"""The age of the oldest earlier window that a judgement uses, and the maximum number of earlier revisions that it reads.
+With 40 columns, 1,000 windows take about 30 MB."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,18 @@ Judge = Callable[[WindowRequest], EvaluatedWindow]
 
 
 def window_request(
-    window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
+    window: MonitorWindow,
+    spec: MonitorSpec,
+    settings: Settings,
+    endpoint: Endpoint | None,
+    notes: Sequence[str] = (),
+    monitors: Monitors | None = None,
 ) -> WindowRequest:
+    """Return the request to judge the window. Without `monitors`, the request lacks the budget and earlier windows."""
+    alarms = AlarmContext()
+    if monitors is not None and endpoint is not None:
+        alarms, budget_notes = _alarm_context(window, spec, endpoint.spec, monitors)
+        notes = (*notes, *budget_notes)
     return WindowRequest(
         endpoint=window.endpoint,
         monitor=window.monitor,
@@ -63,7 +88,61 @@ def window_request(
         notes=tuple(notes),
         endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
         rows_since=endpoint.rows_since if endpoint is not None else None,
+        alarms=alarms,
     )
+
+
+def budget_share(spec: EndpointSpec) -> float | None:
+    """Return the false alarms per year that each monitor of the endpoint may raise; None without a budget."""
+    budget = spec.alarms.false_per_year
+    return None if budget is None else budget / max(len(spec.monitors), 1)
+
+
+def is_on_grid(start: datetime, end: datetime, spec: MonitorSpec) -> bool:
+    """Return True if the schedule has a window with these times. Only such windows count for alarms over time."""
+    return end - start == length_of(spec.every) and not (start - EPOCH) % (end - start)
+
+
+def _alarm_context(
+    window: MonitorWindow, spec: MonitorSpec, of: EndpointSpec, monitors: Monitors
+) -> tuple[AlarmContext, list[str]]:
+    """Return the endpoint's budget and the monitor's earlier windows, and notes about the budget."""
+    share, has_reference = budget_share(of), spec.kind in KINDS_WITH_REFERENCE
+    if not is_on_grid(window.start, window.end, spec):
+        nearest = window_at(microseconds(window.start), spec.every)
+        note = (
+            f"the window is not a window of the monitor's schedule and overlaps such windows: it does not count for "
+            f"alarms over time; the nearest window that counts is {nearest}"
+        )
+        return AlarmContext(share), [note] if share is not None else []
+    read = partial(monitors.judged_windows, window.endpoint, limit=_MOST_PAST)
+    stored = read(window.monitor, "evidence", (window.start - _PAST, window.start))
+    past = [PastLevels(time[0], Evidence.from_json(row)) for time, row in stored.items() if is_on_grid(*time, spec)]
+    starts = monitors.state(window.endpoint, window.monitor).baseline
+    baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
+    if share is None or not has_reference:
+        text = f"{of.alarms.false_per_year:g} false alarms per year for {len(of.monitors)} monitors" if share else ""
+        notes = [f"the requirements are judged with the endpoint's budget of {text}"] if share else []
+        return AlarmContext(share, tuple(past), baseline), notes
+    judged = next((item for item in of.monitors.items() if item[1].kind == "performance"), None)
+    accuracy = None
+    if judged is not None:
+        name, performance = judged
+        begin = past[0].start if past else window.start
+        figures = read(name, "figures", (begin, window.end))
+        on_grid = {time[0]: row for time, row in figures.items() if is_on_grid(*time, performance)}
+        accuracy = _metric_series(performance.requirements[0].name, on_grid)
+    return AlarmContext(share, tuple(past), baseline, accuracy), []
+
+
+def _metric_series(metric: str, windows: Mapping[datetime, Mapping[str, float | None]]) -> LevelSeries | None:
+    """Return the metric of each window from labels, otherwise its estimate; None if no window has either."""
+    names = [
+        name for name in (metric, f"estimated/{metric}") if any(row.get(name) is not None for row in windows.values())
+    ]
+    values = [next((row[name] for name in names if row.get(name) is not None), math.nan) for row in windows.values()]
+    sources = " or ".join("from labels" if name == metric else "estimated" for name in names)
+    return LevelSeries(f"{metric}, {sources}", [*windows], values) if names else None
 
 
 def judge_and_log(request: WindowRequest) -> EvaluatedWindow:

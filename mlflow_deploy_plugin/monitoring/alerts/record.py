@@ -73,6 +73,17 @@ def resolve_orphaned(store: Store) -> None:
             alerts.change(alert.fingerprint, partial(resolve, content=content, now=now))
 
 
+def resolve_accepted(store: Store, endpoint: str, monitor: str, line: str) -> None:
+    """End the monitor's alert with this line, because a user has accepted the alarms as normal."""
+
+    def accepted(before: Alert | None) -> Alert | None:
+        order = before.detail.get("order", "") if before is not None else ""
+        content = AlertContent(f"{endpoint}/{monitor}", endpoint, monitor, order, lines=(_short(line),))
+        return resolve(before, content, store.now())
+
+    Alerts(store).change(f"{endpoint}/{monitor}", accepted)
+
+
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
     """Record a message that is sent once and does not end, such as a version that waits for approval."""
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -111,7 +111,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.result("not judged", reason, version, total.requests, notes=notes)
     segments, segment_notes = counted.largest(spec.min_rows)
-    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    confidence = bonferroni_confidence(request.requirement_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
