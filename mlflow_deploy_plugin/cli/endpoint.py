@@ -89,9 +89,11 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """
     changes = key_values(config)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.cli.monitor import budget_lines
+        lines: list[str] = []
+        if any(field.startswith(("alarms.", "monitors.")) for field in changes):  # The import takes a second.
+            from mlflow_deploy_plugin.controller.monitors.budget import check_change
 
-        lines = budget_lines(deployments, name, changes)
+            lines = check_change(deployments, name, changes)
         _show(deployments.update_endpoint(name, changes, why), output)
     for line in lines:
         click.echo(line, err=True)

@@ -1,7 +1,7 @@
 """`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their windows, results and alerts."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.spec import MonitorKind, parse_duration
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
-    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow
     from mlflow_deploy_plugin.store.alerts import Silence
@@ -278,6 +277,8 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
     """
     changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.budget import check_change
+
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
@@ -288,20 +289,9 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
             field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
             for field, value in changes.items()
         }
-        lines = budget_lines(deployments, name, dotted)
+        lines = check_change(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
     show_lines([f"{name} has the monitor {monitor_name}", *lines])
-
-
-def budget_lines(deployments: "Deployments", name: str, config: Mapping[str, str]) -> list[str]:
-    """Return the limits of the endpoint's budget of alarms after a change. Raises InvalidConfig for a bad budget."""
-    spec = deployments.get_endpoint(name).endpoint.spec
-    is_relevant = any(field.startswith(("alarms.", "monitors.")) for field in config)
-    if not is_relevant or (spec.alarms.false_per_year is None and "alarms.false_per_year" not in config):
-        return []  # The check imports scipy.
-    from mlflow_deploy_plugin.controller.monitors.budget import check_change
-
-    return check_change(deployments, name, config)
 
 
 @monitor.command()
@@ -311,8 +301,8 @@ def budget_lines(deployments: "Deployments", name: str, config: Mapping[str, str
 def accept(name: str, monitor_name: str, why: str) -> None:
     """Accept the open alarms of the monitor MONITOR as normal.
 
-    Each column with an alarm in the newest window of the endpoint NAME gets a new baseline, which begins with its shift.
-    The alert of the monitor ends. The endpoint needs a budget of alarms, alarms.false_per_year.
+    The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift, and
+    the alert of the monitor ends. The endpoint needs a budget of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms

@@ -1,7 +1,6 @@
 """The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.controller.monitors.window_runner import unsaved_window
@@ -10,113 +9,102 @@ from mlflow_deploy_plugin.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import microseconds, parse_window
 from mlflow_deploy_plugin.inference_log.windows import window_at
-from mlflow_deploy_plugin.monitoring.alerts.record import resolve_accepted
+from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
-from mlflow_deploy_plugin.monitoring.result import UNDECIDED, format_time
+from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.registry import resolve
-from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, Monitors
-
-_LOOKED_BACK = 200
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec
+from mlflow_deploy_plugin.spec.types import length_of
+from mlflow_deploy_plugin.store import Alerts, Endpoint, Monitors
 
 
 def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:
-    """Return why the monitors that `config` changes cannot keep the budget of alarms, without changing the endpoint.
+    """Return how the monitors that `config` changes cannot keep the budget of alarms, without changing the endpoint.
 
-    Raises InvalidConfig if the reference of a monitor is too short, or overlaps the windows that will be judged, and
-    the errors of `configure`. If a reference cannot be loaded yet, its line states the reason.
+    Raises InvalidConfig if the reference of a monitor is too short or overlaps the windows that will be judged, and the
+    errors of `configure`. If a reference cannot be loaded yet, its line states the reason.
     """
     stored = deployments.store.require_endpoint(name)
-    spec = configure(stored.spec, config)
-    share, lines = evaluation.budget_share(spec), []
+    spec, lines = configure(stored.spec, config), []
+    share, now = spec.budget_share, deployments.store.now()
     for monitor, changed in spec.monitors.items():
-        is_changed = changed != stored.spec.monitors.get(monitor) or spec.alarms != stored.spec.alarms
-        if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
+        fields = ("alarms.", f"monitors.{monitor}.")
+        if (
+            share is None
+            or changed.kind not in KINDS_WITH_REFERENCE
+            or not any(key.startswith(fields) for key in config)
+        ):
             continue
-        _require_earlier_reference(monitor, changed, deployments.store.now())
+        kind, _, text = changed.reference.partition(":")
+        next_start = window_at(microseconds(now), changed.every).start
+        if kind == "window" and (span := parse_window(text)).end > next_start:
+            raise InvalidConfig(
+                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
+                f"does not permit: END may be at most {next_start:%FT%R}"
+            )
         try:
             reference = _load_reference(deployments, stored, spec, monitor)
         except OnnxserveError as error:
             lines.append(f"{name}: monitor {monitor}: the first judgement checks the budget of alarms: {error.message}")
             continue
         try:
-            lines += [f"{name}: monitor {monitor}: {text}" for text in check_budget(reference, changed, share)]
+            lines += [f"{name}: monitor {monitor}: {limit}" for limit in check_budget(reference, changed, share)]
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
     return lines
 
 
-def _require_earlier_reference(monitor: str, spec: MonitorSpec, now: datetime) -> None:
-    kind, _, text = spec.reference.partition(":")
-    next_start = window_at(microseconds(now), spec.every).start
-    if kind == "window" and (span := parse_window(text)).end > next_start:
-        raise InvalidConfig(
-            f"monitors.{monitor}.reference: {span} overlaps the next window of the monitor, and with a budget of alarms "
-            f"no judged window may be a part of the reference: END may be at most {next_start:%FT%H:%M}"
-        )
-
-
 def _load_reference(deployments: Deployments, stored: Endpoint, spec: EndpointSpec, monitor: str) -> DriftReference:
-    """Return the reference for the latest window with rows, or for the served version if no window has rows."""
+    """Return the reference for the latest window with rows; without rows, for the served version and a window now."""
     changed, now = spec.monitors[monitor], deployments.store.now()
     log = evaluation.endpoint_log(deployments.settings, stored)
     try:
         window = evaluation.latest_window(log, stored.name, changed, now)
+        version = next(iter(window_versions(log, stored.name, window)))
     except NotFound:
-        window = window_at(microseconds(now) - duration_seconds(changed.every) * 1_000_000, changed.every)
-    unsaved = unsaved_window(stored.name, monitor, window, now)
-    request = evaluation.window_request(unsaved, changed, deployments.settings, stored)
-    version = next(iter(window_versions(log, stored.name, window)), None)
-    if version is None:
+        window = window_at(microseconds(now - length_of(changed.every)), changed.every)
         weights = traffic_weights(spec)
         if not weights:
-            raise NotFound(f"endpoint {stored.name!r} has no deployment")
+            raise NotFound(f"endpoint {stored.name!r} has no deployment") from None
         served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
         version = served.name, served.version
-    return load_reference(request, *version)
+    unsaved = unsaved_window(stored.name, monitor, window, now)
+    return load_reference(evaluation.window_request(unsaved, changed, deployments.settings, stored), *version)
 
 
 def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = "") -> dict[str, str]:
     """Make the open alarms of the newest judged window normal. Return each column and the start of its new baseline.
 
-    The alert of the monitor ends. Raises NotFound if no alarm of a column is open, and InvalidConfig if the monitor has
-    no reference or the endpoint has no budget.
+    The monitor's alert ends. Raises NotFound if no alarm of a column is open, and InvalidConfig if the monitor has no
+    reference or the endpoint has no budget.
     """
-    stored, monitors = deployments.store.require_endpoint(name), Monitors(deployments.store)
-    spec = stored.spec.monitor(monitor)
+    store, monitors = deployments.store, Monitors(deployments.store)
+    endpoint = store.require_endpoint(name).spec
+    spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
     if spec.kind not in KINDS_WITH_REFERENCE:
-        raise InvalidConfig(
-            f"monitor {monitor!r} of kind {spec.kind} has no reference, so it has no baseline: change its requirements "
-            f"with `onnxserve endpoint update {name} -C monitors.{monitor}.require=…`"
-        )
-    if stored.spec.alarms.false_per_year is None:
-        raise InvalidConfig(
-            f"endpoint {name!r} has no budget of alarms, and only monitors with a budget have a baseline over time: "
-            f"`onnxserve endpoint update {name} -C alarms.false_per_year=1` sets it"
-        )
-    judged = [
-        row
-        for row in monitors.windows(name, monitor, states=("judged",), limit=_LOOKED_BACK)
-        if row.verdict not in UNDECIDED and evaluation.is_on_grid(row.start, row.end, spec)
-    ]
-    evidence = Evidence.from_json(judged[-1].evidence) if judged else Evidence()
+        problem = f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline"
+        raise InvalidConfig(f"{problem}: change its requirements with `{update} monitors.{monitor}.require=…`")
+    if endpoint.alarms.false_per_year is None:
+        problem = f"endpoint {name!r} has no budget of alarms, which a baseline over time needs"
+        raise InvalidConfig(f"{problem}: set it with `{update} alarms.false_per_year=1`")
+    windows = monitors.judged_windows(name, monitor, "evidence", length_of(spec.every), store.now())
+    judged = [(start, Evidence.from_json(evidence)) for start, evidence in windows.items()]
+    start, evidence = next((item for item in reversed(judged) if item[1].levels), (store.now(), Evidence()))
     columns = {series.rpartition("/")[0] for series in evidence.levels}
-    baseline = {key: judged[-1].start.isoformat() for key in evidence.alarms if key in columns}
+    baseline = {key: start.isoformat() for key in evidence.alarms if key in columns}
+    # If several figures of a column have shifted, the baseline starts with the last shift.
     shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
-    baseline |= {
-        key: since for since, key in shifts
-    }  # If several series of a column have shifted, the last one counts.
+    baseline |= {key: since for since, key in shifts}
     if not baseline:
-        raise NotFound(
-            f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column in its newest window: "
-            f"`onnxserve monitor list {name}` shows its verdict"
-        )
-    by = monitors.accept(name, monitor, baseline, why)
-    texts = [f"{key} since {format_time(since)}" for key, since in baseline.items()]
-    line = f"{by} accepted as normal: {', '.join(texts)}{f': {why}' if why else ''}"
-    resolve_accepted(deployments.store, name, monitor, line)
+        problem = f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept"
+        raise NotFound(f"{problem}: `onnxserve monitor list {name}` shows its last verdict")
+    actor = monitors.accept(name, monitor, baseline, why)
+    texts = ", ".join(f"{key} since {format_time(since)}" for key, since in baseline.items())
+    for alert in Alerts(store).firing(name):
+        if alert.fingerprint == f"{name}/{monitor}":
+            end_alert(store, alert, f"{actor} accepted as normal: {texts}{f': {why}' if why else ''}")
     return baseline

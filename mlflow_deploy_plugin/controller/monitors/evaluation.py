@@ -10,9 +10,9 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import EPOCH, InferenceLog, Window, microseconds, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.logs import configure_logging
@@ -32,14 +32,7 @@ from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec import (
-    KINDS_WITH_REFERENCE,
-    REGRESSION,
-    CaptureSpec,
-    EndpointSpec,
-    MonitorKind,
-    MonitorSpec,
-)
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
 
@@ -48,10 +41,6 @@ _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
 """The addition to a judging process's OOM score. The kernel kills this process before servers and the controller."""
-_PAST = timedelta(days=2 * 365)
-_MOST_PAST = 1_000
-"""The age of the oldest earlier window that a judgement uses, and the maximum number of earlier revisions that it reads.
-With 40 columns, 1,000 windows take about 30 MB."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +54,8 @@ Judge = Callable[[WindowRequest], EvaluatedWindow]
 
 
 def window_request(
-    window: MonitorWindow,
-    spec: MonitorSpec,
-    settings: Settings,
-    endpoint: Endpoint | None,
-    notes: Sequence[str] = (),
-    monitors: Monitors | None = None,
+    window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
 ) -> WindowRequest:
-    """Return the request to judge the window. Without `monitors`, the request lacks the budget and earlier windows."""
-    alarms = AlarmContext()
-    if monitors is not None and endpoint is not None:
-        alarms, budget_notes = _alarm_context(window, spec, endpoint.spec, monitors)
-        notes = (*notes, *budget_notes)
     return WindowRequest(
         endpoint=window.endpoint,
         monitor=window.monitor,
@@ -88,61 +67,54 @@ def window_request(
         notes=tuple(notes),
         endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
         rows_since=endpoint.rows_since if endpoint is not None else None,
-        alarms=alarms,
     )
 
 
-def budget_share(spec: EndpointSpec) -> float | None:
-    """Return the false alarms per year that each monitor of the endpoint may raise; None without a budget."""
-    budget = spec.alarms.false_per_year
-    return None if budget is None else budget / max(len(spec.monitors), 1)
-
-
-def is_on_grid(start: datetime, end: datetime, spec: MonitorSpec) -> bool:
-    """Return True if the schedule has a window with these times. Only such windows count for alarms over time."""
-    return end - start == length_of(spec.every) and not (start - EPOCH) % (end - start)
-
-
-def _alarm_context(
-    window: MonitorWindow, spec: MonitorSpec, of: EndpointSpec, monitors: Monitors
-) -> tuple[AlarmContext, list[str]]:
-    """Return the endpoint's budget and the monitor's earlier windows, and notes about the budget."""
-    share, has_reference = budget_share(of), spec.kind in KINDS_WITH_REFERENCE
-    if not is_on_grid(window.start, window.end, spec):
-        nearest = window_at(microseconds(window.start), spec.every)
+def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+    """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
+    if endpoint is None:
+        return request
+    window, spec, share = request.window, request.spec, endpoint.spec.budget_share
+    scheduled = window_at(window.start_us, spec.every)
+    note, alarms = "", AlarmContext(share)
+    if window != scheduled:
         note = (
-            f"the window is not a window of the monitor's schedule and overlaps such windows: it does not count for "
-            f"alarms over time; the nearest window that counts is {nearest}"
+            f"the window overlaps windows of the schedule: it does not count for alarms over time, but {scheduled} does"
         )
-        return AlarmContext(share), [note] if share is not None else []
-    read = partial(monitors.judged_windows, window.endpoint, limit=_MOST_PAST)
-    stored = read(window.monitor, "evidence", (window.start - _PAST, window.start))
-    past = [PastLevels(time[0], Evidence.from_json(row)) for time, row in stored.items() if is_on_grid(*time, spec)]
-    starts = monitors.state(window.endpoint, window.monitor).baseline
-    baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
-    if share is None or not has_reference:
-        text = f"{of.alarms.false_per_year:g} false alarms per year for {len(of.monitors)} monitors" if share else ""
-        notes = [f"the requirements are judged with the endpoint's budget of {text}"] if share else []
-        return AlarmContext(share, tuple(past), baseline), notes
-    judged = next((item for item in of.monitors.items() if item[1].kind == "performance"), None)
-    accuracy = None
-    if judged is not None:
-        name, performance = judged
-        begin = past[0].start if past else window.start
-        figures = read(name, "figures", (begin, window.end))
-        on_grid = {time[0]: row for time, row in figures.items() if is_on_grid(*time, performance)}
-        accuracy = _metric_series(performance.requirements[0].name, on_grid)
-    return AlarmContext(share, tuple(past), baseline, accuracy), []
+    else:
+        stored = monitors.judged_windows(
+            request.endpoint, request.monitor, "evidence", length_of(spec.every), window.start
+        )
+        past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
+        starts = monitors.state(request.endpoint, request.monitor).baseline
+        alarms = AlarmContext(share, past, {key: datetime.fromisoformat(start) for key, start in starts.items()})
+        if share is not None and spec.kind not in KINDS_WITH_REFERENCE:
+            budget, count = endpoint.spec.alarms.false_per_year, len(endpoint.spec.monitors)
+            note = f"the requirements share the budget of {budget:g} false alarms per year of {count} monitors"
+        elif share is not None:
+            alarms = replace(
+                alarms, accuracy=_accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
+            )
+    notes = request.notes if share is None or not note else (*request.notes, note)
+    return replace(request, alarms=alarms, notes=notes)
 
 
-def _metric_series(metric: str, windows: Mapping[datetime, Mapping[str, float | None]]) -> LevelSeries | None:
-    """Return the metric of each window from labels, otherwise its estimate; None if no window has either."""
-    names = [
-        name for name in (metric, f"estimated/{metric}") if any(row.get(name) is not None for row in windows.values())
-    ]
-    values = [next((row[name] for name in names if row.get(name) is not None), math.nan) for row in windows.values()]
-    sources = " or ".join("from labels" if name == metric else "estimated" for name in names)
-    return LevelSeries(f"{metric}, {sources}", [*windows], values) if names else None
+def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
+    """Return the metric of the first requirement of the endpoint's first performance monitor: from labels, otherwise
+    estimated. Return None if no window has the metric."""
+    of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
+    for name, spec in of_kind[:1]:
+        stored = monitors.judged_windows(endpoint.name, name, "figures", length_of(spec.every), until)
+        windows = {start: figures for start, figures in stored.items() if start >= since}
+        sources = {spec.requirements[0].name: "from labels", f"estimated/{spec.requirements[0].name}": "estimated"}
+        known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]
+        values = [
+            next((figures[key] for key in known if figures.get(key) is not None), math.nan)
+            for figures in windows.values()
+        ]
+        title = f"{spec.requirements[0].name}, {' or '.join(sources[key] for key in known)}"
+        return LevelSeries(title, [*windows], values) if known else None
+    return None
 
 
 def judge_and_log(request: WindowRequest) -> EvaluatedWindow:

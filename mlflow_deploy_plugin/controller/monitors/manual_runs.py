@@ -145,9 +145,9 @@ def run_window(
     if monitor.tried:
         unsaved = window_runner.unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
         notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
-        # A trial of another rate is judged without the budget, which would replace the rate.
-        monitors = None if "false_alarm_rate=" in monitor.tried else Monitors(deployments.store)
-        request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes, monitors)
+        request = evaluation.window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
+        if "false_alarm_rate=" not in monitor.tried:  # The budget would replace the rate.
+            request = evaluation.with_alarms(request, endpoint, Monitors(deployments.store))
         return window_runner.as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
     taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
     if taken.state != "judged":

@@ -62,26 +62,19 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
 
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
-    alerts, now = Alerts(store), store.now()
-    firing = alerts.firing()
+    firing = Alerts(store).firing()
     known = {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors} if firing else set()
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
         if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
-            order, lines = alert.detail.get("order", ""), ("the monitor was removed",)
-            content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=lines)
-            alerts.change(alert.fingerprint, partial(resolve, content=content, now=now))
+            end_alert(store, alert, "the monitor was removed")
 
 
-def resolve_accepted(store: Store, endpoint: str, monitor: str, line: str) -> None:
-    """End the monitor's alert with this line, because a user has accepted the alarms as normal."""
-
-    def accepted(before: Alert | None) -> Alert | None:
-        order = before.detail.get("order", "") if before is not None else ""
-        content = AlertContent(f"{endpoint}/{monitor}", endpoint, monitor, order, lines=(_short(line),))
-        return resolve(before, content, store.now())
-
-    Alerts(store).change(f"{endpoint}/{monitor}", accepted)
+def end_alert(store: Store, alert: Alert, line: str) -> None:
+    """End a firing alert without a window, with this line as the message."""
+    order = alert.detail.get("order", "")
+    content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=(_short(line),))
+    Alerts(store).change(alert.fingerprint, partial(resolve, content=content, now=store.now()))
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
