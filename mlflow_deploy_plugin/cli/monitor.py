@@ -106,7 +106,7 @@ def list_(name: str | None, output: str) -> None:
     if output == "json" or not monitors:
         return
     budgets = {item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None}
-    show_lines([f"{endpoint}: a budget of {number:g} false alarms per year" for endpoint, number in budgets.items()])
+    show_lines([f"{endpoint}: alarms.false_per_year is {number:g}" for endpoint, number in budgets.items()])
     for item in monitors:
         if item.why:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])

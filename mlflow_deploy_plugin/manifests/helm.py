@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")
-"""The spec fields that are not in the values: the name is a key of `endpoints`, and monitors and their budget are in the store."""
+"""The spec fields that are not in the values: the name is a key of `endpoints`; the rest is in the store."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:

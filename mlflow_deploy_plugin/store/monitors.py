@@ -13,6 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.inference_log import EPOCH
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import tables
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
@@ -229,20 +231,20 @@ class Monitors:
         return self._store.read(query, MonitorWindow)[::-1]
 
     def judged_windows(
-        self, endpoint: str, monitor: str, column: Literal["evidence", "figures"], every: timedelta, until: datetime
+        self, until: datetime, endpoint: str, monitor: str, spec: MonitorSpec, column: Literal["evidence", "figures"]
     ) -> dict[datetime, Mapping[str, Any]]:
         """Return the start of each judged window that ends by `until`, oldest first, and a column of its last revision.
 
         Only windows that the schedule has (of length `every`, at multiples of it since 1970) in the last two years are
         returned. At most 1,000 revisions are read: with 40 columns, their evidence takes about 30 MB.
         """
-        row = MonitorWindowRow
+        row, every = MonitorWindowRow, length_of(spec.every)
         query = select(row.start, row.end, getattr(row, column)).filter_by(endpoint=endpoint, monitor=monitor)
         query = query.where(row.state == "judged", row.start > until - _PAST, row.end <= until)
         with self._store.transaction(is_read_only=True) as session:
             revisions = session.execute(query.order_by(*_NEWEST_FIRST).limit(_MOST_PAST)).all()[::-1]
-        scheduled = (revision for revision in revisions if revision[1] - revision[0] == every)
-        return {start: content for start, _, content in scheduled if not (start - EPOCH) % every}
+        of_length = ((start, content) for start, end, content in revisions if end - start == every)
+        return {start: content for start, content in of_length if not (start - EPOCH) % every}
 
     def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
         """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""

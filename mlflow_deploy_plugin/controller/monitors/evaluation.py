@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
-from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
 
 IDLE_SECONDS = 300.0
@@ -74,28 +73,22 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
     """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
     if endpoint is None:
         return request
-    window, spec, share = request.window, request.spec, endpoint.spec.budget_share
-    scheduled = window_at(window.start_us, spec.every)
-    note, alarms = "", AlarmContext(share)
+    window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
+    note, alarms, scheduled = "", AlarmContext(endpoint.spec.budget_share), window_at(window.start_us, spec.every)
     if window != scheduled:
-        note = (
-            f"the window overlaps windows of the schedule: it does not count for alarms over time, but {scheduled} does"
-        )
+        note = f"overlaps windows of the schedule and does not count for alarms over time; {scheduled} does"
     else:
-        stored = monitors.judged_windows(
-            request.endpoint, request.monitor, "evidence", length_of(spec.every), window.start
-        )
+        stored = monitors.judged_windows(window.start, request.endpoint, request.monitor, spec, "evidence")
         past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
         starts = monitors.state(request.endpoint, request.monitor).baseline
-        alarms = AlarmContext(share, past, {key: datetime.fromisoformat(start) for key, start in starts.items()})
-        if share is not None and spec.kind not in KINDS_WITH_REFERENCE:
-            budget, count = endpoint.spec.alarms.false_per_year, len(endpoint.spec.monitors)
-            note = f"the requirements share the budget of {budget:g} false alarms per year of {count} monitors"
-        elif share is not None:
-            alarms = replace(
-                alarms, accuracy=_accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
-            )
-    notes = request.notes if share is None or not note else (*request.notes, note)
+        baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
+        alarms = replace(alarms, past=past, baseline=baseline)
+        if spec.kind in KINDS_WITH_REFERENCE:
+            accuracy = _accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
+            alarms = replace(alarms, accuracy=accuracy)
+        else:
+            note = f"the requirements share the budget of {budget} false alarms per year"
+    notes = request.notes if budget is None or not note else (*request.notes, note)
     return replace(request, alarms=alarms, notes=notes)
 
 
@@ -104,15 +97,13 @@ def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: da
     estimated. Return None if no window has the metric."""
     of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
     for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows(endpoint.name, name, "figures", length_of(spec.every), until)
+        stored = monitors.judged_windows(until, endpoint.name, name, spec, "figures")
         windows = {start: figures for start, figures in stored.items() if start >= since}
-        sources = {spec.requirements[0].name: "from labels", f"estimated/{spec.requirements[0].name}": "estimated"}
+        metric = spec.requirements[0].name
+        sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
         known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]
-        values = [
-            next((figures[key] for key in known if figures.get(key) is not None), math.nan)
-            for figures in windows.values()
-        ]
-        title = f"{spec.requirements[0].name}, {' or '.join(sources[key] for key in known)}"
+        values = [next((row[key] for key in known if row.get(key) is not None), math.nan) for row in windows.values()]
+        title = f"{metric}, {' or '.join(sources[key] for key in known)}"
         return LevelSeries(title, [*windows], values) if known else None
     return None
 

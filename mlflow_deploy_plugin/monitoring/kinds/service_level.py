@@ -195,7 +195,7 @@ def _findings(
         state = criterion_state(share.low <= permitted, share.high <= permitted)
         reason = (
             f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
-            f"to {share.high:.2%} (Wilson, confidence {confidence:.4g}); the limit is {permitted:.2%}"
+            f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
