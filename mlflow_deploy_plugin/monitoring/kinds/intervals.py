@@ -1,7 +1,7 @@
 """Intervals of a window's metrics, which treat the rows as a sample.
 
-- Shares: Wilson's score interval (Wilson, JASA 1927), above a confidence of 99 % joined with the exact interval (Clopper,
-  Pearson, Biometrika 1934): at 99.95 %, Wilson's misses a share of 1 % of 200 rows 8 times as often as stated.
+- Shares: Wilson's score interval (Wilson, JASA 1927), above a confidence of 99 % joined with the exact interval
+  (Clopper & Pearson, Biometrika 1934): at 99.95 %, Wilson's misses a share of 1 % of 200 rows 8 times too often.
 - Functions of means over rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
   Percentiles beyond the tenth resample are extrapolated with the quantiles of the normal distribution.
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
