@@ -194,8 +194,8 @@ class WindowComparison:
         state, reason = state or verdict.state, reason or verdict.reason
         shifts = self.shifts(verdict)
         if shifts.findings:
-            subjects = [f"{item.subject}{f' ({item.segment})' if item.segment else ''}" for item in shifts.findings]
-            shift = describe_worst(subjects, f"{shifts.findings[0].history}; {shifts.findings[0].reason}")
+            shifted = [f"{item.subject}{f' ({item.segment})' if item.segment else ''}" for item in shifts.findings]
+            shift = describe_worst(shifted, f"{shifts.findings[0].history}; {shifts.findings[0].reason}")
             reason = f"{reason}; {shift}" if state in ALARMS else shift
             state = state if state == "violated" else "drift"
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)

@@ -28,7 +28,8 @@ def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> A
                 known = np.isfinite(chosen)
                 mean = np.where(known, chosen, 0).sum(axis=-2) / np.maximum(known.sum(axis=-2), 1)
                 result[..., phases == phase, :] -= mean[..., None, :]
-    return np.nan_to_num(result, nan=0.0, posinf=0.0, neginf=0.0)
+    usual: Array = np.nan_to_num(result, nan=0.0, posinf=0.0, neginf=0.0)
+    return usual
 
 
 class Baseline:
@@ -46,14 +47,16 @@ class Baseline:
 
     @property
     def mean(self) -> Array:
-        return self._level_sum / np.maximum(self._level_count, 1)
+        mean: Array = self._level_sum / np.maximum(self._level_count, 1)
+        return mean
 
     @property
     def deviation(self) -> Array:
         """The standard deviation of the figures around their mean and cycle."""
         count = self._count
         variance = self._squares / count - np.square(self._sum / count)
-        return np.sqrt(np.maximum(variance, 1e-30) * count / (count - self._season))
+        deviation: Array = np.sqrt(np.maximum(variance, 1e-30) * count / (count - self._season))
+        return deviation
 
     @property
     def correlation(self) -> Array:
@@ -62,18 +65,17 @@ class Baseline:
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
         raw = (self._lagged / (count - 1) - np.square(mean)) / variance
         corrected = raw + (1 + 3 * raw) / count + (self._season - 1) / self._windows * (1 + raw)
-        return np.clip(corrected, 0, LARGEST_CORRELATION)
+        correlation: Array = corrected.clip(0, LARGEST_CORRELATION)
+        return correlation
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
         """Return what the window before, `gap` windows earlier, does not explain, in standard deviations, [..., m]."""
         mean, correlation = self.mean, self.correlation
         explained = correlation**gap
-        count = self._count
-        deviation = self.deviation * np.sqrt(
-            (1 - np.square(explained)) * (count - self._season) / (count - self._season - 1)
-        )
+        free = self._count - self._season
+        deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))
         luck = np.sqrt(self._level_count / (self._level_count + 1))  # The estimated mean has an error of its own.
-        innovation: Array = ((value - mean) - explained * (previous - mean)) / deviation * luck
+        innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
         return innovation
 
     def add(self, value: Array, previous: Array, chosen: Array | bool = True) -> None:

@@ -127,9 +127,8 @@ def _follow(
         begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
         windows.restarts[[place for place, name in enumerate(series) if name.key == key]] = begin
     per_year = request.alarms.false_per_year
-    limit = (
-        limit_for(windows, budget.LASTING_SHARE * budget.window_rate(request.spec, per_year)) if per_year else np.inf
-    )
+    lasting_rate = budget.LASTING_SHARE * budget.window_rate(request.spec, per_year or 0)
+    limit = limit_for(windows, lasting_rate) if per_year else np.inf
     return _Course(request, reference, series, starts, windows, track(windows, limit))
 
 

@@ -227,10 +227,10 @@ class Tail:
         return cls(start, count / len(largest), max(index, _SMALLEST_INDEX))
 
     def threshold(self, rate: float) -> float:
-        return self.start * (self.share / rate) ** self.index
+        return float(self.start * (self.share / rate) ** self.index)
 
     def p_value(self, statistic: float) -> float:
-        return min(self.share * (max(statistic, self.start) / self.start) ** (-1 / self.index), 1.0)
+        return float(self.share * (max(statistic, self.start) / self.start) ** (-1 / self.index))
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:
