@@ -208,7 +208,7 @@ class WindowComparison:
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
             findings=(*shifts.findings, *verdict.findings),
-            figures={**verdict.figures, **shifts.figures, "is_drift": float(state == "drift")},
+            figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
             report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}, shifts.charts),
             evidence=shifts.evidence,

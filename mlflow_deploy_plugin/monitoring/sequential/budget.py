@@ -132,7 +132,8 @@ def unkept(levels: WindowLevels, spec: MonitorSpec, false_per_year: float) -> It
     if count < FEW_WINDOWS:
         yield (
             f"a budget of {false_per_year:.2g} false alarms per year may not be kept: the reference has {count} "
-            f"windows, and {FEW_WINDOWS} are needed; the smallest budget that can be kept is about {2 * false_per_year:.2g}"
+            f"windows, and {FEW_WINDOWS} are needed; the smallest budget that can be kept is about "
+            f"{2 * false_per_year:.2g}"
         )
     slow = int(correlation.argmax())
     if correlation[slow] > _MOST_CORRELATED:

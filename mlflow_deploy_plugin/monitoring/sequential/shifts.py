@@ -40,7 +40,7 @@ class ShiftVerdict:
 
 
 @dataclass(frozen=True, eq=False)
-class _Course:
+class Course:
     """The windows of the reference, the past and the judged window, and what the detector has found in them."""
 
     request: WindowRequest
@@ -75,7 +75,7 @@ def judge_shifts(
     per_year = request.alarms.false_per_year
     try:
         budget.require_windows(levels, request.spec)
-        course = _follow(request, reference, levels, current, basis)
+        course = follow(request, reference, levels, current, basis)
     except InvalidConfig as error:  # The reference is too short for a budget or for the season.
         return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
     if course is None:
@@ -97,12 +97,13 @@ def judge_shifts(
         *budget.unkept(levels, request.spec, per_year),
     ]
     figures = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
+    figures |= {"is_drift": 1.0} if findings else {}
     return ShiftVerdict(evidence, findings, tuple(notes), figures, charts)
 
 
-def _follow(
+def follow(
     request: WindowRequest, reference: DriftReference, levels: WindowLevels, current: Mapping[Series, float], basis: str
-) -> _Course | None:
+) -> Course | None:
     """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
     can be compared."""
     start_us = request.window.start_us
@@ -129,14 +130,14 @@ def _follow(
     per_year = request.alarms.false_per_year
     lasting_rate = budget.LASTING_SHARE * budget.window_rate(request.spec, per_year or 0)
     limit = limit_for(windows, lasting_rate) if per_year else np.inf
-    return _Course(request, reference, series, starts, windows, track(windows, limit))
+    return Course(request, reference, series, starts, windows, track(windows, limit))
 
 
 def _is_relation(series: Series) -> bool:
     return series.column.startswith("relations.")
 
 
-def _finding(course: _Course, shift: Shift) -> Finding:
+def _finding(course: Course, shift: Shift) -> Finding:
     series, starts, tracking = course.series[shift.series], course.starts, course.tracking
     own = tracking.levels[shift.onset :, shift.series]
     size = float(own.mean() - tracking.mean[shift.series])
@@ -157,7 +158,7 @@ def _finding(course: _Course, shift: Shift) -> Finding:
     )
 
 
-def _change(course: _Course, series: Series, before: float, now: float) -> str:
+def _change(course: Course, series: Series, before: float, now: float) -> str:
     is_up = now > before
     if course.request.spec.is_rolling:
         lag = course.request.spec.reference.removeprefix("rolling:")
@@ -170,7 +171,7 @@ def _change(course: _Course, series: Series, before: float, now: float) -> str:
     return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
 
 
-def _name(course: _Course, series: Series) -> str:
+def _name(course: Course, series: Series) -> str:
     if series.figure != "frequent":
         return {"level": "mean", "spread": "logarithm of the deviation"}.get(series.figure, series.figure)
     bins = course.reference.bins[series.column]
@@ -180,7 +181,7 @@ def _name(course: _Course, series: Series) -> str:
     return "share of the most frequent value"
 
 
-def _charts(course: _Course, shifts: Sequence[Shift], drifted: Collection[str]) -> Iterator[LevelSeries]:
+def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -> Iterator[LevelSeries]:
     """Yield the charts of the shifts, then of the first figure of each drifted column."""
     begin = max(len(course.starts) - _SHOWN_WINDOWS, 0)
     chosen: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
