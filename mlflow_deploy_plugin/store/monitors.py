@@ -231,18 +231,25 @@ class Monitors:
         return self._store.read(query, MonitorWindow)[::-1]
 
     def judged_windows(
-        self, until: datetime, endpoint: str, monitor: str, spec: MonitorSpec, column: Literal["evidence", "figures"]
+        self,
+        endpoint: str,
+        monitor: str,
+        spec: MonitorSpec,
+        column: Literal["evidence", "figures"],
+        until: datetime | None = None,
     ) -> dict[datetime, Mapping[str, Any]]:
-        """Return the start of each judged window that ends by `until`, oldest first, and a column of its last revision.
+        """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
 
-        Only windows that the schedule has (of length `every`, at multiples of it since 1970) in the last two years are
-        returned. At most 1,000 revisions are read: with 40 columns, their evidence takes about 30 MB.
+        `until` selects windows of the two years before this time. The schedule has windows of length `every` that start
+        at multiples of it. At most 1,000 revisions are read: with 40 columns, their evidence takes about 30 MB.
         """
         row, every = MonitorWindowRow, length_of(spec.every)
-        query = select(row.start, row.end, getattr(row, column)).filter_by(endpoint=endpoint, monitor=monitor)
-        query = query.where(row.state == "judged", row.start > until - _PAST, row.end <= until)
+        query = select(row.start, row.end, getattr(row, column)).order_by(*_NEWEST_FIRST).limit(_MOST_PAST)
+        query = query.filter_by(endpoint=endpoint, monitor=monitor, state="judged")
+        if until is not None:
+            query = query.where(row.start > until - _PAST, row.end <= until)
         with self._store.transaction(is_read_only=True) as session:
-            revisions = session.execute(query.order_by(*_NEWEST_FIRST).limit(_MOST_PAST)).all()[::-1]
+            revisions = session.execute(query).all()[::-1]
         of_length = ((start, content) for start, end, content in revisions if end - start == every)
         return {start: content for start, content in of_length if not (start - EPOCH) % every}
 

@@ -91,7 +91,7 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
     if endpoint.alarms.false_per_year is None:
         problem = f"endpoint {name!r} has no budget of alarms, which a baseline over time needs"
         raise InvalidConfig(f"{problem}: set it with `{update} alarms.false_per_year=1`")
-    windows = monitors.judged_windows(store.now(), name, monitor, spec, "evidence")
+    windows = monitors.judged_windows(name, monitor, spec, "evidence")
     judged = [(start, Evidence.from_json(evidence)) for start, evidence in windows.items()]
     start, evidence = next((item for item in reversed(judged) if item[1].levels), (store.now(), Evidence()))
     columns = {series.rpartition("/")[0] for series in evidence.levels}

@@ -76,9 +76,9 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
     window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
     note, alarms, scheduled = "", AlarmContext(endpoint.spec.budget_share), window_at(window.start_us, spec.every)
     if window != scheduled:
-        note = f"overlaps windows of the schedule and does not count for alarms over time; {scheduled} does"
+        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
     else:
-        stored = monitors.judged_windows(window.start, request.endpoint, request.monitor, spec, "evidence")
+        stored = monitors.judged_windows(request.endpoint, request.monitor, spec, "evidence", window.start)
         past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
         starts = monitors.state(request.endpoint, request.monitor).baseline
         baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
@@ -87,7 +87,7 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
             accuracy = _accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
             alarms = replace(alarms, accuracy=accuracy)
         else:
-            note = f"the requirements share the budget of {budget} false alarms per year"
+            note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
     notes = request.notes if budget is None or not note else (*request.notes, note)
     return replace(request, alarms=alarms, notes=notes)
 
@@ -97,7 +97,7 @@ def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: da
     estimated. Return None if no window has the metric."""
     of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
     for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows(until, endpoint.name, name, spec, "figures")
+        stored = monitors.judged_windows(endpoint.name, name, spec, "figures", until)
         windows = {start: figures for start, figures in stored.items() if start >= since}
         metric = spec.requirements[0].name
         sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
