@@ -74,10 +74,9 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
     if endpoint is None:
         return request
     window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
-    note, alarms, scheduled = "", AlarmContext(endpoint.spec.budget_share), window_at(window.start_us, spec.every)
-    if window != scheduled:
-        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
-    else:
+    scheduled = window_at(window.start_us, spec.every)
+    note, alarms = "", AlarmContext(endpoint.spec.budget_share)
+    if window == scheduled:
         stored = monitors.judged_windows(request.endpoint, request.monitor, spec, "evidence", window.start)
         past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
         starts = monitors.state(request.endpoint, request.monitor).baseline
@@ -86,10 +85,11 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
         if spec.kind in KINDS_WITH_REFERENCE:
             accuracy = _accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
             alarms = replace(alarms, accuracy=accuracy)
-        else:
-            note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
-    notes = request.notes if budget is None or not note else (*request.notes, note)
-    return replace(request, alarms=alarms, notes=notes)
+    if budget is not None and window != scheduled:
+        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
+    elif budget is not None and spec.kind not in KINDS_WITH_REFERENCE:
+        note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    return replace(request, alarms=alarms, notes=(*request.notes, note) if note else request.notes)
 
 
 def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
