@@ -8,15 +8,16 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.sequential import budget
-from mlflow_deploy_plugin.monitoring.sequential.levels import Series, WindowLevels
+from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, Series
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.sequential.conftest import DAY_US, reference_of
 from tests.support.refusals import mentions
 
 
-def levels(values: Array) -> WindowLevels:
-    return WindowLevels(np.arange(len(values)) * DAY_US, {Series("", "temp", "level"): values})
+def levels(values: Array) -> ReferenceLevels:
+    starts = np.arange(len(values)) * DAY_US
+    return ReferenceLevels(starts, (Series("", "temp", "level"),), values[:, None], np.array([1e-3]))
 
 
 def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:

@@ -21,8 +21,8 @@ def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0)
     phases = np.arange(count) % 7
     levels += weekend * (phases >= 5)[:, None]
     season = 7 if weekend else 1
-    gaps, restarts = np.ones(count, np.int64), np.full(COLUMNS, count)
-    return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, restarts)
+    gaps, floors, restarts = np.ones(count, np.int64), np.full(COLUMNS, 0.01), np.full(COLUMNS, count)
+    return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, floors, restarts)
 
 
 def shifted(windows: Windows, since: int, by: float, until: int | None = None, column: int = 3) -> Windows:
@@ -98,3 +98,13 @@ def test_columns_that_move_together_share_their_evidence() -> None:
     windows = days(8, 0)
     copied: Array = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
     assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
+
+
+def test_a_figure_that_was_constant_counts_from_its_floor() -> None:
+    windows = days(9, 40)
+    values = windows.values.copy()
+    values[:, 3] = 0.0
+    constant = replace(windows, values=values)
+    assert not followed(constant).shifts
+    values[REFERENCE + 20 :, 3] = 0.05
+    assert [shift.series for shift in followed(constant).shifts] == [3]

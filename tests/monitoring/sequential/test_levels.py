@@ -24,5 +24,6 @@ def test_figures_describe_level_spread_missing_and_frequent_values(reference: Dr
 def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> None:
     levels = reference_levels(reference, ["temp"], {"carrier=UA": reference})
     assert len(levels.starts_us) == REFERENCE_DAYS
-    assert {series.key for series in levels.figures} == {"temp", "carrier=UA/temp"}
-    assert levels.figures[Series("", "temp", "level")].std() == pytest.approx(0.5, abs=0.15)
+    assert {series.key for series in levels.series} == {"temp", "carrier=UA/temp"}
+    of_temp = levels.values[:, levels.series.index(Series("", "temp", "level"))]
+    assert of_temp.std() == pytest.approx(0.5, abs=0.15)

@@ -44,6 +44,7 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
     [
         (lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])}, "carrier", "UA"),
         (lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])}, "delay", "missing"),
+        (lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])}, "temp", "missing"),
         (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider"),
     ],
 )
