@@ -10,8 +10,8 @@
 With a `rolling:` reference, each figure is the difference from the window one lag earlier.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,9 @@ from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MISSING = "missing"
-_LEAST_FREQUENT = 0.1
+FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
+"""The smallest standard deviation of each figure, in its unit; of levels, in standard deviations of the rows."""
+_LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
 
 
 class Series(NamedTuple):
@@ -43,37 +45,52 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class WindowLevels:
-    """The figures of windows.
+class ReferenceLevels:
+    """The figures of the reference's windows.
 
     Attributes:
-        starts_us: the start of each window in microseconds since 1970, [N] int64, ascending.
-        figures: the figures of each window, [N] float64 each; NaN if unknown.
+        starts_us: the start of each window in microseconds since 1970, [R] int64, ascending.
+        series: the m series that are known in at least 90 % of the windows.
+        values: [R, m] float64; NaN if unknown.
+        floors: the smallest standard deviation of each series, [m] float64.
     """
 
     starts_us: Array
-    figures: Mapping[Series, Array]
+    series: tuple[Series, ...]
+    values: Array
+    floors: Array
+
+    def since(self, windows: Array) -> "ReferenceLevels":
+        """Return only the chosen `windows`, [R] bool."""
+        return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
 
 
 def reference_levels(
-    reference: DriftReference, columns: Sequence[str], segments: Mapping[str, DriftReference]
-) -> WindowLevels:
+    reference: DriftReference,
+    columns: Sequence[str],
+    segments: Mapping[str, DriftReference],
+    figures: Collection[str] = FLOORS,
+) -> ReferenceLevels:
     """Return the figures of the reference's windows with at least half of the usual number of rows."""
     pieces = reference.pieces
-    rows = row_counts(pieces.windows)
     starts = np.array(pieces.window_starts_us, np.int64)
-    if pieces.grid.lag_windows:
-        later, earlier = pieces.pairs()
-        rows = np.minimum(rows[later], rows[earlier])
-        starts = starts[later]
-    kept = 2 * rows >= np.median(rows) if len(rows) else np.zeros(0, bool)
-    figures: dict[Series, Array] = {}
+    rows = row_counts(pieces.windows)
+    later, earlier = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(starts)), None)
+    kept: dict[Series, Array] = {}
     for segment, own in {"": reference, **segments}.items():
-        profiles = own.pieces.windows_at(pieces.window_starts_us)
-        for series, values in _figures(own, profiles, columns, segment):
-            changes = values[later] - values[earlier] if pieces.grid.lag_windows else values
-            figures[series] = changes[kept]
-    return WindowLevels(starts[kept], figures)
+        for series, values in _figures(own, own.pieces.windows_at(pieces.window_starts_us), columns, segment):
+            changes = values if earlier is None else values[later] - values[earlier]
+            if series.figure in figures and np.isfinite(changes).mean() >= _MOSTLY:
+                kept[series] = changes
+    rows = rows[later] if earlier is None else np.minimum(rows[later], rows[earlier])
+    is_full = 2 * rows >= np.median(rows) if len(rows) else np.zeros(0, bool)
+    values = np.stack([*kept.values()], axis=1) if kept else np.empty((len(rows), 0))
+    floors = np.array([_floor(reference.bins[series.column], series.figure) for series in kept])
+    return ReferenceLevels(starts[later][is_full], tuple(kept), values[is_full], floors)
+
+
+def _floor(bins: Bins, figure: str) -> float:
+    return FLOORS[figure] * (bins.scale if figure == "level" and isinstance(bins, OrderedBins) else 1.0)
 
 
 def window_levels(
