@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     show_json,
     show_lines,
+    show_progress,
     show_result,
     show_table,
     why_option,
@@ -89,14 +90,12 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """
     changes = key_values(config)
     with opened_deployments() as deployments:
-        lines: list[str] = []
         if any(field.startswith(("alarms.", "monitors.")) for field in changes):  # The import takes a second.
             from mlflow_deploy_plugin.controller.monitors.budget import check_change
 
-            lines = check_change(deployments, name, changes)
+            for line in check_change(deployments, name, changes):
+                show_progress(line)
         _show(deployments.update_endpoint(name, changes, why), output)
-    for line in lines:
-        click.echo(line, err=True)
 
 
 @endpoint.command()

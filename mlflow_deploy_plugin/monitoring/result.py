@@ -23,7 +23,7 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
-YEAR = timedelta(days=365.25)
+_YEAR = timedelta(days=365.25)
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
@@ -202,11 +202,9 @@ class WindowRequest:
 
     @property
     def requirement_rate(self) -> float:
-        """The chance that any requirement of a window may be violated by chance: the window's share of the budget of
-        alarms, at most the spec's rate."""
-        if self.alarms.false_per_year is None:
-            return self.spec.false_alarm_rate
-        return min(self.spec.false_alarm_rate, self.alarms.false_per_year * (length_of(self.spec.every) / YEAR))
+        """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
+        per_year, rate = self.alarms.false_per_year, self.spec.false_alarm_rate
+        return rate if per_year is None else min(rate, per_year * (length_of(self.spec.every) / _YEAR))
 
     def result(
         self,
@@ -222,8 +220,7 @@ class WindowRequest:
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
-        """Return a result. The figures include the number of rows. The findings are sorted by state, and the evidence
-        lists the alarms of the findings."""
+        """Return a result with sorted findings. Figures include the rows, and the evidence the alarms of findings."""
         ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
         alarms = dict.fromkeys(alarm_key(finding.subject, finding.segment) for finding in ordered if finding.is_alarm)
         return MonitorResult(

@@ -32,12 +32,9 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
     spec, lines = configure(stored.spec, config), []
     share, now = spec.budget_share, deployments.store.now()
     for monitor, changed in spec.monitors.items():
-        fields = ("alarms.", f"monitors.{monitor}.")
-        if (
-            share is None
-            or changed.kind not in KINDS_WITH_REFERENCE
-            or not any(key.startswith(fields) for key in config)
-        ):
+        fields, where = ("alarms.", f"monitors.{monitor}."), f"{name}: monitor {monitor}"
+        is_changed = any(key.startswith(fields) for key in config)
+        if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
             continue
         kind, _, text = changed.reference.partition(":")
         next_start = window_at(microseconds(now), changed.every).start
@@ -46,15 +43,14 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
                 f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
                 f"does not permit: END may be at most {next_start:%FT%R}"
             )
+        reference = None
         try:
             reference = _load_reference(deployments, stored, spec, monitor)
+            lines += [f"{where}: {limit}" for limit in check_budget(reference, changed, share)]
         except OnnxserveError as error:
-            lines.append(f"{name}: monitor {monitor}: the first judgement checks the budget of alarms: {error.message}")
-            continue
-        try:
-            lines += [f"{name}: monitor {monitor}: {limit}" for limit in check_budget(reference, changed, share)]
-        except InvalidConfig as error:
-            raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
+            if reference is not None and not changed.is_rolling:  # A rolling reference grows with the log.
+                raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
+            lines.append(f"{where}: the first judgement checks the budget of alarms: {error.message}")
     return lines
 
 
@@ -86,25 +82,24 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
     endpoint = store.require_endpoint(name).spec
     spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
     if spec.kind not in KINDS_WITH_REFERENCE:
-        problem = f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline"
-        raise InvalidConfig(f"{problem}: change its requirements with `{update} monitors.{monitor}.require=…`")
+        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
+        raise InvalidConfig(f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}")
     if endpoint.alarms.false_per_year is None:
-        problem = f"endpoint {name!r} has no budget of alarms, which a baseline over time needs"
-        raise InvalidConfig(f"{problem}: set it with `{update} alarms.false_per_year=1`")
+        raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
     windows = monitors.judged_windows(name, monitor, spec, "evidence")
-    judged = [(start, Evidence.from_json(evidence)) for start, evidence in windows.items()]
-    start, evidence = next((item for item in reversed(judged) if item[1].levels), (store.now(), Evidence()))
+    judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
+    start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
     columns = {series.rpartition("/")[0] for series in evidence.levels}
     baseline = {key: start.isoformat() for key in evidence.alarms if key in columns}
     # If several figures of a column have shifted, the baseline starts with the last shift.
     shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
     baseline |= {key: since for since, key in shifts}
     if not baseline:
-        problem = f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept"
-        raise NotFound(f"{problem}: `onnxserve monitor list {name}` shows its last verdict")
+        remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+        raise NotFound(f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept: {remedy}")
     actor = monitors.accept(name, monitor, baseline, why)
     texts = ", ".join(f"{key} since {format_time(since)}" for key, since in baseline.items())
-    for alert in Alerts(store).firing(name):
-        if alert.fingerprint == f"{name}/{monitor}":
-            end_alert(store, alert, f"{actor} accepted as normal: {texts}{f': {why}' if why else ''}")
+    line = f"{actor} accepted as normal: {texts}{f': {why}' if why else ''}"
+    for alert in (alert for alert in Alerts(store).firing(name) if alert.fingerprint == f"{name}/{monitor}"):
+        end_alert(store, alert, line)
     return baseline

@@ -143,14 +143,10 @@ def wilson_interval(
     low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
     if confidence <= _WILSON_UP_TO or not math.isfinite(count):
         return MetricInterval(name, part, low, high, total, "Wilson", count)
-    hits, tail = (
-        part * count,
-        (1 - confidence) / 2,
-    )  # At a share of 0 or 1, beta returns NaN and the bound of Wilson remains.
-    low, high = (
-        min(low, float(beta.ppf(tail, hits, count - hits + 1))),
-        max(high, float(beta.isf(tail, hits + 1, count - hits))),
-    )
+    tail, hits = (1 - confidence) / 2, part * count
+    # At a share of 0 or 1, one bound of the beta distribution is NaN, and Wilson's bound remains.
+    low = min(low, float(beta.ppf(tail, hits, count - hits + 1)))
+    high = max(high, float(beta.isf(tail, hits + 1, count - hits)))
     return MetricInterval(name, part, low, high, total, "Clopper-Pearson", count)
 
 

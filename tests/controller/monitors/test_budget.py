@@ -118,6 +118,26 @@ def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(
     assert check_change(deployments, "flights", {"alarms.false_per_year": 1}) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"monitors.daily.reference": "window:2013-07-01/2013-07-11"}, ["window:2013-07-01/2013-07-11", "20", "10"]),
+        ({"monitors.daily.season": "30d"}, ["season 30d", "40", "20d"]),
+    ],
+)
+def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
+    deployments: Deployments, tmp_path: Path, fields: Mapping[str, object], names: list[str]
+) -> None:
+    for day in range(12):
+        capture(tmp_path / "home", CALM + day * DAY)
+    budget: dict[str, object] = {"alarms.false_per_year": 1}
+
+    with refused(InvalidConfig, "monitors.daily", *names):
+        check_change(deployments, "flights", {**budget, **fields})
+    (line,) = check_change(deployments, "flights", budget | {"monitors.daily.reference": "rolling:2d"})
+    assert mentions(line, "monitor daily", "first judgement", "rolling:2d")
+
+
 def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(deployments: Deployments) -> None:
     (line,) = check_change(deployments, "flights", {"alarms.false_per_year": 1, "monitors.other.every": "1h"})[1:]
 
