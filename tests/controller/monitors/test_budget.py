@@ -1,7 +1,7 @@
 """The check of a changed budget of alarms, and alarms that a user accepts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms, check_change
+from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due, run_window
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.settings import Settings
@@ -20,6 +23,7 @@ from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of
+from tests.support.tracking import tracking_at
 
 SINCE = (CALM + 2 * DAY).isoformat()
 SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y", "missing(x)"), {"x/level": SINCE})
@@ -63,6 +67,34 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     event = [*store.events("flights")][-1]
     assert (event.action, event.why) == ("monitor.accept", "a new carrier")
     assert event.detail == {"monitor": "daily", "baseline": baseline}
+
+
+@pytest.mark.long
+def test_a_shift_starts_an_alert_until_it_is_accepted(
+    deployments: Deployments, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's mean: no jump of a window."""
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    for day in range(6):
+        capture(tmp_path / "home", CALM + day * DAY, 0.6 if day > 1 else 0.0)
+
+    with tracking_at(new_database(tmp_path)):
+        chosen = find_monitor(deployments, "flights", "daily")
+        windows = list(run_due(deployments, chosen, print))
+        (alert,) = Alerts(store).firing()
+        baseline = accept_alarms(deployments, "flights", "daily")
+        again, _ = run_window(deployments, chosen, parse_window("2013-07-06/1d"), judge_and_log)
+
+    verdicts = [window.verdict for window in windows]
+    assert verdicts[:2] == ["no drift", "no drift"]
+    assert set(verdicts[5:]) == {"drift", "not judged"}  # The later days have no rows.
+    assert mentions(
+        "\n".join(alert.detail["lines"]), "x", "shift", "higher", "since 2013-07-03", "false alarms per year"
+    )
+    assert baseline == {"x": (CALM + 2 * DAY).isoformat()}
+    assert Alerts(store).firing() == []
+    assert (again.revision, again.evidence["shifts"], again.evidence["alarms"]) == (2, {}, [])
 
 
 @pytest.mark.parametrize(
