@@ -72,16 +72,22 @@ def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Arra
     )
 
 
-def require_windows(levels: ReferenceLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has too few windows for any budget."""
-    windows = len(levels.starts_us)
+def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
+    """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
-        seconds = int(length_of(spec.every).total_seconds())
         shorter = duration_text(max(seconds * windows // FEWEST_WINDOWS // 3600, 1) * 3600)
         remedy = f"use a longer reference{f', or every={shorter}' if windows and shorter != spec.every else ''}"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
             f"{spec.reference}, and it has {windows}: {remedy}"
+        )
+    grid = reference.pieces.grid
+    if grid.windows > grid.max_windows and not levels.is_complete:
+        longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
+        raise InvalidConfig(
+            f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
+            f"many columns: judge fewer columns, or use every={longer}"
         )
 
 
@@ -99,7 +105,7 @@ def check_budget(
     Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
-    require_windows(levels, spec)
+    require_windows(reference, levels, spec)
     season_windows(spec, len(levels.starts_us))
     return [*unkept(levels, spec, false_per_year)]
 

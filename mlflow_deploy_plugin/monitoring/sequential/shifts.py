@@ -1,7 +1,7 @@
 """The judgement of lasting shifts: findings, notes, charts and evidence of a window, from the windows before it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -74,7 +74,7 @@ def judge_shifts(
     levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()}, figures)
     per_year = request.alarms.false_per_year
     try:
-        budget.require_windows(levels, request.spec)
+        budget.require_windows(reference, levels, request.spec)
         course = follow(request, reference, levels, current, basis)
     except InvalidConfig as error:  # The reference is too short for a budget or for the season.
         return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
@@ -86,11 +86,7 @@ def judge_shifts(
     charts = tuple(_charts(course, plain or shifts[:1], drifted))
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
-    evidence = Evidence(
-        basis,
-        evidence.levels,
-        shifts={str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts},
-    )
+    since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
     notes = [
         f"the budget of this monitor is {per_year:.2g} false alarms per year: {budget.LASTING_SHARE:.0%} of them for "
         "lasting shifts, the rest for single windows",
@@ -98,7 +94,7 @@ def judge_shifts(
     ]
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
     metrics |= {"is_drift": 1.0} if findings else {}
-    return ShiftVerdict(evidence, findings, tuple(notes), metrics, charts)
+    return ShiftVerdict(replace(evidence, shifts=since), findings, tuple(notes), metrics, charts)
 
 
 def follow(
