@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -26,6 +26,7 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
+_WEEK, _FEWEST_IN_PHASE = timedelta(days=7), 3
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
@@ -80,14 +81,35 @@ class Finding:
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
-        time = format_time(self.since)
-        since = f"{self.state} since {time}{' UTC' if ' ' in time else ''}{row}"
+        if (
+            self.since_range
+        ):  # The start is earlier than the first window with an alarm, from which windows are counted.
+            row = f", reported in {self.in_a_row} windows in a row" if self.in_a_row > 1 else ""
+        since = f"{self.state} since {self.since_text}{' UTC' if ':' in self.since_text else ''}{row}"
         return f"{self.change}; {since}" if self.change else since
+
+    @property
+    def since_text(self) -> str:
+        """Return the alarm's start with its interval, such as `2013-06-08 (2013-06-05 to 2013-06-10)`."""
+        between = f" ({' to '.join(map(format_time, self.since_range))})" if self.since_range else ""
+        return f"{format_time(self.since)}{between}"
 
 
 def format_time(iso: str) -> str:
     """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
+
+
+def same_phase(
+    start: datetime, length: timedelta, starts: Sequence[datetime], season: timedelta = _WEEK
+) -> tuple[list[int], str]:
+    """Return the indices of the `starts` with the same phase of the season as the window of this start and length, and
+    their name, such as `Mondays`. Both are empty if fewer than three windows have the phase, or if every window has."""
+    indices = [index for index, other in enumerate(starts) if not (start - other) % season] if season > length else []
+    if len(indices) < _FEWEST_IN_PHASE:
+        return [], ""
+    is_weekday = (season, length) == (_WEEK, timedelta(days=1))
+    return indices, f"{start:%A}s" if is_weekday else "windows of the same phase"
 
 
 @dataclass(frozen=True, eq=False)
