@@ -38,7 +38,7 @@ MOST_WINDOWS = 60
 _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _SHIFT_STATE = "shift_state"
-"""The metric of a shift's state, which is 1 for an alarm. The detector restarts, so its score does not show an alarm."""
+"""The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
