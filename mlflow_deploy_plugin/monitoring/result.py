@@ -1,9 +1,10 @@
 """The request to judge a window, and the result, as plain values for all kinds of monitors, reports and alerts."""
 
+import calendar
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -26,7 +27,7 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
-_WEEK, _FEWEST_IN_PHASE = timedelta(days=7), 3
+_DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
@@ -101,15 +102,17 @@ def format_time(iso: str) -> str:
 
 
 def same_phase(
-    start: datetime, length: timedelta, starts: Sequence[datetime], season: timedelta = _WEEK
+    start_us: int, length_us: int, starts_us: Sequence[int], season_us: int = _WEEK_US
 ) -> tuple[list[int], str]:
-    """Return the indices of the `starts` with the same phase of the season as the window of this start and length, and
-    their name, such as `Mondays`. Both are empty if fewer than three windows have the phase, or if every window has."""
-    indices = [index for index, other in enumerate(starts) if not (start - other) % season] if season > length else []
-    if len(indices) < _FEWEST_IN_PHASE:
+    """Return the indices of the windows that begin at `starts_us` in the same phase of the season as the window of this
+    start and length, and their name, such as `Mondays`. Times are in microseconds since 1970. Both values are empty if
+    fewer than three windows are in the phase, or if the season is not longer than a window."""
+    in_phase = [index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0]
+    if len(in_phase) < _FEWEST_IN_PHASE or season_us <= length_us:
         return [], ""
-    is_weekday = (season, length) == (_WEEK, timedelta(days=1))
-    return indices, f"{start:%A}s" if is_weekday else "windows of the same phase"
+    is_weekday = (season_us, length_us) == (_WEEK_US, _DAY_US)
+    weekday = calendar.day_name[datetime.fromtimestamp(start_us // 1_000_000, UTC).weekday()]
+    return in_phase, f"{weekday}s" if is_weekday else "windows of the same phase"
 
 
 @dataclass(frozen=True, eq=False)

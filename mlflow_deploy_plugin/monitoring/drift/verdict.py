@@ -50,11 +50,12 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_text
+from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
 from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
+_SEASON = "7d"
 _NOTHING_JUDGED = Refused("distributions are not judged")
 NULLS: Mapping[distribution.NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
@@ -126,7 +127,8 @@ def judge_profile(
         whole = [finding for finding in unjudged if not finding.segment]
         whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
         return _unjudged(rows, null.reason, schema, whole)
-    return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, [*schema, *unjudged])
+    season_us = duration_seconds(spec.season or _SEASON) * 1_000_000
+    return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, season_us, [*schema, *unjudged])
 
 
 def _unjudged(
@@ -148,11 +150,14 @@ def _conclude(
     null: distribution.NullDistribution,
     rate: float,
     start_us: int,
+    season_us: int,
     others: Sequence[Finding],
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
     test = null.test(window, rate)
-    checked, column_figures = column_findings.judge_columns(groups, null, window, test.scores, test.threshold)
+    checked, column_figures = column_findings.judge_columns(
+        groups, null, window, test.scores, test.threshold, start_us, season_us
+    )
     findings = column_findings.sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < distribution.needed_windows(rate)

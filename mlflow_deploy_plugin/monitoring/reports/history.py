@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from mlflow_deploy_plugin.inference_log import microseconds
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,
     EXACT,
@@ -86,7 +87,8 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
     known = [(start, value) for start, value in values if value is not None]
     if not known:
         return finding
-    indices, named = same_phase(result.window.start, result.window.length, [start for start, _ in known])
+    starts_us = [microseconds(start) for start, _ in known]
+    indices, named = same_phase(result.window.start_us, result.window.end_us - result.window.start_us, starts_us)
     before = [value for _, value in ([known[index] for index in indices] or known)[-_WINDOWS_BEFORE:]]
     usual = float(np.median(before))
     several = f"the median of the {len(before)} {named or 'windows'} before"
@@ -234,11 +236,14 @@ class LevelLine:
 
     def draw_reference(self, panel: "Axes") -> None:
         """Draw the usual band, and the start of the shift with its interval."""
+        from matplotlib.dates import date2num
+
         if self.series.usual:
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
-            panel.fill_between(self.series.starts, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
+            times = date2num(list(self.series.starts))
+            panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
         if self.series.onset:
-            start, first, last = self.series.onset
+            start, first, last = map(date2num, self.series.onset)
             panel.axvspan(first, last, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
             panel.axvline(start, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
 
@@ -247,7 +252,8 @@ def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[Le
     """Return the levels of at most five columns, the worst first, and then the levels without a reference, such as the
     accuracy of the model, each over the last `MOST_WINDOWS` windows."""
     worst_first = {_name(finding): finding for finding in reversed(result.findings) if finding.is_alarm}
-    judged, others = [], []
+    judged: list[LevelLine] = []
+    others: list[LevelLine] = []
     for series in result.report.levels:
         last = slice(-MOST_WINDOWS, None)
         shown = replace(series, starts=series.starts[last], values=series.values[last], usual=series.usual[last])
