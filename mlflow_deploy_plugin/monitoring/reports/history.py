@@ -40,6 +40,7 @@ _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _SHIFT_STATE = "shift_state"
 """The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
+_TITLE_LENGTH = 72  # A longer title would not fit on the picture.
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
@@ -216,10 +217,12 @@ class LevelLine:
 
     @property
     def title(self) -> str:
+        """The title of the panel, with the start of the shift. A long name is cut, so that the start is visible."""
         if not self.series.onset:
             return self.series.title
         start, first, last = (format_time(time.isoformat()) for time in self.series.onset)
-        return f"{self.series.title}, shifted since {start} ({first} to {last})"
+        since = f", shifted since {start} ({first} to {last})"
+        return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
 
     @property
     def colours(self) -> list[str]:
@@ -296,6 +299,10 @@ def _name(finding: Finding) -> str:
     return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
 
 
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def draw_trend(
     series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta, levels: Sequence[LevelLine] = ()
 ) -> tuple[bytes, str]:
@@ -338,7 +345,7 @@ def draw_trend(
         for colour, marker in _MARKERS.items():
             marked = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
             panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
-        panel.set_title(line.title, fontsize=8, loc="left")
+        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left")
         panel.tick_params(labelsize=8)
         panel.margins(y=0.15)
         panel.set_xlim(min(all_times) - length, max(all_times) + length)

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, result_of
@@ -149,6 +150,19 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
     assert "calm|distribution|no drift|||1|3||" in rows
     calm = build_report(result_of(calm=1.0))["report.html"]
     assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
+
+
+def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
+    interval = ("2013-06-25T00:00:00+00:00", "2013-07-01T00:00:00+00:00")
+    found = Finding("wind", "shift", "drift", "", 6.0, 3.0, since=SINCE, since_range=interval)
+    starts = (FIRST - timedelta(days=1), FIRST)
+    report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
+
+    shifted, calm = (build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData()))
+
+    assert "2013-06-29 (2013-06-25 to 2013-07-01)" in shifted["report.html"]
+    assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "start of a shift")
+    assert "start of a shift" not in calm["report.html"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
