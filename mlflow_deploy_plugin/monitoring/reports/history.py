@@ -226,14 +226,14 @@ class LevelLine:
 
     @property
     def colours(self) -> list[str]:
-        other = _FINE if self.series.usual else _LINE  # A level without a reference is not judged.
+        other = _FINE if len(self.series.usual) else _LINE  # A level without a reference is not judged.
         return [_ALARM if start in self.alarms else other for start in self.series.starts]
 
     def describe(self) -> str:
         """Return a text about the newest known value."""
         newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
         text = f"{self.title}: newest {self.series.values[newest]:.4g}"
-        if not self.series.usual:
+        if not len(self.series.usual):
             return text
         return f"{text}, usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
 
@@ -241,7 +241,7 @@ class LevelLine:
         """Draw the usual band, and the start of the shift with its interval."""
         from matplotlib.dates import date2num
 
-        if self.series.usual:
+        if len(self.series.usual):
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
             times = date2num(list(self.series.starts))
             panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
@@ -263,7 +263,7 @@ def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[Le
         line = LevelLine(shown)
         own = worst_first.get(line.column)
         alarms = {window.start for window in windows if own and _was_alarm(result, own, window)}
-        (judged if series.usual else others).append(replace(line, alarms=alarms))
+        (judged if len(series.usual) else others).append(replace(line, alarms=alarms))
     return judged[: _MOST_PANELS - 1] + others
 
 
@@ -275,7 +275,7 @@ def trend_lines(
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
-    has_level = {line.column for line in levels if line.series.usual}
+    has_level = {line.column for line in levels if len(line.series.usual)}
     alarms = [finding for finding in result.findings if finding.is_alarm and _name(finding) not in has_level]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.

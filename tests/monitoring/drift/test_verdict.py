@@ -229,7 +229,7 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
     ],
 )
 def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
-    later: int, season: dict[str, str], before: str
+    later: int, season: dict[str, Any], before: str
 ) -> None:
     table, times = rows_of_days(np.random.default_rng(0), 56)
     is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
