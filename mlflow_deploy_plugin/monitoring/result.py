@@ -81,9 +81,7 @@ class Finding:
         """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 …`."""
         if not self.since:
             return self.change
-        # The start of a shift is earlier than the first window of the alarm, from which the windows are counted.
-        row = f"reported in {self.in_a_row} windows" if self.since_range else f"window {self.in_a_row}"
-        row = f", {row} in a row" if self.in_a_row > 1 else ""
+        row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
         since = f"{self.state} since {self.since_text}{' UTC' if ':' in self.since_text else ''}{row}"
         return f"{self.change}; {since}" if self.change else since
 

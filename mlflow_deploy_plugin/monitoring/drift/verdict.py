@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -49,13 +49,14 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
 from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
-_SEASON = "7d"
+_ACCEPTED = "a user has accepted its shift as the new baseline, so that only later shifts are judged"
 _NOTHING_JUDGED = Refused("distributions are not judged")
 NULLS: Mapping[distribution.NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
@@ -103,10 +104,13 @@ def judge_profile(
     spec: MonitorSpec,
     cache: Path | None,
     segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
 ) -> DriftVerdict:
     """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
     `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
-    `carrier=AA`, and all rows together share one false-alarm rate."""
+    `carrier=AA`, and all rows together share one false-alarm rate. With a budget of alarms, this rate is `jump_rate`,
+    and the distributions of `accepted` columns (`alarm_key`) are not judged, because they have a new baseline."""
     schema = column_findings.schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
@@ -116,6 +120,11 @@ def judge_profile(
         compared = compared_rows(own, part.rows, spec)
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
+        known = {column: _ACCEPTED for column in columns if alarm_key(column, name) in accepted}
+        unjudged += column_findings.not_judged_findings(known, name)
+        columns = tuple(column for column in columns if column not in known)
+        if known and not columns:
+            reason = _ACCEPTED
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
@@ -127,8 +136,9 @@ def judge_profile(
         whole = [finding for finding in unjudged if not finding.segment]
         whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
         return _unjudged(rows, null.reason, schema, whole)
-    season_us = duration_seconds(spec.season or _SEASON) * 1_000_000
-    return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, season_us, [*schema, *unjudged])
+    season_us = 1_000_000 * (duration_seconds(spec.season) if spec.season else _WEEK_SECONDS)
+    rate = jump_rate or spec.false_alarm_rate
+    return _conclude(rows, groups, null, rate, start_us, season_us, [*schema, *unjudged])
 
 
 def _unjudged(
@@ -197,6 +207,9 @@ def _conclude(
 def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
     """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
+    if rate < 1 / (count + 1):
+        yield f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} {kind.description}"
+        return
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     format_time,
     same_phase,
 )
-from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, alarm_key
 
 _WINDOWS_BEFORE = 8
 _LONGEST_NAME = 200  # MLflow's limit is 250.
@@ -64,14 +64,15 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
     findings = tuple(_with_history(result, finding, ordered) for finding in result.findings)
     reason = result.reason
     first = findings[0] if findings else None  # the finding that the reason quotes
-    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
+    is_open = first is not None and first.state in (*ALARMS, *UNDECIDED)
+    if first and is_open and first.history and first.reason and first.history not in reason:
         reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
     return replace(result, findings=findings, reason=reason)
 
 
 def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWindow]) -> Finding:
     first = result.window.start
-    if finding.is_alarm:
+    if finding.is_alarm and not finding.since:  # A shift has its own start, before the first window with its alarm.
         in_a_row = 1
         for window in reversed(past):
             was_alarm = _was_alarm(result, finding, window)
@@ -79,8 +80,7 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
                 break
             if was_alarm:
                 first, in_a_row = window.start, in_a_row + 1
-        # A shift has its own estimate of the start, which is earlier than the first window that reported it.
-        finding = replace(finding, since=finding.since or first.isoformat(), in_a_row=in_a_row)
+        finding = replace(finding, since=first.isoformat(), in_a_row=in_a_row)
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
     earlier = [window for window in past if window.start < first]
@@ -210,10 +210,9 @@ class LevelLine:
     series: LevelSeries
     alarms: Set[datetime] = frozenset()
 
-    @property
-    def column(self) -> str:
-        """The column's name with its segment, as in the titles of score panels."""
-        return self.series.title.rpartition(", ")[0]
+    def is_of(self, finding: Finding) -> bool:
+        """Return True if the level is a figure of the finding's column and segment."""
+        return self.series.title.startswith(f"{alarm_key(finding.subject, finding.segment)}, ")
 
     @property
     def title(self) -> str:
@@ -221,7 +220,7 @@ class LevelLine:
         if not self.series.onset:
             return self.series.title
         start, first, last = (format_time(time.isoformat()) for time in self.series.onset)
-        since = f", shifted since {start} ({first} to {last})"
+        since = f", since {start} ({first} to {last})"
         return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
 
     @property
@@ -254,14 +253,13 @@ class LevelLine:
 def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:
     """Return the levels of at most five columns, the worst first, and then the levels without a reference, such as the
     accuracy of the model, each over the last `MOST_WINDOWS` windows."""
-    worst_first = {_name(finding): finding for finding in reversed(result.findings) if finding.is_alarm}
     judged: list[LevelLine] = []
     others: list[LevelLine] = []
     for series in result.report.levels:
         last = slice(-MOST_WINDOWS, None)
         shown = replace(series, starts=series.starts[last], values=series.values[last], usual=series.usual[last])
         line = LevelLine(shown)
-        own = worst_first.get(line.column)
+        own = next((finding for finding in result.findings if finding.is_alarm and line.is_of(finding)), None)
         alarms = {window.start for window in windows if own and _was_alarm(result, own, window)}
         (judged if len(series.usual) else others).append(replace(line, alarms=alarms))
     return judged[: _MOST_PANELS - 1] + others
@@ -275,11 +273,11 @@ def trend_lines(
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
-    has_level = {line.column for line in levels if len(line.series.usual)}
-    alarms = [finding for finding in result.findings if finding.is_alarm and _name(finding) not in has_level]
+    judged = [line for line in levels if len(line.series.usual)]
+    alarms = [one for one in result.findings if one.is_alarm and not any(line.is_of(one) for line in judged)]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
-        name = _name(finding)
+        name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         score = metric_of(f"{finding.check}_score", finding, figures)
         if finding.check == "criterion":
             value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
@@ -289,14 +287,11 @@ def trend_lines(
             line = TrendLine(title, score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
-            line = TrendLine(name, _found(largest + finding.subject, figures) or score, "threshold", is_column=True)
+            own = "" if finding.check == "shift" else score  # The threshold is not the threshold of a shift.
+            line = TrendLine(name, _found(largest + finding.subject, figures) or own, "threshold", is_column=True)
         if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
-    return list(drawn.values())[: _MOST_PANELS - len(has_level)]
-
-
-def _name(finding: Finding) -> str:
-    return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+    return list(drawn.values())[: _MOST_PANELS - len(judged)]
 
 
 def _cut(text: str, most: int) -> str:

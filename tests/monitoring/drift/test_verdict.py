@@ -3,6 +3,7 @@
 import datetime
 import math
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,13 @@ def verdict_on(
     length: int = DAY,
     cache: Path | None = None,
     segments: dict[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
     **spec: Any,
 ) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
-    return judge_profile(reference, profile, start, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
+    monitor = MonitorSpec(**{"min_rows": 30, **spec})
+    return judge_profile(reference, profile, start, monitor, cache, segments, jump_rate, accepted)
 
 
 def window(seed: int = 1, shift: float = 0.0, rows: int = ROWS) -> pa.Table:
@@ -685,3 +689,19 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
     assert len({one.subject for one in verdict.findings}) == columns
+
+
+@pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
+def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
+    days: DriftReference, shift: float, state: str
+) -> None:
+    found = verdict_on(window(shift=shift), days, jump_rate=0.0007)
+    assert found.state == state
+    assert found.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
+    assert any(mentions(note, "jumps", "0.0007") for note in found.notes)
+
+
+def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: DriftReference) -> None:
+    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
+    assert found.state == "no drift"
+    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {"not judged"}

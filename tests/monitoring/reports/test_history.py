@@ -214,20 +214,35 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
     """Return the finding of a shift that began between 2013-07-04 and 2013-07-06."""
     if state != "drift":
-        return Finding(subject, "shift", state, "", 1.0, 8.0, segment)
+        return Finding(subject, "shift", state, segment=segment)
     days = [(FIRST + day * DAY).isoformat() for day in (4, 3, 5)]
-    between = (days[1], days[2])
-    return Finding(subject, "shift", state, "+2.3", 2.0, 8.0, segment, since=days[0], since_range=between)
+    since: dict[str, Any] = {"since": days[0], "in_a_row": 6, "since_range": (days[1], days[2])}
+    return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
 
 
-def test_a_shift_keeps_its_own_start_and_says_in_how_many_windows_it_was_reported() -> None:
+def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
     past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
 
-    told, calm = add_history(result_of(10, findings=(shift(), shift("no drift", "wind"))), past).findings
+    told = add_history(result_of(10, findings=(shift(),)), past)
 
-    assert (told.since[:10], told.in_a_row) == ("2013-07-05", 3)
-    assert mentions(told.history, "drift since 2013-07-05 (2013-07-04 to 2013-07-06)", "3 windows in a row")
-    assert calm.history == ""
+    assert told.findings == (shift(),)
+    assert mentions(shift().history, "drift since 2013-07-05 (2013-07-04 to 2013-07-06)", "window 6 in a row")
+
+
+def test_the_start_of_a_shift_is_in_the_reason_once() -> None:
+    reason = f"delay: {shift().history}; {shift().reason}"
+
+    told = add_history(result_of(10, findings=(shift(),), reason=reason), [])
+
+    assert told.reason == reason
+
+
+def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
+    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+
+    (found,) = add_history(result_of(10, delay=5.0), past).findings
+
+    assert (found.since[:10], found.in_a_row) == ("2013-07-09", 3)
 
 
 def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
@@ -430,7 +445,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
 
 
 def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
-    result, windows = levels_of(level("wind (carrier=AA), mean", [3.0] * 11))
+    result, windows = levels_of(level("carrier=AA/wind, mean", [3.0] * 11))
 
     lines = level_lines(result, windows)
 
@@ -444,8 +459,22 @@ def test_five_levels_are_drawn_over_the_last_sixty_windows() -> None:
 
     lines = level_lines(result, windows)
 
-    assert [line.column for line in lines] == [*(f"column_{number}" for number in range(5)), "accuracy"]
+    titles = [*(f"column_{number}, mean" for number in range(5)), "accuracy, from labels"]
+    assert [line.title for line in lines] == titles
     assert {len(line.series.values) for line in lines[:5]} == {60}
+
+
+def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold() -> None:
+    result = result_of(10, findings=(shift(subject="relations between columns"),))
+
+    assert [line.value for line in trend_lines(result, to_metrics(result))] == ["statistic"]
+
+
+def test_a_long_name_leaves_room_for_the_start_of_the_shift() -> None:
+    (line,) = level_lines(*levels_of(level(f"{'long' * 50}, mean", [3.0] * 11, has_onset=True)))
+
+    assert line.title.startswith("longlong")
+    assert "…, since 2013-07-08 (" in line.title
 
 
 def test_a_level_with_a_single_value_has_no_panel() -> None:

@@ -1,0 +1,132 @@
+"""The signed figures of windows: level, spread, missing share and share of the most frequent value of each column.
+
+| figure | of | definition |
+|---|---|---|
+| level | numbers | the mean of the binned values, so that a single extreme value has a limited effect |
+| spread | numbers | the logarithm of the standard deviation of the binned values |
+| frequent | categories; numbers with a value in 10 % of the rows | the share of the reference's most frequent value |
+| missing | all | the share of missing values |
+
+With a `rolling:` reference, each figure is the difference from the window one lag earlier.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import column_counts, row_counts
+from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
+from mlflow_deploy_plugin.runtime.feeds import Array
+
+MISSING = "missing"
+FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
+"""The smallest standard deviation of each figure: of levels in standard deviations of the rows, otherwise in its unit."""
+_LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
+
+
+class Series(NamedTuple):
+    """A figure of a column over the windows, in all rows (empty `segment`) or in a segment."""
+
+    segment: str
+    column: str
+    figure: str
+
+    @property
+    def key(self) -> str:
+        return alarm_key(self.column, self.segment)
+
+    def __str__(self) -> str:
+        return f"{self.key}/{self.figure}"
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceLevels:
+    """The figures of the reference's windows.
+
+    Attributes:
+        starts_us: the start of each window in microseconds since 1970, [R] int64, ascending.
+        series: the m series that are known in at least 90 % of the windows.
+        values: [R, m] float64; NaN if unknown.
+        floors: the smallest standard deviation of each series, [m] float64.
+    """
+
+    starts_us: Array
+    series: tuple[Series, ...]
+    values: Array
+    floors: Array
+
+    def since(self, windows: Array) -> "ReferenceLevels":
+        """Return only the chosen `windows`, [R] bool."""
+        return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
+
+
+def reference_levels(
+    reference: DriftReference,
+    columns: Sequence[str],
+    segments: Mapping[str, DriftReference],
+    figures: Collection[str] = FLOORS,
+) -> ReferenceLevels:
+    """Return the figures of the reference's windows with at least half of the usual number of rows."""
+    pieces = reference.pieces
+    starts = np.array(pieces.window_starts_us, np.int64)
+    rows = row_counts(pieces.windows)
+    later, earlier = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(starts)), None)
+    kept: dict[Series, Array] = {}
+    for segment, own in {"": reference, **segments}.items():
+        for series, values in _figures(own, own.pieces.windows_at(pieces.window_starts_us), columns, segment):
+            changes = values if earlier is None else values[later] - values[earlier]
+            if series.figure in figures and np.isfinite(changes).mean() >= _MOSTLY:
+                kept[series] = changes
+    rows = rows[later] if earlier is None else np.minimum(rows[later], rows[earlier])
+    is_full = 2 * rows >= np.median(rows) if len(rows) else np.zeros(0, bool)
+    values = np.stack([*kept.values()], axis=1) if kept else np.empty((len(rows), 0))
+    floors = np.array([_floor(reference.bins[series.column], series.figure) for series in kept])
+    return ReferenceLevels(starts[later][is_full], tuple(kept), values[is_full], floors)
+
+
+def _floor(bins: Bins, figure: str) -> float:
+    return FLOORS[figure] * (bins.scale if figure == "level" and isinstance(bins, OrderedBins) else 1.0)
+
+
+def window_levels(
+    reference: DriftReference, window: Profile, columns: Sequence[str], segment: str
+) -> dict[Series, float]:
+    """Return the known figures of a judged window."""
+    is_rolling = reference.pieces.grid.lag_windows
+    profiles = [window, reference.pieces.others] if is_rolling else [window]
+    figures = _figures(reference, profiles, columns, segment)
+    values = {series: float(both[0] - both[1] if is_rolling else both[0]) for series, both in figures}
+    return {series: value for series, value in values.items() if np.isfinite(value)}
+
+
+def _figures(
+    reference: DriftReference, profiles: Sequence[Profile], columns: Sequence[str], segment: str
+) -> Iterator[tuple[Series, Array]]:
+    for name in columns:
+        if name in reference.bins:
+            bins, total = reference.bins[name], reference.pieces.total.columns.get(name)
+            counts = column_counts(profiles, name, bins)
+            usual = total.counts[:-1] if total is not None and len(total.counts) == bins.size + 1 else counts[0, :-1]
+            for figure, values in _column_figures(bins, counts, usual):
+                yield Series(segment, name, figure), values
+
+
+def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[str, Array]]:
+    """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`, [K], are the reference's."""
+    known = counts[:, :-1]
+    rows = known.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        yield MISSING, counts[:, -1] / counts.sum(axis=1)
+        if isinstance(bins, OrderedBins):
+            level = known @ bins.positions / rows
+            yield "level", level
+            variance = (known * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
+            yield "spread", np.where(variance > 0, np.log(variance) / 2, np.nan)
+        frequent = int(usual.argmax())
+        if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
+            yield "frequent", known[:, frequent] / rows
