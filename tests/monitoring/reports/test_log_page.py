@@ -160,7 +160,9 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
 
     shifted, calm = (build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData()))
 
-    assert "2013-06-29 (2013-06-25 to 2013-07-01)" in shifted["report.html"]
+    row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
+    assert "|2013-06-29 |(2013-06-25 to 2013-07-01)||" in row
+    assert "|+6|" in row
     assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "start of a shift")
     assert "start of a shift" not in calm["report.html"]
 
