@@ -172,11 +172,11 @@ def limit_for(windows: Windows, rate: float) -> float:
     drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
     for window in range(1, len(phases)):
         drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    rates = _count_alarms(remove_cycle(drawn, first, phases, season), first, season, windows.floors) / (
-        _SIMULATIONS * _HORIZON
-    )
-    known = np.flatnonzero(rates * _SIMULATIONS * _HORIZON >= _FEWEST_ALARMS)
-    logs, target = np.log(rates[known]), math.log(rate)
+    alarms = _count_alarms(remove_cycle(drawn, first, phases, season), first, season, windows.floors)
+    known = np.count_nonzero(alarms >= _FEWEST_ALARMS)
+    if known < 2:  # The figures of the reference hardly vary.
+        return float(_LIMITS[known])
+    logs, target = np.log(alarms[:known] / (_SIMULATIONS * _HORIZON)), math.log(rate)
     beyond = int(np.searchsorted(-logs, -target))  # `logs` decrease.
     right = min(max(beyond, 1), len(logs) - 1)
     left = right - 1

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 MISSING = "missing"
 FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
-"""The smallest standard deviation of each figure: of levels in standard deviations of the rows, otherwise in its unit."""
+"""The smallest standard deviation of each figure, in its unit; of levels, in standard deviations of the rows."""
 _LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
 
 
