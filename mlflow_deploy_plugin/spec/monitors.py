@@ -254,7 +254,7 @@ class MonitorSpec(SpecPart):
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
     """Length of the cycle that is removed before levels are compared over time: 7d, 1d. It is a multiple of `every`.
-    Default: 7d. Used with alarms.false_per_year, and for the windows of the reference that a change is compared with."""
+    Default: 7d. Only used with alarms.false_per_year."""
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()
