@@ -88,8 +88,8 @@ def judge_shifts(
         return ShiftVerdict(evidence, charts=charts)
     since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
     notes = [
-        f"the budget of this monitor is {per_year:.2g} false alarms per year: {budget.LASTING_SHARE:.0%} of them for "
-        "lasting shifts, the rest for single windows",
+        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for lasting "
+        "shifts and the rest for single windows",
         *budget.unkept(levels, request.spec, per_year),
     ]
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
@@ -134,6 +134,10 @@ def _is_relation(series: Series) -> bool:
     return series.column.startswith("relations.")
 
 
+def _subject(series: Series) -> str:
+    return "relations between columns" if _is_relation(series) else series.column
+
+
 def _finding(course: Course, shift: Shift) -> Finding:
     series, starts, tracking = course.series[shift.series], course.starts, course.tracking
     own = tracking.levels[shift.onset :, shift.series]
@@ -142,7 +146,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
     return Finding(
-        subject="relations between columns" if _is_relation(series) else series.column,
+        subject=_subject(series),
         check="shift",
         state="drift",
         reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
@@ -194,7 +198,7 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
         if shift is not None:
             onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
         yield LevelSeries(
-            title=f"{alarm_key(series.column, series.segment)}, {_name(course, series)}",
+            title=f"{alarm_key(_subject(series), series.segment)}, {_name(course, series)}",
             starts=course.starts[begin:],
             values=values[begin:].tolist(),
             usual=usual[begin:].tolist(),
