@@ -77,6 +77,11 @@ class LabelWeights:
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
+    def as_sample(self) -> "LabelWeights":
+        """The same labels without weights: the labelled rows represent all rows equally."""
+        return replace(self, weights=None, unknown=np.zeros_like(self.rows))
+
+    @property
     def effective_n(self) -> float:
         """The number of equally weighted rows that the labelled rows are worth (Kish, Survey Sampling, 1965)."""
         return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
