@@ -100,7 +100,7 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
     return _Judged(accuracy(now), accuracy(before), not labelled.is_selected)
 
 
-def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, bool, bool, bool]]:
+def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
     """Return, per window, if the interval holds the accuracy of all rows, and if it excludes it by more than 0.03: now,
     and before."""
     model, mechanism, times = task

@@ -291,6 +291,21 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
     assert note in judged.notes
 
 
+@pytest.mark.parametrize(("labels", "windows"), [("sampled", 4), ("late", 0), ("reported", 0)])
+def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
+    endpoint: EndpointWorld, labels: str, windows: int
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
+    flights(endpoint, labelled=0)
+
+    judged = judge(endpoint.ask(**ACCURACY, labels=labels))
+
+    assert judged.figures["estimated/windows"] == windows
+
+
 def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoint: EndpointWorld) -> None:
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
