@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     estimate,
     expected_metrics,
     labels_contradict,
+    trust_labels,
 )
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
@@ -142,10 +143,12 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
         predictions = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
         labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
-        is_at_worst = False
+        own = LabelledWindow(one.truth[has_label], one.answers.take(has_label), float(has_label.mean()))
+        earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
         if labelled.is_selected:
-            earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
-            is_at_worst = labels_contradict(one.truth[has_label], one.answers.take(has_label), earlier, CONFIDENCE)
+            is_at_worst = labels_contradict(own.truth, own.answers, earlier, CONFIDENCE)
+        else:
+            is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason == "doubted"
         taken = labelled.at_worst if is_at_worst else labelled
         now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
         plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[

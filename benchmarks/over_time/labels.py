@@ -1,7 +1,7 @@
 """Accuracies if labels depend on the truth, and the delay until a worse model is reported.
 
-The windows are judged like those of a monitor of kind `performance` without the field `labels`. "Before" is the method
-that doubts labels only if labelled and unlabelled rows differ by score, answer or segment.
+The windows are judged like the windows of a monitor of kind `performance` without the field `labels`. The method
+"before" doubts labels only if labelled and unlabelled rows differ by score, answer or segment.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -101,8 +101,8 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
 
 
 def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return, per window, if the interval holds the accuracy of all rows, and if it excludes it by more than 0.03: now,
-    and before."""
+    """Return four flags per window. The first two: does the interval contain the accuracy of all rows, now and before?
+    The others: does it exclude this accuracy by more than 0.03?"""
     model, mechanism, times = task
     rng = np.random.default_rng([1, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
     flags = []
@@ -117,8 +117,8 @@ def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
 
 
 def _repeated(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return, per stream with labels that depend on the truth in every window, in which of six windows the interval
-    holds the accuracy of all rows."""
+    """Return six flags per stream, for its windows: does the interval contain the accuracy of all rows? The labels
+    depend on the truth in every window."""
     model, mechanism, times = task
     rng = np.random.default_rng([2, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
     return [
@@ -138,7 +138,7 @@ def _stream(rng: np.random.Generator, model: str, mechanism: str) -> Iterator[tu
 
 
 def _worse(task: tuple[str, float, int, int]) -> list[tuple[bool, ...]]:
-    """Return, per stream, in which of the first five windows of a worse model the requirement is violated."""
+    """Return five flags per stream, for the first windows of a worse model: is the requirement violated?"""
     model, share, windows, times = task
     rng = np.random.default_rng([3, list(_MODELS).index(model), round(100 * share), windows])
     usual = _draw(rng, model, 50_000, lambda is_right, true: np.ones(len(true))).accuracy

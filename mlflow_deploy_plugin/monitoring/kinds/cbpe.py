@@ -153,7 +153,7 @@ def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], conf
 
     Args:
         judged: the labelled rows, at least one, whose answers have probabilities.
-        earlier: earlier windows, the latest first. Those with nearly all labels calibrate the probabilities.
+        earlier: earlier windows, the latest first. Windows with nearly all labels calibrate the probabilities.
     """
     windows = [judged, *earlier]
     excess, margin = _excesses(windows, [window for window in earlier if window.share >= COMPLETE], confidence)
