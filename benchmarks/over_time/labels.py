@@ -105,7 +105,7 @@ def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
     The others: does it exclude this accuracy by more than 0.03?"""
     model, mechanism, times = task
     rng = np.random.default_rng([1, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
-    flags = []
+    flags: list[tuple[bool, ...]] = []
     for _ in range(times):
         window = _draw(rng, model, _ROWS, _MECHANISMS[mechanism])
         judged, real = _judge(window), window.accuracy

@@ -377,9 +377,8 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str =
 def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
     """Yield the earlier windows with rows for which labels should be available, the latest window first."""
     length, start = request.window.length, request.window.start
-    number = max(
-        math.ceil(length_of(wait) / length) - 1, 0
-    )  # windows between the judged window and the next yielded window
+    # The number of windows between the judged window and the next yielded window:
+    number = max(math.ceil(length_of(wait) / length) - 1, 0)
     for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):
