@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import column_counts, row_counts
@@ -53,12 +53,14 @@ class ReferenceLevels:
         series: the m series that are known in at least 90 % of the windows.
         values: [R, m] float64; NaN if unknown.
         floors: the smallest standard deviation of each series, [m] float64.
+        is_complete: True if no window was left out because there are many.
     """
 
     starts_us: Array
     series: tuple[Series, ...]
     values: Array
     floors: Array
+    is_complete: bool = True
 
     def since(self, windows: Array) -> "ReferenceLevels":
         """Return only the chosen `windows`, [R] bool."""
@@ -72,21 +74,32 @@ def reference_levels(
     figures: Collection[str] = FLOORS,
 ) -> ReferenceLevels:
     """Return the figures of the reference's windows with at least half of the usual number of rows."""
-    pieces = reference.pieces
-    starts = np.array(pieces.window_starts_us, np.int64)
-    rows = row_counts(pieces.windows)
-    later, earlier = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(starts)), None)
+    times, profiles = _windows(reference.pieces)
+    starts, rows = np.array(times, np.int64), row_counts(profiles)
+    is_rolling = bool(reference.pieces.grid.lag_windows)
+    later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
+    rows = np.minimum(rows[later], rows[earlier])
+    is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0])) if rows.any() else np.zeros(len(rows), bool)
     kept: dict[Series, Array] = {}
     for segment, own in {"": reference, **segments}.items():
-        for series, values in _figures(own, own.pieces.windows_at(pieces.window_starts_us), columns, segment):
-            changes = values if earlier is None else values[later] - values[earlier]
-            if series.figure in figures and np.isfinite(changes).mean() >= _MOSTLY:
-                kept[series] = changes
-    rows = rows[later] if earlier is None else np.minimum(rows[later], rows[earlier])
-    is_full = 2 * rows >= np.median(rows) if len(rows) else np.zeros(0, bool)
-    values = np.stack([*kept.values()], axis=1) if kept else np.empty((len(rows), 0))
-    floors = np.array([_floor(reference.bins[series.column], series.figure) for series in kept])
-    return ReferenceLevels(starts[later][is_full], tuple(kept), values[is_full], floors)
+        for series, figure in _figures(own, profiles_at(times, *_windows(own.pieces)), columns, segment):
+            values = (figure[later] - figure[earlier] if is_rolling else figure)[is_full]
+            if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(len(values), 1):
+                kept[series] = values
+    return ReferenceLevels(
+        starts_us=starts[later][is_full],
+        series=tuple(kept),
+        values=np.stack([*kept.values()], axis=1) if kept else np.empty((is_full.sum(), 0)),
+        floors=np.array([_floor(reference.bins[series.column], series.figure) for series in kept]),
+        is_complete=len(profiles) >= reference.pieces.grid.windows,
+    )
+
+
+def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
+    """Return the starts and profiles of the windows. If a window is one step, all windows are known as steps."""
+    if pieces.grid.window_steps == 1 and pieces.steps:
+        return pieces.step_starts_us, pieces.steps
+    return pieces.window_starts_us, pieces.windows
 
 
 def _floor(bins: Bins, figure: str) -> float:

@@ -1,7 +1,7 @@
 """The judgement of lasting shifts: findings, notes, charts and evidence of a window, from the windows before it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -74,7 +74,7 @@ def judge_shifts(
     levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()}, figures)
     per_year = request.alarms.false_per_year
     try:
-        budget.require_windows(levels, request.spec)
+        budget.require_windows(reference, levels, request.spec)
         course = follow(request, reference, levels, current, basis)
     except InvalidConfig as error:  # The reference is too short for a budget or for the season.
         return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
@@ -86,19 +86,15 @@ def judge_shifts(
     charts = tuple(_charts(course, plain or shifts[:1], drifted))
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
-    evidence = Evidence(
-        basis,
-        evidence.levels,
-        shifts={str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts},
-    )
+    since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
     notes = [
-        f"the budget of this monitor is {per_year:.2g} false alarms per year: {budget.LASTING_SHARE:.0%} of them for "
-        "lasting shifts, the rest for single windows",
+        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for lasting "
+        "shifts and the rest for single windows",
         *budget.unkept(levels, request.spec, per_year),
     ]
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
     metrics |= {"is_drift": 1.0} if findings else {}
-    return ShiftVerdict(evidence, findings, tuple(notes), metrics, charts)
+    return ShiftVerdict(replace(evidence, shifts=since), findings, tuple(notes), metrics, charts)
 
 
 def follow(
@@ -138,6 +134,10 @@ def _is_relation(series: Series) -> bool:
     return series.column.startswith("relations.")
 
 
+def _subject(series: Series) -> str:
+    return "relations between columns" if _is_relation(series) else series.column
+
+
 def _finding(course: Course, shift: Shift) -> Finding:
     series, starts, tracking = course.series[shift.series], course.starts, course.tracking
     own = tracking.levels[shift.onset :, shift.series]
@@ -146,7 +146,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
     return Finding(
-        subject="relations between columns" if _is_relation(series) else series.column,
+        subject=_subject(series),
         check="shift",
         state="drift",
         reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
@@ -198,7 +198,7 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
         if shift is not None:
             onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
         yield LevelSeries(
-            title=f"{alarm_key(series.column, series.segment)}, {_name(course, series)}",
+            title=f"{alarm_key(_subject(series), series.segment)}, {_name(course, series)}",
             starts=course.starts[begin:],
             values=values[begin:].tolist(),
             usual=usual[begin:].tolist(),

@@ -208,8 +208,8 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
-        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
-        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, on both sides"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, more above"),
+        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, more on both sides"),
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
     ],
 )
@@ -219,7 +219,30 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
     finding = found(verdict_on(replaced(window(), name, values), days), name, check)
 
     assert finding.is_alarm
-    assert re.fullmatch(change, finding.change)
+    assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
+
+
+@pytest.mark.parametrize(
+    ("later", "season", "before"),
+    [
+        (0, {}, r"mean 7\.\d+ \(Wednesdays\)"),
+        (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
+        (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
+        (0, {"season": "28d"}, r"mean 1\.\d+"),  # Only two windows of the reference are in the same phase.
+        (0, {"season": "1d"}, r"mean 1\.\d+"),
+    ],
+)
+def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
+    later: int, season: dict[str, Any], before: str
+) -> None:
+    table, times = rows_of_days(np.random.default_rng(0), 56)
+    is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
+    reference = reference_of(replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday), times)
+
+    judged = replaced(window(), "temperature", np.full(ROWS, 20.0))
+    finding = found(verdict_on(judged, reference, LATER + later * DAY, **season), "temperature", "distribution")
+
+    assert re.fullmatch(before + " → 20, higher", finding.change)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +264,7 @@ def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_anot
     verdict = verdict_on(replaced(window(), "number", values), days)
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
-    assert re.fullmatch(change, verdict.findings[0].change)
+    assert re.fullmatch(change, verdict.findings[0].change.replace(" (Wednesdays)", ""))
 
 
 def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern() -> None:

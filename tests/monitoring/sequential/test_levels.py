@@ -7,7 +7,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.sequential.levels import Series, reference_levels, window_levels
-from tests.monitoring.sequential.conftest import REFERENCE_DAYS, rows_of
+from tests.monitoring.sequential.conftest import DAY_US, REFERENCE_DAYS, reference_of, rows_of
 
 
 def test_figures_describe_level_spread_missing_and_frequent_values(reference: DriftReference) -> None:
@@ -27,3 +27,9 @@ def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> Non
     assert {series.key for series in levels.series} == {"temp", "carrier=UA/temp"}
     of_temp = levels.values[:, levels.series.index(Series("", "temp", "level"))]
     assert of_temp.std() == pytest.approx(0.5, abs=0.15)
+
+
+def test_all_hours_of_a_long_reference_are_known() -> None:
+    hourly = reference_of(30, DAY_US // 24)
+    assert len(hourly.pieces.windows) == 500
+    assert len(reference_levels(hourly, ["temp"], {}).starts_us) == 30 * 24
