@@ -231,12 +231,7 @@ class Monitors:
         return self._store.read(query, MonitorWindow)[::-1]
 
     def judged_windows(
-        self,
-        endpoint: str,
-        monitor: str,
-        spec: MonitorSpec,
-        column: Literal["evidence", "figures"],
-        until: datetime | None = None,
+        self, key: MonitorKey, spec: MonitorSpec, column: Literal["evidence", "figures"], until: datetime | None = None
     ) -> dict[datetime, Mapping[str, Any]]:
         """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
 
@@ -245,7 +240,7 @@ class Monitors:
         """
         row, every = MonitorWindowRow, length_of(spec.every)
         query = select(row.start, row.end, getattr(row, column)).order_by(*_NEWEST_FIRST).limit(_MOST_PAST)
-        query = query.filter_by(endpoint=endpoint, monitor=monitor, state="judged")
+        query = query.filter_by(endpoint=key[0], monitor=key[1], state="judged")
         if until is not None:
             query = query.where(row.start > until - _PAST, row.end <= until)
         with self._store.transaction(is_read_only=True) as session:

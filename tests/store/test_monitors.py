@@ -158,7 +158,7 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: 
     judge(START + DAY, 7)
     Monitors(store).add(name, "daily", START - DAY, START)  # not judged
     Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)  # a revision that is not judged
-    read = partial(Monitors(store).judged_windows, name, "daily", MonitorSpec(), "evidence")
+    read = partial(Monitors(store).judged_windows, (name, "daily"), MonitorSpec(), "evidence")
 
     until = read(START + DAY)
 

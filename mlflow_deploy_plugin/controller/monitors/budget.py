@@ -86,7 +86,7 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
         raise InvalidConfig(f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}")
     if endpoint.alarms.false_per_year is None:
         raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
-    windows = monitors.judged_windows(name, monitor, spec, "evidence")
+    windows = monitors.judged_windows((name, monitor), spec, "evidence")
     judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
     start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
     columns = {series.rpartition("/")[0] for series in evidence.levels}

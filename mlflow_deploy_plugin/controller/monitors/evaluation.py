@@ -77,7 +77,7 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
     scheduled = window_at(window.start_us, spec.every)
     note, alarms = "", AlarmContext(endpoint.spec.budget_share)
     if window == scheduled:
-        stored = monitors.judged_windows(request.endpoint, request.monitor, spec, "evidence", window.start)
+        stored = monitors.judged_windows((request.endpoint, request.monitor), spec, "evidence", window.start)
         past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
         starts = monitors.state(request.endpoint, request.monitor).baseline
         baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
@@ -97,7 +97,7 @@ def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: da
     estimated. Return None if no window has the metric."""
     of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
     for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows(endpoint.name, name, spec, "figures", until)
+        stored = monitors.judged_windows((endpoint.name, name), spec, "figures", until)
         windows = {start: figures for start, figures in stored.items() if start >= since}
         metric = spec.requirements[0].name
         sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
