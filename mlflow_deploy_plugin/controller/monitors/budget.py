@@ -1,6 +1,7 @@
 """The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.controller.monitors.window_runner import unsaved_window
@@ -58,14 +59,14 @@ def _load_reference(deployments: Deployments, stored: Endpoint, spec: EndpointSp
     """Return the reference for the latest window with rows; without rows, for the served version and a window now."""
     changed, now = spec.monitors[monitor], deployments.store.now()
     log = evaluation.endpoint_log(deployments.settings, stored)
-    try:
+    window = window_at(microseconds(now - length_of(changed.every)), changed.every)
+    with suppress(NotFound):
         window = evaluation.latest_window(log, stored.name, changed, now)
-        version = next(iter(window_versions(log, stored.name, window)))
-    except NotFound:
-        window = window_at(microseconds(now - length_of(changed.every)), changed.every)
+    version = next(iter(window_versions(log, stored.name, window)), None)
+    if version is None:
         weights = traffic_weights(spec)
         if not weights:
-            raise NotFound(f"endpoint {stored.name!r} has no deployment") from None
+            raise NotFound(f"endpoint {stored.name!r} has no deployment")
         served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
         version = served.name, served.version
     unsaved = unsaved_window(stored.name, monitor, window, now)
