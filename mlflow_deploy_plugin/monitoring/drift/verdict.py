@@ -123,12 +123,14 @@ def judge_profile(
         known = {column: _ACCEPTED for column in columns if alarm_key(column, name) in accepted}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
-        if known and not columns:
-            reason = _ACCEPTED
+        if not columns:
+            reason = reason or _ACCEPTED
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
         unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
+        if not name and reason == _ACCEPTED and not any(finding.is_alarm for finding in schema):
+            return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
         if not name:
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
