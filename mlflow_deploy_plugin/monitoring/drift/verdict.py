@@ -28,6 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -206,7 +207,7 @@ def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePi
     if independent < distribution.needed_windows(rate):
         yield (
             f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
-            f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
+            f"strongly in {shown_name(null.slowest_column)}, so {count} windows are worth {_few(independent)} and support "
             f"no rate below {1 / (1 + independent):.1%}{advice}"
         )
     if not isinstance(held_out, Refused) and held_out.is_beyond:

@@ -171,7 +171,13 @@ def cut_pieces(
     kept = sketch_groups(bins, table.filter(pa.array(inside)), group_of[groups[inside]], len(chosen))
     rest = count_out_of_rest(bins, table, groups, len(present))
     kept = [
-        Profile(window.rows, {name: replace(column, **rest[name][index]) for name, column in window.columns.items()})
+        Profile(
+            window.rows,
+            {
+                name: replace(column, **rest[name][index]) if name in rest else column  # A projection has no range.
+                for name, column in window.columns.items()
+            },
+        )
         for index, window in zip(chosen.tolist(), kept, strict=True)
     ]
     steps = [Profile(0, {})] * grid.steps

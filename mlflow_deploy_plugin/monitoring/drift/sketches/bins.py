@@ -49,6 +49,7 @@ class OrderedBins:
         positions: the position of each bin, [K] float64, ascending; a value belongs to the bin at the nearest position.
         scale: the standard deviation of the reference's numbers, clipped to the middle 99 %.
         arrow_type: the reference's type in Arrow's notation; empty if unknown.
+        tables: for a projection, the contributions of the other columns' bins (`relations.py`); otherwise empty.
     """
 
     positions: Array
@@ -56,6 +57,7 @@ class OrderedBins:
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
+    tables: Mapping[str, Array] = field(default_factory=dict)
     kind: ClassVar[Kind] = "number"
     is_blank: ClassVar[bool] = False
 

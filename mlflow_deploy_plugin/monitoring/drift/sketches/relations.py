@@ -1,0 +1,136 @@
+"""Relations between columns: eight random projections of the row, which are counted and judged like numeric columns.
+
+If only correlations change, the distribution of every column stays the same, but the distribution of sums of columns
+changes. A row is standardised, and projected on eight fixed random directions (Johnson and Lindenstrauss, Contemporary
+Mathematics 26, 1984). Numbers are limited to four deviations, so that a sentinel like -9999 does not dominate. Each of
+the ten most frequent values of a category is 1 or 0, and a missing value contributes nothing.
+
+The contribution of a column is looked up by the column's bin. All columns with bins participate, including predictions
+and the parts of lists. The contributions are multiples of 2**-14, so that float32 sums are exact: they depend neither
+on the order of the columns nor on the batches.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins, freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.runtime.feeds import Array
+
+RELATIONS = "relations between columns"
+"""The subject of findings about the projections."""
+PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
+"""The names of the projections in profiles. A column of the data cannot have such a name (`columns.OWN_PREFIX`)."""
+_FREQUENT = 10
+_REACH = 4.0
+_GRAIN = 2.0**14
+_SAMPLED = 50_000
+_FEWEST = 30
+"""The number of rows below which no correlation is reported."""
+
+
+def without_projections(names: Collection[str]) -> list[str]:
+    """Return the names of columns, in the same order."""
+    return [name for name in names if name not in PROJECTIONS]
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a column for messages and metrics, which is the same for all projections."""
+    return RELATIONS if name in PROJECTIONS else name
+
+
+def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
+    """Return the contributions of the participating columns to the projections, by column: [K + 1, 8] float32 for each
+    bin of the column, then for missing values; empty without projections."""
+    first = bins.get(PROJECTIONS[0])
+    return first.tables if isinstance(first, OrderedBins) else {}
+
+
+def freeze_relations(bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]) -> dict[str, Bins]:
+    """Return the bins of the projections, frozen on at most 50,000 rows of the reference. The result is empty if fewer
+    than two columns vary."""
+    rows = max((len(features[name].values) for name in bins), default=0)
+    chosen = np.random.default_rng(0).permutation(rows)[:_SAMPLED]
+    tables: dict[str, Array] = {}
+    sample = {name: replace(features[name], values=features[name].values[chosen]) for name in bins}
+    for name, frozen in bins.items():
+        codes = frozen.encode(sample[name])
+        scores = _scores(frozen, np.bincount(codes[codes >= 0], minlength=frozen.size))
+        if scores.any():
+            directions = np.random.default_rng(zlib.crc32(name.encode())).normal(size=(scores.shape[1], 8))
+            tables[name] = scores @ directions
+    if len(tables) < 2:
+        return {}
+    scale = _GRAIN / np.sqrt(len(tables))
+    tables = {name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()}
+    projected = [freeze_bins(feature) for feature in _project(tables, bins, sample)]
+    return {
+        name: replace(own, minimum=-np.inf, maximum=np.inf, tables=tables)
+        for name, own in zip(PROJECTIONS, projected, strict=True)
+        if isinstance(own, OrderedBins)
+    }
+
+
+def projections(bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]) -> dict[str, ColumnValues]:
+    """Return the projections of the rows in `features` by name; empty if the bins have no projections."""
+    tables = relation_tables(bins)
+    return {feature.name: feature for feature in _project(tables, bins, features)} if tables else {}
+
+
+def _project(
+    tables: Mapping[str, Array], bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]
+) -> list[ColumnValues]:
+    sums = sum(table[bins[name].encode(features[name])] for name, table in tables.items())  # The code -1 is the last.
+    return [ColumnValues(name, "number", np.float64(values)) for name, values in zip(PROJECTIONS, sums.T, strict=True)]
+
+
+def _scores(bins: Bins, counts: Array) -> Array:
+    """Return the standardised value of each bin, then of missing values, [K + 1, D] float64, divided by the square root
+    of D. D is 1 for a number, and the number of frequent values otherwise. `counts` are the rows per bin, [K]."""
+    shares = counts / max(counts.sum(), 1)
+    if isinstance(bins, OrderedBins):
+        middle = bins.positions[np.searchsorted(np.cumsum(shares), 0.5)]
+        values = np.clip((bins.positions - middle) / bins.scale, -_REACH, _REACH)[:, None]
+    else:
+        values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
+    centred = values - shares @ values
+    deviations = np.sqrt(shares @ np.square(centred))
+    scores = np.clip(centred / np.where(deviations > 0, deviations, np.inf), -_REACH, _REACH)
+    return np.vstack([scores, np.zeros((1, scores.shape[1]))]) / np.sqrt(max(scores.shape[1], 1))
+
+
+def correlation_change(pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> str:
+    """Return the two columns whose rank correlation changed most from the reference to the window, with both values,
+    such as `correlation of temp and humid +0.62 → -0.10`; empty if there are too few rows. `pairs` has [N] values of
+    the reference and [M] values of the window per column."""
+    named = [part for left, right in pairs for part in _comparable(left, right)]
+    if len({name for name, *_ in named}) < 2 or min(map(len, named[0][2:])) < _FEWEST:
+        return ""
+    before, now = (np.stack([_standardised(part[side]) for part in named]) for side in (2, 3))
+    before, now = (values @ values.T / values.shape[1] for values in (before, now))
+    columns = np.array([name for name, *_ in named])
+    change = np.where(columns[:, None] != columns, np.abs(now - before), -1)
+    first, second = np.unravel_index(np.argmax(change), change.shape)
+    titles = f"{named[first][1]} and {named[second][1]}"
+    return f"correlation of {titles} {before[first, second]:+.2f} → {now[first, second]:+.2f}"
+
+
+def _comparable(left: ColumnValues, right: ColumnValues) -> list[tuple[str, str, Array, Array]]:
+    """Return the column, a title and the numbers of both sides: for a category, a line for each frequent value."""
+    if left.kind != right.kind:
+        return []
+    if left.kind == "number":
+        return [(left.name, left.name, left.values, right.values)]
+    frequent = Counter(value for value in left.values if value is not None).most_common(_FREQUENT)
+    return [(left.name, f"{left.name}={value}", left.values == value, right.values == value) for value, _ in frequent]
+
+
+def _standardised(values: Array) -> Array:
+    ranks = pd.Series(values).rank()
+    centred = (ranks - ranks.mean()).fillna(0).to_numpy()
+    return centred / (centred.std() or 1)
