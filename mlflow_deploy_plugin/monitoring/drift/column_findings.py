@@ -153,8 +153,8 @@ def judge_columns(
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
     largest = scores.max(axis=1)
-    whole = largest[: len(without_projections(groups[0].columns))]  # The projections are the last columns of a group.
-    figures = {"share_of_drifted_columns": float((whole > threshold).mean())}
+    # The projections are the last columns of a group.
+    figures = {"share_of_drifted_columns": float((largest[: len(groups[0].own_columns)] > threshold).mean())}
     for index in np.argsort(-largest, kind="stable").tolist():
         group, name = members[index]
         subject, is_relation = shown_name(name), name in PROJECTIONS
@@ -185,13 +185,10 @@ def judge_columns(
                 continue
             reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
-            seen = change if state == "drift" and not is_relation else ""
-            cause = next((item for item in findings if item.is_alarm and item.segment == group.segment), None)
-            if is_relation and state == "drift" and cause:
-                state, reason = (
-                    "no drift",
-                    f"{reason}; the change of {cause.subject} is larger and includes this change",
-                )
+            causes = [item.subject for item in findings if item.is_alarm and item.segment == group.segment]
+            if is_relation and state == "drift" and causes:
+                state, reason = "no drift", f"{reason}; the larger change of {causes[0]} also changes sums of columns"
+            seen = change if state == "drift" else ""
             findings.append(Finding(subject, check, state, reason, own, threshold, group.segment, seen))
     return findings, figures
 
@@ -211,6 +208,9 @@ class _JudgedColumn:
         """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
         `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
         current = self.given
+        if check == "distribution" and isinstance(self.bins, OrderedBins) and self.bins.tables:
+            figure = f"the spread of a projection of the rows differs by {value:.3g} deviations"
+            return f"{figure}, {usual:.3g} ± {spread:.2g} in the reference's own windows", ""
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")

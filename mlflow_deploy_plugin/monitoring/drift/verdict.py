@@ -28,7 +28,6 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -207,7 +206,7 @@ def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePi
     if independent < distribution.needed_windows(rate):
         yield (
             f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
-            f"strongly in {shown_name(null.slowest_column)}, so {count} windows are worth {_few(independent)} and support "
+            f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
             f"no rate below {1 / (1 + independent):.1%}{advice}"
         )
     if not isinstance(held_out, Refused) and held_out.is_beyond:
@@ -296,7 +295,7 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
+    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.own_columns)
     if can_bootstrap(steps, length, column_dependence):
         yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
 

@@ -255,18 +255,18 @@ def freeze_table(
     table: pa.Table, columns: Sequence[str], shown: str, left_out: Sequence[str] = ()
 ) -> tuple[dict[str, Bins], list[str]]:
     """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
-    `columns` get bins (empty: all), except the columns in `left_out`. Raises InvalidConfig if the table has none of `columns`."""
+    `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
+    `columns`."""
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    hidden = set(select_columns(features, left_out)) if left_out else set()
     bins = {
         name: freeze_bins(features[name], types.get(name, "double"))  # A list's component, a double, has no type.
         for name in select_columns(features, columns)
-        if name not in hidden
+        if not left_out or not select_columns([name], left_out)
     }
     return {**bins, **freeze_relations(bins, features)}, notes
 

@@ -76,10 +76,20 @@ class OrderedBins:
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
+        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty. For a
+        projection, return the differences of the standard deviations. The mean of a projection depends only on the
+        means of the columns, which usually change from window to window."""
+        if self.tables:
+            return _where_known(np.abs(self._deviations(left) - self._deviations(right)) / self.scale, left, right)
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
+
+    def _deviations(self, counts: Array) -> Array:
+        """Return the standard deviation of each histogram, [B, K] or [K]."""
+        shares = _shares(counts)
+        means = shares @ self.positions
+        return np.sqrt(np.maximum(shares @ np.square(self.positions) - np.square(means), 0))
 
 
 @dataclass(frozen=True, eq=False)

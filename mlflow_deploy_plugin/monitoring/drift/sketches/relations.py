@@ -10,6 +10,7 @@ and the parts of lists. The contributions are multiples of 2**-14, so that float
 on the order of the columns nor on the batches.
 """
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -56,37 +57,32 @@ def freeze_relations(bins: Mapping[str, Bins], features: Mapping[str, ColumnValu
     than two columns vary."""
     rows = max((len(features[name].values) for name in bins), default=0)
     chosen = np.random.default_rng(0).permutation(rows)[:_SAMPLED]
-    tables: dict[str, Array] = {}
     sample = {name: replace(features[name], values=features[name].values[chosen]) for name in bins}
+    tables: dict[str, Array] = {}
     for name, frozen in bins.items():
         codes = frozen.encode(sample[name])
         scores = _scores(frozen, np.bincount(codes[codes >= 0], minlength=frozen.size))
         if scores.any():
-            directions = np.random.default_rng(zlib.crc32(name.encode())).normal(size=(scores.shape[1], 8))
-            tables[name] = scores @ directions
-    if len(tables) < 2:
-        return {}
-    scale = _GRAIN / np.sqrt(len(tables))
+            directions = np.random.default_rng(zlib.crc32(name.encode()))
+            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
+    scale = _GRAIN / math.sqrt(max(len(tables), 1))
     tables = {name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()}
-    projected = [freeze_bins(feature) for feature in _project(tables, bins, sample)]
+    projected = project(tables, bins, sample) if len(tables) > 1 else {}
     return {
-        name: replace(own, minimum=-np.inf, maximum=np.inf, tables=tables)
-        for name, own in zip(PROJECTIONS, projected, strict=True)
+        name: replace(own, minimum=-math.inf, maximum=math.inf, tables=tables)
+        for name, own in ((name, freeze_bins(feature)) for name, feature in projected.items())
         if isinstance(own, OrderedBins)
     }
 
 
-def projections(bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]) -> dict[str, ColumnValues]:
-    """Return the projections of the rows in `features` by name; empty if the bins have no projections."""
-    tables = relation_tables(bins)
-    return {feature.name: feature for feature in _project(tables, bins, features)} if tables else {}
-
-
-def _project(
+def project(
     tables: Mapping[str, Array], bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]
-) -> list[ColumnValues]:
+) -> dict[str, ColumnValues]:
+    """Return the projections of the rows in `features` by name; `tables` are the `relation_tables`."""
     sums = sum(table[bins[name].encode(features[name])] for name, table in tables.items())  # The code -1 is the last.
-    return [ColumnValues(name, "number", np.float64(values)) for name, values in zip(PROJECTIONS, sums.T, strict=True)]
+    return {
+        name: ColumnValues(name, "number", values) for name, values in zip(PROJECTIONS, np.float64(sums).T, strict=True)
+    }
 
 
 def _scores(bins: Bins, counts: Array) -> Array:

@@ -222,7 +222,7 @@ def _count_columns(
             sums += tables[name].take(counted["codes"], axis=0)
         yield name, counted
     for name, values in zip(PROJECTIONS, sums.T, strict=False):
-        yield name, _numbers(values.astype(np.float64), bins[name], groups, count) | {"arrow_type": ["double"] * count}
+        yield name, _count_column(pa.chunked_array([np.ascontiguousarray(values)]), bins[name], groups, count, rows)
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
@@ -233,10 +233,7 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
     if bins is not None:  # A reference without values accepts numbers and categories.
         takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
         if family in takes:
-            if family == "number":
-                counted = _numbers(as_floats(column), bins, groups, count)
-            else:
-                counted = _texts(column, bins, groups, count)
+            counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
             return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
     is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
     missing = np.bincount(groups[is_missing], minlength=count)
@@ -267,7 +264,8 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
     return column
 
 
-def _numbers(values: Array, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+    values = as_floats(column)
     is_known = ~np.isnan(values)
     is_missing = ~is_known
     fields: ColumnCounts = {

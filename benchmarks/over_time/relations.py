@@ -1,0 +1,92 @@
+"""Measure how often a change of only the relations between columns is called drifted, on real columns.
+
+A changed day has the same values in each column as a calm day, but in another order in all or half of the columns. Two
+worlds have a reference of 90 days: the 30 columns of scikit-learn's breast cancer data, whose rows are drawn with
+probabilities that change from day to day, and New York's flights of 2013 with weather, whose days are in random order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+from sklearn.datasets import load_breast_cancer
+
+from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, FIRST_US, Array, Rows, flights, reference_of
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
+
+_STREAMS, _DAYS = 10, 40
+_DAY_ROWS = 300
+_CHANGES: Mapping[str, float] = {"all columns in another order": 1.0, "half of the columns": 0.5, "three columns": 0.1}
+"""The changes, each with the share of columns whose values are in another order."""
+
+
+def lines(share: float) -> Iterator[Line]:
+    """Yield the shares of days that are called drifted. `share` is the part of the streams that is used."""
+    for title in _WORLDS:
+        streams = on_all_cores(_judged, [(title, seed) for seed in range(max(round(_STREAMS * share), 1))])
+        yield rate_line(f"{title}: calm days", [calm for calm, _, _ in streams])
+        for number, what in enumerate(_CHANGES):
+            yield found_line(
+                f"{title}: {what}", [found[number] for _, found, _ in streams], 0.9 if number < 2 else None
+            )
+        named = [name for _, _, names in streams for name in names]
+        yield found_line(f"{title}: the finding is about relations", [named], None)
+
+
+def _judged(task: tuple[str, int]) -> tuple[list[bool | None], list[list[bool]], list[bool]]:
+    """Return the verdicts on the calm days, those on the days of each change, and whether their alarms are about
+    relations."""
+    title, seed = task
+    rng = np.random.default_rng([seed, len(title)])
+    days = _WORLDS[title](rng)
+    tables = [days.between(day * DAY_US, (day + 1) * DAY_US).table for day in range(CALM_DAYS, CALM_DAYS + _DAYS)]
+    judge = Judge(reference_of(days.between(0, CALM_DAYS * DAY_US), 0, DAY_US))
+    later = list(enumerate(tables, CALM_DAYS))
+    calm = [is_alarm(judge(table, day * DAY_US)) for day, table in later]
+    found: list[list[bool]] = []
+    named: list[bool] = []
+    for part in _CHANGES.values():
+        verdicts = [judge(_in_another_order(rng, table, part), day * DAY_US) for day, table in later]
+        found.append([verdict.state == "drift" for verdict in verdicts])
+        named += [verdict.findings[0].subject == RELATIONS for verdict in verdicts if verdict.state == "drift"]
+    judge.close()
+    return calm, found, named
+
+
+def _in_another_order(rng: np.random.Generator, table: pa.Table, part: float) -> pa.Table:
+    names = rng.choice(table.column_names, round(part * table.num_columns), replace=False)
+    for name in names:
+        order = pa.array(rng.permutation(len(table)))
+        table = table.set_column(table.column_names.index(name), name, table.column(name).take(order))
+    return table
+
+
+def _cancer_days(rng: np.random.Generator) -> Rows:
+    """Return days of the breast cancer rows. The level of a day favours rows with large or small cells: the level has a
+    standard deviation of 0.3 standard deviations of the rows' logarithmic size."""
+    data = load_breast_cancer(as_frame=True).data
+    size = np.log(data["mean area"])
+    score = ((size - size.mean()) / size.std()).to_numpy()
+    drawn = []
+    for level in rng.normal(0, 0.3, CALM_DAYS + _DAYS):
+        weights = np.exp(level * score)
+        drawn.append(rng.choice(len(data), _DAY_ROWS, p=weights / weights.sum()))
+    table = pa.Table.from_pandas(data, preserve_index=False).take(pa.array(np.concatenate(drawn)))
+    return Rows(table, np.repeat(np.arange(len(drawn)) * DAY_US, _DAY_ROWS))
+
+
+def _flight_days(rng: np.random.Generator) -> Rows:
+    """Return flights with weather on days in random order, so that there is no season."""
+    rows = flights()
+    day: Array = (rows.times - FIRST_US) // DAY_US
+    position = rng.permutation(365)[np.clip(day, 0, 364)]
+    kept = position < CALM_DAYS + _DAYS
+    order = np.argsort(position[kept], kind="stable")
+    return Rows(rows.table.filter(pa.array(kept)).take(pa.array(order)), position[kept][order] * DAY_US)
+
+
+_WORLDS: Mapping[str, Callable[[np.random.Generator], Rows]] = {
+    "30 columns of cells": _cancer_days,
+    "flights": _flight_days,
+}
