@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -49,12 +50,14 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_text
 from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
+_ACCEPTED = "a user has accepted its shift as the new baseline, so that only later shifts are judged"
 _NOTHING_JUDGED = Refused("distributions are not judged")
 NULLS: Mapping[distribution.NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
@@ -102,10 +105,13 @@ def judge_profile(
     spec: MonitorSpec,
     cache: Path | None,
     segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
 ) -> DriftVerdict:
     """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
     `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
-    `carrier=AA`, and all rows together share one false-alarm rate."""
+    `carrier=AA`, and all rows together share one false-alarm rate. With a budget of alarms, this rate is `jump_rate`,
+    and the distributions of `accepted` columns (`alarm_key`) are not judged, because they have a new baseline."""
     schema = column_findings.schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
@@ -115,6 +121,11 @@ def judge_profile(
         compared = compared_rows(own, part.rows, spec)
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
+        known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
+        unjudged += column_findings.not_judged_findings(known, name)
+        columns = tuple(column for column in columns if column not in known)
+        if known and not columns:
+            reason = _ACCEPTED
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
@@ -126,7 +137,7 @@ def judge_profile(
         whole = [finding for finding in unjudged if not finding.segment]
         whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
         return _unjudged(rows, null.reason, schema, whole)
-    return _conclude(rows, groups, null, spec.false_alarm_rate, start_us, [*schema, *unjudged])
+    return _conclude(rows, groups, null, jump_rate or spec.false_alarm_rate, start_us, [*schema, *unjudged])
 
 
 def _unjudged(
@@ -192,6 +203,9 @@ def _conclude(
 def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
     """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
+    if rate < 1 / (count + 1):
+        yield f"jumps: nominal {rate:.2g} false alarms per window, extrapolated from {count} {kind.description}"
+        return
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
     PROJECTIONS,
     RELATIONS,
     correlation_change,
-    relation_tables,
+    shown_name,
     without_projections,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
@@ -51,6 +51,7 @@ from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_pr
 from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
 from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import (
+    ALARMS,
     Check,
     Finding,
     ModelVersion,
@@ -60,6 +61,9 @@ from mlflow_deploy_plugin.monitoring.result import (
     WindowRequest,
 )
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, is_segment, largest_values, segment_name
+from mlflow_deploy_plugin.monitoring.sequential.budget import single_window_rate
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, alarm_key
+from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.processes.spark import spark_session
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.spec import CaptureSpec
@@ -167,6 +171,7 @@ class WindowComparison:
         if request.spec.kind == "drift":
             chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
+        per_year = request.alarms.false_per_year
         verdict = judge_profile(
             self.reference,
             self.profile,
@@ -174,22 +179,42 @@ class WindowComparison:
             request.spec.model_copy(update={"columns": chosen}),
             request.settings.cache_path / _CACHE,
             self.segments,
+            single_window_rate(request.spec, per_year) if per_year else None,
+            request.alarms.baseline,
         )
         return replace(verdict, findings=(*verdict.findings, *self._not_judged(self.excluded, columns)))
+
+    def shifts(self, verdict: DriftVerdict) -> ShiftVerdict:
+        """Return the lasting shifts of the judged columns until this window."""
+        columns = {finding.subject for finding in verdict.findings if finding.subject not in self.excluded}
+        if self.reference is None or self.profile.rows < self.request.spec.min_rows:
+            return ShiftVerdict(Evidence())
+        self.request.progress("following the levels of the columns over the windows")
+        drifted = dict.fromkeys(alarm_key(item.subject, item.segment) for item in verdict.findings if item.is_alarm)
+        chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
+        return judge_shifts(self.request, self.reference, self.profile, self.segments, chosen, drifted)
 
     @staticmethod
     def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
         return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
-        """Return the result with the data for its report; `state` and `reason` override the verdict."""
+        """Return the result with the lasting shifts and the data for the report; `state` and `reason` override the
+        verdict on the window alone."""
         state, reason = state or verdict.state, reason or verdict.reason
-        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
+        shifts = self.shifts(verdict)
+        if shifts.findings:
+            shifted = [f"{item.subject}{f' ({item.segment})' if item.segment else ''}" for item in shifts.findings]
+            shift = describe_worst(shifted, f"{shifts.findings[0].history}; {shifts.findings[0].reason}")
+            reason = f"{reason}; {shift}" if state in ALARMS else shift
+            state = state if state == "violated" else "drift"
+        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         sample = self._report_rows() if state != "not judged" else None
         pairs = [pair for pair in _pairs(*sample) if pair[0].name in subjects] if sample else ()
-        findings = [self._with_correlation(finding, sample) for finding in verdict.findings]
-        columns = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
+        findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
+        own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
+        sketches = profile_to_parquet(Profile(self.profile.rows, own))
         return self.request.result(
             state,
             reason,
@@ -197,9 +222,10 @@ class WindowComparison:
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
             findings=findings,
-            figures=verdict.figures,
+            figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
-            report=ReportData(pairs, {SKETCHES: profile_to_parquet(Profile(self.profile.rows, columns))}),
+            report=ReportData(pairs, {SKETCHES: sketches}, shifts.charts),
+            evidence=shifts.evidence,
         )
 
     def _with_correlation(self, finding: Finding, sample: tuple[pa.Table, pa.Table] | None) -> Finding:
@@ -210,10 +236,7 @@ class WindowComparison:
             column, _, value = finding.segment.partition("=")
             reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
             sample = reference, window
-        included = relation_tables(self.reference.bins)
-        return replace(
-            finding, change=correlation_change([pair for pair in _pairs(*sample) if pair[0].name in included])
-        )
+        return replace(finding, change=correlation_change(self.reference.bins, _pairs(*sample)))
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
         """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
@@ -365,7 +388,9 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
-    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(names))
+    per_year = compared.request.alarms.false_per_year
+    rate = single_window_rate(spec, per_year) if per_year else spec.false_alarm_rate
+    confidence = bonferroni_confidence(rate, len(spec.requirements) * len(names))
     shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
     intervals = {
         name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, effective_n)

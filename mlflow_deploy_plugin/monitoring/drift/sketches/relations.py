@@ -12,14 +12,12 @@ on the order of the columns nor on the batches.
 
 import math
 import zlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins, freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.runtime.feeds import Array
 
@@ -100,33 +98,28 @@ def _scores(bins: Bins, counts: Array) -> Array:
     return np.vstack([scores, np.zeros((1, scores.shape[1]))]) / np.sqrt(max(scores.shape[1], 1))
 
 
-def correlation_change(pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> str:
-    """Return the two columns whose rank correlation changed most from the reference to the window, with both values,
-    such as `correlation of temp and humid +0.62 → -0.10`; empty if there are too few rows. `pairs` has [N] values of
-    the reference and [M] values of the window per column."""
-    named = [part for left, right in pairs for part in _comparable(left, right)]
-    if len({name for name, *_ in named}) < 2 or min(map(len, named[0][2:])) < _FEWEST:
+def correlation_change(bins: Mapping[str, Bins], pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> str:
+    """Return the two columns whose correlation changed most from the reference to the window, with both values, such as
+    `correlation of temp and humid +0.62 → -0.10`; empty if there are too few rows. `pairs` has [N] values of the
+    reference and [M] values of the window per column."""
+    columns: list[str] = []
+    titles: list[str] = []
+    sides: tuple[list[Array], list[Array]] = [], []
+    for left, right in pairs:
+        frozen = bins[left.name]
+        if left.name in relation_tables(bins) and left.kind == right.kind == frozen.kind:
+            codes = frozen.encode(left)
+            scores = _scores(frozen, np.bincount(codes[codes >= 0], minlength=frozen.size))
+            for rows, own in zip(sides, (codes, frozen.encode(right)), strict=True):
+                rows += list(scores[own].T)
+            columns += [left.name] * scores.shape[1]
+            values = [f"={value}" for value in frozen.codes] if isinstance(frozen, CategoryBins) else [""]
+            titles += [f"{left.name}{value}" for value in values[: scores.shape[1]]]
+    if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
         return ""
-    before, now = (np.stack([_standardised(part[side]) for part in named]) for side in (2, 3))
-    before, now = (values @ values.T / values.shape[1] for values in (before, now))
-    columns = np.array([name for name, *_ in named])
-    change = np.where(columns[:, None] != columns, np.abs(now - before), -1)
-    first, second = np.unravel_index(np.argmax(change), change.shape)
-    titles = f"{named[first][1]} and {named[second][1]}"
-    return f"correlation of {titles} {before[first, second]:+.2f} → {now[first, second]:+.2f}"
-
-
-def _comparable(left: ColumnValues, right: ColumnValues) -> list[tuple[str, str, Array, Array]]:
-    """Return the column, a title and the numbers of both sides: for a category, a line for each frequent value."""
-    if left.kind != right.kind:
-        return []
-    if left.kind == "number":
-        return [(left.name, left.name, left.values, right.values)]
-    frequent = Counter(value for value in left.values if value is not None).most_common(_FREQUENT)
-    return [(left.name, f"{left.name}={value}", left.values == value, right.values == value) for value, _ in frequent]
-
-
-def _standardised(values: Array) -> Array:
-    ranks = pd.Series(values).rank()
-    centred = (ranks - ranks.mean()).fillna(0).to_numpy()
-    return centred / (centred.std() or 1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
+        before, now = (np.nan_to_num(np.corrcoef(rows)) for rows in sides)
+    names = np.array(columns)
+    change = np.where(names[:, None] != names, np.abs(now - before), -1)
+    pair = np.unravel_index(change.argmax(), change.shape)
+    return f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {before[pair]:+.2f} → {now[pair]:+.2f}"

@@ -32,6 +32,8 @@ rows: on flights, half or a quarter of these floors raised the threshold by 20 o
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
 """The p-value below which a note reports more alarms than expected. By chance, 1 of 20 references gets the note."""
+_TAIL_PART, _FEWEST_IN_TAIL = 5, 5
+_SMALLEST_START, _SMALLEST_INDEX = 1.0, 0.05
 NOT_HELD_OUT = Refused("not computed")
 _NAMED = 3
 
@@ -188,6 +190,9 @@ class NullDistribution:
             p_value = (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)
             return TestResult(standardised[-1], statistic, float(own.max()), p_value)
         p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
+        if rate < 1 / len(statistics):
+            tail = Tail.fit(own)
+            return TestResult(standardised[-1], statistic, tail.threshold(rate), min(p_value, tail.p_value(statistic)))
         return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
@@ -197,6 +202,36 @@ class NullDistribution:
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
         squares = np.where(is_known, np.square(self.figures - mean), 0).sum(axis=0)
         return mean, np.sqrt(squares / count)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A Pareto tail of the largest statistics, for rates that the number of windows does not support. The tail index is
+    Hill's (Annals of Statistics 3, 1975). Statistics with a lighter tail get a threshold that is too high, never lower.
+
+    Attributes:
+        start: the statistic at which the tail begins; it is exceeded by the `share` of windows.
+        index: the mean logarithm of the excess ratio.
+    """
+
+    start: float
+    share: float
+    index: float
+
+    @classmethod
+    def fit(cls, statistics: Array) -> "Tail":
+        """Fit the tail to the largest fifth of the statistics, [M], at least five."""
+        largest = np.sort(statistics)[::-1]
+        count = min(max(len(largest) // _TAIL_PART, _FEWEST_IN_TAIL), len(largest) - 1)
+        start = max(float(largest[count]), _SMALLEST_START)
+        index = float(np.log(np.maximum(largest[:count], start) / start).mean())
+        return cls(start, count / len(largest), max(index, _SMALLEST_INDEX))
+
+    def threshold(self, rate: float) -> float:
+        return float(self.start * (self.share / rate) ** self.index)
+
+    def p_value(self, statistic: float) -> float:
+        return float(self.share * (max(statistic, self.start) / self.start) ** (-1 / self.index))
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:

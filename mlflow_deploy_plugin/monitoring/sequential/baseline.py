@@ -1,0 +1,98 @@
+"""The usual course of figures over windows: a cycle, a mean, the correlation of neighbouring windows, and a deviation.
+
+A figure is described by x(t) = cycle(t) + mean + r(t) with r(t) = φ r(t - 1) + innovation (an autoregressive process).
+The cycle comes from the reference. The other parameters come from the reference and from later windows without a shift:
+a fixed reference would share its chance errors with all later windows, so that some references would cause many false
+alarms. A window joins `JOINS_AFTER` windows later, because a shift that is not yet found must not become usual.
+"""
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.feeds import Array
+
+JOINS_AFTER = 21
+LARGEST_CORRELATION = 0.97
+
+
+def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> Array:
+    """Return the values, [..., N, m], without the mean of their phase in the first `reference` windows. `phases`, [N]
+    int64, are the positions of the windows in the cycle of `season` windows. An unknown value (NaN) becomes usual."""
+    with np.errstate(invalid="ignore"):
+        overall = np.nanmean(values[..., :reference, :], axis=-2)
+    result = values - overall[..., None, :]
+    if season > 1:
+        for phase in np.unique(phases):
+            own = np.flatnonzero(phases[:reference] == phase)
+            if len(own):
+                chosen = result[..., own, :]
+                known = np.isfinite(chosen)
+                mean = np.where(known, chosen, 0).sum(axis=-2) / np.maximum(known.sum(axis=-2), 1)
+                result[..., phases == phase, :] -= mean[..., None, :]
+    usual: Array = np.nan_to_num(result, nan=0.0, posinf=0.0, neginf=0.0)
+    return usual
+
+
+class Baseline:
+    """The mean, correlation and deviation of m figures, [..., m] each, in windows that may be added one by one."""
+
+    def __init__(self, reference: Array, season: int) -> None:
+        """`reference` are the figures without their cycle, [..., R, m]."""
+        self._windows, self._season = reference.shape[-2], season
+        shape = reference.shape[:-2] + reference.shape[-1:]
+        self._count = np.full(shape, float(self._windows), reference.dtype)
+        self._sum = reference.sum(axis=-2)
+        self._squares = np.square(reference).sum(axis=-2)
+        self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
+        self._level_count, self._level_sum = self._count.copy(), self._sum.copy()
+
+    @property
+    def mean(self) -> Array:
+        mean: Array = self._level_sum / np.maximum(self._level_count, 1)
+        return mean
+
+    @property
+    def deviation(self) -> Array:
+        """The standard deviation of the figures around their mean and cycle."""
+        count = self._count
+        variance = self._squares / count - np.square(self._sum / count)
+        deviation: Array = np.sqrt(np.maximum(variance, 1e-30) * count / (count - self._season))
+        return deviation
+
+    @property
+    def correlation(self) -> Array:
+        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954) and of the estimated cycle."""
+        count, mean = self._count, self._sum / self._count
+        variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
+        raw = (self._lagged / (count - 1) - np.square(mean)) / variance
+        corrected = raw + (1 + 3 * raw) / count + (self._season - 1) / self._windows * (1 + raw)
+        correlation: Array = corrected.clip(0, LARGEST_CORRELATION)
+        return correlation
+
+    def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
+        """Return what the window before, `gap` windows earlier, does not explain, in standard deviations, [..., m]."""
+        mean, correlation = self.mean, self.correlation
+        explained = correlation**gap
+        free = self._count - self._season
+        deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))
+        luck = np.sqrt(self._level_count / (self._level_count + 1))  # The estimated mean has an error of its own.
+        innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
+        return innovation
+
+    def add(self, value: Array, previous: Array, chosen: Array | bool = True) -> None:
+        """Add a window for the `chosen` figures, [m] bool."""
+        weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
+        self._count += weight
+        self._sum += weight * value
+        self._squares += weight * np.square(value)
+        self._lagged += weight * value * previous
+        self.add_level(value, chosen)
+
+    def add_level(self, value: Array, chosen: Array | bool) -> None:
+        weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
+        self._level_count += weight
+        self._level_sum += weight * value
+
+    def restart_level(self, chosen: Array) -> None:
+        """Forget the mean of the `chosen` figures, [m] bool: later windows are usual."""
+        self._level_count[..., chosen] = 0
+        self._level_sum[..., chosen] = 0

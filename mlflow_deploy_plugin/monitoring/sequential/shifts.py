@@ -1,0 +1,207 @@
+"""The judgement of lasting shifts: findings, notes, charts and evidence of a window, from the windows before it."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log import EPOCH
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
+from mlflow_deploy_plugin.monitoring.sequential import budget
+from mlflow_deploy_plugin.monitoring.sequential.detector import Shift, Tracking, Windows, limit_for, track
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries
+from mlflow_deploy_plugin.monitoring.sequential.levels import (
+    MISSING,
+    Series,
+    WindowLevels,
+    reference_levels,
+    window_levels,
+)
+
+_MOST_CHARTS = 5
+_SHOWN_WINDOWS = 120
+_TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class ShiftVerdict:
+    """The shifts that are open in a window. `evidence` lacks the alarms, which other judgements add."""
+
+    evidence: Evidence
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    charts: tuple[LevelSeries, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The windows of the reference, the past and the judged window, and what the detector has found in them."""
+
+    request: WindowRequest
+    reference: DriftReference
+    series: Sequence[Series]
+    starts: Sequence[datetime]
+    windows: Windows
+    tracking: Tracking
+
+
+def judge_shifts(
+    request: WindowRequest,
+    reference: DriftReference,
+    window: Profile,
+    segments: Mapping[str, tuple[DriftReference, Profile]],
+    columns: Sequence[str],
+    drifted: Collection[str] = (),
+) -> ShiftVerdict:
+    """Return the open shifts of the `columns`, and charts of them and of the `drifted` columns (`alarm_key`).
+
+    Without a budget, or if the reference does not support one, there is only evidence, charts and a note.
+    """
+    parts = {"": (reference, window), **segments}
+    current: dict[Series, float] = {}
+    for segment, (own, profile) in parts.items():
+        current |= window_levels(own, profile, columns, segment)
+    if request.spec.kind == "data_quality":
+        current = {series: value for series, value in current.items() if series.figure == MISSING}
+    basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
+    evidence = Evidence(basis, {str(series): value for series, value in current.items()})
+    levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()})
+    per_year = request.alarms.false_per_year
+    try:
+        budget.require_windows(levels, request.spec)
+        course = follow(request, reference, levels, current, basis)
+    except InvalidConfig as error:  # The reference is too short for a budget or for the season.
+        return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
+    if course is None:
+        return ShiftVerdict(evidence)
+    shifts = [shift for shift in course.tracking.shifts if per_year]
+    plain = [shift for shift in shifts if not _is_relation(course.series[shift.series])]
+    findings = tuple(_finding(course, shift) for shift in plain or shifts[:1])
+    charts = tuple(_charts(course, plain or shifts[:1], drifted))
+    if per_year is None:
+        return ShiftVerdict(evidence, charts=charts)
+    evidence = Evidence(
+        basis,
+        evidence.levels,
+        shifts={str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts},
+    )
+    notes = [
+        f"the budget of this monitor is {per_year:.2g} false alarms per year: {budget.LASTING_SHARE:.0%} of them for "
+        "lasting shifts, the rest for single windows",
+        *budget.unkept(levels, request.spec, per_year),
+    ]
+    figures = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
+    figures |= {"is_drift": 1.0} if findings else {}
+    return ShiftVerdict(evidence, findings, tuple(notes), figures, charts)
+
+
+def follow(
+    request: WindowRequest, reference: DriftReference, levels: WindowLevels, current: Mapping[Series, float], basis: str
+) -> Course | None:
+    """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
+    can be compared."""
+    start_us = request.window.start_us
+    past = [one for one in request.alarms.past if one.evidence.basis == basis and one.start < request.window.start]
+    judged = np.array([*((one.start - EPOCH) // _TICK for one in past), start_us], np.int64)
+    if request.spec.is_rolling:  # The reference contains all windows before this window.
+        older = levels.starts_us < judged[0]
+        if older.sum() < budget.FEWEST_WINDOWS:
+            older = np.arange(len(older)) < budget.FEW_WINDOWS
+        levels = WindowLevels(levels.starts_us[older], {key: part[older] for key, part in levels.figures.items()})
+        outside = judged > levels.starts_us[-1]
+    else:
+        outside = ~np.isin(judged, levels.starts_us)
+    series = [name for name in budget.varying_series(levels) if name in current]
+    if not outside[-1] or not series:
+        return None
+    rows = [one.evidence.levels for one in past] + [{str(name): value for name, value in current.items()}]
+    values = np.array([[row.get(str(name), np.nan) for name in series] for row in rows])[outside]
+    windows = budget.detector_windows(levels, request.spec, judged[outside], values, series)
+    starts = [EPOCH + int(start) * _TICK for start in (*levels.starts_us, *judged[outside])]
+    for key, since in request.alarms.baseline.items():
+        begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
+        windows.restarts[[place for place, name in enumerate(series) if name.key == key]] = begin
+    per_year = request.alarms.false_per_year
+    lasting_rate = budget.LASTING_SHARE * budget.window_rate(request.spec, per_year or 0)
+    limit = limit_for(windows, lasting_rate) if per_year else np.inf
+    return Course(request, reference, series, starts, windows, track(windows, limit))
+
+
+def _is_relation(series: Series) -> bool:
+    return series.column in PROJECTIONS
+
+
+def _finding(course: Course, shift: Shift) -> Finding:
+    series, starts, tracking = course.series[shift.series], course.starts, course.tracking
+    own = tracking.levels[shift.onset :, shift.series]
+    size = float(own.mean() - tracking.mean[shift.series])
+    deviations = size / float(tracking.deviation[shift.series])
+    now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
+    since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
+    return Finding(
+        subject=shown_name(series.column),
+        check="shift",
+        state="drift",
+        reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
+        value=deviations,
+        segment=series.segment,
+        change=_change(course, series, now - size, now),
+        since=since,
+        in_a_row=len(own),
+        since_range=(earliest, latest),
+    )
+
+
+def _change(course: Course, series: Series, before: float, now: float) -> str:
+    is_up = now > before
+    if course.request.spec.is_rolling:
+        lag = course.request.spec.reference.removeprefix("rolling:")
+        return f"change of the {_name(course, series)} from {lag} before: {before:+.3g} → {now:+.3g}"
+    if series.figure == "level":
+        return f"mean {before:.4g} → {now:.4g}, {'higher' if is_up else 'lower'}"
+    if series.figure == "spread":
+        return f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, {'wider' if is_up else 'narrower'}"
+    direction = ("more" if is_up else "fewer") if series.figure == MISSING else f"{'more' if is_up else 'less'} often"
+    return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
+
+
+def _name(course: Course, series: Series) -> str:
+    if series.figure != "frequent":
+        return {"level": "mean", "spread": "logarithm of the deviation"}.get(series.figure, series.figure)
+    bins = course.reference.bins[series.column]
+    if isinstance(bins, CategoryBins) and bins.codes:
+        value = next(iter(bins.codes))
+        return f"{value:g}" if isinstance(value, float) else repr(value)
+    return "share of the most frequent value"
+
+
+def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -> Iterator[LevelSeries]:
+    """Yield the charts of the shifts, then of the first figure of each drifted column."""
+    begin = max(len(course.starts) - _SHOWN_WINDOWS, 0)
+    chosen: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
+    shown = {course.series[place].key for place in chosen}
+    for key in drifted:
+        own = [place for place, series in enumerate(course.series) if series.key == key and series.figure != MISSING]
+        if own and key not in shown:
+            chosen[own[0]] = None
+    for place, shift in [*chosen.items()][:_MOST_CHARTS]:
+        series, values = course.series[place], course.windows.values[:, place]
+        usual = values - course.tracking.levels[:, place] + course.tracking.mean[place]
+        onsets = None
+        if shift is not None:
+            onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
+        yield LevelSeries(
+            title=f"{series.key}, {_name(course, series)}",
+            starts=course.starts[begin:],
+            values=values[begin:].tolist(),
+            usual=usual[begin:].tolist(),
+            deviation=float(course.tracking.deviation[place]),
+            onset=onsets,
+        )
