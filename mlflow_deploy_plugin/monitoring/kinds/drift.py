@@ -236,7 +236,7 @@ class WindowComparison:
             column, _, value = finding.segment.partition("=")
             reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
             sample = reference, window
-        return replace(finding, change=correlation_change(self.reference.bins, _pairs(*sample)))
+        return replace(finding, change=correlation_change(self.reference.bins, _pairs(*sample)) or finding.change)
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
         """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are

@@ -89,7 +89,8 @@ class OrderedBins:
         """Return the standard deviation of each histogram, [B, K] or [K]."""
         shares = _shares(counts)
         means = shares @ self.positions
-        return np.sqrt(np.maximum(shares @ np.square(self.positions) - np.square(means), 0))
+        deviations: Array = np.sqrt(np.maximum(shares @ np.square(self.positions) - np.square(means), 0))
+        return deviations
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,10 +77,9 @@ def project(
     tables: Mapping[str, Array], bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]
 ) -> dict[str, ColumnValues]:
     """Return the projections of the rows in `features` by name; `tables` are the `relation_tables`."""
-    sums = sum(table[bins[name].encode(features[name])] for name, table in tables.items())  # The code -1 is the last.
-    return {
-        name: ColumnValues(name, "number", values) for name, values in zip(PROJECTIONS, np.float64(sums).T, strict=True)
-    }
+    parts = [table[bins[name].encode(features[name])] for name, table in tables.items()]  # The code -1 is the last row.
+    sums = np.sum(parts, axis=0, dtype=np.float64)
+    return {name: ColumnValues(name, "number", sums[:, number]) for number, name in enumerate(PROJECTIONS)}
 
 
 def _scores(bins: Bins, counts: Array) -> Array:
@@ -88,14 +87,16 @@ def _scores(bins: Bins, counts: Array) -> Array:
     of D. D is 1 for a number, and the number of frequent values otherwise. `counts` are the rows per bin, [K]."""
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
-        middle = bins.positions[np.searchsorted(np.cumsum(shares), 0.5)]
+        below = np.cumsum(shares)
+        middle = bins.positions[np.searchsorted(below, below[-1] / 2)]
         values = np.clip((bins.positions - middle) / bins.scale, -_REACH, _REACH)[:, None]
     else:
         values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
     centred = values - shares @ values
     deviations = np.sqrt(shares @ np.square(centred))
     scores = np.clip(centred / np.where(deviations > 0, deviations, np.inf), -_REACH, _REACH)
-    return np.vstack([scores, np.zeros((1, scores.shape[1]))]) / np.sqrt(max(scores.shape[1], 1))
+    padded: Array = np.vstack([scores, np.zeros((1, scores.shape[1]))]) / math.sqrt(max(scores.shape[1], 1))
+    return padded
 
 
 def correlation_change(bins: Mapping[str, Bins], pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> str:
@@ -106,8 +107,7 @@ def correlation_change(bins: Mapping[str, Bins], pairs: Sequence[tuple[ColumnVal
     titles: list[str] = []
     sides: tuple[list[Array], list[Array]] = [], []
     for left, right in pairs:
-        frozen = bins[left.name]
-        if left.name in relation_tables(bins) and left.kind == right.kind == frozen.kind:
+        if left.name in relation_tables(bins) and left.kind == right.kind == (frozen := bins[left.name]).kind:
             codes = frozen.encode(left)
             scores = _scores(frozen, np.bincount(codes[codes >= 0], minlength=frozen.size))
             for rows, own in zip(sides, (codes, frozen.encode(right)), strict=True):
