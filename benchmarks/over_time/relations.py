@@ -1,8 +1,8 @@
 """Measure how often a change of only the relations between columns is called drifted, on real columns.
 
 A changed day has the same values in each column as a calm day, but in another order in all or half of the columns. Two
-worlds have a reference of 90 days: the 30 columns of scikit-learn's breast cancer data, whose rows are drawn with
-probabilities that change from day to day, and New York's flights of 2013 with weather, whose days are in random order.
+worlds have a reference of 90 days: the 30 columns of scikit-learn's breast cancer data, and New York's flights of 2013
+with weather. Their rows are drawn with probabilities that change from day to day.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ import pyarrow as pa
 from sklearn.datasets import load_breast_cancer
 
 from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_all_cores, rate_line
-from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, FIRST_US, Array, Rows, flights, reference_of
+from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, Array, Rows, flights, reference_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 
 _STREAMS, _DAYS = 10, 40
@@ -63,27 +63,26 @@ def _in_another_order(rng: np.random.Generator, table: pa.Table, part: float) ->
 
 
 def _cancer_days(rng: np.random.Generator) -> Rows:
-    """Return days of the breast cancer rows. The level of a day favours rows with large or small cells: the level has a
-    standard deviation of 0.3 standard deviations of the rows' logarithmic size."""
+    """Return days of the breast cancer rows; the size of the cells depends on the day."""
     data = load_breast_cancer(as_frame=True).data
-    size = np.log(data["mean area"])
-    score = ((size - size.mean()) / size.std()).to_numpy()
-    drawn = []
-    for level in rng.normal(0, 0.3, CALM_DAYS + _DAYS):
-        weights = np.exp(level * score)
-        drawn.append(rng.choice(len(data), _DAY_ROWS, p=weights / weights.sum()))
-    table = pa.Table.from_pandas(data, preserve_index=False).take(pa.array(np.concatenate(drawn)))
-    return Rows(table, np.repeat(np.arange(len(drawn)) * DAY_US, _DAY_ROWS))
+    return _drawn_days(rng, pa.Table.from_pandas(data, preserve_index=False), np.log(data["mean area"].to_numpy()))
 
 
 def _flight_days(rng: np.random.Generator) -> Rows:
-    """Return flights with weather on days in random order, so that there is no season."""
-    rows = flights()
-    day: Array = (rows.times - FIRST_US) // DAY_US
-    position = rng.permutation(365)[np.clip(day, 0, 364)]
-    kept = position < CALM_DAYS + _DAYS
-    order = np.argsort(position[kept], kind="stable")
-    return Rows(rows.table.filter(pa.array(kept)).take(pa.array(order)), position[kept][order] * DAY_US)
+    """Return days of flights from the whole year; the temperature depends on the day."""
+    table = flights().table
+    return _drawn_days(rng, table, np.nan_to_num(table.column("temp").to_numpy(), nan=55.0))
+
+
+def _drawn_days(rng: np.random.Generator, table: pa.Table, values: Array) -> Rows:
+    """Return days with rows of the table. The level of a day favours rows with small or large `values`, [N]; it has a
+    standard deviation of 0.3 standard deviations of the values."""
+    score = (values - values.mean()) / values.std()
+    drawn = []
+    for level in rng.normal(0, 0.3, CALM_DAYS + _DAYS):
+        weights = np.exp(level * score)
+        drawn.append(rng.choice(len(table), _DAY_ROWS, p=weights / weights.sum()))
+    return Rows(table.take(pa.array(np.concatenate(drawn))), np.repeat(np.arange(len(drawn)) * DAY_US, _DAY_ROWS))
 
 
 _WORLDS: Mapping[str, Callable[[np.random.Generator], Rows]] = {
