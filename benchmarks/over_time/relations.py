@@ -15,7 +15,7 @@ from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_al
 from benchmarks.drifting.worlds import CALM_DAYS, DAY_US, Array, Rows, flights, reference_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 
-_STREAMS, _DAYS = 10, 40
+_STREAMS, _DAYS = 20, 40
 _DAY_ROWS = 300
 _CHANGES: Mapping[str, float] = {"all columns in another order": 1.0, "half of the columns": 0.5, "three columns": 0.1}
 """The changes, each with the share of columns whose values are in another order."""

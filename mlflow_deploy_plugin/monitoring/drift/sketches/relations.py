@@ -11,11 +11,11 @@ on the order of the columns nor on the batches.
 """
 
 import math
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import eigh
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
@@ -28,8 +28,7 @@ PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
 _FREQUENT = 10
 _REACH = 4.0
 _GRAIN = 2.0**14
-_SAMPLED, _MOST_VALUES = 50_000, 10_000_000
-_LEAST, _RIDGE = 0.05, 1e-3
+_SAMPLED = 50_000
 _FEWEST = 30
 """The number of rows below which no correlation is reported."""
 
@@ -52,35 +51,24 @@ def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
 
 
 def freeze_relations(bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]) -> dict[str, Bins]:
-    """Return the bins of the projections, frozen on a sample of the reference's rows. The result is empty if fewer than
-    two columns vary."""
+    """Return the bins of the projections, frozen on at most 50,000 rows of the reference. The result is empty if fewer
+    than two columns vary."""
     rows = max((len(features[name].values) for name in bins), default=0)
-    chosen = np.random.default_rng(0).permutation(rows)[: min(_SAMPLED, _MOST_VALUES // max(len(bins), 1))]
+    chosen = np.random.default_rng(0).permutation(rows)[:_SAMPLED]
     sample = {name: replace(features[name], values=features[name].values[chosen]) for name in bins}
-    codes = {name: frozen.encode(sample[name]) for name, frozen in bins.items()}
-    scores = {
-        name: _scores(frozen, np.bincount(codes[name][codes[name] >= 0], minlength=frozen.size))
-        for name, frozen in bins.items()
-    }
-    names = sorted(name for name in bins if scores[name].any())
-    if len(names) < 2:
-        return {}
-    owners = np.concatenate([np.full(scores[name].shape[1], number) for number, name in enumerate(names)])
-    together = np.cov(np.hstack([scores[name][codes[name]] for name in names]).T)
-    # The variances of directions as multiples of the variances for independent columns.
-    apart = np.where(owners[:, None] == owners, together, 0) + _RIDGE * np.eye(len(owners))
-    ratios, directions = eigh(together, apart)
-    chosen = np.argsort(np.where(ratios > _LEAST, -np.abs(np.log(np.maximum(ratios, _LEAST))), np.inf), kind="stable")
-    directions = np.rint(directions[:, chosen[: min(len(PROJECTIONS), np.count_nonzero(ratios > _LEAST))]] * 256) / 256
-    directions *= np.sign(np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0))
-    tables = {
-        name: (np.rint(scores[name] @ directions[owners == number] * _GRAIN) / _GRAIN).astype(np.float32)
-        for number, name in enumerate(names)
-    }
-    projected = {name: freeze_bins(feature) for name, feature in project(tables, bins, sample).items()}
+    tables: dict[str, Array] = {}
+    for name, frozen in bins.items():
+        codes = frozen.encode(sample[name])
+        scores = _scores(frozen, np.bincount(codes[codes >= 0], minlength=frozen.size))
+        if scores.any():
+            directions = np.random.default_rng(zlib.crc32(name.encode()))
+            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
+    scale = _GRAIN / math.sqrt(max(len(tables), 1))
+    tables = {name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()}
+    projected = project(tables, bins, sample) if len(tables) > 1 else {}
     return {
         name: replace(own, minimum=-math.inf, maximum=math.inf, tables=tables)
-        for name, own in projected.items()
+        for name, own in ((name, freeze_bins(feature)) for name, feature in projected.items())
         if isinstance(own, OrderedBins)
     }
 
@@ -91,7 +79,7 @@ def project(
     """Return the projections of the rows in `features` by name; `tables` are the `relation_tables`."""
     parts = [table[bins[name].encode(features[name])] for name, table in tables.items()]  # The code -1 is the last row.
     sums: Array = np.sum(parts, axis=0, dtype=np.float64)
-    return {name: ColumnValues(name, "number", values) for name, values in zip(PROJECTIONS, sums.T, strict=False)}
+    return {name: ColumnValues(name, "number", sums[:, number]) for number, name in enumerate(PROJECTIONS)}
 
 
 def _scores(bins: Bins, counts: Array) -> Array:

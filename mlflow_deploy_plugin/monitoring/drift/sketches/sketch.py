@@ -215,7 +215,7 @@ def _count_columns(
 ) -> Iterator[tuple[str, ColumnCounts]]:
     """Yield the name and `_count_column` of each column, then of each projection (`relations.py`)."""
     tables = relation_tables(bins)
-    sums = np.zeros((len(table), sum(name in bins for name in PROJECTIONS)), np.float32)
+    sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
     for name, column in feature_columns(table, bins):
         counted = _count_column(column, bins.get(name), groups, count, rows)
         if name in tables and "codes" in counted:
