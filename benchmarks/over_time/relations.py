@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 
 _STREAMS, _DAYS = 20, 40
 _DAY_ROWS = 300
+_TARGETED = "30 columns of cells"
 _CHANGES: Mapping[str, float] = {"all columns in another order": 1.0, "half of the columns": 0.5, "three columns": 0.1}
 """The changes, each with the share of columns whose values are in another order."""
 
@@ -27,9 +28,8 @@ def lines(share: float) -> Iterator[Line]:
         streams = on_all_cores(_judged, [(title, seed) for seed in range(max(round(_STREAMS * share), 1))])
         yield rate_line(f"{title}: calm days", [calm for calm, _, _ in streams])
         for number, what in enumerate(_CHANGES):
-            yield found_line(
-                f"{title}: {what}", [found[number] for _, found, _ in streams], 0.9 if number < 2 else None
-            )
+            least = 0.9 if title == _TARGETED and number < 2 else None
+            yield found_line(f"{title}: {what}", [found[number] for _, found, _ in streams], least)
         named = [name for _, _, names in streams for name in names]
         yield found_line(f"{title}: the finding is about relations", [named], None)
 
@@ -85,7 +85,4 @@ def _drawn_days(rng: np.random.Generator, table: pa.Table, values: Array) -> Row
     return Rows(table.take(pa.array(np.concatenate(drawn))), np.repeat(np.arange(len(drawn)) * DAY_US, _DAY_ROWS))
 
 
-_WORLDS: Mapping[str, Callable[[np.random.Generator], Rows]] = {
-    "30 columns of cells": _cancer_days,
-    "flights": _flight_days,
-}
+_WORLDS: Mapping[str, Callable[[np.random.Generator], Rows]] = {_TARGETED: _cancer_days, "flights": _flight_days}

@@ -152,7 +152,7 @@ def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
-    hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
+    hashed = day(102, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
     judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
