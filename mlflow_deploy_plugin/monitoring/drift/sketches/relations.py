@@ -28,7 +28,7 @@ PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
 _FREQUENT = 10
 _REACH = 4.0
 _GRAIN = 2.0**14
-_SAMPLED = 50_000
+_SAMPLED, _MOST_VALUES = 50_000, 10_000_000
 _FEWEST = 30
 """The number of rows below which no correlation is reported."""
 
@@ -54,7 +54,7 @@ def freeze_relations(bins: Mapping[str, Bins], features: Mapping[str, ColumnValu
     """Return the bins of the projections, frozen on at most 50,000 rows of the reference. The result is empty if fewer
     than two columns vary."""
     rows = max((len(features[name].values) for name in bins), default=0)
-    chosen = np.random.default_rng(0).permutation(rows)[:_SAMPLED]
+    chosen = np.random.default_rng(0).permutation(rows)[: min(_SAMPLED, _MOST_VALUES // max(len(bins), 1))]
     sample = {name: replace(features[name], values=features[name].values[chosen]) for name in bins}
     tables: dict[str, Array] = {}
     for name, frozen in bins.items():
@@ -77,8 +77,9 @@ def project(
     tables: Mapping[str, Array], bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]
 ) -> dict[str, ColumnValues]:
     """Return the projections of the rows in `features` by name; `tables` are the `relation_tables`."""
-    parts = [table[bins[name].encode(features[name])] for name, table in tables.items()]  # The code -1 is the last row.
-    sums: Array = np.sum(parts, axis=0, dtype=np.float64)
+    sums = np.zeros((max(len(features[name].values) for name in tables), len(PROJECTIONS)))
+    for name, table in tables.items():
+        sums += table[bins[name].encode(features[name])]  # The code -1 is the last row.
     return {name: ColumnValues(name, "number", sums[:, number]) for number, name in enumerate(PROJECTIONS)}
 
 
