@@ -215,6 +215,8 @@ class WindowComparison:
         findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
         own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
         sketches = profile_to_parquet(Profile(self.profile.rows, own))
+        accuracy = self.request.alarms.accuracy
+        levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
         return self.request.result(
             state,
             reason,
@@ -224,7 +226,7 @@ class WindowComparison:
             findings=findings,
             figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
-            report=ReportData(pairs, {SKETCHES: sketches}, shifts.charts),
+            report=ReportData(pairs, {SKETCHES: sketches}, levels),
             evidence=shifts.evidence,
         )
 

@@ -1,5 +1,6 @@
 """The budget of false alarms per year: its parts, the windows of a detector, and what a reference cannot keep."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.sequential.baseline import Baseline, remove_cycle
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
-from mlflow_deploy_plugin.monitoring.sequential.levels import Series, WindowLevels, reference_levels
+from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import duration_text, length_of
@@ -22,10 +23,13 @@ LASTING_SHARE = 0.75
 _YEAR, _WEEK = timedelta(days=365.25), timedelta(days=7)
 _SEASONS = 3
 """The number of weeks in the reference from which the cycle of a week is removed by default."""
-_MOST_CORRELATED = 0.9
+_MOST_CORRELATED, _ERRORS = 0.9, 1.5
+"""The largest correlation of consecutive windows, which an estimate must exceed by 1.5 standard errors."""
 _EXCESS = 4
 """The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
 _UNLIKELY = 0.05
+_FAR = 1_000
+"""The gap before a window that is older than the window before it: the windows are unrelated."""
 
 
 def window_rate(spec: MonitorSpec, false_per_year: float) -> float:
@@ -55,49 +59,37 @@ def season_windows(spec: MonitorSpec, reference: int) -> int:
     return max(season, 1)
 
 
-def detector_windows(
-    levels: WindowLevels, spec: MonitorSpec, starts_us: Array, values: Array, series: list[Series]
-) -> Windows:
-    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m], of the series."""
-    every_us = length_of(spec.every) // timedelta(microseconds=1)
-    reference = np.stack([levels.figures[name] for name in series], axis=1)
-    starts = np.concatenate([levels.starts_us, starts_us])
-    season = season_windows(spec, len(reference))
-    gaps = np.diff(starts // every_us, prepend=0)
+def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Array, values: Array) -> Windows:
+    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m]."""
+    starts = np.concatenate([levels.starts_us, starts_us]) // (length_of(spec.every) // timedelta(microseconds=1))
+    season, gaps = season_windows(spec, len(levels.values)), np.diff(starts, prepend=starts[:1] - 1)
     return Windows(
-        values=np.concatenate([reference, values]),
-        reference=len(reference),
-        phases=starts // every_us % season,
+        values=np.concatenate([levels.values, values]),
+        reference=len(levels.values),
+        phases=starts % season,
         season=season,
         gaps=np.where(gaps > 0, gaps, _FAR),
-        restarts=np.full(len(series), len(starts)),
+        floors=levels.floors,
+        restarts=np.full(len(levels.series), len(starts)),
     )
 
 
-_FAR = 1_000
-"""The gap before a window that is older than the reference: the windows are unrelated."""
-
-
-def varying_series(levels: WindowLevels) -> list[Series]:
-    """Return the series that are known in nearly all windows of the reference and are not constant."""
-    kept = []
-    for series, values in levels.figures.items():
-        known = values[np.isfinite(values)]
-        if len(known) >= 0.9 * len(values) > 0 and np.ptp(known) > 1e-9 * max(1.0, float(np.abs(known).max())):
-            kept.append(series)
-    return kept
-
-
-def require_windows(levels: WindowLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has too few windows for any budget."""
-    windows = len(levels.starts_us)
+def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
+    """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
-        seconds = int(length_of(spec.every).total_seconds())
         shorter = duration_text(max(seconds * windows // FEWEST_WINDOWS // 3600, 1) * 3600)
         remedy = f"use a longer reference{f', or every={shorter}' if windows and shorter != spec.every else ''}"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
             f"{spec.reference}, and it has {windows}: {remedy}"
+        )
+    grid = reference.pieces.grid
+    if grid.windows > grid.max_windows and not levels.is_complete:
+        longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
+        raise InvalidConfig(
+            f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
+            f"many columns: judge fewer columns, or use every={longer}"
         )
 
 
@@ -115,44 +107,43 @@ def check_budget(
     Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
-    require_windows(levels, spec)
+    require_windows(reference, levels, spec)
     season_windows(spec, len(levels.starts_us))
     return [*unkept(levels, spec, false_per_year)]
 
 
-def unkept(levels: WindowLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
+def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
     """Yield the reasons why the reference cannot keep the budget: few windows, correlation, or its own alarms."""
-    series, count = varying_series(levels), len(levels.starts_us)
-    if not series:
+    count = len(levels.values)
+    if not levels.series:
         return
-    windows = detector_windows(levels, spec, np.empty(0, np.int64), np.empty((0, len(series))), series)
+    windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
-    correlation = Baseline(fixed, windows.season).correlation
+    correlation = Baseline(fixed, windows.season, windows.floors).correlation
     rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
+    cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
+    smallest = "the smallest budget that can be kept is about"
     if count < FEW_WINDOWS:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year may not be kept: the reference has {count} "
-            f"windows, and {FEW_WINDOWS} are needed; the smallest budget that can be kept is about "
+            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are needed; {smallest} "
             f"{2 * false_per_year:.2g}"
         )
     slow = int(correlation.argmax())
-    if correlation[slow] > _MOST_CORRELATED:
+    error = math.sqrt((1 - correlation[slow] ** 2) / count)
+    if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year cannot be kept: consecutive windows of "
-            f"{series[slow]} have a correlation of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; the smallest "
-            f"budget that can be kept is about {_EXCESS * false_per_year:.2g}{rolling}"
+            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, "
+            f"more than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
     if half < FEWEST_WINDOWS:
         return
     season = windows.season if _SEASONS * windows.season <= half else 1
     earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
-    alarms = track(earlier, limit_for(earlier, LASTING_SHARE * window_rate(spec, false_per_year))).alarms
-    expected = LASTING_SHARE * window_rate(spec, false_per_year) * (count - half)
-    if alarms and poisson.sf(len(alarms) - 1, expected) < _UNLIKELY:
-        smallest = len(alarms) / (count - half) / window_rate(spec, 1.0)
+    rate = LASTING_SHARE * window_rate(spec, false_per_year)
+    alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
+    if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year cannot be kept: the later half of the reference, "
-            f"judged by the earlier half, has {len(alarms)} in {count - half} windows; the smallest budget that can be "
-            f"kept is about {smallest:.2g}{rolling}"
+            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
+            f"windows; {smallest} {alarms / (count - half) / window_rate(spec, 1.0):.2g}{rolling}"
         )
