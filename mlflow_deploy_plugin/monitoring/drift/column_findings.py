@@ -155,14 +155,16 @@ def judge_columns(
     of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows. The
     change of a distribution is described against the windows of the reference in the same phase of the season, if any.
     All projections of a group get one finding, for the largest score. It is an alarm only if no column of the group has
-    an alarm with a larger score, because a changed column also changes the projections."""
+    an alarm, because a changed column also changes the projections."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
     largest = scores.max(axis=1)
     # The projections are the last columns of a group.
     figures = {"share_of_drifted_columns": float((largest[: len(groups[0].own_columns)] > threshold).mean())}
-    for index in np.argsort(-largest, kind="stable").tolist():
+    order = np.argsort(-largest, kind="stable").tolist()
+    drifted = [members[index] for index in order if largest[index] > threshold and members[index][1] not in PROJECTIONS]
+    for index in order:
         group, name = members[index]
         subject, is_relation = shown_name(name), name in PROJECTIONS
         title = f"{group.segment}/{subject}" if group.segment else subject
@@ -195,9 +197,9 @@ def judge_columns(
                 continue
             reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
-            causes = [item.subject for item in findings if item.is_alarm and item.segment == group.segment]
+            causes = [column_name for owner, column_name in drifted if owner is group]
             if is_relation and state == "drift" and causes:
-                state, reason = "no drift", f"{reason}; the larger change of {causes[0]} also changes sums of columns"
+                state, reason = "no drift", f"{reason}; the change of {causes[0]} also changes sums of columns"
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
