@@ -236,21 +236,22 @@ class Monitors:
         """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
 
         `until` selects windows of the two years before this time. The schedule has windows of length `every` that start
-        at multiples of it. At most 1,000 revisions are read: with 40 columns, their evidence takes about 30 MB.
+        at multiples of it. At most 1,000 windows are read: with 40 columns, their evidence takes about 30 MB.
         """
         row, every = MonitorWindowRow, length_of(spec.every)
-        query = select(row.start, row.end, getattr(row, column)).order_by(*_NEWEST_FIRST).limit(_MOST_PAST)
-        query = query.filter_by(endpoint=key[0], monitor=key[1], state="judged")
+        last = select(func.max(row.id)).filter_by(endpoint=key[0], monitor=key[1], state="judged")
         if until is not None:
-            query = query.where(row.start > until - _PAST, row.end <= until)
+            last = last.where(row.start > until - _PAST, row.end <= until)
+        query = select(row.start, row.end, getattr(row, column)).where(row.id.in_(last.group_by(row.start, row.end)))
         with self._store.transaction(is_read_only=True) as session:
-            revisions = session.execute(query).all()[::-1]
-        of_length = ((start, content) for start, end, content in revisions if end - start == every)
+            windows = session.execute(query.order_by(*_NEWEST_FIRST).limit(_MOST_PAST)).all()[::-1]
+        of_length = ((start, content) for start, end, content in windows if end - start == every)
         return {start: content for start, content in of_length if not (start - EPOCH) % every}
 
     def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
         """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""
-        actor, detail = current_actor(), {"monitor": monitor, "baseline": dict(baseline)}
+        texts = (f"{key} since {since}" for key, since in baseline.items())
+        actor, detail = current_actor(), {"monitor": monitor, "baseline": ", ".join(texts)}
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)

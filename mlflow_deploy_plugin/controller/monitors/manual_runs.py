@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, Monitor
 from mlflow_deploy_plugin.spool import segments, shipped_bytes
 from mlflow_deploy_plugin.statedir import AgentState
 from mlflow_deploy_plugin.statedir.files import AGENT, SPOOL, is_alive, read_state
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, held_lease, unknown_endpoint
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, held_lease, unknown_endpoint
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
 
 DEFAULT_MONITOR = "drift"
@@ -202,7 +202,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     stored.spec.monitor(monitor.name)
     runner = window_runner.WindowRunner(deployments, Evaluator(judge_and_log), say)
     while True:
-        with _hold_lease(deployments, monitor) as keeper:
+        with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
             if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
                 continue
@@ -218,14 +218,14 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
             return
 
 
-def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractContextManager[LeaseKeeper]:
+def hold_lease(store: Store, endpoint: str, monitor: str) -> AbstractContextManager[LeaseKeeper]:
     deadline = time.monotonic() + PATIENCE_SECONDS
 
     def wait_for(holder: str) -> None:
         if time.monotonic() > deadline:
-            raise OnnxserveError(f"a window of monitor {monitor.name!r} is being judged by {holder}: try again later")
+            raise OnnxserveError(f"a window of monitor {monitor!r} is being judged by {holder}: try again later")
 
-    return held_lease(deployments.store, lease_name(monitor.endpoint, monitor.name), wait_for)
+    return held_lease(store, lease_name(endpoint, monitor), wait_for)
 
 
 def _judge_by_hand(
@@ -233,7 +233,7 @@ def _judge_by_hand(
 ) -> MonitorWindow:
     """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
     runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
-    with _hold_lease(deployments, monitor) as keeper:
+    with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)
         requested = [row for row in revisions if row.by_hand and row.state != "judged"]

@@ -187,10 +187,10 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
             figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
         why = _short("; ".join(filter(None, (finding.history, finding.reason))))
         lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
-    if any(finding.check == "shift" for finding in alarms):
-        lines.append(f"the budget is {result.figures.get('false_alarms_per_year', 0):.2g} false alarms per year")
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    if alarms and (budget := result.figures.get("false_alarms_per_year")):
+        lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
     first = f"onnxserve retrain {monitor}" if spec.retrain else f"onnxserve monitor list {result.endpoint}"
     return AlertContent(

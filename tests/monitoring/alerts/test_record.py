@@ -176,9 +176,8 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
     told = receiver.got["/ops"][0]["message"]
-    assert mentions(
-        told, "wind [carrier=AA]", "shift", SHIFT.change, "since 2013-06-08", SHIFT.reason, "0.2 false alarms"
-    )
+    since = "since 2013-06-08 (2013-06-05 to 2013-06-10)"
+    assert mentions(told, "wind [carrier=AA]", "shift", SHIFT.change, since, SHIFT.reason, "0.2 false alarms")
 
 
 def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
