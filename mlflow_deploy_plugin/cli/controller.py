@@ -302,16 +302,7 @@ def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading
 @option("--wait", is_flag=True, help="Show the progress until the retraining ends or its rollout begins.")
 @option("--list", "listed", is_flag=True, help="List the retrainings (of NAME), oldest first.")
 @list_output_option
-def retrain(
-    name: str | None,
-    monitor: str | None,
-    mode: str | None,
-    window: str | None,
-    why: str,
-    wait: bool,
-    listed: bool,
-    output: str,
-) -> None:
+def retrain(name: str | None, window: str | None, wait: bool, listed: bool, output: str, **request: Any) -> None:
     """Retrain the served model on captured, labelled rows.
 
     The `retrain` settings of the monitor specify how the model of the endpoint NAME is trained. The gate compares the
@@ -324,7 +315,7 @@ def retrain(
     """
     if not listed and name is None:
         raise click.UsageError("specify the endpoint NAME, or --list")
-    if listed and (monitor or mode or window or why or wait):
+    if listed and (window or wait or any(request.values())):
         raise click.UsageError("--list can be combined only with NAME and -o")
     if not listed and output != "text":
         raise click.UsageError("-o requires --list")
@@ -349,7 +340,7 @@ def retrain(
             return
         with usage_errors():
             rows = parse_window(window) if window else None
-        begun = request_retraining(deployments, name, monitor, mode, why, rows)
+        begun = request_retraining(deployments, name, window=rows, **request)
         if wait:
             _wait_for_retraining(deployments, begun)
         else:

@@ -39,10 +39,11 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
     show_default="the id column and the row column",
     help="Columns that identify a row, e.g. flight,day.",
 )
-@option("--label-column", default="label", metavar="COLUMN", help="Label column.")
-@option("--id-column", default="prediction_id", metavar="COLUMN", help="Column of prediction ids (X-Prediction-Id).")
+@option("--label-column", "label", default="label", metavar="COLUMN", help="Label column.")
+@option("--id-column", "prediction_id", default="prediction_id", metavar="COLUMN", help="Column of X-Prediction-Id.")
 @option(
     "--row-column",
+    "row",
     default="row",
     metavar="COLUMN",
     help="Column of the index of the row in its request, from 0. The column may be missing.",
@@ -56,16 +57,7 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 @option("--rejects", metavar="FILE", help="File for bad rows, as JSON Lines.")
 @option("--match/--no-match", default=True, help="Count the labels whose rows are in the log.")
 def feedback(
-    name: str,
-    file: str,
-    content_type: str | None,
-    key: tuple[str, ...],
-    label_column: str,
-    id_column: str,
-    row_column: str,
-    url: str | None,
-    rejects: str | None,
-    match: bool,
+    name: str, file: str, content_type: str | None, url: str | None, rejects: str | None, match: bool, **columns: Any
 ) -> None:
     """Import labels of earlier predictions from a file.
 
@@ -86,7 +78,7 @@ def feedback(
     from mlflow_deploy_plugin.store import unknown_endpoint
 
     kind = content_type or format_of(file)
-    columns = LabelColumns(key, label_column, id_column, row_column)
+    label_columns = LabelColumns(**columns)
     log = open_log(load_settings().inference_log)
     with opened_deployments() as deployments:
         sink = label_sink(deployments, log, name)
@@ -96,13 +88,13 @@ def feedback(
             known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in known:
                 raise unknown_endpoint(name, known, "; or specify --url")
-    columns = replace(columns, numbers=check_key_columns(log, name, columns.key, sink.keys))
+    label_columns = replace(label_columns, numbers=check_key_columns(log, name, label_columns.key, sink.keys))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         if kind not in _STREAMED.choices:
             raise InvalidConfig(f"{file}: specify -t csv, jsonl or parquet")
         report = held.enter_context(_bad_row_report(rejects, file))
-        rows = read_label_file(labels, file, cast(FileFormat, kind), columns)
+        rows = read_label_file(labels, file, cast(FileFormat, kind), label_columns)
         imported = import_labels(sink, rows, report, match)
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")

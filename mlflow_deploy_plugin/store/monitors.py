@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.inference_log import EPOCH
@@ -149,29 +148,15 @@ class Monitors:
             session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
     def add(
-        self,
-        endpoint: str,
-        monitor: str,
-        start: datetime,
-        end: datetime,
-        revision: int | None = None,
-        *,
-        by_hand: bool = False,
+        self, endpoint: str, monitor: str, start: datetime, end: datetime, *, by_hand: bool = False
     ) -> MonitorWindow:
-        """Add a pending window; by default, as the next revision. If the window exists, return it."""
-        now, row = self._store.now(), MonitorWindowRow
-        same = {"endpoint": endpoint, "monitor": monitor, "start": start}
-        try:
-            with self._store.transaction() as session:
-                of_start = row.endpoint == endpoint, row.monitor == monitor, row.start == start
-                last = session.scalar(select(func.max(row.revision)).where(*of_start))
-                same |= {"revision": (last or 0) + 1 if revision is None else revision}
-                times = {"end": end, "created_at": now, "updated_at": now}
-                added = MonitorWindowRow(**same, **times, by_hand=by_hand, state="pending")
-                return save_row(session, added, MonitorWindow)
-        except IntegrityError:
-            with self._store.transaction() as session:
-                return tables.from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
+        """Add a pending window as the next revision."""
+        now, of_start = self._store.now(), {"endpoint": endpoint, "monitor": monitor, "start": start}
+        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+            revisions = select(MonitorWindowRow).filter_by(**of_start)
+            last = session.scalar(revisions.with_only_columns(func.max(MonitorWindowRow.revision)))
+            written = {"end": end, "created_at": now, "updated_at": now, "by_hand": by_hand, "state": "pending"}
+            return save_row(session, MonitorWindowRow(**of_start, **written, revision=(last or 0) + 1), MonitorWindow)
 
     def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
         same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}

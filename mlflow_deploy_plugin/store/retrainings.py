@@ -64,31 +64,18 @@ class Retrainings:
         self._store = store
 
     def add(
-        self,
-        endpoint: str,
-        monitor: str,
-        model: str,
-        cause: Json,
-        spec: Json,
-        state: str,
-        event: AuditEvent | None = None,
+        self, endpoint: str, monitor: str, model: str, cause: Json, spec: Json, event: AuditEvent | None = None
     ) -> Retraining:
-        """Add a retraining, together with its event. Raises AlreadyExists if the model has a live retraining."""
+        """Add a waiting retraining with its event. Raises AlreadyExists if the model has a live retraining."""
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
             if (other := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(f"model {model} is already being trained: retraining {other.id} is {other.state}")
             row = RetrainingRow(
-                endpoint=endpoint,
-                monitor=monitor,
-                model=model,
-                cause=cause,
-                spec=spec,
-                state=state,
-                created_at=now,
-                updated_at=now,
+                endpoint=endpoint, monitor=monitor, model=model, cause=cause, spec=spec, state="waiting"
             )
+            row.created_at = row.updated_at = now
             return save_row(session, row, Retraining, event)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:

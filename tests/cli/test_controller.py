@@ -125,7 +125,7 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
 
 
 def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN, "waiting")
+    begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN)
     monkeypatch.setattr(TRIGGER, lambda *_: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain --list`")
@@ -133,7 +133,7 @@ def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, mon
 
 def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
     cause = {"kind": "asked", "why": "asked by ada: new carrier"}
-    Retrainings(store).add("flights", "accuracy", "X", cause, PLAN, "waiting")
+    Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     text = ask("--list").output
     assert mentions(text, "flights", "retraining 1", "X", "full", "waiting")
     assert cause["why"] in text
@@ -142,7 +142,7 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
 
 def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     cause = {"kind": "asked", "why": "asked by ada"}
-    begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN, "waiting")
+    begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     monkeypatch.setattr(TRIGGER, lambda *_: begun)
 
     asked = ask("flights", "--wait")

@@ -33,7 +33,7 @@ def retrainings(store: Store) -> Retrainings:
 
 
 def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -> Retraining:
-    return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"}, "waiting")
+    return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"})
 
 
 def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:

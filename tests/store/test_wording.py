@@ -16,7 +16,7 @@ def store(tmp_path: Path) -> Store:
     made = open_store(f"sqlite:///{tmp_path}/store.db")
     made.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     made.add_rollout("flights", {"to": "models:/X/2"}, "stepping")
-    Retrainings(made).add("flights", "accuracy", "X", {"why": "an alarm"}, {}, "waiting")
+    Retrainings(made).add("flights", "accuracy", "X", {"why": "an alarm"}, {})
     ApiKeys(made).create("shop", ["infer"])
     return made
 
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
             "flights --abort`",
         ),
         (
-            lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}, "waiting"),
+            lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}),
             "model X is already being trained: retraining 1 is waiting",
         ),
         (

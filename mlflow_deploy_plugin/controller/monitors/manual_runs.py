@@ -304,13 +304,10 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
 
 
 def wait_until_shipped(
-    folder: Path,
-    patience: float,
-    clock: Callable[[], float] = time.monotonic,
-    pause: Callable[[float], None] = time.sleep,
+    folder: Path, limit: float, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
 ) -> bool:
-    """Wait at most `patience` seconds for a running agent to ship the folder's spool; return True if it is shipped."""
-    deadline = clock() + patience
+    """Wait at most `limit` seconds for a running agent to ship the folder's spool; return True if it is shipped."""
+    deadline = clock() + limit
     sizes: dict[Path, int] = {}
     for segment in segments(folder / SPOOL):
         with suppress(FileNotFoundError):  # A segment is deleted when all its rows are in the log.

@@ -228,7 +228,7 @@ def _add(store: Store, plan: RetrainPlan, cause: Json) -> Retraining:
         why=cause["why"],
         detail=_cause_detail(cause),
     )
-    return Retrainings(store).add(plan.endpoint, cause["monitor"], plan.model, cause, asdict(plan), "waiting", event)
+    return Retrainings(store).add(plan.endpoint, cause["monitor"], plan.model, cause, asdict(plan), event)
 
 
 def _cause_detail(cause: Json) -> Json:

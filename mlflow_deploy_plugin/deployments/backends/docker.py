@@ -52,19 +52,9 @@ from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, Invalid
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 from mlflow_deploy_plugin.spool import MASK_KEY
-from mlflow_deploy_plugin.statedir import ServerState
-from mlflow_deploy_plugin.statedir.files import (
-    AGENT,
-    CONTROL,
-    FOLLOWED,
-    SERVER,
-    SPEC,
-    SPOOL,
-    read_state,
-    write_atomically,
-)
+from mlflow_deploy_plugin.statedir import ServerState, files
 
-_KEPT = (FOLLOWED, CONTROL, MASK_KEY)
+_KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
 """The files of a state folder that are copied for the next server."""
 
 
@@ -94,7 +84,7 @@ class DockerBackend(MachineBackend):
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
                 before = self.state_before(folder)
-                write_atomically(folder / SPEC, dump_spec(spec).encode())
+                files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:
                 self._replace(spec, server, options, progress)
@@ -114,7 +104,7 @@ class DockerBackend(MachineBackend):
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {listener_name(name)}, which has its port, is not running"
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
-        written = read_state(folder / SERVER, ServerState)
+        written = files.read_state(folder / files.SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
         if written is None or written.started_at < started - 1:  # The file is from an earlier start.
             return Observation("starting", served_state.STARTING, log=log)
@@ -240,14 +230,14 @@ class DockerBackend(MachineBackend):
             self._end(server)
         folder = home_folder(name, self.settings) / slot
         make_folder(folder)
-        for name_of_file in (SERVER, AGENT, served_state.STOPPED):
+        for name_of_file in (files.SERVER, files.AGENT, served_state.STOPPED):
             (folder / name_of_file).unlink(missing_ok=True)
         shutil.rmtree(folder / "workers", ignore_errors=True)
         for file in _KEPT if takes_over else ():
             with suppress(FileNotFoundError):
                 shutil.copy(folder.with_name(earlier) / file, folder / file)
                 share(folder / file)
-        write_atomically(folder / SPEC, dump_spec(spec).encode())
+        files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
         new = None
@@ -255,7 +245,7 @@ class DockerBackend(MachineBackend):
             new = self._engine.containers.create(
                 **{**options, "labels": {**labels, SLOT: slot}},
                 name=f"{server_name(name)}.{slot}",
-                command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
+                command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
@@ -285,8 +275,8 @@ class DockerBackend(MachineBackend):
                 continue
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
-            spool = folder.with_name(slot or "1") / SPOOL
-            for segment in (folder / SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
+            spool = folder.with_name(slot or "1") / files.SPOOL
+            for segment in (folder / files.SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
                 make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)

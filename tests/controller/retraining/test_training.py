@@ -265,7 +265,7 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world: Retr
         ("left", set()),
     ]
     for state, kept in outcomes:
-        one = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {}, "running")
+        one = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {})
         # The first attempt was killed.
         attempts = [replace(one, figures=RetrainingFigures(attempt=number)) for number in (1, 2)]
         folders = [world.context.folder(attempt) for attempt in attempts]

@@ -201,6 +201,6 @@ def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world:
 
 
 def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
-    world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {}, "waiting")
+    world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {})
     with refused(AlreadyExists, "retraining 1", "waiting"):
-        world.retrainings.add("another", "accuracy", MODEL, {"why": "second"}, {}, "waiting")
+        world.retrainings.add("another", "accuracy", MODEL, {"why": "second"}, {})
