@@ -309,8 +309,8 @@ def accept(name: str, monitor_name: str, why: str) -> None:
         from mlflow_deploy_plugin.monitoring.result import format_time
 
         baseline = accept_alarms(deployments, name, monitor_name, why)
-    for key, since in baseline.items():
-        show_lines([f"{name}: monitor {monitor_name}: {key} is normal since {format_time(since)}"])
+    where = f"{name}: monitor {monitor_name}"
+    show_lines(f"{where}: {key} is normal since {format_time(since)}" for key, since in baseline.items())
 
 
 @monitor.command()

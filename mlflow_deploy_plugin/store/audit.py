@@ -22,7 +22,7 @@ class AuditEvent:
         actor: user@machine, or the user that a server has authenticated.
         action: create update delete start stop traffic transition alias register promote gate request approve decline
             refused rollout.start rollout.step rollout.end rollback retrain.start retrain.refused retrain.run
-            retrain.version retrain.end copy.
+            retrain.version retrain.end copy monitor.pause monitor.resume monitor.accept.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.

@@ -83,12 +83,12 @@ def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Mon
         baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
         alarms = replace(alarms, past=past, baseline=baseline)
         if spec.kind in KINDS_WITH_REFERENCE:
-            accuracy = _accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
-            alarms = replace(alarms, accuracy=accuracy)
-    if budget is not None and window != scheduled:
+            since = past[0].start if past else window.start
+            alarms = replace(alarms, accuracy=_accuracy(endpoint, monitors, since, window.end))
+        elif budget is not None:
+            note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    elif budget is not None:
         note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
-    elif budget is not None and spec.kind not in KINDS_WITH_REFERENCE:
-        note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
     return replace(request, alarms=alarms, notes=(*request.notes, note) if note else request.notes)
 
 
