@@ -60,12 +60,13 @@ class Baseline:
 
     @property
     def correlation(self) -> Array:
-        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954) and of the estimated cycle."""
-        count, mean = self._count, self._sum / self._count
+        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954), generalised to the means of the
+        phases of a cycle: neighbouring windows have different phases, so that a long cycle adds little bias."""
+        count, mean, season = self._count, self._sum / self._count, self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
-        raw = (self._lagged / (count - 1) - np.square(mean)) / variance
-        corrected = raw + (1 + 3 * raw) / count + (self._season - 1) / self._windows * (1 + raw)
-        correlation: Array = corrected.clip(0, LARGEST_CORRELATION)
+        raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(0, LARGEST_CORRELATION)
+        of_means = season * raw ** (season - 1) * (1 - np.square(raw)) / (1 - raw**season)
+        correlation: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
         return correlation
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
