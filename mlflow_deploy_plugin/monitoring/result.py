@@ -1,9 +1,10 @@
 """The request to judge a window, and the result, as plain values for all kinds of monitors, reports and alerts."""
 
+import calendar
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -26,6 +27,7 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
+_DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive alarms are counted."""
@@ -80,14 +82,33 @@ class Finding:
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
-        time = format_time(self.since)
-        since = f"{self.state} since {time}{' UTC' if ' ' in time else ''}{row}"
+        since = f"{self.state} since {self.since_text}{' UTC' if ':' in self.since_text else ''}{row}"
         return f"{self.change}; {since}" if self.change else since
+
+    @property
+    def since_text(self) -> str:
+        """Return the alarm's start with its interval, such as `2013-06-08 (2013-06-05 to 2013-06-10)`."""
+        between = f" ({' to '.join(map(format_time, self.since_range))})" if self.since_range else ""
+        return f"{format_time(self.since)}{between}"
 
 
 def format_time(iso: str) -> str:
     """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
+
+
+def same_phase(
+    start_us: int, length_us: int, starts_us: Sequence[int], season_us: int = _WEEK_US
+) -> tuple[list[int], str]:
+    """Return the indices of the windows that begin at `starts_us` in the same phase of the season as the window of this
+    start and length, and their name, such as `Mondays`. Times are in microseconds since 1970. Both values are empty if
+    fewer than three windows are in the phase, or if the season is not longer than a window."""
+    in_phase = [index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0]
+    if len(in_phase) < _FEWEST_IN_PHASE or season_us <= length_us:
+        return [], ""
+    is_weekday = (season_us, length_us) == (_WEEK_US, _DAY_US)
+    weekday = calendar.day_name[datetime.fromtimestamp(start_us // 1_000_000, UTC).weekday()]
+    return in_phase, f"{weekday}s" if is_weekday else "windows of the same phase"
 
 
 @dataclass(frozen=True, eq=False)

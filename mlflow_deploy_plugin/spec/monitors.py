@@ -253,8 +253,8 @@ class MonitorSpec(SpecPart):
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
-    """Length of the cycle that is removed before levels are compared over time: 7d, 1d. It is a multiple of `every`.
-    Default: 7d. Only used with alarms.false_per_year."""
+    """Length of the cycle of the rows: 7d, 1d. It is a multiple of `every`. With alarms.false_per_year, the cycle is
+    removed before windows are compared over time. Default: 7d."""
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile, merge
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
-from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State
+from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State, same_phase
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
@@ -128,10 +128,18 @@ def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[F
 
 
 def judge_columns(
-    groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
+    groups: Sequence[ColumnGroup],
+    null: NullDistribution,
+    window: Array,
+    scores: Array,
+    threshold: float,
+    start_us: int,
+    season_us: int,
 ) -> tuple[list[Finding], dict[str, float]]:
     """Return the findings and the metrics of all columns of all groups, by decreasing score. `window` has the figures
-    of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows."""
+    of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows. The
+    change of a distribution is described against the windows of the reference in the same phase of the season, if any.
+    """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
@@ -140,11 +148,14 @@ def judge_columns(
     for index in np.argsort(-largest, kind="stable").tolist():
         group, name = members[index]
         others = group.reference.pieces.others
+        seasonal, phase = None, ""
+        if largest[index] > threshold:
+            seasonal, phase = _in_phase(group.reference.pieces, name, start_us, season_us)
         column = _JudgedColumn(
             bins=group.reference.bins[name],
             given=group.window.columns[name],
             expected=group.reference.pieces.total.columns[name],
-            before=others.columns.get(name),
+            before=seasonal or others.columns.get(name),
             missing=_missing_share(group.window.columns[name], group.window.rows),
             missing_before=_missing_share(others.columns.get(name), others.rows),
         )
@@ -165,8 +176,18 @@ def judge_columns(
             reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
             seen = change if state == "drift" else ""
+            if phase and check == "distribution":
+                seen = seen.replace(" → ", f" ({phase}) → ", 1)
             findings.append(Finding(name, check, state, reason, own, threshold, group.segment, seen))
     return findings, figures
+
+
+def _in_phase(pieces: ReferencePieces, name: str, start_us: int, season_us: int) -> tuple[ColumnSketch | None, str]:
+    """Return the column in the reference's windows of the same phase, and their name; None without such windows."""
+    indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
+    windows = [pieces.windows[index] for index in indices] if pieces.lagged is None else []
+    parts = [Profile(window.rows, {name: window.columns[name]}) for window in windows if name in window.columns]
+    return (merge(parts).columns[name], phase) if parts else (None, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +223,7 @@ class _JudgedColumn:
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
         share = _share(current.below + current.above, current)
         side = "on both sides" if current.below and current.above else "above" if current.above else "below"
-        change = f"out of range {usual:.1%} → {share}, {side}"
+        change = f"out of range {usual:.1%} → {share}, more {side}"
         return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
 
     def _distribution_change(self, distance: float) -> str:

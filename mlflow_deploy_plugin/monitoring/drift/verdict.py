@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, 
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_text
+from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
 from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
@@ -136,7 +136,9 @@ def judge_profile(
         whole = [finding for finding in unjudged if not finding.segment]
         whole += column_findings.not_judged_findings(dict.fromkeys(groups[0].columns, null.reason))
         return _unjudged(rows, null.reason, schema, whole)
-    return _conclude(rows, groups, null, jump_rate or spec.false_alarm_rate, start_us, [*schema, *unjudged])
+    season_us = 1_000_000 * (duration_seconds(spec.season) if spec.season else _WEEK_SECONDS)
+    rate = jump_rate or spec.false_alarm_rate
+    return _conclude(rows, groups, null, rate, start_us, season_us, [*schema, *unjudged])
 
 
 def _unjudged(
@@ -158,11 +160,14 @@ def _conclude(
     null: distribution.NullDistribution,
     rate: float,
     start_us: int,
+    season_us: int,
     others: Sequence[Finding],
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
     test = null.test(window, rate)
-    checked, column_figures = column_findings.judge_columns(groups, null, window, test.scores, test.threshold)
+    checked, column_figures = column_findings.judge_columns(
+        groups, null, window, test.scores, test.threshold, start_us, season_us
+    )
     findings = column_findings.sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < distribution.needed_windows(rate)

@@ -201,6 +201,8 @@ class WindowComparison:
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         pairs = self._report_pairs(subjects) if state != "not judged" else ()
+        accuracy = self.request.alarms.accuracy
+        levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
         return self.request.result(
             state,
             reason,
@@ -210,7 +212,7 @@ class WindowComparison:
             findings=(*shifts.findings, *verdict.findings),
             figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
-            report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}, shifts.charts),
+            report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}, levels),
             evidence=shifts.evidence,
         )
 

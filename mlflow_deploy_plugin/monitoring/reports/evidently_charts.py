@@ -1,19 +1,16 @@
 """Evidently's part of a report: the distributions of judged columns in the reference and the window.
 
 Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole year of real flights, and
-everything drifted on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are
-converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails, the
-report contains the reason.
+everything drifted on thirty rows. Evidently therefore only describes the columns, without tests and thresholds. Columns
+are converted to float64 or text, because Evidently 0.7.23 fails on columns of any other type. If Evidently still fails,
+the report contains the reason.
 """
 
 import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -29,17 +26,12 @@ _LONGEST_VALUE = 80
 _MIN_ROWS = 3  # Evidently fails on one or two rows of text.
 _LARGEST = 1e100
 _SEED = 0  # the seed for choosing `MAX_ROWS` rows
-_METHOD = "onnxserve"
 _MISSING, _OTHER = "(missing)", "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
-_SHARE_THRESHOLD = re.compile(
-    r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
-    r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
-)
-"""Evidently's texts about `drift_share` are reduced to the share, because they look like the threshold of a column."""
+_GREY, _BLUE = "#4d4d4d", "#3b82c4"
+"""Evidently's colour of the reference, and a colour with a contrast of at least 3 on white and on the dark page."""
 
 _log = logging.getLogger(__name__)
-_scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
 
 
 @dataclass(frozen=True)
@@ -96,43 +88,23 @@ def draw_columns(
 
 def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
-    from evidently.metrics import MissingValueCount
-    from evidently.presets import DataDriftPreset
+    from evidently.presets import ValueStats
 
     reference, current, text = _frames(columns, np.random.default_rng(_SEED))
     definition = DataDefinition(
         numerical_columns=[name for name in reference.columns if name not in text], categorical_columns=sorted(text)
     )
-    incomplete = [name for name in reference.columns if reference[name].isna().any() or current[name].isna().any()]
-    _register_method()
-    report = Report(
-        [
-            DataDriftPreset(
-                method=_METHOD,
-                per_column_threshold={column.name: column.finding.threshold for column in columns},
-                # A single drifted column exceeds this share.
-                drift_share=0.5 / len(columns),
-            ),
-            *(MissingValueCount(column=name, tests=[]) for name in incomplete),
-        ],
-        include_tests=True,
+    report = Report([ValueStats(column=name) for name in reference.columns])
+    snapshot = report.run(
+        Dataset.from_pandas(current, data_definition=definition),
+        Dataset.from_pandas(reference, data_definition=definition),
     )
-    token = _scores.set(
-        {column.name: (float(column.finding.value or 0), column.finding.is_alarm) for column in columns}
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Constant columns have no correlations.
-            snapshot = report.run(
-                Dataset.from_pandas(current, data_definition=definition),
-                Dataset.from_pandas(reference, data_definition=definition),
-            )
-            page, figures = snapshot.get_html_str(as_iframe=False), snapshot.json()
-    finally:
-        _scores.reset(token)
-    page = _SHARE_THRESHOLD.sub(lambda match: match[1] or "", page)
     # Evidently writes its data as plain JSON. Escape "<", so that no name or value can end the script.
-    return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page), figures
+    page = _DATA.sub(
+        lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
+        snapshot.get_html_str(as_iframe=False),
+    )
+    return page, snapshot.json()
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
@@ -177,17 +149,3 @@ def _categories(reference: Array, window: Array) -> Iterator[Array]:
     frequent = {value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)} | {_MISSING}
     for side in sides:
         yield np.array([value if value in frequent else _OTHER for value in side], dtype=object)
-
-
-@cache
-def _register_method() -> None:
-    """Register the drift method that Evidently calls for each column. The method returns the verdict's score."""
-    from evidently.legacy.calculations.stattests import StatTest, register_stattest
-    from evidently.legacy.core import ColumnType
-
-    register_stattest(
-        StatTest(
-            name=_METHOD, display_name="onnxserve", allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical]
-        ),
-        lambda reference, current, kind, threshold: _scores.get()[str(current.name)],
-    )

@@ -9,14 +9,26 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.result import ALARMS, EXACT, UNDECIDED, Check, Finding, MonitorResult, State
+from mlflow_deploy_plugin.inference_log import microseconds
+from mlflow_deploy_plugin.monitoring.result import (
+    ALARMS,
+    EXACT,
+    UNDECIDED,
+    Check,
+    Finding,
+    MonitorResult,
+    State,
+    format_time,
+    same_phase,
+)
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, alarm_key
 
 _WINDOWS_BEFORE = 8
 _LONGEST_NAME = 200  # MLflow's limit is 250.
@@ -26,8 +38,16 @@ _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
-_ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
-_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # Markers show the state without colour.
+_SHIFT_STATE = "shift_state"
+"""The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
+_TITLE_LENGTH = 72  # A longer title would not fit on the picture.
+_DEVIATIONS = 2
+"""Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
+_ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
+_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D", _LINE: "."}  # Markers show the state without colour.
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -44,14 +64,15 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
     findings = tuple(_with_history(result, finding, ordered) for finding in result.findings)
     reason = result.reason
     first = findings[0] if findings else None  # the finding that the reason quotes
-    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
+    is_open = first is not None and first.state in (*ALARMS, *UNDECIDED)
+    if first and is_open and first.history and first.reason and first.history not in reason:
         reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
     return replace(result, findings=findings, reason=reason)
 
 
 def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWindow]) -> Finding:
     first = result.window.start
-    if finding.is_alarm:
+    if finding.is_alarm and not finding.since:  # A shift has its own start, before the first window with its alarm.
         in_a_row = 1
         for window in reversed(past):
             was_alarm = _was_alarm(result, finding, window)
@@ -62,14 +83,17 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
         finding = replace(finding, since=first.isoformat(), in_a_row=in_a_row)
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
-    earlier = [window.figures for window in past if window.start < first]
-    values = [figures.get(metric_of("criterion", finding, figures)) for figures in earlier]
-    known = [value for value in values if value is not None]
+    earlier = [window for window in past if window.start < first]
+    values = [(window.start, window.figures.get(metric_of("criterion", finding, window.figures))) for window in earlier]
+    known = [(start, value) for start, value in values if value is not None]
     if not known:
         return finding
-    before = known[-_WINDOWS_BEFORE:]
+    starts_us = [microseconds(start) for start, _ in known]
+    indices, named = same_phase(result.window.start_us, result.window.end_us - result.window.start_us, starts_us)
+    before = [value for _, value in ([known[index] for index in indices] or known)[-_WINDOWS_BEFORE:]]
     usual = float(np.median(before))
-    windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
+    several = f"the median of the {len(before)} {named or 'windows'} before"
+    windows = "the window before" if len(before) == 1 else several
     then, now = f"{usual:.4g}", f"{finding.value:.4g}"
     where = "unchanged" if then == now else "higher" if finding.value > usual else "lower"
     return replace(finding, change=f"{then} ({windows}) → {now}, {where}")
@@ -86,17 +110,19 @@ def _was_alarm(result: MonitorResult, finding: Finding, window: PastWindow) -> b
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
     named = {check: metric_of(f"{check}_score", finding, window.figures) for check in get_args(Check)}
     scores = {check: window.figures[name] for check, name in named.items() if name}
-    if any(scores.get(check, 0.0) > 0 for check in EXACT):
+    shift = window.figures.get(metric_of(_SHIFT_STATE, finding, window.figures), 0.0)
+    if shift or any(scores.get(check, 0.0) > 0 for check in EXACT):
         return True
     if window.state == "not judged" or "threshold" not in window.figures:
         return None
-    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in EXACT)
+    others = (*EXACT, "shift")
+    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in others)
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:
     """Return the figures, and the finite values of the findings: `distribution_score/COLUMN`, … for a column;
-    `criterion/accuracy`, `criterion_threshold/accuracy` and `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1
-    violated) for a requirement."""
+    `shift_state/COLUMN` (1 for an alarm) for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy`
+    and `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement."""
     named: list[tuple[str, float | None]] = [("rows", result.rows), ("is_alarm", float(result.is_alarm))]
     named += result.figures.items()
     for finding in result.findings:
@@ -106,6 +132,8 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             named += zip((f"{kind}/{subject}" for kind in _CRITERION), judged, strict=True)
         else:
             named.append((f"{finding.check}_score/{subject}", finding.value))
+        if finding.check == "shift":
+            named.append((f"{_SHIFT_STATE}/{subject}", float(finding.is_alarm)))
     values: dict[str, float] = {}
     for name, value in named:
         if value is not None and math.isfinite(value):
@@ -175,13 +203,78 @@ class TrendLine:
         return values, bounds, colours
 
 
-def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
-    """Return a line for each alarm of this result, the worst first, and for each requirement on all rows. Without
-    requirements, the first line is the largest score of all columns."""
+@dataclass(frozen=True)
+class LevelLine:
+    """A level that is drawn over the windows, and the starts of the windows in which its column was an alarm."""
+
+    series: LevelSeries
+    alarms: Set[datetime] = frozenset()
+
+    def is_of(self, finding: Finding) -> bool:
+        """Return True if the level is a figure of the finding's column and segment."""
+        return self.series.title.startswith(f"{alarm_key(finding.subject, finding.segment)}, ")
+
+    @property
+    def title(self) -> str:
+        """The title of the panel, with the start of the shift. A long name is cut, so that the start is visible."""
+        if not self.series.onset:
+            return self.series.title
+        start, first, last = (format_time(time.isoformat()) for time in self.series.onset)
+        since = f", since {start} ({first} to {last})"
+        return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
+
+    @property
+    def colours(self) -> list[str]:
+        other = _FINE if len(self.series.usual) else _LINE  # A level without a reference is not judged.
+        return [_ALARM if start in self.alarms else other for start in self.series.starts]
+
+    def describe(self) -> str:
+        """Return a text about the newest known value."""
+        newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
+        text = f"{self.title}: newest {self.series.values[newest]:.4g}"
+        if not len(self.series.usual):
+            return text
+        return f"{text}, usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+
+    def draw_reference(self, panel: "Axes") -> None:
+        """Draw the usual band, and the start of the shift with its interval."""
+        from matplotlib.dates import date2num
+
+        if len(self.series.usual):
+            usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
+            times = date2num(list(self.series.starts))
+            panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
+        if self.series.onset:
+            start, first, last = map(date2num, self.series.onset)
+            panel.axvspan(first, last, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
+            panel.axvline(start, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
+
+
+def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:
+    """Return the levels of at most five columns, the worst first, and then the levels without a reference, such as the
+    accuracy of the model, each over the last `MOST_WINDOWS` windows."""
+    judged: list[LevelLine] = []
+    others: list[LevelLine] = []
+    for series in result.report.levels:
+        last = slice(-MOST_WINDOWS, None)
+        shown = replace(series, starts=series.starts[last], values=series.values[last], usual=series.usual[last])
+        line = LevelLine(shown)
+        own = next((finding for finding in result.findings if finding.is_alarm and line.is_of(finding)), None)
+        alarms = {window.start for window in windows if own and _was_alarm(result, own, window)}
+        (judged if len(series.usual) else others).append(replace(line, alarms=alarms))
+    return judged[: _MOST_PANELS - 1] + others
+
+
+def trend_lines(
+    result: MonitorResult, figures: Mapping[str, float], levels: Sequence[LevelLine] = ()
+) -> list[TrendLine]:
+    """Return a line for each alarm of this result without a level, the worst first, and for each requirement on all
+    rows. Without requirements, the first line is the largest score of all columns."""
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
-    alarms = [finding for finding in result.findings if finding.is_alarm]
+    judged = [line for line in levels if len(line.series.usual)]
+    alarms = [one for one in result.findings if one.is_alarm and not any(line.is_of(one) for line in judged)]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
@@ -194,53 +287,69 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
             line = TrendLine(title, score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
-            line = TrendLine(name, _found(largest + finding.subject, figures) or score, "threshold", is_column=True)
+            own = "" if finding.check == "shift" else score  # The threshold is not the threshold of a shift.
+            line = TrendLine(name, _found(largest + finding.subject, figures) or own, "threshold", is_column=True)
         if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
-    return list(drawn.values())[:_MOST_PANELS]
+    return list(drawn.values())[: _MOST_PANELS - len(judged)]
 
 
-def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
-    """Return a PNG with a panel per line of two or more values, and a description; both are empty without panels."""
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def draw_trend(
+    series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta, levels: Sequence[LevelLine] = ()
+) -> tuple[bytes, str]:
+    """Return a PNG with a panel per line of two or more values, the levels first, and a description; both are empty
+    without panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
-    drawn = [line for line in series if sum(map(math.isfinite, line.points(ordered)[0])) > 1]
+    drawn: list[TrendLine | LevelLine] = []
+    drawn += [line for line in levels if sum(map(math.isfinite, line.series.values)) > 1]
+    drawn += [line for line in series if sum(map(math.isfinite, line.points(ordered)[0])) > 1]
     if not drawn:
         return b"", ""
     words = []
-    width, height = 7.2, 1.7 * len(drawn) + 0.1
-    figure = Figure(figsize=(width, height), dpi=100)
+    width, height = 5.2, 1.55 * len(drawn) + 0.1
+    figure = Figure(figsize=(width, height), dpi=160)
     # Margins are in inches. An automatic layout, which measures all labels, would take a third of the time.
-    figure.subplots_adjust(0.65 / width, 0.4 / height, 1 - 0.3 / width, 1 - 0.4 / height, hspace=0.45)
+    figure.subplots_adjust(0.62 / width, 0.4 / height, 1 - 0.2 / width, 1 - 0.32 / height, hspace=0.5)
     canvas = FigureCanvasAgg(figure)
+    times = [window.start for window in ordered]
+    all_times = [time for line in drawn for time in (line.series.starts if isinstance(line, LevelLine) else times)]
     for panel, line in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
-        times = [window.start for window in ordered]
-        values, bounds, colours = line.points(ordered)
-        known = [index for index, value in enumerate(values) if math.isfinite(value)]
-        alarms = sum(colours[index] == _ALARM for index in known)
-        newest = f"newest {values[known[-1]]:.4g}, threshold {bounds[known[-1]]:.4g}"
-        words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
-        panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
-        panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
+        if isinstance(line, LevelLine):
+            starts, values, colours = line.series.starts, line.series.values, line.colours
+            words.append(line.describe())
+            line.draw_reference(panel)
+        else:
+            starts, (values, bounds, colours) = times, line.points(ordered)
+            known = [index for index, value in enumerate(values) if math.isfinite(value)]
+            alarms = sum(colours[index] == _ALARM for index in known)
+            newest = f"newest {values[known[-1]]:.4g}, threshold {bounds[known[-1]]:.4g}"
+            words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
+            panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
+            open_times = [window.start for window in ordered if window.state == "not judged"]
+            foot = panel.get_xaxis_transform()
+            panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)
+        panel.plot(starts, values, color=_LINE, linewidth=1, zorder=1)
         for colour, marker in _MARKERS.items():
             marked = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
-            panel.scatter(times, marked, color=colour, marker=marker, s=24, zorder=2)
-        open_times = [window.start for window in ordered if window.state == "not judged"]
-        foot = panel.get_xaxis_transform()
-        panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)
-        panel.set_title(line.title, fontsize=8, loc="left")
-        panel.tick_params(labelsize=7)
+            panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
+        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left")
+        panel.tick_params(labelsize=8)
         panel.margins(y=0.15)
-        panel.set_xlim(times[0] - length, times[-1] + length)
+        panel.set_xlim(min(all_times) - length, max(all_times) + length)
         panel.spines[["top", "right"]].set_visible(False)
         locator = AutoDateLocator(minticks=3, maxticks=8)  # With five ticks, four days would get half-day ticks.
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         for axis in (panel.xaxis, panel.yaxis):
-            axis.get_offset_text().set_size(7)
+            axis.get_offset_text().set_size(8)
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue(), "; ".join(words)

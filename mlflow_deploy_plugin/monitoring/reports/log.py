@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.reports import history
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.monitoring.result import MonitorResult, format_time, mark_of, to_document
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, mark_of, to_document
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
 from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
@@ -64,7 +64,9 @@ def build_report(result: MonitorResult, past: Sequence[history.PastWindow] = ())
         columns //= 2
     figures = history.to_metrics(result)
     this = history.PastWindow(result.window.start, result.state, figures)
-    picture, words = history.draw_trend(history.trend_lines(result, figures), [*past, this], result.window.length)
+    levels = history.level_lines(result, [*past, this])
+    lines = history.trend_lines(result, figures, levels)
+    picture, words = history.draw_trend(lines, [*past, this], result.window.length, levels)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
     files[PAGE] = _render_page(result, drawn, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
@@ -79,7 +81,7 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pages.filters |= {"number": _number, "time": format_time, "class": mark_of}
+    pages.filters |= {"number": _number, "class": mark_of}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
     main = pages.get_template("report.html").render(
         title=title,
@@ -95,9 +97,11 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     return page[:end] + main + page[end:]
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, is_signed: bool = False) -> str:
     if value is None or math.isnan(value):
         return "–"
+    if is_signed:
+        return f"{value:+.4g}"
     return f"{value:,.0f}" if value == int(min(max(value, -1e15), 1e15)) else f"{value:.4g}"
 
 

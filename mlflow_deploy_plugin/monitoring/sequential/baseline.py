@@ -35,9 +35,9 @@ def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> A
 class Baseline:
     """The mean, correlation and deviation of m figures, [..., m] each, in windows that may be added one by one."""
 
-    def __init__(self, reference: Array, season: int) -> None:
-        """`reference` are the figures without their cycle, [..., R, m]."""
-        self._windows, self._season = reference.shape[-2], season
+    def __init__(self, reference: Array, season: int, floors: Array) -> None:
+        """`reference` are the figures without their cycle, [..., R, m]; `floors` their smallest deviations, [m]."""
+        self._windows, self._season, self._floors = reference.shape[-2], season, floors
         shape = reference.shape[:-2] + reference.shape[-1:]
         self._count = np.full(shape, float(self._windows), reference.dtype)
         self._sum = reference.sum(axis=-2)
@@ -55,8 +55,8 @@ class Baseline:
         """The standard deviation of the figures around their mean and cycle."""
         count = self._count
         variance = self._squares / count - np.square(self._sum / count)
-        deviation: Array = np.sqrt(np.maximum(variance, 1e-30) * count / (count - self._season))
-        return deviation
+        deviation: Array = np.sqrt(np.maximum(variance, 0) * count / (count - self._season))
+        return np.maximum(deviation, self._floors)
 
     @property
     def correlation(self) -> Array:

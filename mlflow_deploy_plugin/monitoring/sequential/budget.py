@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.sequential.baseline import Baseline, remove_cycle
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
-from mlflow_deploy_plugin.monitoring.sequential.levels import Series, WindowLevels, reference_levels
+from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import duration_text, length_of
@@ -26,6 +26,8 @@ _MOST_CORRELATED = 0.9
 _EXCESS = 4
 """The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
 _UNLIKELY = 0.05
+_FAR = 1_000
+"""The gap before a window that is older than the window before it: the windows are unrelated."""
 
 
 def window_rate(spec: MonitorSpec, false_per_year: float) -> float:
@@ -55,49 +57,37 @@ def season_windows(spec: MonitorSpec, reference: int) -> int:
     return max(season, 1)
 
 
-def detector_windows(
-    levels: WindowLevels, spec: MonitorSpec, starts_us: Array, values: Array, series: list[Series]
-) -> Windows:
-    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m], of the series."""
-    every_us = length_of(spec.every) // timedelta(microseconds=1)
-    reference = np.stack([levels.figures[name] for name in series], axis=1)
-    starts = np.concatenate([levels.starts_us, starts_us])
-    season = season_windows(spec, len(reference))
-    gaps = np.diff(starts // every_us, prepend=0)
+def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Array, values: Array) -> Windows:
+    """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m]."""
+    starts = np.concatenate([levels.starts_us, starts_us]) // (length_of(spec.every) // timedelta(microseconds=1))
+    season, gaps = season_windows(spec, len(levels.values)), np.diff(starts, prepend=starts[:1] - 1)
     return Windows(
-        values=np.concatenate([reference, values]),
-        reference=len(reference),
-        phases=starts // every_us % season,
+        values=np.concatenate([levels.values, values]),
+        reference=len(levels.values),
+        phases=starts % season,
         season=season,
         gaps=np.where(gaps > 0, gaps, _FAR),
-        restarts=np.full(len(series), len(starts)),
+        floors=levels.floors,
+        restarts=np.full(len(levels.series), len(starts)),
     )
 
 
-_FAR = 1_000
-"""The gap before a window that is older than the reference: the windows are unrelated."""
-
-
-def varying_series(levels: WindowLevels) -> list[Series]:
-    """Return the series that are known in nearly all windows of the reference and are not constant."""
-    kept = []
-    for series, values in levels.figures.items():
-        known = values[np.isfinite(values)]
-        if len(known) >= 0.9 * len(values) > 0 and np.ptp(known) > 1e-9 * max(1.0, float(np.abs(known).max())):
-            kept.append(series)
-    return kept
-
-
-def require_windows(levels: WindowLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has too few windows for any budget."""
-    windows = len(levels.starts_us)
+def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
+    """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
-        seconds = int(length_of(spec.every).total_seconds())
         shorter = duration_text(max(seconds * windows // FEWEST_WINDOWS // 3600, 1) * 3600)
         remedy = f"use a longer reference{f', or every={shorter}' if windows and shorter != spec.every else ''}"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
             f"{spec.reference}, and it has {windows}: {remedy}"
+        )
+    grid = reference.pieces.grid
+    if grid.windows > grid.max_windows and not levels.is_complete:
+        longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
+        raise InvalidConfig(
+            f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
+            f"many columns: judge fewer columns, or use every={longer}"
         )
 
 
@@ -115,19 +105,19 @@ def check_budget(
     Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
-    require_windows(levels, spec)
+    require_windows(reference, levels, spec)
     season_windows(spec, len(levels.starts_us))
     return [*unkept(levels, spec, false_per_year)]
 
 
-def unkept(levels: WindowLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
+def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
     """Yield the reasons why the reference cannot keep the budget: few windows, correlation, or its own alarms."""
-    series, count = varying_series(levels), len(levels.starts_us)
-    if not series:
+    count = len(levels.values)
+    if not levels.series:
         return
-    windows = detector_windows(levels, spec, np.empty(0, np.int64), np.empty((0, len(series))), series)
+    windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
-    correlation = Baseline(fixed, windows.season).correlation
+    correlation = Baseline(fixed, windows.season, windows.floors).correlation
     rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
     if count < FEW_WINDOWS:
         yield (
@@ -139,8 +129,8 @@ def unkept(levels: WindowLevels, spec: MonitorSpec, false_per_year: float) -> It
     if correlation[slow] > _MOST_CORRELATED:
         yield (
             f"a budget of {false_per_year:.2g} false alarms per year cannot be kept: consecutive windows of "
-            f"{series[slow]} have a correlation of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; the smallest "
-            f"budget that can be kept is about {_EXCESS * false_per_year:.2g}{rolling}"
+            f"{levels.series[slow]} have a correlation of {correlation[slow]:.2f}, more than "
+            f"{_MOST_CORRELATED}; the smallest budget that can be kept is about {_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
     if half < FEWEST_WINDOWS:

@@ -41,6 +41,7 @@ class Windows:
         phases: the position of each window in the cycle, [N] int64.
         season: the number of windows in the cycle; 1 without a cycle.
         gaps: the distance of each window from the window before, in windows, [N] int64.
+        floors: the smallest standard deviations, [m] float64.
         restarts: the window at which the accepted baseline of each series begins, [m] int64; N without one.
     """
 
@@ -49,6 +50,7 @@ class Windows:
     phases: Array
     season: int
     gaps: Array
+    floors: Array
     restarts: Array
 
 
@@ -96,7 +98,7 @@ def track(windows: Windows, limit: float) -> Tracking:
     """Follow all windows after the reference. `limit` is the logarithm of the statistic above which an alarm begins."""
     first, count = windows.reference, len(windows.values)
     levels = remove_cycle(windows.values, first, windows.phases, windows.season)
-    baseline = Baseline(levels[:first], windows.season)
+    baseline = Baseline(levels[:first], windows.season, windows.floors)
     mass = np.zeros((len(_THETA), levels.shape[1]))
     innovations = np.zeros_like(levels)
     is_shifted = np.zeros(levels.shape, bool)
@@ -162,19 +164,19 @@ def limit_for(windows: Windows, rate: float) -> float:
     """Return the limit at which the mean number of alarms per window is `rate`, if nothing shifts."""
     first, season = windows.reference, windows.season
     levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
-    baseline = Baseline(levels, season)
-    correlation = baseline.correlation
+    correlation = Baseline(levels, season, windows.floors).correlation
     drawn_from = levels[1:] - correlation * levels[:-1]
-    drawn_from /= np.maximum(drawn_from.std(axis=0), 1e-15)
     rng = np.random.default_rng(0)
     phases = np.concatenate([windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season])
     drawn = drawn_from[rng.integers(0, len(drawn_from), (_SIMULATIONS, len(phases)))].astype(np.float32)
     drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
     for window in range(1, len(phases)):
         drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    rates = _count_alarms(remove_cycle(drawn, first, phases, season), first, season) / (_SIMULATIONS * _HORIZON)
-    known = np.flatnonzero(rates * _SIMULATIONS * _HORIZON >= _FEWEST_ALARMS)
-    logs, target = np.log(rates[known]), math.log(rate)
+    alarms = _count_alarms(remove_cycle(drawn, first, phases, season), first, season, windows.floors)
+    known = np.count_nonzero(alarms >= _FEWEST_ALARMS)
+    if known < 2:  # The figures of the reference hardly vary.
+        return float(_LIMITS[known])
+    logs, target = np.log(alarms[:known] / (_SIMULATIONS * _HORIZON)), math.log(rate)
     beyond = int(np.searchsorted(-logs, -target))  # `logs` decrease.
     right = min(max(beyond, 1), len(logs) - 1)
     left = right - 1
@@ -182,9 +184,9 @@ def limit_for(windows: Windows, rate: float) -> float:
     return float(_LIMITS[right] + (target - logs[right]) / min(slope, -0.2))
 
 
-def _count_alarms(levels: Array, first: int, season: int) -> Array:
+def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Array:
     """Return the number of alarms of all simulations for each of `_LIMITS`. `levels` is [simulations, N, m]."""
-    baseline = Baseline(levels[:, :first], season)
+    baseline = Baseline(levels[:, :first], season, floors.astype(np.float32))
     theta = _THETA.astype(np.float32)
     mass = np.zeros((len(_LIMITS), len(levels), len(theta), levels.shape[2]), np.float32)
     alarms = np.zeros(len(_LIMITS))

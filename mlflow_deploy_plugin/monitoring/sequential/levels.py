@@ -10,13 +10,13 @@
 With a `rolling:` reference, each figure is the difference from the window one lag earlier.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import column_counts, row_counts
@@ -24,7 +24,9 @@ from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MISSING = "missing"
-_LEAST_FREQUENT = 0.1
+FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
+"""The smallest standard deviation of each figure, in its unit; of levels, in standard deviations of the rows."""
+_LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
 
 
 class Series(NamedTuple):
@@ -43,37 +45,65 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class WindowLevels:
-    """The figures of windows.
+class ReferenceLevels:
+    """The figures of the reference's windows.
 
     Attributes:
-        starts_us: the start of each window in microseconds since 1970, [N] int64, ascending.
-        figures: the figures of each window, [N] float64 each; NaN if unknown.
+        starts_us: the start of each window in microseconds since 1970, [R] int64, ascending.
+        series: the m series that are known in at least 90 % of the windows.
+        values: [R, m] float64; NaN if unknown.
+        floors: the smallest standard deviation of each series, [m] float64.
+        is_complete: True if no window was left out because there are many.
     """
 
     starts_us: Array
-    figures: Mapping[Series, Array]
+    series: tuple[Series, ...]
+    values: Array
+    floors: Array
+    is_complete: bool = True
+
+    def since(self, windows: Array) -> "ReferenceLevels":
+        """Return only the chosen `windows`, [R] bool."""
+        return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
 
 
 def reference_levels(
-    reference: DriftReference, columns: Sequence[str], segments: Mapping[str, DriftReference]
-) -> WindowLevels:
+    reference: DriftReference,
+    columns: Sequence[str],
+    segments: Mapping[str, DriftReference],
+    figures: Collection[str] = FLOORS,
+) -> ReferenceLevels:
     """Return the figures of the reference's windows with at least half of the usual number of rows."""
-    pieces = reference.pieces
-    rows = row_counts(pieces.windows)
-    starts = np.array(pieces.window_starts_us, np.int64)
-    if pieces.grid.lag_windows:
-        later, earlier = pieces.pairs()
-        rows = np.minimum(rows[later], rows[earlier])
-        starts = starts[later]
-    kept = 2 * rows >= np.median(rows) if len(rows) else np.zeros(0, bool)
-    figures: dict[Series, Array] = {}
+    times, profiles = _windows(reference.pieces)
+    starts, rows = np.array(times, np.int64), row_counts(profiles)
+    is_rolling = bool(reference.pieces.grid.lag_windows)
+    later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
+    rows = np.minimum(rows[later], rows[earlier])
+    is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0])) if rows.any() else np.zeros(len(rows), bool)
+    kept: dict[Series, Array] = {}
     for segment, own in {"": reference, **segments}.items():
-        profiles = own.pieces.windows_at(pieces.window_starts_us)
-        for series, values in _figures(own, profiles, columns, segment):
-            changes = values[later] - values[earlier] if pieces.grid.lag_windows else values
-            figures[series] = changes[kept]
-    return WindowLevels(starts[kept], figures)
+        for series, figure in _figures(own, profiles_at(times, *_windows(own.pieces)), columns, segment):
+            values = (figure[later] - figure[earlier] if is_rolling else figure)[is_full]
+            if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(len(values), 1):
+                kept[series] = values
+    return ReferenceLevels(
+        starts_us=starts[later][is_full],
+        series=tuple(kept),
+        values=np.stack([*kept.values()], axis=1) if kept else np.empty((is_full.sum(), 0)),
+        floors=np.array([_floor(reference.bins[series.column], series.figure) for series in kept]),
+        is_complete=len(profiles) >= reference.pieces.grid.windows,
+    )
+
+
+def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
+    """Return the starts and profiles of the windows. If a window is one step, all windows are known as steps."""
+    if pieces.grid.window_steps == 1 and pieces.steps:
+        return pieces.step_starts_us, pieces.steps
+    return pieces.window_starts_us, pieces.windows
+
+
+def _floor(bins: Bins, figure: str) -> float:
+    return FLOORS[figure] * (bins.scale if figure == "level" and isinstance(bins, OrderedBins) else 1.0)
 
 
 def window_levels(

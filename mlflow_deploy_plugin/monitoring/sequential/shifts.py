@@ -1,7 +1,7 @@
 """The judgement of lasting shifts: findings, notes, charts and evidence of a window, from the windows before it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.detector import Shift, Tracking, Windows, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries, alarm_key
 from mlflow_deploy_plugin.monitoring.sequential.levels import (
+    FLOORS,
     MISSING,
+    ReferenceLevels,
     Series,
-    WindowLevels,
     reference_levels,
     window_levels,
 )
@@ -67,14 +68,13 @@ def judge_shifts(
     current: dict[Series, float] = {}
     for segment, (own, profile) in parts.items():
         current |= window_levels(own, profile, columns, segment)
-    if request.spec.kind == "data_quality":
-        current = {series: value for series, value in current.items() if series.figure == MISSING}
+    figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
     basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
     evidence = Evidence(basis, {str(series): value for series, value in current.items()})
-    levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()})
+    levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()}, figures)
     per_year = request.alarms.false_per_year
     try:
-        budget.require_windows(levels, request.spec)
+        budget.require_windows(reference, levels, request.spec)
         course = follow(request, reference, levels, current, basis)
     except InvalidConfig as error:  # The reference is too short for a budget or for the season.
         return ShiftVerdict(evidence, notes=(error.message,) if per_year else ())
@@ -86,23 +86,23 @@ def judge_shifts(
     charts = tuple(_charts(course, plain or shifts[:1], drifted))
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
-    evidence = Evidence(
-        basis,
-        evidence.levels,
-        shifts={str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts},
-    )
+    since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
     notes = [
-        f"the budget of this monitor is {per_year:.2g} false alarms per year: {budget.LASTING_SHARE:.0%} of them for "
-        "lasting shifts, the rest for single windows",
+        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for lasting "
+        "shifts and the rest for single windows",
         *budget.unkept(levels, request.spec, per_year),
     ]
-    figures = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
-    figures |= {"is_drift": 1.0} if findings else {}
-    return ShiftVerdict(evidence, findings, tuple(notes), figures, charts)
+    metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}
+    metrics |= {"is_drift": 1.0} if findings else {}
+    return ShiftVerdict(replace(evidence, shifts=since), findings, tuple(notes), metrics, charts)
 
 
 def follow(
-    request: WindowRequest, reference: DriftReference, levels: WindowLevels, current: Mapping[Series, float], basis: str
+    request: WindowRequest,
+    reference: DriftReference,
+    levels: ReferenceLevels,
+    current: Mapping[Series, float],
+    basis: str,
 ) -> Course | None:
     """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
     can be compared."""
@@ -113,28 +113,29 @@ def follow(
         older = levels.starts_us < judged[0]
         if older.sum() < budget.FEWEST_WINDOWS:
             older = np.arange(len(older)) < budget.FEW_WINDOWS
-        levels = WindowLevels(levels.starts_us[older], {key: part[older] for key, part in levels.figures.items()})
-        outside = judged > levels.starts_us[-1]
-    else:
-        outside = ~np.isin(judged, levels.starts_us)
-    series = [name for name in budget.varying_series(levels) if name in current]
-    if not outside[-1] or not series:
+        levels = levels.since(older)
+    outside = ~np.isin(judged, levels.starts_us)
+    if not outside[-1] or not levels.series:
         return None
     rows = [one.evidence.levels for one in past] + [{str(name): value for name, value in current.items()}]
-    values = np.array([[row.get(str(name), np.nan) for name in series] for row in rows])[outside]
-    windows = budget.detector_windows(levels, request.spec, judged[outside], values, series)
+    values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[outside]
+    windows = budget.detector_windows(levels, request.spec, judged[outside], values)
     starts = [EPOCH + int(start) * _TICK for start in (*levels.starts_us, *judged[outside])]
     for key, since in request.alarms.baseline.items():
         begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
-        windows.restarts[[place for place, name in enumerate(series) if name.key == key]] = begin
+        windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = begin
     per_year = request.alarms.false_per_year
     lasting_rate = budget.LASTING_SHARE * budget.window_rate(request.spec, per_year or 0)
     limit = limit_for(windows, lasting_rate) if per_year else np.inf
-    return Course(request, reference, series, starts, windows, track(windows, limit))
+    return Course(request, reference, levels.series, starts, windows, track(windows, limit))
 
 
 def _is_relation(series: Series) -> bool:
     return series.column.startswith("relations.")
+
+
+def _subject(series: Series) -> str:
+    return "relations between columns" if _is_relation(series) else series.column
 
 
 def _finding(course: Course, shift: Shift) -> Finding:
@@ -145,7 +146,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
     return Finding(
-        subject="relations between columns" if _is_relation(series) else series.column,
+        subject=_subject(series),
         check="shift",
         state="drift",
         reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
@@ -197,7 +198,7 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
         if shift is not None:
             onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
         yield LevelSeries(
-            title=f"{alarm_key(series.column, series.segment)}, {_name(course, series)}",
+            title=f"{alarm_key(_subject(series), series.segment)}, {_name(course, series)}",
             starts=course.starts[begin:],
             values=values[begin:].tolist(),
             usual=usual[begin:].tolist(),

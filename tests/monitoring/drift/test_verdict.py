@@ -3,6 +3,7 @@
 import datetime
 import math
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,13 @@ def verdict_on(
     length: int = DAY,
     cache: Path | None = None,
     segments: dict[str, tuple[DriftReference, Profile]] | None = None,
+    jump_rate: float | None = None,
+    accepted: Collection[str] = (),
     **spec: Any,
 ) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
-    return judge_profile(reference, profile, start, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
+    monitor = MonitorSpec(**{"min_rows": 30, **spec})
+    return judge_profile(reference, profile, start, monitor, cache, segments, jump_rate, accepted)
 
 
 def window(seed: int = 1, shift: float = 0.0, rows: int = ROWS) -> pa.Table:
@@ -204,8 +208,8 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
-        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
-        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, on both sides"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, more above"),
+        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, more on both sides"),
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
     ],
 )
@@ -215,7 +219,30 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
     finding = found(verdict_on(replaced(window(), name, values), days), name, check)
 
     assert finding.is_alarm
-    assert re.fullmatch(change, finding.change)
+    assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
+
+
+@pytest.mark.parametrize(
+    ("later", "season", "before"),
+    [
+        (0, {}, r"mean 7\.\d+ \(Wednesdays\)"),
+        (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
+        (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
+        (0, {"season": "28d"}, r"mean 1\.\d+"),  # Only two windows of the reference are in the same phase.
+        (0, {"season": "1d"}, r"mean 1\.\d+"),
+    ],
+)
+def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
+    later: int, season: dict[str, Any], before: str
+) -> None:
+    table, times = rows_of_days(np.random.default_rng(0), 56)
+    is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
+    reference = reference_of(replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday), times)
+
+    judged = replaced(window(), "temperature", np.full(ROWS, 20.0))
+    finding = found(verdict_on(judged, reference, LATER + later * DAY, **season), "temperature", "distribution")
+
+    assert re.fullmatch(before + " → 20, higher", finding.change)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +264,7 @@ def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_anot
     verdict = verdict_on(replaced(window(), "number", values), days)
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "number")
-    assert re.fullmatch(change, verdict.findings[0].change)
+    assert re.fullmatch(change, verdict.findings[0].change.replace(" (Wednesdays)", ""))
 
 
 def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern() -> None:
@@ -662,3 +689,19 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
     assert len({one.subject for one in verdict.findings}) == columns
+
+
+@pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
+def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
+    days: DriftReference, shift: float, state: str
+) -> None:
+    found = verdict_on(window(shift=shift), days, jump_rate=0.0007)
+    assert found.state == state
+    assert found.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
+    assert any(mentions(note, "jumps", "0.0007") for note in found.notes)
+
+
+def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: DriftReference) -> None:
+    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
+    assert found.state == "no drift"
+    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {"not judged"}

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import profile_from_p
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, LevelSeries
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.inference_log import ENDPOINT, event_table
@@ -73,12 +74,16 @@ def ask(endpoint: EndpointWorld, reference: pa.Table, cache: Path) -> Callable[.
     endpoint.settings.cache_path.symlink_to(cache)
 
     def asked(
-        rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any
+        rows: dict[str, Any],
+        kind: str = "drift",
+        withheld: CaptureSpec | None = None,
+        alarms: AlarmContext | None = None,
+        **spec: Any,
     ) -> MonitorResult:
         if len(next(iter(rows.values()))):
             endpoint.answer(rows)
         request = endpoint.ask(kind=kind, **{"min_rows": 100, **spec})
-        return KINDS[kind](replace(request, capture=withheld or CaptureSpec()))
+        return KINDS[kind](replace(request, capture=withheld or CaptureSpec(), alarms=alarms or AlarmContext()))
 
     return asked
 
@@ -99,6 +104,18 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
     assert not finding(shifted, "noise", "distribution").is_alarm
     assert {left.name for left, _ in shifted.report.pairs} == {"temp", "noise", "carrier", "prediction"}
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
+
+
+def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_of_the_model(
+    ask: Callable[..., Any],
+) -> None:
+    accuracy = AlarmContext(accuracy=LevelSeries("accuracy, from labels", (DAY,), (0.8,)))
+
+    calm = ask(day(100), alarms=accuracy)
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), alarms=accuracy)
+
+    assert calm.report.levels == ()
+    assert [series.title for series in shifted.report.levels] == ["temp, mean", "accuracy, from labels"]
 
 
 def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:

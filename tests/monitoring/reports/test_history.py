@@ -15,10 +15,12 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     TrendLine,
     add_history,
     draw_trend,
+    level_lines,
     to_metrics,
     trend_lines,
 )
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, State
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, result_of
 
@@ -87,6 +89,21 @@ def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
 
     assert mentions(found.change, "0.8", "median of the 2 windows", "0.95", "higher")
     assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
+
+
+@pytest.mark.parametrize(
+    ("days", "change"),
+    [
+        (21, "0.6 (the median of the 3 Thursdays before) → 0.7, higher"),
+        (14, "0.9 (the median of the 8 windows before) → 0.7, lower"),
+    ],
+)
+def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(days: int, change: str) -> None:
+    past = [judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)]
+
+    (found,) = add_history(judged(3 + days, accuracy("violated", 0.7)), past_of(*past)).findings
+
+    assert found.change == change
 
 
 def test_what_a_kind_says_of_the_reference_stands() -> None:
@@ -192,6 +209,47 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 
     assert [finding.since[8:10] for finding in told.findings] == ["08", "10", "10"]
     assert add_history(result_of(9, temperature=1.0), windows) == result_of(9, temperature=1.0)
+
+
+def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
+    """Return the finding of a shift that began between 2013-07-04 and 2013-07-06."""
+    if state != "drift":
+        return Finding(subject, "shift", state, segment=segment)
+    days = [(FIRST + day * DAY).isoformat() for day in (4, 3, 5)]
+    since: dict[str, Any] = {"since": days[0], "in_a_row": 6, "since_range": (days[1], days[2])}
+    return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
+
+
+def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
+    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+
+    told = add_history(result_of(10, findings=(shift(),)), past)
+
+    assert told.findings == (shift(),)
+    assert mentions(shift().history, "drift since 2013-07-05 (2013-07-04 to 2013-07-06)", "window 6 in a row")
+
+
+def test_the_start_of_a_shift_is_in_the_reason_once() -> None:
+    reason = f"delay: {shift().history}; {shift().reason}"
+
+    told = add_history(result_of(10, findings=(shift(),), reason=reason), [])
+
+    assert told.reason == reason
+
+
+def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
+    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+
+    (found,) = add_history(result_of(10, delay=5.0), past).findings
+
+    assert (found.since[:10], found.in_a_row) == ("2013-07-09", 3)
+
+
+def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
+    start = replace(shift(), since="2013-07-05T14:00:00+00:00")
+
+    assert start.since_text == "2013-07-05 14:00 (2013-07-04 to 2013-07-06)"
+    assert mentions(start.history, "2013-07-06) UTC")
 
 
 SCORES: dict[str, Any] = {
@@ -352,3 +410,74 @@ def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
 
     assert whole[0] > 0 == whole[1]
     assert column[1] > 0 == column[0]
+
+
+def level(title: str, values: list[float], usual: float | None = 3.0, has_onset: bool = False) -> LevelSeries:
+    """Return a level on the days up to the tenth, with the usual level and a deviation of 0.5."""
+    starts = [FIRST + day * DAY for day in range(11 - len(values), 11)]
+    onset = (starts[-4], starts[-6], starts[-3]) if has_onset else None
+    return LevelSeries(title, starts, values, [usual] * len(values) if usual else (), 0.5, onset)
+
+
+def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[PastWindow]]:
+    """Return the tenth day with these levels and a shift of `delay`, also in the two days before."""
+    named = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
+    results = [result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),)) for day in range(10)]
+    this = result_of(10, delay=1.0, findings=named, report=ReportData(levels=levels))
+    return this, past_of(*results, this)
+
+
+def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
+    delay = level("delay, mean", [3.0] * 7 + [5.0] * 4, has_onset=True)
+    result, windows = levels_of(level("accuracy, estimated", [0.8] * 11, None), delay)
+
+    lines = level_lines(result, windows)
+    scores = trend_lines(result, to_metrics(result), lines)
+    picture, words = draw_trend(scores, windows, DAY, lines)
+
+    assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
+    assert [line.title for line in scores] == ["largest score of a column", "wind (carrier=AA)"]
+    assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
+    assert not lines[1].alarms
+    assert mentions(words, "since 2013-07-08 (2013-07-06 to 2013-07-09)", "newest 5, usual 3 ± 1", "newest 0.8;")
+    assert words.index("delay, mean") < words.index("accuracy") < words.index("largest score")
+    assert min(red_and_green(picture)) > 0
+
+
+def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
+    result, windows = levels_of(level("carrier=AA/wind, mean", [3.0] * 11))
+
+    lines = level_lines(result, windows)
+
+    assert [start.day for start in lines[0].alarms] == [11]
+    assert "wind (carrier=AA)" not in [line.title for line in trend_lines(result, to_metrics(result), lines)]
+
+
+def test_five_levels_are_drawn_over_the_last_sixty_windows() -> None:
+    many = [level(f"column_{number}, mean", [3.0, math.nan] * 40) for number in range(7)]
+    result, windows = levels_of(*many, level("accuracy, from labels", [0.8] * 11, None))
+
+    lines = level_lines(result, windows)
+
+    titles = [*(f"column_{number}, mean" for number in range(5)), "accuracy, from labels"]
+    assert [line.title for line in lines] == titles
+    assert {len(line.series.values) for line in lines[:5]} == {60}
+
+
+def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold() -> None:
+    result = result_of(10, findings=(shift(subject="relations between columns"),))
+
+    assert [line.value for line in trend_lines(result, to_metrics(result))] == ["statistic"]
+
+
+def test_a_long_name_leaves_room_for_the_start_of_the_shift() -> None:
+    (line,) = level_lines(*levels_of(level(f"{'long' * 50}, mean", [3.0] * 11, has_onset=True)))
+
+    assert line.title.startswith("longlong")
+    assert "…, since 2013-07-08 (" in line.title
+
+
+def test_a_level_with_a_single_value_has_no_panel() -> None:
+    result, windows = levels_of(level("delay, mean", [math.nan] * 10 + [5.0]))
+
+    assert draw_trend([], windows, DAY, level_lines(result, windows)) == (b"", "")

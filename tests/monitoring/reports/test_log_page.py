@@ -4,16 +4,22 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries
+from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.refusals import mentions
-from tests.support.results import result_of
+from tests.support.results import FIRST, result_of
 
 SIZE, ROWS = 1000, 40
 RNG = np.random.default_rng(0)
@@ -35,32 +41,28 @@ def scores_of(names: Iterable[str]) -> dict[str, Any]:
     return dict.fromkeys(names, 1.0)
 
 
-def drift_of(files: Mapping[str, str | bytes]) -> tuple[dict[str, float], set[Any], str]:
-    """Return scores, drifted columns and the dataset verdict from Evidently's JSON."""
+def columns_of(files: Mapping[str, str | bytes]) -> set[str]:
+    """Return the columns that Evidently's JSON describes."""
     document = json.loads(files["evidently.json"])
-    scores = {
-        m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("ValueDrift")
-    }
-    failed = {
-        t["metric_config"]["params"]["column"]
-        for t in document["tests"]
-        if t["name"].startswith("Value Drift") and t["status"] == "FAIL"
-    }
-    dataset = next(t["status"] for t in document["tests"] if t["name"].startswith("Share of Drifted"))
-    return scores, failed, dataset
+    return {metric["config"]["column"] for metric in document["metrics"] if "column" in metric["config"]}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("score", [1.0, 9.0])
-def test_evidently_and_the_verdict_say_the_same(score: float) -> None:
-    given = result_of(plain=score, trap=0.5)
-    pairs = [(plain(SIZE), plain(ROWS)), (text(["a", "b", None], SIZE), text(["a", "b"]))]
+def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor() -> None:
+    given = result_of(plain=9.0, trap=0.5)
+    left, right = plain(SIZE), plain(ROWS, 2.0)
+    pairs = [(left, right), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
-    scores, failed, dataset = drift_of(build_report(replace(given, report=ReportData(pairs))))
+    files = build_report(replace(given, report=ReportData(pairs)))
 
-    assert scores == {"plain": score, "trap": 0.5}
-    assert failed == ({"plain"} if score > 3 else set())
-    assert dataset == ("FAIL" if given.state == "drift" else "SUCCESS")
+    document = json.loads(files["evidently.json"])
+    means = {m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("MeanValue")}
+    assert means == {"plain": pytest.approx(right.values.mean())}
+    assert (columns_of(files), document["tests"]) == ({"plain", "trap"}, [])
+    drawn = re.findall(r"^ *var (?:additional_graphs_)?metric_.*$", str(files["report.html"]), re.MULTILINE)
+    assert "trap" in "".join(drawn)
+    assert not any(
+        word in text.lower() for word in ("drift", "threshold") for text in (*drawn, files["evidently.json"])
+    )
 
 
 TRAPS = {
@@ -89,7 +91,7 @@ def test_no_column_kills_the_report() -> None:
         replace(result_of(plain=9.0, **scores_of(TRAPS)), report=ReportData([(plain(SIZE), plain(ROWS)), *pairs]))
     )
 
-    assert set(drift_of(files)[0]) == {"plain", *TRAPS}
+    assert columns_of(files) == {"plain", *TRAPS}
     assert "<script>alert(1)" not in files["report.html"]
 
 
@@ -100,7 +102,7 @@ def test_a_column_may_have_any_name() -> None:
 
     files = build_report(replace(result_of(**scores_of(names)), report=ReportData([*pairs, *pairs])))
 
-    assert set(drift_of(files)[0]) == set(names)
+    assert columns_of(files) == set(names)
     assert "<script>alert(1)" not in files["report.html"]
 
 
@@ -112,8 +114,8 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() ->
 
     files = build_report(replace(result_of(**scores), report=ReportData(pairs)))
 
-    found, failed, _ = drift_of(files)
-    assert (len(found), failed) == (30, {"worst"})
+    assert len(columns_of(files)) == 30
+    assert "worst" in columns_of(files)
     assert "of 1001" in files["report.html"]
     assert mentions(str(files["report.html"]), "701 more findings", "verdict.json")
     assert len(str(files["report.html"]).encode()) < 6_000_000
@@ -129,16 +131,6 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     assert given.reason in page
     assert "a note &lt;b&gt;" in page
     assert 'src="http' not in page
-
-
-def test_the_page_has_the_threshold_of_the_verdict_and_no_other() -> None:
-    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in ("wind", "calm")]
-
-    page = str(build_report(replace(result_of(wind=9.0, calm=0.5), report=ReportData(pairs)))["report.html"])
-
-    assert re.findall(r"(\w+) threshold is ([\d.]+\d)", page) == [("drift", "3.00")] * 2
-    assert "Actual value 0.500" in page
-    assert "Less 0" not in page
 
 
 SINCE = "2013-06-29T00:00:00+00:00"
@@ -158,6 +150,21 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
     assert "calm|distribution|no drift|||1|3||" in rows
     calm = build_report(result_of(calm=1.0))["report.html"]
     assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
+
+
+def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
+    interval = ("2013-06-25T00:00:00+00:00", "2013-07-01T00:00:00+00:00")
+    found = Finding("wind", "shift", "drift", "", 6.0, 3.0, since=SINCE, since_range=interval)
+    starts = (FIRST - timedelta(days=1), FIRST)
+    report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
+
+    shifted, calm = (build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData()))
+
+    row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
+    assert "|2013-06-29 |(2013-06-25 to 2013-07-01)||" in row
+    assert "|+6|" in row
+    assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "start of a shift")
+    assert "start of a shift" not in calm["report.html"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -203,3 +210,33 @@ def test_what_is_not_judged_has_a_page_that_says_why() -> None:
 
     assert "not judged" in page
     assert given.reason in page
+
+
+@pytest.mark.long
+@NEEDS_CHROMIUM[0]
+@NEEDS_CHROMIUM[1]
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(width: int, tmp_path: Path) -> None:
+    name = "a_column_with_a_long_name_" * 4
+    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)), (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"]))]
+    before = PastWindow(FIRST - timedelta(days=1), "no drift", {"statistic": 0.5, "threshold": 3.0})
+    given = result_of(trap=9.0, findings=(Finding(name, "distribution", "drift", "x" * 500, 5.0, 3.0),))
+    files = build_report(replace(given, report=ReportData(pairs)), [before])
+    (tmp_path / "report.html").write_text(str(files["report.html"]))
+
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+        fetched: list[str] = []
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto((tmp_path / "report.html").as_uri())
+        expect(page.locator(".js-plotly-plot")).to_have_count(2)
+        widest = page.evaluate("document.documentElement.scrollWidth")
+        edges = page.locator("[id^=root_] table, .js-plotly-plot, main table, main img").evaluate_all(
+            "elements => elements.map(element => element.getBoundingClientRect().right)"
+        )
+        dark = page.evaluate("[document.body, document.querySelector('main')].map(e => getComputedStyle(e).color)")
+
+    assert widest == width
+    assert max(edges) <= width
+    assert dark == ["rgb(255, 255, 255)"] * 2
+    assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     HoldOutAlarms,
     NullDistribution,
+    Tail,
     count_alarms,
     needed_windows,
     scores,
@@ -69,6 +70,14 @@ def test_a_figure_is_judged_if_nine_in_ten_windows_have_it(missing: int, is_judg
     assert tested.scores[1, 0] == -np.inf
     mean, deviation = null.mean_and_deviation()
     assert np.allclose([mean, deviation], [np.nanmean(figures, axis=0), np.nanstd(figures, axis=0)])
+
+
+def test_a_rate_below_one_window_of_the_reference_comes_from_the_tail_of_its_statistics() -> None:
+    rng = np.random.default_rng(0)
+    tails = [Tail.fit(2 * (1 - rng.random(90)) ** -0.2) for _ in range(200)]  # P(X > x) = (x / 2) ** -5
+    thresholds = np.array([tail.threshold(0.001) for tail in tails])
+    assert np.median(thresholds) == pytest.approx(2 * 0.001**-0.2, rel=0.1)
+    assert all(tail.p_value(tail.threshold(0.001)) == pytest.approx(0.001) for tail in tails)
 
 
 def test_windows_that_overlap_count_as_their_effective_number() -> None:

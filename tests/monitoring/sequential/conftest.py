@@ -1,0 +1,77 @@
+"""Days of rows with levels of their own, their reference, and requests to judge them."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.inference_log import EPOCH, Window
+from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, PastLevels
+from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+REFERENCE_DAYS, ROWS = 60, 80
+FIRST = datetime(2013, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def rows_of(day: int) -> dict[str, Any]:
+    """Return the rows of a day: the levels of days have standard deviations of 0.5 and 0.05."""
+    rng = np.random.default_rng(day)
+    share = 0.5 + rng.normal(0, 0.05)
+    return {
+        "temp": rng.normal(rng.normal(10, 0.5), 1, ROWS),
+        "delay": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(rng.normal(0, 0.5), 1, ROWS)),
+        "carrier": np.where(rng.random(ROWS) < share, "UA", rng.choice(["AA", "DL"], ROWS)),
+    }
+
+
+def reference_of(days: int = REFERENCE_DAYS, length_us: int = DAY_US) -> DriftReference:
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in range(days)])
+    times = (FIRST - EPOCH) // timedelta(microseconds=1) + np.arange(days * ROWS) * (DAY_US // ROWS)
+    bins, _ = freeze_table(table, (), "the rows")
+    return DriftReference(bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table)
+
+
+@pytest.fixture(scope="session")
+def reference() -> DriftReference:
+    return reference_of()
+
+
+class Stream:
+    """Judges one day after another; each verdict sees the evidence of the days before."""
+
+    def __init__(self, reference: DriftReference, **spec: Any) -> None:
+        self.reference = reference
+        self._spec = MonitorSpec(min_rows=30, **spec)
+        self.past: list[PastLevels] = []
+
+    def judge(
+        self, days: Sequence[int], change: Change = lambda rows: rows, per_year: float | None = 1.0, **context: Any
+    ) -> ShiftVerdict:
+        """Return the verdict on the last of the days."""
+        for day in days:
+            start = FIRST + timedelta(days=REFERENCE_DAYS + day)
+            rows = pa.table(change(rows_of(REFERENCE_DAYS + day)))
+            alarms = AlarmContext(per_year if day == days[-1] else None, tuple(self.past), **context)
+            window = Window(start, start + timedelta(days=1))
+            request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), alarms=alarms)
+            profile = sketch_batches(self.reference.bins, [rows])
+            verdict = judge_shifts(request, self.reference, profile, {}, sorted(self.reference.bins))
+            self.past.append(PastLevels(start, verdict.evidence))
+        return verdict
+
+
+@pytest.fixture
+def stream(reference: DriftReference) -> Stream:
+    return Stream(reference)

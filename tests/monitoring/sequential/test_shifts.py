@@ -1,0 +1,80 @@
+"""Lasting shifts of real rows: what a finding says, which windows count, and what the store and the report receive."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.monitoring.sequential.conftest import FIRST, REFERENCE_DAYS, Stream, reference_of
+from tests.support.refusals import mentions
+
+
+def warmer(rows: dict[str, Any]) -> dict[str, Any]:
+    return {**rows, "temp": rows["temp"] + 1.5}
+
+
+def test_calm_days_have_levels_but_no_findings(stream: Stream) -> None:
+    verdict = stream.judge(range(30))
+    assert verdict.findings == ()
+    assert verdict.evidence.levels["temp/level"] == pytest.approx(10, abs=1.5)
+    assert {"temp/spread", "delay/missing", "carrier/frequent"} <= verdict.evidence.levels.keys()
+
+
+def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: Stream) -> None:
+    stream.judge(range(20))
+    verdict = stream.judge(range(20, 32), warmer)
+    finding = verdict.findings[0]
+    assert (finding.subject, finding.check, finding.state) == ("temp", "shift", "drift")
+    assert finding.value == pytest.approx(3, abs=1)
+    assert "higher" in finding.change
+    start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
+    assert finding.since_range is not None
+    assert finding.since_range[0] <= start.isoformat() <= finding.since_range[1]
+    assert verdict.evidence.shifts["temp/level"] == finding.since
+    chart = verdict.charts[0]
+    assert chart.title.startswith("temp")
+    assert chart.onset is not None
+    assert len(chart.starts) == len(chart.values) == len(chart.usual)
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "words"),
+    [
+        (lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])}, "carrier", "UA"),
+        (lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])}, "delay", "missing"),
+        (lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])}, "temp", "missing"),
+        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider"),
+    ],
+)
+def test_shares_missing_values_and_spreads_are_followed_too(
+    stream: Stream, change: Any, subject: str, words: str
+) -> None:
+    stream.judge(range(10))
+    finding = stream.judge(range(10, 35), change).findings[0]
+    assert finding.subject == subject
+    assert mentions(finding.change, words)
+
+
+def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
+    verdict = stream.judge(range(30), warmer, per_year=None)
+    assert not verdict.findings
+    assert verdict.evidence.levels
+
+
+def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
+    stream.judge(range(30), warmer)
+    stream.past = [replace(one, evidence=replace(one.evidence, basis="other")) for one in stream.past]
+    assert not stream.judge([30], warmer).findings
+
+
+def test_an_accepted_column_has_a_new_baseline(stream: Stream) -> None:
+    since = FIRST + timedelta(days=REFERENCE_DAYS)
+    assert not stream.judge(range(30), warmer, baseline={"temp": since}).findings
+
+
+def test_a_short_reference_is_named_next_to_the_verdict() -> None:
+    verdict = Stream(reference_of(10)).judge(range(3))
+    assert not verdict.findings
+    assert mentions(verdict.notes[0], "false_per_year", "20", "10")
