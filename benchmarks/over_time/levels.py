@@ -28,8 +28,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.sequential.budget import unkept, window_rate
-from mlflow_deploy_plugin.monitoring.sequential.levels import reference_levels
+from mlflow_deploy_plugin.monitoring.sequential.budget import window_rate
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.monitors import Requirement
 
@@ -86,15 +85,17 @@ def lines(share: float) -> Iterator[Line]:
         least = 0.9 if is_required else None
         yield found_line(f"the same, found within {_LATER_DAYS} days", [[day <= _LATER_DAYS] for day in days], least)
     yield from _onset_lines(some(_CHANGED_STREAMS, share))
+    others = some(_OTHER_STREAMS, share)
     for what, world in OTHERS.items():
-        yield from _calm_lines(what, world, some(_OTHER_STREAMS, share))
-    for what, world in list(WORLDS.items())[:1]:
-        yield from _calm_lines(f"{what}, reference of 30 days", world, some(_OTHER_STREAMS, share), reference=30)
+        yield from _calm_lines(what, world, others)
+    yield from _calm_lines("independent days, 10 columns, reference of 30 days", INDEPENDENT, others, reference=30)
     hours = {"reference": 30 * 24, "judged": 60 * 24, "spec": _HOURLY}
-    yield from _calm_lines("hours with a daily cycle, reference of 30 days", _HOURS, some(_OTHER_STREAMS, share), **hours)
+    yield from _calm_lines(
+        "hours with a daily cycle, reference of 30 days", _HOURS, some(_OTHER_STREAMS, share), **hours
+    )
     yield from _later_lines(some(_CHANGED_STREAMS, share))
     for what, world in WORLDS.items():
-        yield from _without_budget(what, world, some(_OTHER_STREAMS, share))
+        yield from _without_budget(what, world, others)
 
 
 def _calm_lines(
@@ -112,16 +113,16 @@ def _calm_lines(
     yield yearly_line(f"false alarms per year, {what}", [one.alarms for one in calm], years, most)
     yield yearly_line("of these, single windows", [one.jumps for one in calm], years)
     yield yearly_line("of these, lasting shifts", [one.shifts for one in calm], years)
-    yield found_line("references whose report states that the budget is not kept", [[one.is_unkept] for one in calm], None)
+    yield found_line(
+        "references whose report states that the budget is not kept", [[one.is_unkept] for one in calm], None
+    )
 
 
 def _calm(task: tuple[World, int, int, dict[str, Any], int]) -> Calm:
     world, reference, judged, spec, seed = task
     with Monitor(simulate(world, seed, reference, judged), 1.0, **spec) as monitor:
-        levels = reference_levels(monitor.stream.reference, monitor.columns, {})
-        is_unkept = any(True for _ in unkept(levels, monitor.spec, 1.0))
         jumps, shifts = monitor.jumps, monitor.shift_alarms
-        return Calm(count_alarms(jumps | shifts), count_alarms(jumps), count_alarms(shifts), is_unkept)
+        return Calm(count_alarms(jumps | shifts), count_alarms(jumps), count_alarms(shifts), bool(monitor.unkept))
 
 
 def _endpoint_lines(streams: int) -> Iterator[Line]:

@@ -28,7 +28,14 @@ from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential import budget, shifts
 from mlflow_deploy_plugin.monitoring.sequential.detector import Tracking, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, PastLevels
-from mlflow_deploy_plugin.monitoring.sequential.levels import MISSING, reference_levels, window_levels
+from mlflow_deploy_plugin.monitoring.sequential.levels import (
+    FLOORS,
+    MISSING,
+    ReferenceLevels,
+    Series,
+    reference_levels,
+    window_levels,
+)
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 
@@ -64,7 +71,9 @@ class World:
     def levels(self, rng: np.random.Generator, windows: int) -> Array:
         """Return [windows, columns] float64."""
         shape = windows, self.columns
-        noise = rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails) if self.tails else rng.normal(size=shape)
+        noise = (
+            rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails) if self.tails else rng.normal(size=shape)
+        )
         levels = noise.copy()
         for now in range(1, windows):
             levels[now] = self.correlation * levels[now - 1] + math.sqrt(1 - self.correlation**2) * noise[now]
@@ -191,14 +200,27 @@ class Monitor:
             past.append(PastLevels(stream.window(number).start, evidence))
         return tuple(past)
 
-    def levels(self, number: int) -> dict[shifts.Series, float]:
+    def levels(self, number: int) -> dict[Series, float]:
         stream = self.stream
         levels = window_levels(stream.reference, stream.profiles[number], self.columns, "")
         for name, (own, profiles) in stream.parts.items():
             levels |= window_levels(own, profiles[number], self.columns, name)
-        if self.spec.kind == "data_quality":
-            levels = {series: value for series, value in levels.items() if series.figure == MISSING}
         return levels
+
+    @property
+    def _figures(self) -> Collection[str]:
+        return (MISSING,) if self.spec.kind == "data_quality" else FLOORS
+
+    @property
+    def reference_levels(self) -> ReferenceLevels:
+        """The figures of the reference's windows."""
+        own = {name: part for name, (part, _) in self.stream.parts.items()}
+        return reference_levels(self.stream.reference, self.columns, own, self._figures)
+
+    @property
+    def unkept(self) -> list[str]:
+        """The statements of the report about a budget that the reference cannot keep."""
+        return [] if self.per_year is None else [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
 
     def verdict(self, number: int) -> DriftVerdict:
         return self.comparison(number).verdict(self.columns)
@@ -218,11 +240,9 @@ class Monitor:
     @cached_property
     def course(self) -> shifts.Course | None:
         """What the detector finds in the whole stream."""
-        stream, last = self.stream, len(self.stream.profiles) - 1
-        own = {name: part for name, (part, _) in stream.parts.items()}
-        levels = reference_levels(stream.reference, self.columns, own)
+        reference, last = self.stream.reference, len(self.stream.profiles) - 1
         request = self.comparison(last).request
-        return shifts.follow(request, stream.reference, levels, self.levels(last), stream.reference.bins_key)
+        return shifts.follow(request, reference, self.reference_levels, self.levels(last), reference.bins_key)
 
     @property
     def shift_alarms(self) -> Array:
@@ -246,7 +266,8 @@ class Monitor:
 
     @cached_property
     def _limit(self) -> float:
-        assert self.course is not None and self.per_year is not None
+        assert self.course is not None
+        assert self.per_year is not None
         return limit_for(self.course.windows, budget.LASTING_SHARE * budget.window_rate(self.spec, self.per_year))
 
     def findings(self, number: int) -> tuple[Finding, ...]:
