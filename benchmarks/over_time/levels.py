@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from benchmarks.over_time.streams import (
     simulate,
     some,
     yearly_line,
+    years_of,
 )
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     Sampling,
@@ -54,7 +55,6 @@ DELAYS = (
     ("+2, AR .8", PERSISTENT, Change(shift=2), 60, False),
 )
 """The change in deviations of days, the most days until the alarm, and whether 90 % must be found in 120 days."""
-_YEAR = timedelta(days=365.25)
 _CALM_DAYS, _LATER_DAYS = 365, 120
 _CALM_STREAMS, _CHANGED_STREAMS, _OTHER_STREAMS = 80, 60, 24
 _CHANGED_DAY = 31
@@ -109,7 +109,7 @@ def _calm_lines(
 ) -> Iterator[Line]:
     tasks = [(world, reference or _reference_days(world), judged, spec or {}, seed) for seed in range(streams)]
     calm = on_all_cores(_calm, tasks)
-    years = _years(world, judged)
+    years = years_of(world, judged)
     yield yearly_line(f"false alarms per year, {what}", [one.alarms for one in calm], years, most)
     yield yearly_line("of these, single windows", [one.jumps for one in calm], years)
     yield yearly_line("of these, lasting shifts", [one.shifts for one in calm], years)
@@ -127,7 +127,7 @@ def _calm(task: tuple[World, int, int, dict[str, Any], int]) -> Calm:
 
 def _endpoint_lines(streams: int) -> Iterator[Line]:
     counts = on_all_cores(_endpoint, range(streams))
-    years = _years(_ENDPOINT, _CALM_DAYS)
+    years = years_of(_ENDPOINT, _CALM_DAYS)
     yield yearly_line("false alarms per year, five monitors on one endpoint", [sum(one) for one in counts], years, 1.5)
     for index, kind in enumerate(_MONITORS):
         yield yearly_line(f"of these, {kind}", [one[index] for one in counts], years)
@@ -197,7 +197,7 @@ def _later_lines(streams: int) -> Iterator[Line]:
     ends = [end for end in on_all_cores(_end, range(streams)) if end is not None]
     yield median_line("+2 that returns after 20 days: days until the alarm ends", ends)
     accepted = [count for count in on_all_cores(_accepted, range(streams)) if count is not None]
-    years = _years(INDEPENDENT, _LATER_DAYS)
+    years = years_of(INDEPENDENT, _LATER_DAYS)
     yield yearly_line("false alarms per year in the 120 days after `accept` of +2", accepted, years)
 
 
@@ -227,7 +227,9 @@ def _without_budget(what: str, world: World, streams: int) -> Iterator[Line]:
     flags = on_all_cores(_drifted, [(world, seed) for seed in range(streams)])
     for consecutive in (1, 2, 3):
         counts = [count_alarms(one, consecutive) for one in flags]
-        yield yearly_line(f"without a budget, `consecutive: {consecutive}`, {what}", counts, _years(world, _CALM_DAYS))
+        yield yearly_line(
+            f"without a budget, `consecutive: {consecutive}`, {what}", counts, years_of(world, _CALM_DAYS)
+        )
 
 
 def _drifted(task: tuple[World, int]) -> Array:
@@ -238,7 +240,3 @@ def _drifted(task: tuple[World, int]) -> Array:
 
 def _reference_days(world: World) -> int:
     return 91 if world.season == 7 else 90
-
-
-def _years(world: World, windows: int) -> float:
-    return windows * timedelta(microseconds=world.length_us) / _YEAR

@@ -325,5 +325,9 @@ def _at_most(figure: float, low: float, most: float | None) -> Outcome:
     return "met" if figure <= most else "missed" if low > most else "uncertain"
 
 
+def years_of(world: World, windows: int) -> float:
+    return windows * timedelta(microseconds=world.length_us) / timedelta(days=365.25)
+
+
 def some(count: int, share: float) -> int:
     return max(round(count * share), 4)
