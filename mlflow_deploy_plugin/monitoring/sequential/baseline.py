@@ -65,7 +65,8 @@ class Baseline:
         count, mean, season = self._count, self._sum / self._count, self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
         raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(0, LARGEST_CORRELATION)
-        of_means = season * raw ** (season - 1) * (1 - np.square(raw)) / (1 - raw**season)
+        over_cycle = raw ** (season - 1)
+        of_means = season * over_cycle * (1 - np.square(raw)) / (1 - over_cycle * raw)
         correlation: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
         return correlation
 
