@@ -32,14 +32,15 @@ from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     estimate,
     expected_metrics,
     labels_contradict,
+    trust_labels,
 )
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 
-_CONFIDENCE, _RATE = 0.95, 0.05
-_START = datetime(2013, 4, 1, tzinfo=UTC)
+CONFIDENCE, RATE = 0.95, 0.05
+START = datetime(2013, 4, 1, tzinfo=UTC)
 _NAMES = ("accuracy", "f1", "roc_auc")
 
 
@@ -85,7 +86,7 @@ def _estimates(task: tuple[float, int, int, int]) -> str:
         found = estimate(judged.answers, earlier, _NAMES, seed)
         assert isinstance(found, CbpeEstimate)
         for name, real in expected_metrics(judged.answers, np.eye(2)[judged.truth], _NAMES).items():
-            one = found.measure(name, rows, _CONFIDENCE)
+            one = found.measure(name, rows, CONFIDENCE)
             if isinstance(one, MetricInterval) and not isinstance(real, Refused):
                 before = abs(one.value - real) <= found.errors[name].largest
                 held[name].append((before, one.low <= real <= one.high))
@@ -132,8 +133,8 @@ def _missing(task: tuple[str, str, int, int]) -> str:
     scheme, model, rows, times = task
     skill, sharper, windows = _MODELS[model]
     rng = np.random.default_rng([rows, list(_SCHEMES).index(scheme), list(_MODELS).index(model)])
-    moments = pa.array([_START + timedelta(seconds=row) for row in range(rows)])
-    sampling, everyone = Sampling(_CONFIDENCE), np.ones(rows, bool)
+    moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
+    sampling, everyone = Sampling(CONFIDENCE), np.ones(rows, bool)
     found: list[tuple[bool, ...]] = []
     for _ in range(times):
         one = answers_of(rng, rows, skill, sharper, odds=_ODDS)
@@ -141,11 +142,13 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         real = float((one.truth == one.answers.predicted).mean())
         has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
         predictions = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
-        labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], _RATE)
-        is_at_worst = False
+        labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
+        own = LabelledWindow(one.truth[has_label], one.answers.take(has_label), float(has_label.mean()))
+        earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
         if labelled.is_selected:
-            earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
-            is_at_worst = labels_contradict(one.truth[has_label], one.answers.take(has_label), earlier, _CONFIDENCE)
+            is_at_worst = labels_contradict(own.truth, own.answers, earlier, CONFIDENCE)
+        else:
+            is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason == "doubted"
         taken = labelled.at_worst if is_at_worst else labelled
         now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
         plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[

@@ -246,6 +246,8 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: its end is not after its start"),
         ("monitors.daily.estimate", "decides", r"drift does not accept `estimate`, which is for kind performance"),
         ("monitors.daily.labels_within", "2d", r"drift does not accept `labels_within`, which is for kind"),
+        ("monitors.daily.labels", "late", r"drift does not accept `labels`, which is for kind performance"),
+        ("monitors.daily.labels", "sample", r"labels: .*'sampled', 'reported' or 'late'"),
         ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
 )

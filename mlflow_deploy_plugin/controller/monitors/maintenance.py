@@ -114,10 +114,12 @@ def add_revisions(
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if the labels reach `min_rows` for the first time, or 5 % of the judged rows have new labels."""
+    """Return True if there are enough labels for the first time, or 5 % of the judged rows have new labels. Enough are
+    `min_rows` labels, or a single reported label, because it bounds the metrics."""
     before = int(window.figures["labelled_rows"])
-    if before < spec.min_rows:
-        return labels >= spec.min_rows
+    least = 1 if spec.labels == "reported" else spec.min_rows
+    if before < least:
+        return labels >= least
     rows_judged = before / float(window.figures["labelled_share"])  # With many columns, a sample is judged.
     return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 

@@ -16,6 +16,7 @@ this window's error is exchangeable with the earlier errors, this rule gives a c
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -28,16 +29,42 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassP
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
 
+COMPLETE = 0.95
+"""The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
+REPEATED = 5
+"""The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
+_SIMILAR = 4 / 3
+"""The largest ratio of two shares of labelled rows for which rows are assumed to get their labels in the same way."""
+_NEGLIGIBLE = 0.03
+"""The largest mean excess of earlier windows that is not a contradiction, because models are not exactly calibrated."""
 _DRAWS, _DRAWN_ROWS = 100, 2_000
 """The number of simulations of a window's labels, and of rows per simulation. The variance is scaled to all rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindow:
-    """The labelled rows of an earlier window. `truth` is [N] int64, indices into the classes of the answers."""
+    """The labelled rows of a window, which are the part `share` of its rows. `truth` is [N] int64, indices into the
+    classes of the answers."""
 
     truth: Array
     answers: ClassPredictions
+    share: float = 1.0
+
+
+class LabelTrust(NamedTuple):
+    """The reason why labels of a part of the rows represent all rows, or may not.
+
+    Attributes:
+        reason: "fits": the labels fit the probabilities. "changed": they do not, but the labels of earlier windows with
+            a similar share of labels did, so that the model has changed. "repeated": the labels of several windows in a
+            row differ in the same direction. "doubted": the model may have changed, or labels may be missing depending
+            on their value.
+        windows: the number of windows in a row that differ in the same direction; for "changed", the number of earlier
+            windows whose labels fit.
+    """
+
+    reason: Literal["fits", "changed", "repeated", "doubted"]
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -117,30 +144,61 @@ def labels_contradict(
     of sampling. `truth` is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all
     rows of `earlier` are labelled.
     """
-    fitted = _calibrated(earlier)
+    excess, margin = _excesses([LabelledWindow(truth, answers)], earlier, confidence)
+    return bool((np.abs(excess) > margin).any())
+
+
+def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:
+    """Return the trust in the labels of a window in which some rows have no label, but are like the labelled rows.
+
+    Args:
+        judged: the labelled rows, at least one, whose answers have probabilities.
+        earlier: earlier windows, the latest first. Windows with nearly all labels calibrate the probabilities.
+    """
+    windows = [judged, *earlier]
+    excess, margin = _excesses(windows, [window for window in earlier if window.share >= COMPLETE], confidence)
+    direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
+    if not direction[0].any():
+        return LabelTrust("fits", 0)
+    is_same = (direction == direction[0]) & (direction[0] != 0)
+    in_a_row = int(np.logical_and.accumulate(is_same).any(axis=1).sum())
+    if in_a_row >= REPEATED:
+        return LabelTrust("repeated", in_a_row)
+    ratios = np.array([window.share for window in windows]) / judged.share
+    before = np.flatnonzero((ratios <= _SIMILAR) & (ratios >= 1 / _SIMILAR))
+    before = before[before >= in_a_row]
+    if len(before) >= MIN_LABELLED_WINDOWS:
+        usual = np.abs(excess[before].mean(axis=0))
+        if (usual <= np.maximum(margin[0] / 2, _NEGLIGIBLE)).all():
+            return LabelTrust("changed", len(before))
+    return LabelTrust("doubted", in_a_row)
+
+
+def _excesses(
+    windows: Sequence[LabelledWindow], complete: Sequence[LabelledWindow], confidence: float
+) -> tuple[Array, Array]:
+    """Return how far the share of each class and of correct answers exceeds the expected share, and the margin of this
+    excess: [windows, k] each. `complete` windows calibrate the probabilities."""
+    fitted, answers = _calibrated(complete), windows[0].answers
     own = len(answers.classes) - answers.unknown
     classes = [1] if answers.is_binary else list(range(own))
 
-    def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
-        """Return the excess of each share over the expected share, and the variance of the excess: [k] each."""
-        own = chances[np.arange(len(labels)), called]
-        expected = np.column_stack([chances[:, classes], own])
+    def off(window: LabelledWindow, chances: Array) -> tuple[Array, Array]:
+        labels, called = window.truth, window.answers.predicted
+        expected = np.column_stack([chances[:, classes], chances[np.arange(len(labels)), called]])
         actual = np.column_stack([labels[:, None] == classes, labels == called])
         return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(labels)
 
-    assert answers.probabilities is not None
-    deviation, variance = off(truth, answers.predicted, fitted.curve(answers.probabilities))
-    level = 1 - (1 - confidence) / (2 * len(deviation))
+    judged = [off(window, fitted.curve(_probabilities(window))) for window in windows]
+    excess, variance = (np.stack(side) for side in zip(*judged, strict=True))
+    level = 1 - (1 - confidence) / (2 * excess.shape[1])
     quantile = float(norm.ppf(level))
     if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
-        before = [
-            off(window.truth, window.answers.predicted, chances)
-            for window, chances in zip(fitted.windows, fitted.chances, strict=True)
-        ]
+        before = [off(window, chances) for window, chances in zip(fitted.windows, fitted.chances, strict=True)]
         errors, variances = (np.stack(side) for side in zip(*before, strict=True))
         variance = _prediction_variance(errors, variances, variance)
         quantile = float(t.ppf(level, len(before)))
-    return bool((np.abs(deviation) > quantile * np.sqrt(variance)).any())
+    return excess, quantile * np.sqrt(variance)
 
 
 def expected_metrics(

@@ -6,7 +6,8 @@ each labelled row is weighted by the inverse of the share of similar rows with a
 Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
 JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
 over all possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do not help if labels are
-missing because of their values (`cbpe.labels_contradict`); every unlabelled row then counts as not represented.
+missing because of their values (`cbpe.labels_contradict`, `cbpe.trust_labels`); every unlabelled row then counts as not
+represented.
 """
 
 import math
@@ -75,6 +76,11 @@ class LabelWeights:
     def at_worst(self) -> "LabelWeights":
         """The same labels without weights: no labelled row represents an unlabelled row."""
         return replace(self, weights=None, unknown=~self.rows)
+
+    @property
+    def as_sample(self) -> "LabelWeights":
+        """The same labels without weights: the labelled rows represent all rows equally."""
+        return replace(self, weights=None, unknown=np.zeros_like(self.rows))
 
     @property
     def effective_n(self) -> float:

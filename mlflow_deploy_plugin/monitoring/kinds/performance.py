@@ -14,7 +14,16 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import EPOCH, Window, concat_tables
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds import intervals
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
+    COMPLETE,
+    REPEATED,
+    CbpeEstimate,
+    LabelledWindow,
+    LabelTrust,
+    estimate,
+    labels_contradict,
+    trust_labels,
+)
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import (
@@ -35,30 +44,35 @@ _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
-_COMPLETE = 0.95
-"""The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled rows of earlier windows. All windows share class indices."""
+    """The rows of a window (number 0) and the labelled rows of earlier windows. All windows share class indices.
+    `shares` are the shares of labelled rows, by window."""
 
     table: pa.Table
     predictions: Predictions
     classified: ClassPredictions
     number: Array
+    shares: list[float]
     notes: list[str]
+
+    @property
+    def judged(self) -> LabelledWindow:
+        return self._labelled(0, self.predictions.is_labelled)
 
     def earlier(self, chosen: Array, least: int) -> list[LabelledWindow]:
         """Return the chosen rows, [N] bool, of each earlier window with at least `least` chosen labelled rows."""
-        windows = []
-        for window in range(1, int(self.number.max()) + 1):
-            indices = np.flatnonzero(chosen & (self.number == window) & self.predictions.is_labelled)
-            if len(indices) >= least:
-                windows.append(LabelledWindow(self.predictions.truth[indices], self.classified.take(indices)))
-        return windows
+        rows = chosen & self.predictions.is_labelled
+        windows = [self._labelled(window, rows) for window in range(1, len(self.shares))]
+        return [window for window in windows if len(window.truth) >= least]
+
+    def _labelled(self, window: int, rows: Array) -> LabelledWindow:
+        indices = np.flatnonzero(rows & (self.number == window))
+        return LabelledWindow(self.predictions.truth[indices], self.classified.take(indices), self.shares[window])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +118,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
     window = _Window(request, rows, artifact, predictions, labelled, notes)
-    if window.labels < spec.min_rows:
+    is_bounded = spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
+    if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
     return _not_judged(window, predictions.label_mismatch) if predictions.label_mismatch else _judge_by_labels(window)
 
@@ -132,7 +147,8 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         figures["effective_sample_size"] = labelled.effective_n
     notes = [*label_notes, *segment_notes]
     if window.labels < len(table):
-        text = "" if window.labelled.differing else "; the metrics use only these rows"
+        is_bounded = bool(labelled.unknown.any())
+        text = "" if window.labelled.differing or is_bounded else "; the metrics use only these rows"
         if window.labelled.compared and text:
             text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
         notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
@@ -142,21 +158,30 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     """Return the labels with the weights to use, and notes on unlabelled rows that the labels may not represent."""
     labelled, spec = window.labelled, window.request.spec
-    if not labelled.differing:
-        return labelled, []
     others = int((~labelled.rows).sum())
+    bounds = f"so that the metrics are bounds for any labels of the {others:,} unlabelled rows"
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
     tests = f"chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g}"
+    if spec.labels == "reported":
+        return labelled.at_worst, [f"the monitor sets `labels: reported`, {bounds}"] if others else []
+    if spec.labels == "sampled":
+        text = "the monitor sets `labels: sampled`, and the metrics use the labelled rows without weights; but"
+        return labelled.as_sample, [f"{text} {unlike} ({tests})"] if labelled.differing else []
+    is_tested = spec.labels is None
     departs: bool | None = None
     notes: list[str] = []
-    if labelled.is_selected:
+    if is_tested and labelled.is_selected:
         departs, notes = _labels_contradict_model(window)
+    elif is_tested and labelled.rows.mean() < COMPLETE:
+        trust, notes = _trust_labels(window)
+        if trust.reason == "doubted":
+            notes.insert(0, f"{notes.pop(0)}, {bounds}")
+            return labelled.at_worst, notes
+    if not labelled.differing:
+        return labelled, notes
     if departs:
-        text = (
-            "and they do not fit the model's probabilities: labels may be missing because of their values, so that the "
-            f"metrics are bounds for any labels of the {others:,} unlabelled rows"
-        )
-        return labelled.at_worst, [f"{unlike} ({tests}), {text}", *notes]
+        text = "and they do not fit the model's probabilities: labels may be missing because of their values"
+        return labelled.at_worst, [f"{unlike} ({tests}), {text}, {bounds}", *notes]
     unknown = int(labelled.unknown.sum())
     text = ""
     if labelled.weights is not None:
@@ -164,7 +189,7 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
     if unknown:
         text += f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so any label is assumed possible"
-    if labelled.is_selected and departs is None:
+    if is_tested and labelled.is_selected and departs is None:
         text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
     return labelled, [f"{unlike} ({tests}){text}", *notes]
 
@@ -267,7 +292,8 @@ def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]
             "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
             f"most 8 labels, and the model has {labels:,}"
         )
-    joined = _join_earlier_windows(window)
+    least_share = COMPLETE if spec.labels == "reported" else 0.0
+    joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
     names = [requirement.name for requirement in spec.requirements if requirement.name in CLASSIFICATION]
@@ -285,21 +311,43 @@ def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]
 def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
     """Return True if the labels in the window contradict the probabilities of their rows (None without probabilities),
     and notes. Earlier windows in which nearly all rows are labelled are used to calibrate the probabilities."""
-    spec, joined = window.request.spec, _join_earlier_windows(window, _COMPLETE)
+    spec, joined = window.request.spec, _join_earlier_windows(window, COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    own = (joined.number == 0) & joined.predictions.is_labelled
+    judged, earlier = joined.judged, joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
+    return labels_contradict(judged.truth, judged.answers, earlier, 1 - spec.false_alarm_rate), joined.notes
+
+
+def _trust_labels(window: _Window) -> tuple[LabelTrust, list[str]]:
+    """Return how far labels are trusted if labelled and unlabelled rows are alike, and notes with the reason first.
+    Labels are trusted if the model returns no probabilities."""
+    spec, classified = window.request.spec, window.predictions.classified
+    joined = None if classified is None or classified.probabilities is None else _join_earlier_windows(window)
+    if joined is None or joined.classified.probabilities is None:
+        return LabelTrust("fits", 0), []
     earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    truth, answers = joined.predictions.truth[own], joined.classified.take(own)
-    return labels_contradict(truth, answers, earlier, 1 - spec.false_alarm_rate), joined.notes
+    trust = trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate)
+    if trust.reason == "fits":
+        return trust, []
+    in_a_row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
+    reasons = {
+        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
+        "has changed, and the metrics use the labels",
+        "repeated": f"{in_a_row}, and the metrics use the labels. If labels are missing because of their values, set "
+        "`labels: reported`",
+        "doubted": f"{in_a_row} ({REPEATED} are needed to use the labels; if you know how rows get their labels, set "
+        "`labels`). The model may have changed, or labels may be missing because of their values",
+    }
+    return trust, [f"the labels do not fit the model's probabilities {reasons[trust.reason]}", *joined.notes]
 
 
-def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedWindows | None:
+def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str = "0s") -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows that have enough labels. Windows in
-    which labels may depend on their value are skipped and counted in the notes."""
+    which labels may depend on their value are skipped and counted in the notes, unless labels are declared a sample.
+    `wait` is the time until labels are available."""
     request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
-    tables, selected = [rows.table], 0
-    for past in islice(_earlier_windows(request), _LOOKED_AT):
+    tables, shares, selected = [rows.table], [float(window.labelled.rows.mean())], 0
+    for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
@@ -308,9 +356,11 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedW
             continue
         if known.is_labelled.sum() < spec.min_rows or known.is_labelled.mean() < least_share:
             continue
-        if weigh_labels(earlier.table, known, spec.segment_by, spec.false_alarm_rate).is_selected:
+        compared = weigh_labels(earlier.table, known, spec.segment_by, spec.false_alarm_rate)
+        if compared.is_selected and spec.labels != "sampled":
             selected += 1
             continue
+        shares.append(float(known.is_labelled.mean()))
         tables.append(earlier.table.filter(pa.array(known.is_labelled)))
         if len(tables) > _EARLIER_WINDOWS:
             break
@@ -320,14 +370,15 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedW
         return None
     left_out = f"{selected} earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return _JoinedWindows(together, predictions, predictions.classified, number, [left_out] if selected else [])
+    notes = [left_out] if selected else []
+    return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
 
 
-def _earlier_windows(request: WindowRequest) -> Iterator[Window]:
+def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
     """Yield the earlier windows with rows for which labels should be available, the latest window first."""
     length, start = request.window.length, request.window.start
-    wait = length_of(request.spec.labels_within or "0s")
-    number = max(math.ceil(wait / length) - 1, 0)  # windows between the judged window and the next yielded window
+    # The number of windows between the judged window and the next yielded window:
+    number = max(math.ceil(length_of(wait) / length) - 1, 0)
     for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):

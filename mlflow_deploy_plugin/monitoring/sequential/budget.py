@@ -1,5 +1,6 @@
 """The budget of false alarms per year: its parts, the windows of a detector, and what a reference cannot keep."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +23,8 @@ LASTING_SHARE = 0.75
 _YEAR, _WEEK = timedelta(days=365.25), timedelta(days=7)
 _SEASONS = 3
 """The number of weeks in the reference from which the cycle of a week is removed by default."""
-_MOST_CORRELATED = 0.9
+_MOST_CORRELATED, _ERRORS = 0.9, 1.5
+"""The largest correlation of consecutive windows, which an estimate must exceed by 1.5 standard errors."""
 _EXCESS = 4
 """The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
 _UNLIKELY = 0.05
@@ -119,30 +121,29 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
     correlation = Baseline(fixed, windows.season, windows.floors).correlation
     rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
+    cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
+    smallest = "the smallest budget that can be kept is about"
     if count < FEW_WINDOWS:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year may not be kept: the reference has {count} "
-            f"windows, and {FEW_WINDOWS} are needed; the smallest budget that can be kept is about "
+            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are needed; {smallest} "
             f"{2 * false_per_year:.2g}"
         )
     slow = int(correlation.argmax())
-    if correlation[slow] > _MOST_CORRELATED:
+    error = math.sqrt((1 - correlation[slow] ** 2) / count)
+    if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year cannot be kept: consecutive windows of "
-            f"{levels.series[slow]} have a correlation of {correlation[slow]:.2f}, more than "
-            f"{_MOST_CORRELATED}; the smallest budget that can be kept is about {_EXCESS * false_per_year:.2g}{rolling}"
+            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, more "
+            f"than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
     if half < FEWEST_WINDOWS:
         return
     season = windows.season if _SEASONS * windows.season <= half else 1
     earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
-    alarms = track(earlier, limit_for(earlier, LASTING_SHARE * window_rate(spec, false_per_year))).alarms
-    expected = LASTING_SHARE * window_rate(spec, false_per_year) * (count - half)
-    if alarms and poisson.sf(len(alarms) - 1, expected) < _UNLIKELY:
-        smallest = len(alarms) / (count - half) / window_rate(spec, 1.0)
+    rate = LASTING_SHARE * window_rate(spec, false_per_year)
+    alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
+    if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (
-            f"a budget of {false_per_year:.2g} false alarms per year cannot be kept: the later half of the reference, "
-            f"judged by the earlier half, has {len(alarms)} in {count - half} windows; the smallest budget that can be "
-            f"kept is about {smallest:.2g}{rolling}"
+            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
+            f"windows; {smallest} {alarms / (count - half) / window_rate(spec, 1.0):.2g}{rolling}"
         )

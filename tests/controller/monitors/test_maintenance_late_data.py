@@ -90,6 +90,15 @@ def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_eno
     assert is_material(labels, judged, world.spec(hits=HITS).monitors["hits"]) is is_enough
 
 
+def test_a_single_reported_label_is_enough(world: MonitoredWorld) -> None:
+    spec = {**HITS, "labels": "reported"}
+    world.endpoint(hits=spec)
+    added = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
+    judged = replace(added, rows=1_000, figures={"labelled_rows": 0.0, "labelled_share": 0.0})
+
+    assert [is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)] == [False, True]
+
+
 def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
     turned.label(range(20))
     turned.judge()

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
+    CbpeEstimate,
+    LabelledWindow,
+    estimate,
+    expected_metrics,
+    trust_labels,
+)
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
 from tests.support.refusals import mentions
@@ -133,3 +139,44 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
     assert width(50_000, 8) == pytest.approx(
         width(500, 8), rel=0.1
     )  # The uncertainty is at least that of the earlier windows.
+
+
+def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
+    """Return 500 labelled rows that fit the probabilities, or of which 30 % more are wrong or right."""
+    one, _ = window(seed, rows=500)
+    is_changed = np.random.default_rng(seed).random(500) < 0.3
+    other = {"fits": one.truth, "worse": 1 - one.answers.predicted, "better": one.answers.predicted}[kind]
+    return LabelledWindow(np.where(is_changed, other, one.truth), one.answers, share)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "share", "expected"),
+    [
+        ([], 0.5, ("doubted", 1)),
+        (["fits"] * 2, 0.5, ("doubted", 1)),
+        (["fits"] * 3, 0.5, ("changed", 3)),
+        (["fits"] * 3, 0.4, ("changed", 3)),
+        (["fits"] * 3, 0.9, ("doubted", 1)),  # Rows got their labels in another way.
+        (["fits"] * 3, 1.0, ("doubted", 1)),
+        (["worse", "worse", *["fits"] * 5], 0.5, ("changed", 5)),
+        (["worse"] * 3, 0.5, ("doubted", 4)),
+        (["worse"] * 3, 0.9, ("doubted", 4)),
+        (["worse"] * 4, 0.5, ("repeated", 5)),
+        (["worse"] * 4, 0.9, ("repeated", 5)),
+        (["better"] * 4, 0.5, ("doubted", 1)),
+        (["fits", *["worse"] * 4], 0.5, ("doubted", 1)),
+    ],
+)
+def test_labels_of_a_part_of_the_rows_are_trusted_if_they_used_to_fit_or_differ_five_times_in_a_row(
+    earlier: list[str], share: float, expected: tuple[str, int]
+) -> None:
+    past = [partly_labelled(seed, kind, share) for seed, kind in enumerate(earlier, start=1)]
+
+    assert trust_labels(partly_labelled(0, "worse"), past, 0.95) == expected
+
+
+def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> None:
+    past = [partly_labelled(seed, "worse") for seed in range(1, 5)]
+
+    assert trust_labels(partly_labelled(0, "fits"), [], 0.95).reason == "fits"
+    assert trust_labels(partly_labelled(0, "fits"), past, 0.95).reason == "fits"

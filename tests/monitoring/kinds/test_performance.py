@@ -111,17 +111,92 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(endpoint: Endp
     assert result.figures["labelled_share"] == rows / 600
 
 
-def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(
+def half_labelled(endpoint: EndpointWorld, days_ago: int, *, is_worse: bool = False, share: float = 0.5) -> None:
+    """Write a day whose labels are missing at random; 60 % of the labels of a worse model are guesses."""
+    rng = np.random.default_rng(days_ago)
+    first = 1_000 * days_ago
+    columns, truth = classify(rng, range(first, first + 1_000), 8.0)
+    endpoint.answer(columns, DAY - timedelta(days=days_ago))
+    actual = {key: int(rng.integers(2)) if is_worse and rng.random() < 0.6 else value for key, value in truth.items()}
+    endpoint.label("flight", {key: value for key, value in actual.items() if rng.random() < share}, f"labels-{first}")
+
+
+def test_a_model_that_has_become_worse_is_violated_on_half_of_the_labels_as_they_used_to_fit(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
-    columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
-    endpoint.answer(columns)
-    rng = np.random.default_rng(1)
-    worse = {key: int(rng.random() < 0.5) if rng.random() < 0.6 else value for key, value in truth.items()}
-    endpoint.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
+    for days_ago in (4, 3, 2):
+        half_labelled(endpoint, days_ago)
+    for days_ago in (1, 0):
+        half_labelled(endpoint, days_ago, is_worse=True)
 
-    assert judge(endpoint.ask(**ACCURACY)).state == "violated"
+    result = judge(endpoint.ask(**ACCURACY))
+
+    assert result.state == "violated"
+    assert any(mentions(note, "probabilities", "3 earlier windows", "has changed") for note in result.notes)
+
+
+def test_labels_that_contradict_the_model_are_believed_in_the_fifth_window_in_a_row(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    for days_ago in (4, 3, 2, 1, 0):
+        half_labelled(endpoint, days_ago, is_worse=True)
+
+    fourth, fifth = (judge(endpoint.ask(f"2013-{day}/1d", **ACCURACY)) for day in ("03-31", "04-01"))
+
+    assert (fourth.state, fifth.state) == ("cannot tell", "violated")
+    assert "worst case" in finding(fourth, "accuracy").reason
+    assert any(mentions(note, "4 windows in a row", "labels may be missing", "bounds") for note in fourth.notes)
+    assert any(mentions(note, "5 windows in a row", "labels: reported") for note in fifth.notes)
+
+
+def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    for days_ago in (4, 3, 2, 1):
+        half_labelled(endpoint, days_ago, share=1.0)
+    half_labelled(endpoint, 0, is_worse=True)
+
+    assert judge(endpoint.ask(**ACCURACY)).state == "cannot tell"
+    assert judge(endpoint.ask(**ACCURACY, labels="sampled")).state == "violated"
+
+
+def right_answers(said: Any, true: Any) -> Any:
+    return np.where((said > 0.5) == true, 0.7, 0.4)
+
+
+@pytest.mark.parametrize(("labels", "state"), [(None, "cannot tell"), ("late", "kept"), ("reported", "cannot tell")])
+def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_declared_to_be_late(
+    endpoint: EndpointWorld, labels: str | None, state: str
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
+
+    result = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.62"], "labels": labels})))
+
+    assert result.state == state  # The accuracy is 0.60 on all rows, and 0.72 on labelled rows.
+
+
+def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0), skill=8.0)
+
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.99", "f1>=0.5"], "labels": "reported"})))
+
+    one = finding(judged, "accuracy")
+    assert judged.figures["labelled_rows"] < ACCURACY["min_rows"]
+    assert (one.state, finding(judged, "f1").state) == ("violated", "cannot tell")
+    assert "worst case" in one.reason
+    assert any(mentions(note, "reported", "bounds") for note in judged.notes)
+
+
+def test_a_declared_sample_is_used_without_weights_and_a_difference_is_told(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+
+    judged = judge(endpoint.ask(**(ACCURACY | {"labels": "sampled"})))
+
+    assert judged.figures["accuracy"] == pytest.approx(0.82, abs=0.02)  # The accuracy on all rows is 0.74.
+    assert "effective_sample_size" not in judged.figures
+    assert any(mentions(note, "labels: sampled", "differ", "score") for note in judged.notes)
 
 
 def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: EndpointWorld) -> None:
@@ -214,6 +289,21 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
     assert "0 earlier windows" in finding(judged, "estimated accuracy").reason
     note = "4 earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
     assert note in judged.notes
+
+
+@pytest.mark.parametrize(("labels", "windows"), [("sampled", 4), ("late", 0), ("reported", 0)])
+def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
+    endpoint: EndpointWorld, labels: str, windows: int
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
+    flights(endpoint, labelled=0)
+
+    judged = judge(endpoint.ask(**ACCURACY, labels=labels))
+
+    assert judged.figures["estimated/windows"] == windows
 
 
 def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoint: EndpointWorld) -> None:
