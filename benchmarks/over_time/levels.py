@@ -58,6 +58,7 @@ DELAYS = (
 _CALM_DAYS, _LATER_DAYS = 365, 120
 _CALM_STREAMS, _CHANGED_STREAMS, _OTHER_STREAMS = 80, 60, 24
 _CHANGED_DAY = 31
+_SINGLE_DAYS = (6.0, 8.0, 10.0)
 _SHIFTED_DAYS = 20
 _ENDPOINT = replace(INDEPENDENT, columns=5, missing=0.02)
 _MONITORS = ("drift", "prediction_drift", "data_quality", "performance", "service_level")
@@ -85,6 +86,9 @@ def lines(share: float) -> Iterator[Line]:
         least = 0.9 if is_required else None
         yield found_line(f"the same, found within {_LATER_DAYS} days", [[day <= _LATER_DAYS] for day in days], least)
     yield from _onset_lines(some(_CHANGED_STREAMS, share))
+    for shift in _SINGLE_DAYS:
+        found = on_all_cores(_single_day, [(shift, seed) for seed in range(some(_CHANGED_STREAMS, share))])
+        yield found_line(f"a single day with +{shift:g} is found", [[is_found] for is_found in found], None)
     others = some(_OTHER_STREAMS, share)
     for what, world in OTHERS.items():
         yield from _calm_lines(what, world, others)
@@ -191,6 +195,12 @@ def _onset(seed: int) -> tuple[int, bool, bool] | None:
         assert own.since_range is not None
         earliest, latest = map(datetime.fromisoformat, own.since_range)
         return (datetime.fromisoformat(own.since) - true).days, is_right, earliest <= true <= latest
+
+
+def _single_day(task: tuple[float, int]) -> bool:
+    shift, seed = task
+    with Monitor(simulate(INDEPENDENT, seed, 90, 1, Change(shift=shift)), 1.0) as monitor:
+        return bool(monitor.alarms[0])
 
 
 def _later_lines(streams: int) -> Iterator[Line]:
