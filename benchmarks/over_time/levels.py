@@ -63,7 +63,6 @@ _SHIFTED_DAYS = 20
 _ENDPOINT = replace(INDEPENDENT, columns=5, missing=0.02)
 _MONITORS = ("drift", "prediction_drift", "data_quality", "performance", "service_level")
 _HOURS = World(5, 0.2, 200, season=24, length_us=HOUR_US)
-_HOURLY = {"season": "1d"}
 
 
 class Calm(NamedTuple):
@@ -93,10 +92,8 @@ def lines(share: float) -> Iterator[Line]:
     for what, world in OTHERS.items():
         yield from _calm_lines(what, world, others)
     yield from _calm_lines("independent days, 10 columns, reference of 30 days", INDEPENDENT, others, reference=30)
-    hours = {"reference": 30 * 24, "judged": 60 * 24, "spec": _HOURLY}
-    yield from _calm_lines(
-        "hours with a daily cycle, reference of 30 days", _HOURS, some(_OTHER_STREAMS, share), **hours
-    )
+    hours = "hours with a daily cycle, reference of 30 days"
+    yield from _calm_lines(hours, _HOURS, others, reference=30 * 24, judged=60 * 24, spec={"season": "1d"})
     yield from _later_lines(some(_CHANGED_STREAMS, share))
     for what, world in WORLDS.items():
         yield from _without_budget(what, world, others)
@@ -117,9 +114,7 @@ def _calm_lines(
     yield yearly_line(f"false alarms per year, {what}", [one.alarms for one in calm], years, most)
     yield yearly_line("of these, single windows", [one.jumps for one in calm], years)
     yield yearly_line("of these, lasting shifts", [one.shifts for one in calm], years)
-    yield found_line(
-        "references whose report states that the budget is not kept", [[one.is_unkept] for one in calm], None
-    )
+    yield found_line("references with a note that the budget is not kept", [[one.is_unkept] for one in calm], None)
 
 
 def _calm(task: tuple[World, int, int, dict[str, Any], int]) -> Calm:

@@ -71,9 +71,9 @@ class World:
     def levels(self, rng: np.random.Generator, windows: int) -> Array:
         """Return [windows, columns] float64."""
         shape = windows, self.columns
-        noise = (
-            rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails) if self.tails else rng.normal(size=shape)
-        )
+        noise = rng.normal(size=shape)
+        if self.tails:
+            noise = rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails)
         levels = noise.copy()
         for now in range(1, windows):
             levels[now] = self.correlation * levels[now - 1] + math.sqrt(1 - self.correlation**2) * noise[now]
@@ -166,14 +166,11 @@ class Monitor:
         self.spec = MonitorSpec.model_validate({"every": every, "min_rows": 30, **spec})
         self._home = tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-")
 
-    def close(self) -> None:
-        self._home.cleanup()
-
     def __enter__(self) -> "Monitor":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._home.cleanup()
 
     def comparison(self, number: int) -> WindowComparison:
         """Return the comparison of a window; the past contains all windows before it."""
@@ -239,7 +236,7 @@ class Monitor:
 
     @cached_property
     def course(self) -> shifts.Course | None:
-        """What the detector finds in the whole stream."""
+        """The windows and shifts of the whole stream; None if no series can be followed."""
         reference, last = self.stream.reference, len(self.stream.profiles) - 1
         request = self.comparison(last).request
         return shifts.follow(request, reference, self.reference_levels, self.levels(last), reference.bins_key)
