@@ -54,7 +54,11 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
+    column_values,
+    comparable_columns,
+    select_columns,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -253,14 +257,14 @@ def load_segment_references(
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
     """Return the bins of a table's columns, and a note for each column without bins. Only `columns` get bins (empty:
     all). Raises InvalidConfig if the table has none of `columns`."""
-    features, notes = read_columns(table)
+    features, notes = comparable_columns(table)  # Only one column at a time is copied.
     missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
-        name: freeze_bins(features[name], types.get(name, "double"))  # A list's component, a double, has no type.
+        name: freeze_bins(column_values(name, features[name]), types.get(name, "double"))  # A list's component, a double, has no type.
         for name in select_columns(features, columns)
     }, notes
 
@@ -270,7 +274,8 @@ def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: W
     length_us = window.end_us - window.start_us
     digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
     for column in rows.table.columns:
-        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer):
+        buffers = (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer)
+        for buffer in {buffer.address: buffer for buffer in buffers}.values():  # Slices share a buffer.
             digest.update(buffer)
     key = digest.digest()
     if key not in _last_cut:

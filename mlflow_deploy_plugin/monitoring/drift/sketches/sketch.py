@@ -260,7 +260,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
     }
     values = round_to_reference(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
-        codes = np.searchsorted(bins.edges, values, side="right")
+        codes = bins.bin_of(values)
         fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
         fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
     else:
