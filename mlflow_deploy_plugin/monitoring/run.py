@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import pyarrow as pa
-
 from mlflow_deploy_plugin.evaluation import require_matplotlib
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
@@ -33,7 +31,6 @@ def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
     judged_result = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
     past = past_windows(judged_result)
     result = add_history(judged_result, past)
-    pa.default_memory_pool().release_unused()  # The charts' libraries need the memory of the freed rows.
     request.progress("drawing the report")
     files = build_report(result, past)
     request.progress(f"logging the report to the experiment onnxserve/{request.endpoint}")

@@ -258,8 +258,10 @@ def run_files(
     endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
     """
     empty_endpoint(name)
+    evaluation.use_compact_memory()
     data, against = load_datasets([rows, reference])
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
+    del against  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
@@ -275,10 +277,8 @@ def run_files(
     unsaved = window_runner.unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         alone = settings.model_copy(update={"log_uri": folder})
-        del against  # Both files are read again in parts, so their tables are freed: a gigabyte for a million rows.
         _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
-        del data, times
-        pa.default_memory_pool().release_unused()
+        del data, times  # The rows are read again in parts.
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
         request = evaluation.window_request(unsaved, monitor.spec, alone, None, notes)
         result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))
