@@ -11,8 +11,10 @@ For a reference in the log, bins are frozen on a bounded sample of rows. For `ro
 times the span, so that stored profiles serve many windows.
 """
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -54,11 +56,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
-    column_values,
-    comparable_columns,
-    select_columns,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import column_values, comparable_columns, select_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -264,7 +262,9 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
-        name: freeze_bins(column_values(name, features[name]), types.get(name, "double"))  # A list's component, a double, has no type.
+        name: freeze_bins(
+            column_values(name, features[name]), types.get(name, "double")
+        )  # A list's component, a double, has no type.
         for name in select_columns(features, columns)
     }, notes
 
@@ -282,4 +282,6 @@ def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: W
         pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, length_us)
         _last_cut.clear()
         _last_cut[key] = pieces
+        with suppress(AttributeError):  # Only glibc has this function. It returns the memory of temporary arrays.
+            ctypes.CDLL(None).malloc_trim(0)
     return _last_cut[key]
