@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.tabular.streams import STREAM_BYTES
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
@@ -167,8 +166,8 @@ def read_file(
                 else location.filesystem.open_input_file(path)
             ) as source:
                 # From a bucket, large ranges save round trips. From a disk, a buffered stream saves their memory.
-                buffer_bytes = STREAM_BYTES if location.is_local else 0
-                parquet = pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=not location.is_local)
+                is_local = location.is_local
+                parquet = pq.ParquetFile(source, buffer_size=2**16 if is_local else 0, pre_buffer=not is_local)
                 names = parquet.schema_arrow.names
                 if missing := [name for name in required if name not in names]:
                     unreadable[path] = f"it has no column {missing[0]}"

@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, FileFormat, compress
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
-STREAM_BYTES = 2**16
 _TEXT_BYTES = 2
 """The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts need over 4 bytes."""
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
@@ -406,8 +405,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
     if size > MAX_BYTES:
         raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
-    # A buffered stream reads a file of one large row group without holding its compressed bytes.
-    return pq.read_table(path, columns=columns, buffer_size=STREAM_BYTES, pre_buffer=False, **SPARK_TIMES)
+    return pq.read_table(path, columns=columns, **SPARK_TIMES)
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:

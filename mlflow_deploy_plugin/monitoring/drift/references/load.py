@@ -56,7 +56,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import column_values, comparable_columns, select_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -255,18 +255,18 @@ def load_segment_references(
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
     """Return the bins of a table's columns, and a note for each column without bins. Only `columns` get bins (empty:
     all). Raises InvalidConfig if the table has none of `columns`."""
-    features, notes = comparable_columns(table)  # Only one column at a time is copied.
-    missing = [name for name in columns if not select_columns(features, [name])]
+    bins: dict[str, Bins] = {}
+    names, notes = [], []
+    for column in table.column_names:  # Copy only one column at a time.
+        features, skipped = read_columns(table.select([column]))
+        names += features
+        notes += skipped
+        for name in select_columns(features, columns):  # A list's component, a double, has no type in the table.
+            bins[name] = freeze_bins(features[name], str(table.schema.field(name).type) if name == column else "double")
+    missing = [name for name in columns if not select_columns(names, [name])]
     if columns and len(missing) == len(columns):
-        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
-    notes += [f"{name}: {shown} has no such column" for name in missing]
-    types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    return {
-        name: freeze_bins(
-            column_values(name, features[name]), types.get(name, "double")
-        )  # A list's component, a double, has no type.
-        for name in select_columns(features, columns)
-    }, notes
+        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
+    return bins, [*notes, *(f"{name}: {shown} has no such column" for name in missing)]
 
 
 def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:

@@ -34,27 +34,19 @@ class ColumnValues:
 
 def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
     """Return the columns by name, without the log's own columns, and a note for each column that cannot be compared."""
-    columns, notes = comparable_columns(table)
-    return {name: column_values(name, column) for name, column in columns.items()}, notes
-
-
-def comparable_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
-    """Return the Arrow columns and the notes of `read_columns`. The values are not copied."""
-    columns = dict(feature_columns(table))
-    notes = [
-        f"{name}: a column of type {column.type} is not judged"
-        for name, column in columns.items()
-        if type_family(column.type) == "other"
-    ]
-    return {name: column for name, column in columns.items() if type_family(column.type) != "other"}, notes
-
-
-def column_values(name: str, column: pa.ChunkedArray) -> ColumnValues:
-    """Return the values of a column that is not of the family "other"."""
-    column = decoded(column)
-    if type_family(column.type) == "number":
-        return ColumnValues(name, "number", as_floats(column))
-    return ColumnValues(name, "category", np.array(pc.cast(column, pa.large_string()).to_pylist(), dtype=object))
+    features: dict[str, ColumnValues] = {}
+    notes: list[str] = []
+    for name, raw_column in feature_columns(table):
+        column = decoded(raw_column)
+        family = type_family(column.type)
+        if family == "other":
+            notes.append(f"{name}: a column of type {raw_column.type} is not judged")
+        elif family == "number":
+            features[name] = ColumnValues(name, "number", as_floats(column))
+        else:
+            texts = pc.cast(column, pa.large_string()).to_pylist()
+            features[name] = ColumnValues(name, "category", np.array(texts, dtype=object))
+    return features, notes
 
 
 def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
@@ -78,8 +70,6 @@ def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def type_family(kind: pa.DataType) -> Family:
     """Return the family in which values of an Arrow type are compared; "null" is compatible with every family."""
     types = pa.types
-    if types.is_dictionary(kind):
-        return type_family(kind.value_type)
     if types.is_null(kind):
         return "null"
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):

@@ -302,7 +302,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     if not (is_finite := np.isfinite(numbers)).all():
         numbers, owners = numbers[is_finite], owners[is_finite]
     finite = np.bincount(owners, minlength=count)
-    rows = owners if count > 1 else np.zeros(1, np.int64)  # The figures of a single group are not copied for each row.
+    rows = np.zeros(1, np.int64) if count == 1 else owners  # The figures of a single group need no copy for each row.
     with np.errstate(all="ignore"):
         about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)  # A plain sum could overflow.
         about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
