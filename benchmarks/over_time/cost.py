@@ -78,8 +78,8 @@ def serve(root: Path, reference: pa.Table) -> None:
     state.mkdir(parents=True)
     (model / "model.onnx").write_bytes(b"not opened here")
     pq.write_table(reference, model / "reference.parquet")
-    flavor = {"data": "model.onnx", "onnxserve_version": "0"}
-    flavor["reference"] = {"data": "reference.parquet", "rows": len(reference)}
+    logged = {"data": "reference.parquet", "rows": len(reference)}
+    flavor = {"data": "model.onnx", "onnxserve_version": "0", "reference": logged}
     (model / "MLmodel").write_text(json.dumps({"mlflow_version": "3", "flavors": {"onnxserve": flavor}}))
     uri = f"models:/{NAME}/1"
     (state / "spec.yaml").write_text(json.dumps({"name": NAME, "variants": {NAME: {"model": uri}}}))

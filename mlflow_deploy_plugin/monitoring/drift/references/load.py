@@ -11,10 +11,8 @@ For a reference in the log, bins are frozen on a bounded sample of rows. For `ro
 times the span, so that stored profiles serve many windows.
 """
 
-import ctypes
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -256,7 +254,8 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
     """Return the bins of a table's columns, and a note for each column without bins. Only `columns` get bins (empty:
     all). Raises InvalidConfig if the table has none of `columns`."""
     bins: dict[str, Bins] = {}
-    names, notes = [], []
+    names: list[str] = []
+    notes: list[str] = []
     for column in table.column_names:  # Copy only one column at a time.
         features, skipped = read_columns(table.select([column]))
         names += features
@@ -282,6 +281,4 @@ def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: W
         pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, length_us)
         _last_cut.clear()
         _last_cut[key] = pieces
-        with suppress(AttributeError):  # Only glibc has this function. It returns the memory of temporary arrays.
-            ctypes.CDLL(None).malloc_trim(0)
     return _last_cut[key]

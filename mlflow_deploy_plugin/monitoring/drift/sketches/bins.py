@@ -78,7 +78,7 @@ class OrderedBins:
     def _cell_of(self, values: Array) -> Array:
         """Return the cell of each value, [N] int64: equal parts of the range of the edges. NaN is in any cell."""
         with np.errstate(all="ignore"):
-            cells = (values - self.edges[0]) * (_CELLS / (self.edges[-1] - self.edges[0]))
+            cells: Array = (values - self.edges[0]) * (_CELLS / (self.edges[-1] - self.edges[0]))
             return np.fmax(np.fmin(cells, _CELLS - 1), 0).astype(np.int64)
 
     def bin_of(self, values: Array) -> Array:
