@@ -44,7 +44,7 @@ MAX_BACKFILLED = 10_000
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
-_OWN = {"_model": "", "_version": "", "_segment": "file"}
+_OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
 _UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
 _INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
 
@@ -258,9 +258,7 @@ def run_files(
     endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
     """
     empty_endpoint(name)
-    with suppress(NotImplementedError):  # Arrow's default allocator keeps 30 % more memory for large tables.
-        pa.jemalloc_set_decay_ms(0)
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    evaluation.use_compact_memory()
     data, against = load_datasets([rows, reference])
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
     del against  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
@@ -293,7 +291,6 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
     for name, value in _OWN.items():
         table = table.append_column(name, pa.repeat(value, count))
-    table = table.append_column("_offset", pa.array(np.zeros(count, np.int64)))
     table = table.append_column("_row", pa.array(np.arange(count, dtype=np.int32)))
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
