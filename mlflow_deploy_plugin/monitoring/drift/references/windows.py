@@ -14,6 +14,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns, type_family
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     Profile,
     merge,
@@ -168,7 +169,8 @@ def cut_pieces(
     group_of = np.full(len(present), -1)
     group_of[chosen] = np.arange(len(chosen))
     inside = group_of[groups] >= 0
-    kept = sketch_groups(bins, table.filter(pa.array(inside)), group_of[groups[inside]], len(chosen))
+    filtered = table if inside.all() else table.filter(pa.array(inside))
+    kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
     rest = count_out_of_rest(bins, table, groups, len(present))
     kept = [
         Profile(window.rows, {name: replace(column, **rest[name][index]) for name, column in window.columns.items()})
@@ -243,7 +245,7 @@ def count_out_of_rest(
     """Return each column's counts `unseen`, `below` and `above` for each group of rows against all other groups.
     `groups` is [N] int64, a group per row; `counted` is [count] bool, the groups to compare with (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
-    counts: dict[str, RestCounts] = {}
+    counts: dict[str, RestCounts] = {name: [{}] * count for name in PROJECTIONS if name in bins}  # without a range
     for name, raw_column in feature_columns(table, bins):
         column, column_bins = decoded(raw_column), bins.get(name)
         if column_bins is None or type_family(column.type) not in ("number", "category"):

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     feature_columns,
     type_family,
 )
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, relation_tables
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 SketchKind = Literal["number", "category", "other"]
@@ -125,9 +126,8 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
-    for name, column in feature_columns(table, bins):
+    for name, counted in _count_columns(bins, table, groups, count, rows):
         frozen = bins.get(name)
-        counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
         values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
         # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
@@ -210,6 +210,21 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
         yield pa.concat_tables(pending)
 
 
+def _count_columns(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, rows: Array
+) -> Iterator[tuple[str, ColumnCounts]]:
+    """Yield the name and `_count_column` of each column, then of each projection (`relations.py`)."""
+    tables = relation_tables(bins)
+    sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
+    for name, column in feature_columns(table, bins):
+        counted = _count_column(column, bins.get(name), groups, count, rows)
+        if name in tables and "codes" in counted:
+            sums += tables[name].take(counted["codes"], axis=0)
+        yield name, counted
+    for name, values in zip(PROJECTIONS, sums.T, strict=False):
+        yield name, _count_column(pa.chunked_array([np.ascontiguousarray(values)]), bins[name], groups, count, rows)
+
+
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
     """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
     raw_column = decoded(column)
@@ -260,7 +275,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
     }
     values = round_to_reference(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
-        codes = np.searchsorted(bins.edges, values, side="right")
+        codes = bins.bin_of(values)
         fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
         fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
     else:
@@ -271,6 +286,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
         fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
     codes[is_missing] = bins.size
+    fields["codes"] = codes
     fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
     return fields
 
@@ -282,7 +298,7 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     distinct = encoded.dictionary
     codes = np.full(len(column), bins.size, np.int64)
     kind = bins.kind if pa.types.is_null(column.type) else "category"
-    fields: ColumnCounts = {"kind": [kind] * count}
+    fields: ColumnCounts = {"kind": [kind] * count, "codes": codes}
     if isinstance(bins, CategoryBins):
         texts = distinct.to_numpy(zero_copy_only=False)
         hashes = hash_texts(texts)
@@ -295,17 +311,19 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
 
 def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
     minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(minimum, groups[is_known], values[is_known])
-    np.maximum.at(maximum, groups[is_known], values[is_known])
-    is_finite = np.isfinite(values)
-    numbers, owners = values[is_finite], groups[is_finite]
+    numbers, owners = (values, groups) if is_known.all() else (values[is_known], groups[is_known])
+    np.minimum.at(minimum, owners, numbers)
+    np.maximum.at(maximum, owners, numbers)
+    some = np.bincount(owners, minlength=count) > 0
+    if not (is_finite := np.isfinite(numbers)).all():
+        numbers, owners = numbers[is_finite], owners[is_finite]
     finite = np.bincount(owners, minlength=count)
+    rows = np.zeros(1, np.int64) if count == 1 else owners  # The figures of a single group need no copy for each row.
     with np.errstate(all="ignore"):
-        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A plain sum could overflow.
-        about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
+        about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)  # A plain sum could overflow.
+        about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
         mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
-        m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
-    some = np.bincount(groups[is_known], minlength=count) > 0
+        m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
         "maximum": np.where(some, maximum, np.nan).tolist(),
