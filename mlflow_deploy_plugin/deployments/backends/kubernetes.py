@@ -20,24 +20,11 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin.deployments.backends import Observation, Progress
+from mlflow_deploy_plugin import manifests
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress, kubernetes_status, served_state
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
-from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
-    UNSEEN,
-    PodTrouble,
-    RefusedPods,
-    container_status,
-    is_ready,
-    pending_rollout,
-    pod_trouble,
-    quota_trouble,
-)
-from mlflow_deploy_plugin.deployments.backends.served_state import (
-    ServedState,
-    compare_applied,
-    served_failure,
-    wait_while_pending,
-)
+from mlflow_deploy_plugin.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
+from mlflow_deploy_plugin.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
@@ -47,17 +34,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     Refused,
 )
-from mlflow_deploy_plugin.manifests import (
-    CONTAINER,
-    OWNER,
-    STATE_FOLDER,
-    Document,
-    Place,
-    endpoint_labels,
-    http_port,
-    kubernetes_documents,
-    lacks_mlflow_address,
-)
+from mlflow_deploy_plugin.manifests import CONTAINER, OWNER, STATE_FOLDER, Document, Place, endpoint_labels, http_port
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, Wanted, WorkerState
@@ -129,7 +106,7 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = kubernetes_documents(
+        documents = manifests.kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
         kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
@@ -194,17 +171,17 @@ class KubernetesBackend:
         ready = deployment.get("status", {}).get("readyReplicas", 0)
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
-        reason = trouble.text if trouble is not None else pending_rollout(deployment)
+        reason = trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
         states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
         if not ready:
             return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
-        applied_specs = [compare_applied(spec, state) for state in states]
+        applied_specs = [served_state.compare_applied(spec, state) for state in states]
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
             reason or next((item.pending for item in applied_specs if item.pending), ""),
             url=self._url(spec),
-            restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
+            restarts=sum(kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
                 worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # Pids are only unique within a pod.
@@ -375,7 +352,7 @@ class KubernetesBackend:
 
     def _read_pod(self, pod: Document) -> ServedState | None:
         """Return the state files of a pod, or None if they cannot be read."""
-        if "running" not in container_status(pod).get("state", {}):
+        if "running" not in kubernetes_status.container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
@@ -403,8 +380,8 @@ class KubernetesBackend:
                 deployment = self._cluster.get("Deployment", spec.name)
                 if deployment is None:
                     raise DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
-                pending_work = pending_rollout(deployment)
-                pods = self._newest_pods(deployment) if pending_work != UNSEEN else []
+                pending_work = kubernetes_status.pending_rollout(deployment)
+                pods = self._newest_pods(deployment) if pending_work != kubernetes_status.UNSEEN else []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
                     raise DeploymentFailed(f"{spec.name}: {trouble.text}")
@@ -419,7 +396,9 @@ class KubernetesBackend:
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
 
-        wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
+        served_state.wait_while_pending(
+            spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words
+        )
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
@@ -429,8 +408,8 @@ class KubernetesBackend:
                 return f"the state of pod {name} cannot be read"
             if state is None:
                 continue  # Without the right to read the state, trust the pod's readiness.
-            applied = compare_applied(spec, state)
-            if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
+            applied = served_state.compare_applied(spec, state)
+            if failure := served_state.served_failure(applied, spec, before.get(name, ServedState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
@@ -447,7 +426,9 @@ class KubernetesBackend:
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return the reason why pods do not become ready. A final reason takes precedence."""
         name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
-        troubles = [trouble for condition in conditions if (trouble := quota_trouble(condition)) is not None]
+        troubles = [
+            trouble for condition in conditions if (trouble := kubernetes_status.quota_trouble(condition)) is not None
+        ]
         if troubles:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
             all_pods = self._cluster.find("Pod", endpoint_labels(name))
@@ -456,7 +437,7 @@ class KubernetesBackend:
         else:
             self._refusals.pop(name, None)
         for pod in pods:
-            if (trouble := pod_trouble(pod)) is not None:
+            if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
                 troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
         return next((item for item in troubles if item.is_final), next(iter(troubles), None))
@@ -500,7 +481,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
     Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
     """
-    is_needed = lacks_mlflow_address(spec)
+    is_needed = manifests.lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
         variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]
