@@ -20,20 +20,12 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin import manifests
+from mlflow_deploy_plugin import errors, manifests
 from mlflow_deploy_plugin.deployments.backends import Observation, Progress, kubernetes_status, served_state
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
 from mlflow_deploy_plugin.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
-from mlflow_deploy_plugin.errors import (
-    AlreadyExists,
-    DeploymentFailed,
-    InvalidConfig,
-    NotReady,
-    OnnxserveError,
-    Refused,
-)
 from mlflow_deploy_plugin.manifests import CONTAINER, OWNER, STATE_FOLDER, Document, Place, endpoint_labels, http_port
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
@@ -115,7 +107,7 @@ class KubernetesBackend:
         others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
-            raise AlreadyExists(
+            raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
                 f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
                 "kubernetes.force_conflicts=true takes it over"
@@ -124,7 +116,7 @@ class KubernetesBackend:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
             for document in others:
-                with suppress(DeploymentFailed):  # Only the first failure is reported.
+                with suppress(errors.DeploymentFailed):  # Only the first failure is reported.
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
@@ -156,7 +148,7 @@ class KubernetesBackend:
         (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
         digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
         for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
-            with suppress(DeploymentFailed):  # The pod may be gone, or the user may not change it.
+            with suppress(errors.DeploymentFailed):  # The pod may be gone, or the user may not change it.
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
 
@@ -194,7 +186,9 @@ class KubernetesBackend:
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
         )
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+    def server_pages(
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
+    ) -> Mapping[str, bytes | errors.Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
 
         The request runs inside the pod with a key that only the server's user can read, because the API server's proxy
@@ -204,11 +198,11 @@ class KubernetesBackend:
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
         command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
 
-        def read(pod: Document) -> bytes | Refused:
+        def read(pod: Document) -> bytes | errors.Refused:
             try:
                 return self._cluster.execute(pod["metadata"]["name"], command).encode()
-            except DeploymentFailed as error:
-                return Refused(error.message)
+            except errors.DeploymentFailed as error:
+                return errors.Refused(error.message)
 
         pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -223,7 +217,7 @@ class KubernetesBackend:
         """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
         name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
         if self._own_deployment(name) is None:
-            raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
+            raise errors.NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
@@ -244,7 +238,7 @@ class KubernetesBackend:
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OnnxserveError):  # The agents also poll on a schedule.
+        with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
             self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
@@ -257,7 +251,7 @@ class KubernetesBackend:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
         if not follow:
             return
-        written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
+        written: queue.Queue[str | errors.DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
             """Put the new lines of a pod's log into the queue. When the log ends, put None or the error into it."""
@@ -273,7 +267,7 @@ class KubernetesBackend:
                     since = int(time.monotonic() - begun) + 5
                     time.sleep(_POLL_SECONDS)
                 written.put(None)
-            except DeploymentFailed as error:
+            except errors.DeploymentFailed as error:
                 written.put(error)
 
         for pod in names:
@@ -281,7 +275,7 @@ class KubernetesBackend:
         living = len(names)
         while living:
             line = written.get()
-            if isinstance(line, DeploymentFailed):
+            if isinstance(line, errors.DeploymentFailed):
                 raise line
             if line is None:
                 living -= 1
@@ -294,7 +288,7 @@ class KubernetesBackend:
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
-            raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
+            raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
         with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
             yield f"{spec.server.scheme}://{address}"
 
@@ -322,7 +316,7 @@ class KubernetesBackend:
         deployment = self._cluster.get("Deployment", name)
         if deployment is not None and not self._is_ours(deployment):
             whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
-            raise InvalidConfig(
+            raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
                 "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
                 "kubernetes.force_conflicts=true to take it over"
@@ -368,7 +362,7 @@ class KubernetesBackend:
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
-        except (OnnxserveError, ValueError):
+        except (errors.OnnxserveError, ValueError):
             return None
 
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
@@ -379,12 +373,12 @@ class KubernetesBackend:
             try:
                 deployment = self._cluster.get("Deployment", spec.name)
                 if deployment is None:
-                    raise DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
+                    raise errors.DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
                 pending_work = kubernetes_status.pending_rollout(deployment)
                 pods = self._newest_pods(deployment) if pending_work != kubernetes_status.UNSEEN else []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
-                    raise DeploymentFailed(f"{spec.name}: {trouble.text}")
+                    raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
                 unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
                 pending_work = pending_work or self._pending_spec(spec, pods, before)
                 return f"{pending_work}: {trouble.text}" if pending_work and trouble is not None else pending_work
@@ -410,7 +404,7 @@ class KubernetesBackend:
                 continue  # Without the right to read the state, trust the pod's readiness.
             applied = served_state.compare_applied(spec, state)
             if failure := served_state.served_failure(applied, spec, before.get(name, ServedState()), state.agent):
-                raise DeploymentFailed(f"{spec.name}: {failure}")
+                raise errors.DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
         return ""
@@ -502,5 +496,5 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         and parts.password is None  # Readers of the Deployment would see a password.
     }
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
-        raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
+        raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
