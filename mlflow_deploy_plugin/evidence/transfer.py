@@ -162,8 +162,8 @@ def _read_source(model: str, version: str) -> _Source:
     run, run_page, run_id = None, "", entry.run_id
     with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
         if run_id:
-            run = client.get_run(run_id)
-            run_page = connection.redact_credentials(logged_run(client, run_id).url) or run_id
+            page = logged_run(client, run_id).url
+            run, run_page = client.get_run(run_id), connection.redact_credentials(page) or run_id
     return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
 
 
