@@ -115,7 +115,7 @@ def same_phase(
 class ReportData:
     """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
     window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name.
-    `levels` are the charts of the columns with an alarm over the windows, the worst first."""
+    `levels` are the charts over the windows: at most five columns with an alarm, the worst first, then the accuracy."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from mlflow_deploy_plugin.inference_log import microseconds
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,
     EXACT,
@@ -40,6 +41,7 @@ _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _SHIFT_STATE = "shift_state"
 """The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
+_LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
@@ -63,9 +65,9 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
     ordered = sorted(past, key=lambda window: window.start)
     findings = tuple(_with_history(result, finding, ordered) for finding in result.findings)
     reason = result.reason
-    first = findings[0] if findings else None  # the finding that the reason quotes
-    is_open = first is not None and first.state in (*ALARMS, *UNDECIDED)
-    if first and is_open and first.history and first.reason and first.history not in reason:
+    # The reason quotes the first finding of the window, and shifts with their own history.
+    first = next((finding for finding in findings if finding.check != "shift"), None)
+    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
         reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
     return replace(result, findings=findings, reason=reason)
 
@@ -200,19 +202,17 @@ class TrendLine:
                 state = state_in(window.figures, self.state) or window.state
                 is_alarm, is_open = state in ALARMS, state in UNDECIDED
             colours.append(_ALARM if is_alarm else _SOFT if is_open else _FINE)
-        return values, bounds, colours
+        return _drawable(values), bounds, colours
 
 
 @dataclass(frozen=True)
 class LevelLine:
-    """A level that is drawn over the windows, and the starts of the windows in which its column was an alarm."""
+    """A level that is drawn over the windows. `key` is the `alarm_key` of its column if the column is an alarm, and
+    `alarms` are the starts of the windows in which the column was an alarm."""
 
     series: LevelSeries
+    key: str = ""
     alarms: Set[datetime] = frozenset()
-
-    def is_of(self, finding: Finding) -> bool:
-        """Return True if the level is a figure of the finding's column and segment."""
-        return self.series.title.startswith(f"{alarm_key(finding.subject, finding.segment)}, ")
 
     @property
     def title(self) -> str:
@@ -251,18 +251,17 @@ class LevelLine:
 
 
 def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:
-    """Return the levels of at most five columns, the worst first, and then the levels without a reference, such as the
-    accuracy of the model, each over the last `MOST_WINDOWS` windows."""
-    judged: list[LevelLine] = []
-    others: list[LevelLine] = []
+    """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
+    alarms = {_key(finding): finding for finding in reversed(result.findings) if finding.is_alarm}
+    lines: list[LevelLine] = []
     for series in result.report.levels:
         last = slice(-MOST_WINDOWS, None)
-        shown = replace(series, starts=series.starts[last], values=series.values[last], usual=series.usual[last])
-        line = LevelLine(shown)
-        own = next((finding for finding in result.findings if finding.is_alarm and line.is_of(finding)), None)
-        alarms = {window.start for window in windows if own and _was_alarm(result, own, window)}
-        (judged if len(series.usual) else others).append(replace(line, alarms=alarms))
-    return judged[: _MOST_PANELS - 1] + others
+        values = _drawable(series.values[last])
+        shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
+        key = max((key for key in alarms if series.title.startswith(f"{key}, ")), key=len, default="")
+        starts = {window.start for window in windows if key in alarms and _was_alarm(result, alarms[key], window)}
+        lines.append(LevelLine(shown, key, starts))
+    return lines
 
 
 def trend_lines(
@@ -273,8 +272,8 @@ def trend_lines(
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
-    judged = [line for line in levels if len(line.series.usual)]
-    alarms = [one for one in result.findings if one.is_alarm and not any(line.is_of(one) for line in judged)]
+    judged = [line.key for line in levels if line.key]
+    alarms = [finding for finding in result.findings if finding.is_alarm and _key(finding) not in judged]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
@@ -294,8 +293,18 @@ def trend_lines(
     return list(drawn.values())[: _MOST_PANELS - len(judged)]
 
 
+def _key(finding: Finding) -> str:
+    return alarm_key(finding.subject, finding.segment)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Return the values. Unknown values, and values that are too large for an axis, are NaN."""
+    return [value if abs(value) < _LARGEST else math.nan for value in values]
+
+
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    line = one_line(text)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def draw_trend(
@@ -340,7 +349,7 @@ def draw_trend(
         for colour, marker in _MARKERS.items():
             marked = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
             panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
-        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left")
+        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
         panel.tick_params(labelsize=8)
         panel.margins(y=0.15)
         panel.set_xlim(min(all_times) - length, max(all_times) + length)
