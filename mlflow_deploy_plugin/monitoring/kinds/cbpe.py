@@ -134,22 +134,12 @@ def estimate(
     )
 
 
-def labels_contradict(
-    truth: Array, answers: ClassPredictions, earlier: Sequence[LabelledWindow], confidence: float
-) -> bool:
-    """Return True if the number of labels per class, or of correct answers, differs from the expected number.
-
-    In this case either the model has changed, or labels are missing depending on their value. The margin is the
-    interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows, the margin includes only the error
-    of sampling. `truth` is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all
-    rows of `earlier` are labelled.
-    """
-    excess, margin = _excesses([LabelledWindow(truth, answers)], earlier, confidence)
-    return bool((np.abs(excess) > margin).any())
-
-
 def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:
-    """Return the trust in the labels of a window in which some rows have no label, but are like the labelled rows.
+    """Return the trust in the labels of a window in which some rows have no label.
+
+    Labels fit the probabilities if the numbers of labels per class and of correct answers are as expected. The margin
+    is the interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the
+    margin includes only the error of sampling.
 
     Args:
         judged: the labelled rows, at least one, whose answers have probabilities.

@@ -51,7 +51,8 @@ models that broke in mid-window (accuracy 0.78, then 0.44) looked like normal va
 
 @dataclass(frozen=True)
 class MetricInterval:
-    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows."""
+    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows. The value
+    is NaN if only its bounds are known."""
 
     name: str
     value: float
@@ -63,7 +64,8 @@ class MetricInterval:
 
     @property
     def figures(self) -> dict[str, float]:
-        return {self.name: self.value, f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+        ends = {f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+        return ends if math.isnan(self.value) else {self.name: self.value, **ends}
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,10 +249,12 @@ def criterion_finding(
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     is_less = measured.effective_n < 0.9 * measured.rows
     worth = f" (worth {measured.effective_n:,.0f} independent rows)" if is_less else ""
-    reason = f"{measured.value:.4g} on {measured.rows:,} rows{worth}, {interval}; required is {requirement.text}"
+    value = None if math.isnan(measured.value) else measured.value
+    on_rows = "" if value is None else f"{value:.4g} on {measured.rows:,} rows{worth}, "
+    reason = f"{on_rows}{interval}; required is {requirement.text}"
     if state == "cannot tell":
         reason += ", which is within the interval"
-    return Finding(subject, "criterion", state, reason, measured.value, requirement.value, segment)
+    return Finding(subject, "criterion", state, reason, value, requirement.value, segment)
 
 
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:

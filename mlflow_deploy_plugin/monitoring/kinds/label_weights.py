@@ -6,8 +6,8 @@ each labelled row is weighted by the inverse of the share of similar rows with a
 Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
 JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
 over all possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do not help if labels are
-missing because of their values (`cbpe.labels_contradict`, `cbpe.trust_labels`); every unlabelled row then counts as not
-represented.
+missing because of their values (`cbpe.trust_labels`). No unlabelled row is then represented, and the value of the
+metric is unknown.
 """
 
 import math
@@ -237,7 +237,8 @@ def weighted_metrics(
     for name, metric in metrics.items():
         if isinstance(metric, MetricInterval):
             low, high = _possible_range(name, predictions, weighted, both, unknown)
-            ends[name] = replace(metric, low=low, high=high, method="worst case")
+            value = math.nan if labelled.weights is None else metric.value
+            ends[name] = replace(metric, value=value, low=low, high=high, method="worst case")
     return ends
 
 

@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     LabelledWindow,
     LabelTrust,
     estimate,
-    labels_contradict,
     trust_labels,
 )
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
@@ -159,39 +158,47 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     """Return the labels with the weights to use, and notes on unlabelled rows that the labels may not represent."""
     labelled, spec = window.labelled, window.request.spec
     others = int((~labelled.rows).sum())
-    bounds = f"so that the metrics are bounds for any labels of the {others:,} unlabelled rows"
+    bounds = f"so that the metrics are bounds for any labels of the unlabelled rows ({others:,})"
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
-    tests = f"chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g}"
+    unlike += f" (chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     if spec.labels == "reported":
         return labelled.at_worst, [f"the monitor sets `labels: reported`, {bounds}"] if others else []
     if spec.labels == "sampled":
         text = "the monitor sets `labels: sampled`, and the metrics use the labelled rows without weights; but"
-        return labelled.as_sample, [f"{text} {unlike} ({tests})"] if labelled.differing else []
-    is_tested = spec.labels is None
-    departs: bool | None = None
-    notes: list[str] = []
-    if is_tested and labelled.is_selected:
-        departs, notes = _labels_contradict_model(window)
-    elif is_tested and labelled.rows.mean() < COMPLETE:
-        trust, notes = _trust_labels(window)
+        return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
+    is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
+    trust, notes = _trust_labels(window) if is_tested else (None, [])
+    if trust is not None and trust.reason != "fits":
+        if labelled.is_selected:
+            text = "and they do not fit the model's probabilities: labels may be missing because of their values"
+            return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
         if trust.reason == "doubted":
-            notes.insert(0, f"{notes.pop(0)}, {bounds}")
-            return labelled.at_worst, notes
+            return labelled.at_worst, [f"{_describe(trust)}, {bounds}", *notes]
+        notes = [_describe(trust), *notes]
     if not labelled.differing:
         return labelled, notes
-    if departs:
-        text = "and they do not fit the model's probabilities: labels may be missing because of their values"
-        return labelled.at_worst, [f"{unlike} ({tests}), {text}, {bounds}", *notes]
-    unknown = int(labelled.unknown.sum())
     text = ""
     if labelled.weights is not None:
         worth = f"{labelled.effective_n:,.0f}"
         text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
-    if unknown:
-        text += f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so any label is assumed possible"
-    if is_tested and labelled.is_selected and departs is None:
+    if unknown := int(labelled.unknown.sum()):
+        text += f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any label"
+    if is_tested and labelled.is_selected and trust is None:
         text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
-    return labelled, [f"{unlike} ({tests}){text}", *notes]
+    return labelled, [f"{unlike}{text}", *notes]
+
+
+def _describe(trust: LabelTrust) -> str:
+    row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
+    reasons = {
+        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
+        "has changed, and the metrics use the labels",
+        "repeated": f"{row}, and the metrics use the labels. If labels are missing because of their values, set "
+        "`labels: reported`",
+        "doubted": f"{row} ({REPEATED} are needed to use the labels; if you know how rows get their labels, set "
+        "`labels`). The model may have changed, or labels may be missing because of their values",
+    }
+    return f"the labels do not fit the model's probabilities {reasons[trust.reason]}"
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
@@ -308,37 +315,17 @@ def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]
     return estimates, [*joined.notes, *notes]
 
 
-def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the labels in the window contradict the probabilities of their rows (None without probabilities),
-    and notes. Earlier windows in which nearly all rows are labelled are used to calibrate the probabilities."""
-    spec, joined = window.request.spec, _join_earlier_windows(window, COMPLETE)
+def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
+    """Return how far the labels are trusted, None if the model returns no probabilities, and notes on skipped windows.
+    If labelled and unlabelled rows differ, only earlier windows with nearly all labels are used."""
+    spec, classified = window.request.spec, window.predictions.classified
+    if classified is None or classified.probabilities is None:
+        return None, []
+    joined = _join_earlier_windows(window, COMPLETE if window.labelled.is_selected else 0.0)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    judged, earlier = joined.judged, joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    return labels_contradict(judged.truth, judged.answers, earlier, 1 - spec.false_alarm_rate), joined.notes
-
-
-def _trust_labels(window: _Window) -> tuple[LabelTrust, list[str]]:
-    """Return how far labels are trusted if labelled and unlabelled rows are alike, and notes with the reason first.
-    Labels are trusted if the model returns no probabilities."""
-    spec, classified = window.request.spec, window.predictions.classified
-    joined = None if classified is None or classified.probabilities is None else _join_earlier_windows(window)
-    if joined is None or joined.classified.probabilities is None:
-        return LabelTrust("fits", 0), []
     earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    trust = trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate)
-    if trust.reason == "fits":
-        return trust, []
-    in_a_row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
-    reasons = {
-        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
-        "has changed, and the metrics use the labels",
-        "repeated": f"{in_a_row}, and the metrics use the labels. If labels are missing because of their values, set "
-        "`labels: reported`",
-        "doubted": f"{in_a_row} ({REPEATED} are needed to use the labels; if you know how rows get their labels, set "
-        "`labels`). The model may have changed, or labels may be missing because of their values",
-    }
-    return trust, [f"the labels do not fit the model's probabilities {reasons[trust.reason]}", *joined.notes]
+    return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
 
 
 def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str = "0s") -> _JoinedWindows | None:
@@ -368,7 +355,7 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str =
     predictions = read_predictions(together, artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
-    left_out = f"{selected} earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
+    left_out = f"earlier windows that are skipped, because their labelled and unlabelled rows differ: {selected}"
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     notes = [left_out] if selected else []
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
