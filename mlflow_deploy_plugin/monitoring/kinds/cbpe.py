@@ -27,12 +27,12 @@ from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, m
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
+from mlflow_deploy_plugin.spec.monitors import REPEATED
 
 COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
-REPEATED = 5
-"""The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
+MIN_LABELLED_WINDOWS = 3
+"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
 _SIMILAR = 4 / 3
 """The largest ratio of two shares of labelled rows for which rows are assumed to get their labels in the same way."""
 _NEGLIGIBLE = 0.03

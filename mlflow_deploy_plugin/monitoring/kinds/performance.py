@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     COMPLETE,
-    REPEATED,
     CbpeEstimate,
     LabelledWindow,
     LabelTrust,
@@ -37,6 +36,7 @@ from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import REGRESSION
+from mlflow_deploy_plugin.spec.monitors import REPEATED
 from mlflow_deploy_plugin.spec.types import length_of
 
 _MOST_CELLS = 20_000_000
