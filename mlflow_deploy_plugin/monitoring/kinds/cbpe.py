@@ -119,19 +119,12 @@ def estimate(
     if answers.probabilities is None:
         return Refused("the model returns no class probabilities, which an estimate needs")
     fitted = _calibrated(earlier)
-    if not fitted.windows:
-        return CbpeEstimate(expected_metrics(answers, answers.probabilities), {}, 0, None, False)
-    chances = fitted.curve(answers.probabilities)
+    chances, windows = fitted.curve(answers.probabilities), len(fitted.windows)
     errors: dict[str, EstimateError] = {}
-    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+    if windows >= MIN_LABELLED_WINDOWS:
         errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
-    return CbpeEstimate(
-        values=expected_metrics(answers, chances),
-        errors=errors,
-        windows=len(fitted.windows),
-        calibration_error=fitted.calibration_error,
-        is_corrected=fitted.is_corrected,
-    )
+    values, error = expected_metrics(answers, chances), fitted.calibration_error if windows else None
+    return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
 
 
 def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:

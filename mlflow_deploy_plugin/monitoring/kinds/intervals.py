@@ -268,22 +268,18 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     segment that was not judged does not prevent "kept", because the requirement also applies to all rows."""
     violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
-        return "violated", _shown_first(violated)
+        return "violated", _shown(violated)
     kept = [finding for finding in findings if finding.state == "kept"]
     unknown = [finding for finding in findings if finding.state == "cannot tell"]
     if kept or unknown:
         unknown += [finding for finding in findings if finding.state == "not judged" and not finding.segment]
     if unknown:
-        return "cannot tell", _shown_first(unknown)
+        return "cannot tell", _shown(unknown)
     if kept:
-        return "kept", _shown_first(kept)
-    return "not judged", _shown(findings[0]) if findings else "the monitor has no requirements"
+        return "kept", _shown(kept)
+    return "not judged", _shown(findings[:1]) if findings else "the monitor has no requirements"
 
 
-def _shown_first(ones: Sequence[Finding]) -> str:
-    return f"{_shown(ones[0])}{f', and {len(ones) - 1} more' if len(ones) > 1 else ''}"
-
-
-def _shown(finding: Finding) -> str:
-    where = f" of {finding.segment}" if finding.segment else ""
-    return f"{finding.subject}{where}: {finding.reason}"
+def _shown(findings: Sequence[Finding]) -> str:
+    first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.reason}{more}"

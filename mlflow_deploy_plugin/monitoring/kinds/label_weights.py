@@ -42,13 +42,8 @@ difference of 0.1, below which groups count as balanced (Austin, Multivariate Be
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
-_RANGES = {
-    "log_loss": (0.0, -math.log(EPSILON)),
-    "mae": (0.0, math.inf),
-    "rmse": (0.0, math.inf),
-    "mape": (0.0, math.inf),
-    "r2": (-math.inf, 1.0),
-}
+_RANGES = dict.fromkeys(("mae", "rmse", "mape"), (0.0, math.inf))
+_RANGES |= {"log_loss": (0.0, -math.log(EPSILON)), "r2": (-math.inf, 1.0)}
 """The possible values of metrics that are not shares: lowest and highest."""
 
 

@@ -1,11 +1,11 @@
 """Performance: the metrics of labelled rows, and metrics estimated before the labels are known."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
-from typing import NamedTuple
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,7 @@ from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
-from mlflow_deploy_plugin.monitoring.kinds.predictions import (
-    Predictions,
-    quote_names,
-    read_predictions,
-    row_notes,
-    version_artifact,
-)
+from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions, row_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Artifact
@@ -106,17 +100,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     if isinstance(predictions, Refused):
         version = rows.model, rows.version
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
-    if predictions.unusable:
-        notes = (*notes, f"{predictions.unusable:,} labels are not numbers and are skipped")
-    if predictions.unanswered:
-        notes = (*notes, f"{predictions.unanswered:,} labelled rows have a non-numeric answer and are skipped")
-    unknown, names = predictions.unknown
-    if unknown and not predictions.label_mismatch:
-        named = f"{unknown:,} labels are classes that the model does not have ({quote_names(names)})"
-        notes = (*notes, f"{named}; each counts as a wrong answer")
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
-    window = _Window(request, rows, artifact, predictions, labelled, notes)
+    window = _Window(request, rows, artifact, predictions, labelled, (*notes, *predictions.notes()))
     is_bounded = spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
@@ -141,7 +127,10 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         names = tuple(requirement.name for requirement in spec.requirements if requirement.name in window.names)
         of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
-    figures = _figures(window, measured)
+    figures: dict[str, float] = {}
+    for metric in measured.values():
+        if isinstance(metric, intervals.MetricInterval):
+            figures |= metric.figures
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
     notes = [*label_notes, *segment_notes]
@@ -151,7 +140,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         if window.labelled.compared and text:
             text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
         notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
-    return _result(window, findings, figures, tuple(notes))
+    return _result(window, findings, figures, notes)
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
@@ -203,7 +192,7 @@ def _describe(trust: LabelTrust) -> str:
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
     findings = [intervals.criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
-    return _result(window, findings, _figures(window, {}), ())
+    return _result(window, findings)
 
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
@@ -215,11 +204,10 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
     expected = _estimate_window(window)
-    figures = _figures(window, {})
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
-    of_all = expectations[0].estimate
+    *_, of_all = expectations[0]
     confidence = intervals.bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = []
     for segment, rows, estimated in expectations:
@@ -233,7 +221,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
         f"validated on {of_all.windows} earlier labelled windows"
     )
-    figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
+    figures = {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
     for name in of_all.errors:
         measured = of_all.measure(name, 0, confidence)
         if isinstance(measured, intervals.MetricInterval):
@@ -241,7 +229,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     figures["estimated/windows"] = float(of_all.windows)
     if of_all.calibration_error is not None:
         figures["estimated/calibration_error"] = of_all.calibration_error
-    return _result(window, findings, figures, (note, *notes))
+    return _result(window, findings, figures, [note, *notes])
 
 
 def _findings(
@@ -254,40 +242,27 @@ def _findings(
         yield intervals.criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
-def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
-    figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
-    for metric in measured.values():
-        if isinstance(metric, intervals.MetricInterval):
-            figures |= metric.figures
-    return figures
-
-
 def _result(
-    window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
+    window: _Window,
+    findings: list[Finding],
+    figures: Mapping[str, float] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> MonitorResult:
-    rows = window.rows
+    rows, share = window.rows, window.labels / max(len(window.rows.table), 1)
     return window.request.result(
         *intervals.overall_state(findings),
         (rows.model, rows.version),
         rows.rows,
         model_id=window.artifact.model_id if window.artifact else "",
         findings=findings,
-        figures=figures,
+        figures={"labelled_rows": float(window.labels), "labelled_share": share, **figures},
         notes=(*window.notes, *notes),
     )
 
 
-class _SegmentEstimate(NamedTuple):
-    """The estimate for a segment with `rows` judged rows. An empty segment name means all rows."""
-
-    segment: str
-    rows: int
-    estimate: CbpeEstimate
-
-
-def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]] | Refused:
-    """Return the estimates for all rows and for each segment, each validated on the same segment of earlier windows of
-    the version, and notes on skipped values."""
+def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
+    """Return the estimates for all rows (segment "") and for each segment, each with the segment's name and number of
+    rows, and validated on the same segment of earlier windows of the version. Also return notes on skipped values."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
         return Refused("the model returns numbers, and their errors cannot be estimated without labels")
@@ -311,7 +286,7 @@ def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
-        estimates.append(_SegmentEstimate(name, int(own.sum()), of_rows))
+        estimates.append((name, int(own.sum()), of_rows))
     return estimates, [*joined.notes, *notes]
 
 

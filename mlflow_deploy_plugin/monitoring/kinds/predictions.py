@@ -55,18 +55,16 @@ class Predictions:
         """A mask, [N] bool: True for a row with a label."""
         return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
 
-    @property
-    def unanswered(self) -> int:
-        """The number of labelled rows for which a regressor did not return a finite number."""
-        return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
-
-    @property
-    def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """The number of labels with a class that the model does not have, and the names of these classes."""
-        if self.classified is None or not self.classified.unknown:
-            return 0, ()
-        own = len(self.classified.classes) - self.classified.unknown
-        return int((self.truth >= own).sum()), self.classified.classes[own:]
+    def notes(self) -> Iterator[str]:
+        """Yield notes on labels and labelled rows that are skipped, and on classes that the model does not have."""
+        if self.unusable:
+            yield f"{self.unusable:,} labels are not numbers and are skipped"
+        if self.numbers is not None and (unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())):
+            yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
+        if self.classified is not None and self.classified.unknown and not self.label_mismatch:
+            own = len(self.classified.classes) - self.classified.unknown
+            named = f"the model does not have ({quote_names(self.classified.classes[own:])})"
+            yield f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts as a wrong answer"
 
 
 def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:

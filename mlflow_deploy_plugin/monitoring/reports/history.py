@@ -85,14 +85,16 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
         finding = replace(finding, since=first.isoformat(), in_a_row=in_a_row)
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
-    earlier = [window for window in past if window.start < first]
-    values = [(window.start, window.figures.get(metric_of("criterion", finding, window.figures))) for window in earlier]
-    known = [(start, value) for start, value in values if value is not None]
-    if not known:
+    earlier = {
+        microseconds(window.start): window.figures[name]
+        for window in past
+        if window.start < first and (name := metric_of("criterion", finding, window.figures))
+    }
+    if not earlier:
         return finding
-    starts_us = [microseconds(start) for start, _ in known]
-    indices, named = same_phase(result.window.start_us, result.window.end_us - result.window.start_us, starts_us)
-    before = [value for _, value in ([known[index] for index in indices] or known)[-_WINDOWS_BEFORE:]]
+    length_us, values = result.window.end_us - result.window.start_us, [*earlier.values()]
+    indices, named = same_phase(result.window.start_us, length_us, [*earlier])
+    before = ([values[index] for index in indices] or values)[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
     several = f"the median of the {len(before)} {named or 'windows'} before"
     windows = "the window before" if len(before) == 1 else several
@@ -202,7 +204,7 @@ class TrendLine:
                 state = state_in(window.figures, self.state) or window.state
                 is_alarm, is_open = state in ALARMS, state in UNDECIDED
             colours.append(_ALARM if is_alarm else _SOFT if is_open else _FINE)
-        return _drawable(values), bounds, colours
+        return _drawable(values), _drawable(bounds), colours
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,9 @@ class LevelLine:
 
         if len(self.series.usual):
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
-            times = date2num(list(self.series.starts))
-            panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
+            panel.fill_between(
+                date2num(list(self.series.starts)), usual - half, usual + half, color=_BAND, linewidth=0, zorder=0
+            )
         if self.series.onset:
             start, first, last = map(date2num, self.series.onset)
             panel.axvspan(first, last, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
@@ -252,10 +255,10 @@ class LevelLine:
 
 def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
-    alarms = {_key(finding): finding for finding in reversed(result.findings) if finding.is_alarm}
+    alarms = {alarm_key(one.subject, one.segment): one for one in reversed(result.findings) if one.is_alarm}
     lines: list[LevelLine] = []
+    last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
-        last = slice(-MOST_WINDOWS, None)
         values = _drawable(series.values[last])
         shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
         key = max((key for key in alarms if series.title.startswith(f"{key}, ")), key=len, default="")
@@ -273,7 +276,7 @@ def trend_lines(
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
     judged = [line.key for line in levels if line.key]
-    alarms = [finding for finding in result.findings if finding.is_alarm and _key(finding) not in judged]
+    alarms = [one for one in result.findings if one.is_alarm and alarm_key(one.subject, one.segment) not in judged]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
@@ -291,10 +294,6 @@ def trend_lines(
         if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
     return list(drawn.values())[: _MOST_PANELS - len(judged)]
-
-
-def _key(finding: Finding) -> str:
-    return alarm_key(finding.subject, finding.segment)
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
