@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.runtime import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text
 
-NO_LABEL = -1
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
@@ -243,7 +242,7 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
     codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
-    return np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
+    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:

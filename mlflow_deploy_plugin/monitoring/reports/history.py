@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     MonitorResult,
     State,
     format_time,
+    mark_of,
     same_phase,
 )
 from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, alarm_key
@@ -46,6 +47,7 @@ _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
+_COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
 _MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D", _LINE: "."}  # Markers show the state without colour.
 
 if TYPE_CHECKING:
@@ -198,12 +200,10 @@ class TrendLine:
             lacking = math.nan if self.threshold or window.state == "not judged" else 0.0
             values.append(window.figures.get(self.value, lacking))
             bounds.append(window.figures.get(self.threshold, math.nan) if self.threshold else 0.0)
+            state = state_in(window.figures, self.state) or window.state
             if self.is_column:
-                is_alarm, is_open = values[-1] > bounds[-1], False
-            else:
-                state = state_in(window.figures, self.state) or window.state
-                is_alarm, is_open = state in ALARMS, state in UNDECIDED
-            colours.append(_ALARM if is_alarm else _SOFT if is_open else _FINE)
+                state = "drift" if values[-1] > bounds[-1] else "no drift"
+            colours.append(_COLOURS[mark_of(state)])
         return _drawable(values), _drawable(bounds), colours
 
 
@@ -225,18 +225,13 @@ class LevelLine:
         since = f", since {start} ({first} to {last})"
         return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
 
-    @property
-    def colours(self) -> list[str]:
-        other = _FINE if len(self.series.usual) else _LINE  # A level without a reference is not judged.
-        return [_ALARM if start in self.alarms else other for start in self.series.starts]
-
     def describe(self) -> str:
         """Return a text about the newest known value."""
         newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
         text = f"{self.title}: newest {self.series.values[newest]:.4g}"
-        if not len(self.series.usual):
-            return text
-        return f"{text}, usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+        if len(self.series.usual):
+            text += f", usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+        return text
 
     def draw_reference(self, panel: "Axes") -> None:
         """Draw the usual band, and the start of the shift with its interval."""
@@ -285,8 +280,7 @@ def trend_lines(
             value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
             line = TrendLine(name, value, threshold, state)
         elif finding.check in EXACT:
-            title = f"{name}: {finding.change or finding.check}"
-            line = TrendLine(title, score, is_column=True)
+            line = TrendLine(f"{name}: {finding.change or finding.check}", score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
             own = "" if finding.check == "shift" else score  # The threshold is not the threshold of a shift.
@@ -331,7 +325,9 @@ def draw_trend(
     all_times = [time for line in drawn for time in (line.series.starts if isinstance(line, LevelLine) else times)]
     for panel, line in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
         if isinstance(line, LevelLine):
-            starts, values, colours = line.series.starts, line.series.values, line.colours
+            starts, values = line.series.starts, line.series.values
+            other = _FINE if len(line.series.usual) else _LINE  # A level without a reference is not judged.
+            colours = [_ALARM if start in line.alarms else other for start in starts]
             words.append(line.describe())
             line.draw_reference(panel)
         else:
