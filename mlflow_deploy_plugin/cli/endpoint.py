@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     show_json,
     show_lines,
+    show_progress,
     show_result,
     show_table,
     why_option,
@@ -87,8 +88,14 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 
     Only a change of a server.… field restarts the server. If the command fails, no field is changed.
     """
+    changes = key_values(config)
     with opened_deployments() as deployments:
-        _show(deployments.update_endpoint(name, key_values(config), why), output)
+        if any(field.startswith(("alarms.", "monitors.")) for field in changes):  # The import takes a second.
+            from mlflow_deploy_plugin.controller.monitors.budget import check_change
+
+            for line in check_change(deployments, name, changes):
+                show_progress(line)
+        _show(deployments.update_endpoint(name, changes, why), output)
 
 
 @endpoint.command()

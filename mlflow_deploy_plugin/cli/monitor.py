@@ -105,6 +105,8 @@ def list_(name: str | None, output: str) -> None:
     show_table(output, [*map(monitor_document, monitors)], rows, empty)
     if output == "json" or not monitors:
         return
+    budgets = {item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None}
+    show_lines([f"{endpoint}: alarms.false_per_year is {number:g}" for endpoint, number in budgets.items()])
     for item in monitors:
         if item.why:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
@@ -270,19 +272,45 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    `onnxserve controller` judges its windows from its next poll on.
+    `onnxserve controller` judges its windows from its next poll on. The field alarms.false_per_year of -C belongs to
+    the endpoint, and all other fields to the monitor.
     """
     changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.budget import check_change
+
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
                 f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with `onnxserve endpoint update "
                 f"{name} -C monitors.{monitor_name}.FIELD=VALUE`"
             )
-        dotted = {f"monitors.{monitor_name}.{field}": value for field, value in changes.items()}
+        dotted = {
+            field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
+            for field, value in changes.items()
+        }
+        lines = check_change(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
-    click.echo(f"{name} has the monitor {monitor_name}")
+    show_lines([f"{name} has the monitor {monitor_name}", *lines])
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@why_option
+def accept(name: str, monitor_name: str, why: str) -> None:
+    """Accept the open alarms of the monitor MONITOR as normal.
+
+    The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift, and
+    the alert of the monitor ends. The endpoint needs a budget of alarms (alarms.false_per_year).
+    """
+    with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms
+        from mlflow_deploy_plugin.monitoring.result import format_time
+
+        baseline = accept_alarms(deployments, name, monitor_name, why)
+    for key, since in baseline.items():
+        show_lines([f"{name}: monitor {monitor_name}: {key} is normal since {format_time(since)}"])
 
 
 @monitor.command()
@@ -482,6 +510,7 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
         "kind": overview.spec.kind,
         "every": overview.spec.every,
         "schedule": overview.spec.schedule,
+        "false_per_year": overview.false_per_year,
         "state": overview.status,
         "why": overview.why,
         "paused_by": overview.state.paused_by,

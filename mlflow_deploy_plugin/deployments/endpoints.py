@@ -89,11 +89,11 @@ class Endpoints:
         """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
-        monitors are only stored. `audit` contains `action`, `actor` and `why` for `Store.replace_spec`. Raises the
-        errors of `Deployments.update`.
+        monitors and of their budget are only stored. `audit` contains `action`, `actor` and `why` for
+        `Store.replace_spec`. Raises the errors of `Deployments.update`.
         """
         old = stored.spec
-        if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
+        if new != old and new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms}) == old:
             self.store.replace_spec(new, **audit)
             return
         backend = self.backend(stored)

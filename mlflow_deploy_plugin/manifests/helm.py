@@ -7,8 +7,8 @@ from mlflow_deploy_plugin.manifests.served import Document, Place, dump_document
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.spec.types import IMAGE
 
-_NOT_OF_VALUES = ("apiVersion", "name", "monitors")
-"""The spec fields that are not in the values: the name is a key of `endpoints`, and monitors are in the store."""
+_NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")
+"""The spec fields that are not in the values: the name is a key of `endpoints`; the rest is in the store."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -25,7 +25,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def values_schema() -> Document:
     """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 support."""
     spec = EndpointSpec.model_json_schema(by_alias=True)
-    of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec")
+    of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
     definitions = {name: part for name, part in spec.pop("$defs").items() if name not in of_monitors}
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
     endpoint = {"$ref": "#/$defs/Endpoint"}

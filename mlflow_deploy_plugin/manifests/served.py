@@ -31,7 +31,7 @@ OWNER = "onnxserve/owner"
 """The annotation with the store that owns the endpoint of an object."""
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """The pattern of a valid Kubernetes namespace."""
-_NOT_SERVED = ("monitors", "container", "kubernetes")
+_NOT_SERVED = ("monitors", "alarms", "container", "kubernetes")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, alarm_key
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec, duration_seconds
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
@@ -23,6 +23,7 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
+_YEAR_SECONDS = 365.25 * 86_400
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
@@ -219,6 +220,12 @@ class WindowRequest:
     def labels(self) -> EndpointLabels:
         return self.log.labels(self.endpoint)
 
+    @property
+    def requirement_rate(self) -> float:
+        """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
+        per_year, rate = self.alarms.false_per_year, self.spec.false_alarm_rate
+        return rate if per_year is None else min(rate, per_year * duration_seconds(self.spec.every) / _YEAR_SECONDS)
+
     def result(
         self,
         state: State,
@@ -233,7 +240,9 @@ class WindowRequest:
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
-        """Return a result. The figures include the number of rows. The findings are sorted by state."""
+        """Return a result with sorted findings. Figures include the rows, and the evidence the alarms of findings."""
+        ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
+        alarms = dict.fromkeys(alarm_key(finding.subject, finding.segment) for finding in ordered if finding.is_alarm)
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -246,11 +255,11 @@ class WindowRequest:
             state=state,
             reason=reason,
             rows=rows,
-            findings=tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state))),
+            findings=ordered,
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
-            evidence=evidence or Evidence(),
+            evidence=replace(evidence or Evidence(), alarms=tuple(alarms)),
         )

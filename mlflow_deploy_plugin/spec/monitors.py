@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.spec.types import (
     validate_lag,
     validate_length,
     validate_reference,
+    validate_season,
 )
 
 Sign = Literal[">=", "<=", ">", "<"]
@@ -292,6 +293,8 @@ class MonitorSpec(SpecPart):
                 raise ValueError(f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}")
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
+        if self.season is not None:
+            validate_season(self.season, self.every)
         if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
             raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
         if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":

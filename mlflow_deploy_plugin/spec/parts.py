@@ -430,6 +430,12 @@ class EndpointSpec(SpecPart):
             raise ValueError("no variant receives traffic: a weight above 0 and shadow: false are expected")
         return self
 
+    @property
+    def budget_share(self) -> float | None:
+        """The number of false alarms per year that each monitor may raise; None without a budget of alarms."""
+        budget = self.alarms.false_per_year
+        return None if budget is None else budget / max(len(self.monitors), 1)
+
     def monitor(self, name: str) -> MonitorSpec:
         """Return the monitor of this name, or raise NotFound."""
         if name not in self.monitors:

@@ -217,6 +217,14 @@ def validate_lag(lag: str, every: str) -> None:
         raise ValueError(f"reference rolling:{lag} is not a multiple of the window of {every}")
 
 
+def validate_season(season: str, every: str) -> None:
+    """Raise ValueError if the season is not a multiple of the monitor's window length, and longer."""
+    cycle, length = duration_seconds(season), duration_seconds(every)
+    if cycle % length or cycle < 2 * length:
+        nearest = duration_text(max(round(cycle / length), 2) * length)
+        raise ValueError(f"season {season}: a longer multiple of the window of {every} is expected, e.g. {nearest}")
+
+
 def validate_crontab(text: str) -> str:
     """Return the crontab line unchanged. Raises like `crontab_times`."""
     crontab_times(text, _EPOCH)

@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from mlflow_deploy_plugin.inference_log import EPOCH
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import tables
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
@@ -25,6 +28,7 @@ NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
 
 _NEWEST_FIRST = MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc()
+_PAST, _MOST_PAST = timedelta(days=2 * 365), 1_000
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
 
 
@@ -225,6 +229,33 @@ class Monitors:
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
         return self._store.read(query, MonitorWindow)[::-1]
+
+    def judged_windows(
+        self, key: MonitorKey, spec: MonitorSpec, column: Literal["evidence", "figures"], until: datetime | None = None
+    ) -> dict[datetime, Mapping[str, Any]]:
+        """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
+
+        `until` selects windows of the two years before this time. The schedule has windows of length `every` that start
+        at multiples of it. At most 1,000 revisions are read: with 40 columns, their evidence takes about 30 MB.
+        """
+        row, every = MonitorWindowRow, length_of(spec.every)
+        query = select(row.start, row.end, getattr(row, column)).order_by(*_NEWEST_FIRST).limit(_MOST_PAST)
+        query = query.filter_by(endpoint=key[0], monitor=key[1], state="judged")
+        if until is not None:
+            query = query.where(row.start > until - _PAST, row.end <= until)
+        with self._store.transaction(is_read_only=True) as session:
+            revisions = session.execute(query).all()[::-1]
+        of_length = ((start, content) for start, end, content in revisions if end - start == every)
+        return {start: content for start, content in of_length if not (start - EPOCH) % every}
+
+    def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
+        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""
+        actor, detail = current_actor(), {"monitor": monitor, "baseline": dict(baseline)}
+        with self._row(endpoint, monitor) as (session, row):
+            row.baseline = {**row.baseline, **baseline}
+            event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)
+            write_event(session, event)
+        return actor
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))

@@ -19,6 +19,7 @@ from tests.support.refusals import mentions
 
 _IMPERATIVES = {
     *(
+        "Accept",
         "Add",
         "Approve",
         "Build",

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
@@ -231,6 +233,47 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     assert invoke("remove", "new", "nightly").exit_code == 0
     assert mentions(invoke("remove", "new", "nightly").stderr, "no monitor", "'nightly'", "'new'")
     store.remove_endpoint("new")
+
+
+def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothing(home: Path, store: Store) -> None:
+    late = CALM.isoformat()[:10] + "/2100-01-01"
+
+    zero = invoke("add", "flights", "other", "-C", "alarms.false_per_year=0")
+    overlapping = invoke("add", "flights", "other", "--reference", f"window:{late}", "-C", "alarms.false_per_year=1")
+    unchanged = store.require_endpoint("flights").spec
+    added = invoke("add", "flights", "other", "-C", "alarms.false_per_year=2", "-C", "min_rows=60")
+    text, documents = invoke("list", "flights"), json.loads(invoke("list", "flights", "-o", "json").stdout)
+    spec = store.require_endpoint("flights").spec
+    removed = CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
+    invoke("remove", "flights", "other")
+
+    assert mentions(zero.stderr, "alarms.false_per_year", "at least 0.1")
+    assert mentions(overlapping.stderr, "monitors.other.reference", late, "END")
+    assert (zero.exit_code, overlapping.exit_code) == (1, 1)
+    assert ("other" in unchanged.monitors, unchanged.alarms.false_per_year) == (False, None)
+    assert added.exit_code == 0, added.output
+    assert (spec.alarms.false_per_year, spec.monitors["other"].min_rows) == (2, 60)
+    assert mentions(text.stdout, "flights: alarms.false_per_year is 2")
+    assert {document["false_per_year"] for document in documents} == {2}
+    assert removed.exit_code == 0, removed.output
+    assert store.require_endpoint("flights").spec.alarms.false_per_year is None
+    assert not (home / "deployments" / "flights" / "server.log").exists()  # The server is neither started nor changed.
+
+
+def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:
+    evidence = Evidence("bins", {"x/level": 9.0}, ("x",), {"x/level": CALM.isoformat()})
+    window = Monitors(store).add("flights", "daily", CALM + 200 * DAY, CALM + 201 * DAY)
+    Monitors(store).update(replace(window, state="judged", verdict="drift", evidence=evidence.to_json()))
+
+    without = invoke("accept", "flights", "daily")
+    CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
+    accepted = invoke("accept", "flights", "daily", "--why", "a new carrier")
+    CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
+
+    assert (without.exit_code, len(without.stderr.splitlines())) == (1, 1)
+    assert mentions(without.stderr, "'flights'", "alarms.false_per_year=1")
+    assert accepted.exit_code == 0, accepted.output
+    assert mentions(accepted.stdout, "flights", "daily", "x", "2013-07-01")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.support.refusals import refused
 
 CONFIG = {
     "monitors.daily.kind": "drift",
+    "alarms.false_per_year": "1",
     "container.cpus": "2",
     "kubernetes.replicas": "5",
     "capture.fraction": "0.5",

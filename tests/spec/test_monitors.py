@@ -1,4 +1,4 @@
-"""Tests of the part of the log that a monitor and the sample of its retraining read."""
+"""Tests of the part of the log that a monitor and the sample of its retraining read, and of seasons and budgets."""
 
 from datetime import timedelta
 from typing import Any
@@ -71,3 +71,24 @@ def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field: s
     spec = with_sample(sample__stratify="carrier")
     with refused(InvalidConfig, "monitors.daily.retrain.sample.stratify", "'carrier'", f"capture.{field}"):
         apply_config(spec, {f"capture.{field}": "carrier"})
+
+
+@pytest.mark.parametrize(
+    ("season", "every", "nearest"), [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")]
+)
+def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> None:
+    fields = {"monitors.daily.season": season, "monitors.daily.every": every}
+    if not nearest:
+        assert apply_config(flights(), fields).monitors["daily"].season == season
+        return
+    with refused(InvalidConfig, f"season {season}", f"window of {every}", nearest):
+        apply_config(flights(), fields)
+
+
+def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
+    two = {"monitors.daily.every": "1d", "monitors.answers.kind": "prediction_drift"}
+    spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
+
+    assert (spec.budget_share, apply_config(spec, {"alarms.false_per_year": ""}).budget_share) == (0.5, None)
+    with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
+        apply_config(spec, {"alarms.false_per_year": "0"})

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Barrier
+from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
 from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Silences, Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState
 
@@ -128,6 +130,41 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
         ("monitor.pause", "ada@laptop", "a known fault"),
         ("monitor.resume", "bob@laptop", ""),
     ]
+
+
+def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+
+    monitors.accept(name, "daily", {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"})
+    monitors.accept(name, "daily", {"x": "2026-11-20T00:00:00+00:00"}, "a new carrier")
+
+    baseline = monitors.state(name, "daily").baseline
+    assert baseline == {"x": "2026-11-20T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"}
+    *_, event = store.events(name)
+    assert (event.action, event.why, event.detail["baseline"].keys()) == ("monitor.accept", "a new carrier", {"x"})
+
+
+def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: Store, name: str) -> None:
+    def judge(start: datetime, number: int, length: timedelta = DAY, **more: Any) -> None:
+        window = Monitors(store).add(name, "daily", start, start + length, **more)
+        assert Monitors(store).update(replace(window, state="judged", evidence={"number": number}))
+
+    judge(START, 1)
+    judge(START, 2, by_hand=True)
+    judge(START, 3, DAY / 2)  # another length
+    judge(START - DAY / 2, 4)  # another start
+    judge(START - 2 * DAY, 5)
+    judge(START - 800 * DAY, 6)
+    judge(START + DAY, 7)
+    Monitors(store).add(name, "daily", START - DAY, START)  # not judged
+    Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)  # a revision that is not judged
+    read = partial(Monitors(store).judged_windows, (name, "daily"), MonitorSpec(), "evidence")
+
+    until = read(START + DAY)
+
+    assert [*until.items()] == [(START - 2 * DAY, {"number": 5}), (START, {"number": 2})]
+    assert [*read()] == [START - 800 * DAY, *until, START + DAY]
+    assert read(START - 2 * DAY) == {}
 
 
 def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:

@@ -7,10 +7,11 @@ idle, after a maximum number of windows (memory leaks), and with the controller:
 
 import contextlib
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,17 @@ from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
+from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
 
 IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
@@ -64,6 +67,45 @@ def window_request(
         endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
         rows_since=endpoint.rows_since if endpoint is not None else None,
     )
+
+
+def with_alarms(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+    """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
+    if endpoint is None:
+        return request
+    window, spec, budget = request.window, request.spec, endpoint.spec.alarms.false_per_year
+    scheduled = window_at(window.start_us, spec.every)
+    note, alarms = "", AlarmContext(endpoint.spec.budget_share)
+    if window == scheduled:
+        stored = monitors.judged_windows((request.endpoint, request.monitor), spec, "evidence", window.start)
+        past = tuple(PastLevels(start, Evidence.from_json(evidence)) for start, evidence in stored.items())
+        starts = monitors.state(request.endpoint, request.monitor).baseline
+        baseline = {key: datetime.fromisoformat(start) for key, start in starts.items()}
+        alarms = replace(alarms, past=past, baseline=baseline)
+        if spec.kind in KINDS_WITH_REFERENCE:
+            accuracy = _accuracy(endpoint, monitors, past[0].start if past else window.start, window.end)
+            alarms = replace(alarms, accuracy=accuracy)
+    if budget is not None and window != scheduled:
+        note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
+    elif budget is not None and spec.kind not in KINDS_WITH_REFERENCE:
+        note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    return replace(request, alarms=alarms, notes=(*request.notes, note) if note else request.notes)
+
+
+def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
+    """Return the metric of the first requirement of the endpoint's first performance monitor: from labels, otherwise
+    estimated. Return None if no window has the metric."""
+    of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
+    for name, spec in of_kind[:1]:
+        stored = monitors.judged_windows((endpoint.name, name), spec, "figures", until)
+        windows = {start: figures for start, figures in stored.items() if start >= since}
+        metric = spec.requirements[0].name
+        sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
+        known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]
+        values = [next((row[key] for key in known if row.get(key) is not None), math.nan) for row in windows.values()]
+        title = f"{metric}, {' or '.join(sources[key] for key in known)}"
+        return LevelSeries(title, [*windows], values) if known else None
+    return None
 
 
 def judge_and_log(request: WindowRequest) -> EvaluatedWindow:

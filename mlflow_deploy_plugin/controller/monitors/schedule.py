@@ -181,6 +181,7 @@ class MonitorOverview:
         open: the scheduled window that is being judged or retried.
         given_up: the number of scheduled windows that have permanently failed, among the newest 100 windows.
         next_due: the time at which the next window is due; None if unknown or if the monitor is paused.
+        false_per_year: the endpoint's budget of alarms, which its monitors share; None without a budget.
     """
 
     endpoint: str
@@ -193,6 +194,7 @@ class MonitorOverview:
     given_up: int
     next_due: datetime | None
     why: str
+    false_per_year: float | None = None
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
@@ -240,4 +242,5 @@ def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Seq
         given_up=sum(window.state == "failed" for window in newest if not window.by_hand),
         next_due=due,
         why=why,
+        false_per_year=endpoint.spec.alarms.false_per_year,
     )

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure, record_result
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
@@ -171,9 +172,8 @@ class WindowRunner:
             reason = "; ".join([NO_ROWS, *notes])
             judged = replace(window, state="judged", not_before=None, log_digest=digest)
             return replace(judged, verdict="not judged", reason=reason)
-        result = self.evaluator.judge(
-            evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
-        )
+        request = evaluation.window_request(window, spec, self.deployments.settings, endpoint, notes)
+        result = self.evaluator.judge(evaluation.with_alarms(request, endpoint, self.monitors))
         if not self.by_hand:
             self._report(window, spec, result)
         return as_judged(replace(window, log_digest=digest), result, notes)
@@ -189,7 +189,7 @@ class WindowRunner:
         earlier = [row for row in judged if row.end - row.start == length and not (row.start - window.start) % length]
         if any(row.start > window.start for row in earlier):
             return
-        consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
+        consecutive = consecutive_alarms([*earlier, as_judged(window, result, ())])
         self.monitors.update_state(*key, consecutive=consecutive)
         if result.result.is_alarm and consecutive < spec.consecutive:
             self.say(
@@ -230,10 +230,18 @@ class WindowRunner:
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return the number of consecutive alarms up to the newest window. Use newest revisions of decided windows."""
-    newest = {row.start: row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
-    decided = (verdict for verdict in reversed(newest.values()) if verdict not in UNDECIDED)
-    return len([*takewhile(ALARMS.__contains__, decided)])
+    """Return the number of consecutive windows, up to the newest, with an alarm of the same column or criterion.
+
+    Windows that were stored without their alarms count by their verdict. Use newest revisions of decided windows.
+    """
+    newest = {row.start: row for row in sorted(windows, key=lambda window: (window.start, window.revision))}
+    decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
+    alarms = [Evidence.from_json(row.evidence).alarms for row in takewhile(lambda row: row.verdict in ALARMS, decided)]
+    lasting, count = {key for found in alarms for key in found}, 0
+    for count, found in enumerate(alarms, 1):
+        if found and not (lasting := lasting & {*found}):
+            return count - 1
+    return count
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
@@ -254,6 +262,7 @@ def as_judged(window: MonitorWindow, result: evaluation.EvaluatedWindow, notes: 
         run_id=result.run.run_id,
         run_url=result.run.url,
         figures=dict(judgement.figures),
+        evidence=judgement.evidence.to_json(),
     )
 
 

@@ -62,15 +62,19 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
 
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
-    alerts, now = Alerts(store), store.now()
-    firing = alerts.firing()
+    firing = Alerts(store).firing()
     known = {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors} if firing else set()
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
         if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
-            order, lines = alert.detail.get("order", ""), ("the monitor was removed",)
-            content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=lines)
-            alerts.change(alert.fingerprint, partial(resolve, content=content, now=now))
+            end_alert(store, alert, "the monitor was removed")
+
+
+def end_alert(store: Store, alert: Alert, line: str) -> None:
+    """End a firing alert without a window, with this line as the message."""
+    order = alert.detail.get("order", "")
+    content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=(_short(line),))
+    Alerts(store).change(alert.fingerprint, partial(resolve, content=content, now=store.now()))
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
@@ -183,6 +187,8 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
             figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
         why = _short("; ".join(filter(None, (finding.history, finding.reason))))
         lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
+    if any(finding.check == "shift" for finding in alarms):
+        lines.append(f"the budget is {result.figures.get('false_alarms_per_year', 0):.2g} false alarms per year")
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
     monitor = f"{result.endpoint} --monitor {result.monitor}"

@@ -1,7 +1,9 @@
 """Intervals of a window's metrics, which treat the rows as a sample.
 
-- Shares: Wilson's score interval (Wilson, JASA 1927).
+- Shares: Wilson's score interval (Wilson, JASA 1927), above a confidence of 99 % joined with the exact interval
+  (Clopper & Pearson, Biometrika 1934): at 99.95 %, Wilson's misses a share of 1 % of 200 rows 8 times too often.
 - Functions of means over rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
+  Percentiles beyond the tenth resample are extrapolated with the quantiles of the normal distribution.
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
 
 Errors of consecutive rows are often correlated, so the rows are worth fewer independent rows (Kish, Survey Sampling,
@@ -25,7 +27,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from scipy.special import expit
-from scipy.stats import norm, t
+from scipy.stats import beta, norm, t
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
@@ -36,9 +38,12 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.spec.monitors import Requirement
 
-Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
+Method = Literal["Wilson", "Clopper-Pearson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 
 RESAMPLES = 400
+_TAIL = 10
+"""The number of resamples beyond a percentile that is not extrapolated."""
+_WILSON_UP_TO = 0.99
 _SEED = 0
 _CHUNK = 2_000_000  # random numbers per chunk
 _BOOTSTRAP_ROWS = 20_000
@@ -138,7 +143,13 @@ def wilson_interval(
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(part * (1 - part) / count + z**2 / (4 * count**2))
     low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
-    return MetricInterval(name, part, low, high, total, "Wilson", count)
+    if confidence <= _WILSON_UP_TO or not math.isfinite(count):
+        return MetricInterval(name, part, low, high, total, "Wilson", count)
+    tail, hits = (1 - confidence) / 2, part * count
+    # At a share of 0 or 1, one bound of the beta distribution is NaN, and Wilson's bound remains.
+    low = min(low, float(beta.ppf(tail, hits, count - hits + 1)))
+    high = max(high, float(beta.isf(tail, hits + 1, count - hits)))
+    return MetricInterval(name, part, low, high, total, "Clopper-Pearson", count)
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
@@ -191,7 +202,13 @@ def _percentiles(
         value = float(figure(mean))
         drawn = figure(means)
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(drawn) else (value, value)
+    low = high = value
+    if len(drawn):
+        tail = (1 - confidence) / 2
+        known = max(tail, min(_TAIL / len(drawn), 0.25))
+        low, middle, high = np.quantile(drawn, [known, 0.5, 1 - known])
+        scale = float(norm.isf(tail) / norm.isf(known))
+        low, high = middle - scale * (middle - low), middle + scale * (high - middle)
     return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", effective_n)
 
 

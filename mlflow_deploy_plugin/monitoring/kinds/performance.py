@@ -118,7 +118,8 @@ def affordable_rows(request: WindowRequest) -> int:
 def _judge_by_labels(window: _Window) -> MonitorResult:
     spec, table = window.request.spec, window.rows.table
     segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
-    confidence = intervals.bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    rate = window.request.requirement_rate
+    confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * (1 + len(segments)))
     sampling = intervals.event_sampling(window.request, table, confidence)
     labelled, label_notes = _usable_labels(window)
     measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
@@ -208,7 +209,8 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
     *_, of_all = expectations[0]
-    confidence = intervals.bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
+    rate = window.request.requirement_rate
+    confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * len(expectations))
     findings = []
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}

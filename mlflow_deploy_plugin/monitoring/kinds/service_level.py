@@ -111,7 +111,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.result("not judged", reason, version, total.requests, notes=notes)
     segments, segment_notes = counted.largest(spec.min_rows)
-    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    confidence = bonferroni_confidence(request.requirement_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
@@ -195,7 +195,7 @@ def _findings(
         state = criterion_state(share.low <= permitted, share.high <= permitted)
         reason = (
             f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
-            f"to {share.high:.2%} (Wilson, confidence {confidence:.4g}); the limit is {permitted:.2%}"
+            f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)

@@ -90,7 +90,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         parts[variant] = [("", np.ones(len(shadow.same), bool)), *segments]
         segment_notes += [note for note in left_out if note not in segment_notes]
     intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
-    confidence = bonferroni_confidence(spec.false_alarm_rate, intervals)
+    confidence = bonferroni_confidence(request.requirement_rate, intervals)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
     for variant, shadow in compared.items():

@@ -132,8 +132,8 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
-            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, more "
-            f"than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
+            f"{cannot}: consecutive windows of {levels.series[slow]} have a correlation of {correlation[slow]:.2f}, "
+            f"more than {_MOST_CORRELATED}; {smallest} {_EXCESS * false_per_year:.2g}{rolling}"
         )
     half = count // 2
     if half < FEWEST_WINDOWS:

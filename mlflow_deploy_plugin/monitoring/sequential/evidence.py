@@ -1,8 +1,10 @@
 """The figures of a judged window that the store keeps, and the past windows that a judgement uses, as plain values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 Levels = Mapping[str, float]
 """The signed figures of a window by series, such as `delay/level` or `carrier=AA/delay/missing`."""
@@ -23,6 +25,21 @@ class Evidence:
     levels: Levels = field(default_factory=dict)
     alarms: tuple[str, ...] = ()
     shifts: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the evidence for the store. NaN and infinity are omitted, because JSON does not have them."""
+        levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
+        return {"basis": self.basis, "levels": levels, "alarms": list(self.alarms), "shifts": dict(self.shifts)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
+        """Return the stored evidence. A document of another form, such as of a window without evidence, is empty."""
+        try:
+            levels = {series: float(level) for series, level in document["levels"].items()}
+            shifts = {series: datetime.fromisoformat(since).isoformat() for series, since in document["shifts"].items()}
+            return cls(str(document["basis"]), levels, tuple(map(str, document["alarms"])), shifts)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return cls()
 
 
 def alarm_key(subject: str, segment: str = "") -> str:

@@ -88,8 +88,8 @@ def judge_shifts(
         return ShiftVerdict(evidence, charts=charts)
     since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
     notes = [
-        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for lasting "
-        "shifts and the rest for single windows",
+        f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for "
+        "lasting shifts and the rest for single windows",
         *budget.unkept(levels, request.spec, per_year),
     ]
     metrics = {"false_alarms_per_year": per_year, "shift_statistic": course.tracking.statistic}

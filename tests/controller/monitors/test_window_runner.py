@@ -1,10 +1,20 @@
-"""A turn of a monitor during which a user changes the monitor."""
+"""A turn of a monitor during which a user changes the monitor, and the count of consecutive alarms."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+import pytest
+
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
-from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import (
+    Idle,
+    WindowRunner,
+    consecutive_alarms,
+    unsaved_window,
+)
 from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
@@ -37,3 +47,30 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
     assert not isinstance(window, Idle)
     assert window is not None
     assert window.end - window.start == HOUR / 2
+
+
+@pytest.mark.parametrize(
+    ("alarms", "count"),
+    [
+        (["x", "x", "x"], 3),
+        (["x", "xy", "y"], 2),  # x and y each raised two alarms
+        (["xy", "xy", "y"], 3),
+        (["x", "y"], 1),
+        (["x", "", "x"], 1),
+        (["x", "?", "x"], 2),  # an undecided window between two alarms
+        (["x", "", ""], 0),
+        (["old", "old", "x"], 3),  # windows that an earlier version stored without their alarms
+        (["old", "old"], 2),
+        ([], 0),
+    ],
+)
+def test_alarms_are_counted_for_the_same_column(alarms: list[str], count: int) -> None:
+    """Each text is the columns with an alarm in a window, one letter each."""
+    windows = []
+    for number, columns in enumerate(alarms):
+        window = unsaved_window("flights", "hourly", Window(NOON + number * HOUR, NOON + (number + 1) * HOUR), NOON)
+        evidence = {} if columns == "old" else Evidence(alarms=tuple(columns.strip("?"))).to_json()
+        verdict = {"": "no drift", "?": "not judged"}.get(columns, "drift")
+        windows.append(replace(window, verdict=verdict, evidence=evidence))
+
+    assert consecutive_alarms(windows) == count

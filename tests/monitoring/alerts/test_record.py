@@ -1,6 +1,7 @@
 """Alerts in the store: their start, worsening, continuation, end and content."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,42 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
     history = ("mean 3.2 → 8.9, higher", "since 2013-06-29 14:00 UTC", "window 3")
     assert mentions(told, "wind", "distribution 6", "threshold 3", *history, "far")
     assert mentions(told, "humid", "presence", gone.reason)
+
+
+SHIFT = Finding(
+    "wind",
+    "shift",
+    "drift",
+    "+2.4 standard deviations",
+    2.4,
+    segment="carrier=AA",
+    change="mean 3.2 → 8.9, higher",
+    since="2013-06-08T00:00:00+00:00",
+    since_range=("2013-06-05T00:00:00+00:00", "2013-06-10T00:00:00+00:00"),
+)
+
+
+def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
+    see: Callable[..., Any], receiver: Receiver, store: Store
+) -> None:
+    budget = {"false_alarms_per_year": 0.2}
+    see(result_of(0, findings=(SHIFT,), figures=budget))
+    see(result_of(1, findings=(SHIFT,), figures=budget))
+    assert len(Alerts(store).firing()) == 1
+    see(result_of(2, wind=1.0))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
+    told = receiver.got["/ops"][0]["message"]
+    assert mentions(
+        told, "wind [carrier=AA]", "shift", SHIFT.change, "since 2013-06-08", SHIFT.reason, "0.2 false alarms"
+    )
+
+
+def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
+    see(result_of(0, findings=(SHIFT,)))
+    see(result_of(1, findings=(SHIFT, replace(SHIFT, subject="humid"))))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse"]
 
 
 def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:

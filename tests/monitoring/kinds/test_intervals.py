@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom, norm
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
@@ -9,6 +10,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
     auc_interval,
+    bootstrap_counts_interval,
     share_interval,
     wilson_interval,
 )
@@ -37,6 +39,25 @@ def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
     assert found.value == 1.0
     assert found.high == pytest.approx(1.0)
     assert found.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
+def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float, rows: int) -> None:
+    """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of 200 rows 8 times as often."""
+    hits, rate = np.arange(rows + 1), 1 / 1_800
+    missed = [not is_held(wilson_interval("", float(hit), rows, 1 - rate), share) for hit in hits]
+
+    assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
+    assert wilson_interval("", 0.0, rows, 1 - rate).low == 0
+    assert wilson_interval("", float(rows), rows, 1 - rate).high == pytest.approx(1)
+
+
+def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
+    counts, rows = np.array([800.0, 200.0]), 1_000
+    found = bootstrap_counts_interval("", counts, lambda shares: shares[..., 0], rows, Sampling(1 - 1e-4))
+
+    half = norm.isf(0.5e-4) * np.sqrt(0.8 * 0.2 / rows)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Latencies and failures of a window, compared with an objective."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext
 from mlflow_deploy_plugin.runtime.feeds import Array
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions
@@ -33,6 +35,16 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWo
     assert mentions(one.reason, f"{slow:.2%}", "1,000", "0.2 s")
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
+
+
+def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: EndpointWorld) -> None:
+    endpoint.answer(requests(np.random.default_rng(0), slow=0.02))
+    request = endpoint.ask(**P99)
+
+    within = judge(replace(request, alarms=AlarmContext(false_per_year=0.5)))
+
+    assert (judge(request).state, judge(request).evidence.alarms) == ("violated", ("p99",))
+    assert (within.state, within.evidence.alarms) == ("cannot tell", ())
 
 
 def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: EndpointWorld) -> None:

@@ -1,0 +1,106 @@
+"""The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from mlflow_deploy_plugin.controller.monitors import evaluation
+from mlflow_deploy_plugin.controller.monitors.window_runner import unsaved_window
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.config import configure, traffic_weights
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.inference_log import microseconds, parse_window
+from mlflow_deploy_plugin.inference_log.windows import window_at
+from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
+from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
+from mlflow_deploy_plugin.monitoring.result import format_time
+from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec
+from mlflow_deploy_plugin.spec.types import length_of
+from mlflow_deploy_plugin.store import Alerts, Endpoint, Monitors
+
+
+def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:
+    """Return how the monitors that `config` changes cannot keep the budget of alarms, without changing the endpoint.
+
+    Raises InvalidConfig if the reference of a monitor is too short or overlaps the windows that will be judged, and the
+    errors of `configure`. If a reference cannot be loaded yet, its line states the reason.
+    """
+    stored = deployments.store.require_endpoint(name)
+    spec, lines = configure(stored.spec, config), []
+    share, now = spec.budget_share, deployments.store.now()
+    for monitor, changed in spec.monitors.items():
+        fields, where = ("alarms.", f"monitors.{monitor}."), f"{name}: monitor {monitor}"
+        is_changed = any(key.startswith(fields) for key in config)
+        if share is None or not is_changed or changed.kind not in KINDS_WITH_REFERENCE:
+            continue
+        kind, _, text = changed.reference.partition(":")
+        next_start = window_at(microseconds(now), changed.every).start
+        if kind == "window" and (span := parse_window(text)).end > next_start:
+            raise InvalidConfig(
+                f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
+                f"does not permit: END may be at most {next_start:%FT%R}"
+            )
+        reference = None
+        try:
+            reference = _load_reference(deployments, stored, spec, monitor)
+            lines += [f"{where}: {limit}" for limit in check_budget(reference, changed, share)]
+        except OnnxserveError as error:
+            if reference is not None and not changed.is_rolling:  # A rolling reference grows with the log.
+                raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
+            lines.append(f"{where}: the first judgement checks the budget of alarms: {error.message}")
+    return lines
+
+
+def _load_reference(deployments: Deployments, stored: Endpoint, spec: EndpointSpec, monitor: str) -> DriftReference:
+    """Return the reference for the latest window with rows; without rows, for the served version and a window now."""
+    changed, now = spec.monitors[monitor], deployments.store.now()
+    log = evaluation.endpoint_log(deployments.settings, stored)
+    window = window_at(microseconds(now - length_of(changed.every)), changed.every)
+    with suppress(NotFound):
+        window = evaluation.latest_window(log, stored.name, changed, now)
+    version = next(iter(window_versions(log, stored.name, window)), None)
+    if version is None:
+        weights = traffic_weights(spec)
+        if not weights:
+            raise NotFound(f"endpoint {stored.name!r} has no deployment")
+        served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
+        version = served.name, served.version
+    unsaved = unsaved_window(stored.name, monitor, window, now)
+    return load_reference(evaluation.window_request(unsaved, changed, deployments.settings, stored), *version)
+
+
+def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = "") -> dict[str, str]:
+    """Make the open alarms of the newest judged window normal. Return each column and the start of its new baseline.
+
+    The monitor's alert ends. Raises NotFound if no alarm of a column is open, and InvalidConfig if the monitor has no
+    reference or the endpoint has no budget.
+    """
+    store, monitors = deployments.store, Monitors(deployments.store)
+    endpoint = store.require_endpoint(name).spec
+    spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
+    if spec.kind not in KINDS_WITH_REFERENCE:
+        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
+        raise InvalidConfig(f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}")
+    if endpoint.alarms.false_per_year is None:
+        raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
+    windows = monitors.judged_windows((name, monitor), spec, "evidence")
+    judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
+    start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
+    columns = {series.rpartition("/")[0] for series in evidence.levels}
+    baseline = {key: start.isoformat() for key in evidence.alarms if key in columns}
+    # If several figures of a column have shifted, the baseline starts with the last shift.
+    shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
+    baseline |= {key: since for since, key in shifts}
+    if not baseline:
+        remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+        raise NotFound(f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept: {remedy}")
+    actor = monitors.accept(name, monitor, baseline, why)
+    texts = ", ".join(f"{key} since {format_time(since)}" for key, since in baseline.items())
+    line = f"{actor} accepted as normal: {texts}{f': {why}' if why else ''}"
+    for alert in (alert for alert in Alerts(store).firing(name) if alert.fingerprint == f"{name}/{monitor}"):
+        end_alert(store, alert, line)
+    return baseline
