@@ -44,7 +44,8 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in the units of the check; None if the check was not judged.
+        value, threshold: in the units of the check; None if the check was not judged. A value is also None if only its
+            bounds are known.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.

@@ -182,7 +182,7 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
-REPEATED = 5
+REPEATED_WINDOWS = 5
 """The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
 
 
@@ -331,7 +331,7 @@ class MonitorSpec(SpecPart):
         if self.is_rolling:
             return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)
         if self.kind == "performance" and any(requirement.name not in REGRESSION for requirement in self.requirements):
-            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + REPEATED - 1) * every
+            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + REPEATED_WINDOWS - 1) * every
         return timedelta()
 
     @property

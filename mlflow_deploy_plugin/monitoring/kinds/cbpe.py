@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, m
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import REPEATED
+from mlflow_deploy_plugin.spec.monitors import REPEATED_WINDOWS
 
 COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
@@ -145,7 +145,7 @@ def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], conf
         return LabelTrust("fits", 0)
     is_same = (direction == direction[0]) & (direction[0] != 0)
     in_a_row = int(np.logical_and.accumulate(is_same).any(axis=1).sum())
-    if in_a_row >= REPEATED:
+    if in_a_row >= REPEATED_WINDOWS:
         return LabelTrust("repeated", in_a_row)
     ratios = np.array([window.share for window in windows]) / judged.share
     before = np.flatnonzero((ratios <= _SIMILAR) & (ratios >= 1 / _SIMILAR))

@@ -212,19 +212,18 @@ def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
     """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
-    chosen = rows & labelled.rows
-    weighted = replace(sampling, weights=labelled.weights)
+    chosen, unknown = rows & labelled.rows, rows & labelled.unknown
+    weighted, truth = replace(sampling, weights=labelled.weights), predictions.truth
     if predictions.classified is not None:
-        metrics = classification_metrics(
-            predictions.truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen)
-        )
+        if labelled.weights is None:  # Only bounds are known. They also exist for answers without a labelled row.
+            chosen, truth = chosen | unknown, np.where(unknown, predictions.classified.predicted, truth)
+        metrics = classification_metrics(truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen))
     else:
         assert predictions.numbers is not None
         chosen &= np.isfinite(predictions.numbers)
         if not chosen.any():
             return dict.fromkeys(names, Refused("no labelled row has a numeric answer"))
-        metrics = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
-    unknown = rows & labelled.unknown
+        metrics = regression_metrics(truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
     if not unknown.any():
         return metrics
     both = chosen | unknown  # The interval covers all possible labels of the unknown rows.

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import REGRESSION
-from mlflow_deploy_plugin.spec.monitors import REPEATED
+from mlflow_deploy_plugin.spec.monitors import REPEATED_WINDOWS
 from mlflow_deploy_plugin.spec.types import length_of
 
 _MOST_CELLS = 20_000_000
@@ -163,8 +163,8 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
             text = "and they do not fit the model's probabilities: labels may be missing because of their values"
             return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
         if trust.reason == "doubted":
-            return labelled.at_worst, [f"{_describe(trust)}, {bounds}", *notes]
-        notes = [_describe(trust), *notes]
+            return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
+        notes = [_describe_trust(trust), *notes]
     if not labelled.differing:
         return labelled, notes
     text = ""
@@ -178,15 +178,15 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     return labelled, [f"{unlike}{text}", *notes]
 
 
-def _describe(trust: LabelTrust) -> str:
+def _describe_trust(trust: LabelTrust) -> str:
     row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
     reasons = {
         "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
         "has changed, and the metrics use the labels",
         "repeated": f"{row}, and the metrics use the labels. If labels are missing because of their values, set "
         "`labels: reported`",
-        "doubted": f"{row} ({REPEATED} are needed to use the labels; if you know how rows get their labels, set "
-        "`labels`). The model may have changed, or labels may be missing because of their values",
+        "doubted": f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get their labels, "
+        "set `labels`). The model may have changed, or labels may be missing because of their values",
     }
     return f"the labels do not fit the model's probabilities {reasons[trust.reason]}"
 

@@ -239,9 +239,8 @@ class LevelLine:
 
         if len(self.series.usual):
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
-            panel.fill_between(
-                date2num(list(self.series.starts)), usual - half, usual + half, color=_BAND, linewidth=0, zorder=0
-            )
+            times = date2num(list(self.series.starts))
+            panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
         if self.series.onset:
             start, first, last = map(date2num, self.series.onset)
             panel.axvspan(first, last, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
@@ -256,7 +255,8 @@ def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[Le
     for series in result.report.levels:
         values = _drawable(series.values[last])
         shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
-        key = max((key for key in alarms if series.title.startswith(f"{key}, ")), key=len, default="")
+        own = [key for key in alarms if series.title.startswith(f"{key}, ")] if len(series.usual) else []
+        key = max(own, key=len, default="")
         starts = {window.start for window in windows if key in alarms and _was_alarm(result, alarms[key], window)}
         lines.append(LevelLine(shown, key, starts))
     return lines

@@ -191,6 +191,16 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(endpo
     assert any(mentions(note, "reported", "bounds") for note in judged.notes)
 
 
+def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, lambda said, true: (said < 0.5) & (true == 1))  # Positives that the model missed.
+
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["precision>=0.5"], "labels": "reported"})))
+
+    assert judged.state == "cannot tell"
+    assert mentions(judged.reason, "precision", "0 to 1", "worst case")
+
+
 def test_a_declared_sample_is_used_without_weights_and_a_difference_is_told(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
