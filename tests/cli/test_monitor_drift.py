@@ -95,6 +95,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         "reading the reference, training",
         "reading 250 rows of the window",
         "comparing 250 rows with the reference's own windows",
+        "following the levels of the columns over the windows",
         "drawing the report",
         "logging the report to the experiment onnxserve/flights",
     ]

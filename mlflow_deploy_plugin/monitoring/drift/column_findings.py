@@ -8,6 +8,13 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
+    PROJECTIONS,
+    RELATIONS,
+    relation_tables,
+    shown_name,
+    without_projections,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile, merge
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
@@ -35,7 +42,7 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
 
 def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
     names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
-    return [name for name in names if not columns or name in columns]
+    return [name for name in without_projections(names) if not columns or name in columns]
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
@@ -105,7 +112,8 @@ def _families(column: ColumnSketch) -> set[str]:
 def judgeable_columns(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """Return the columns whose distributions can be judged, and a finding with the reason for each other column."""
+    """Return the columns whose distributions can be judged, and a finding with the reason for each other column. The
+    projections follow if `columns` is empty or contains them, and if all columns that they include can be judged."""
     kept: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
@@ -120,11 +128,18 @@ def judgeable_columns(
             reasons[name] = f"the type is {current.arrow_type}; the reference has {_usual_type(expected, current)}"
         else:
             kept.append(name)
+    if relations := [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]:
+        left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
+        if left_out:
+            reasons[RELATIONS] = f"the relations include {left_out[0]}, which cannot be judged"
+        else:
+            kept += relations
     return tuple(kept), not_judged_findings(reasons, segment)
 
 
 def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
-    return [Finding(name, "distribution", "not judged", reason, segment=segment) for name, reason in reasons.items()]
+    shown = {shown_name(name): reason for name, reason in reasons.items()}
+    return [Finding(name, "distribution", "not judged", reason, segment=segment) for name, reason in shown.items()]
 
 
 def judge_columns(
@@ -139,14 +154,22 @@ def judge_columns(
     """Return the findings and the metrics of all columns of all groups, by decreasing score. `window` has the figures
     of the judged window, [F, FIGURES]; `scores` are the figures in standard deviations above the null windows. The
     change of a distribution is described against the windows of the reference in the same phase of the season, if any.
-    """
+    All projections of a group get one finding, for the largest score. It is an alarm only if no column of the group has
+    an alarm, because a changed column also changes the projections."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
     largest = scores.max(axis=1)
-    figures = {"share_of_drifted_columns": float((largest[: len(groups[0].columns)] > threshold).mean())}
-    for index in np.argsort(-largest, kind="stable").tolist():
+    # The projections are the last columns of a group.
+    figures = {"share_of_drifted_columns": float((largest[: len(groups[0].own_columns)] > threshold).mean())}
+    order = np.argsort(-largest, kind="stable").tolist()
+    drifted = [members[index] for index in order if largest[index] > threshold and members[index][1] not in PROJECTIONS]
+    for index in order:
         group, name = members[index]
+        subject, is_relation = shown_name(name), name in PROJECTIONS
+        title = f"{group.segment}/{subject}" if group.segment else subject
+        if f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
+            continue
         others = group.reference.pieces.others
         seasonal, phase = None, ""
         if largest[index] > threshold:
@@ -159,10 +182,9 @@ def judge_columns(
             missing=_missing_share(group.window.columns[name], group.window.rows),
             missing_before=_missing_share(others.columns.get(name), others.rows),
         )
-        title = f"{group.segment}/{name}" if group.segment else name
         figures[f"drift_score/{title}"] = float(largest[index])
         figures[f"drift_distance/{title}"] = float(window[index, DISTANCE])
-        if not group.segment:
+        if not group.segment and not is_relation:
             figures |= {f"missing/{name}": column.missing, f"reference_missing/{name}": column.missing_before}
         for figure, check in enumerate(CHECKS):
             own = float(scores[index, figure])
@@ -171,14 +193,17 @@ def judge_columns(
                 continue
             if not np.isfinite(own):
                 reason = "too few of the reference's own windows have this figure"
-                findings.append(Finding(name, check, "not judged", reason, segment=group.segment))
+                findings.append(Finding(subject, check, "not judged", reason, segment=group.segment))
                 continue
             reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
+            causes = [column_name for owner, column_name in drifted if owner is group]
+            if is_relation and state == "drift" and causes:
+                state, reason = "no drift", f"{reason}; the change of {causes[0]} also changes sums of columns"
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
-            findings.append(Finding(name, check, state, reason, own, threshold, group.segment, seen))
+            findings.append(Finding(subject, check, state, reason, own, threshold, group.segment, seen))
     return findings, figures
 
 
@@ -205,6 +230,9 @@ class _JudgedColumn:
         """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
         `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
         current = self.given
+        if check == "distribution" and isinstance(self.bins, OrderedBins) and self.bins.tables:
+            figure = f"the spread of a projection of the rows differs by {value:.3g} deviations"
+            return f"{figure}, {usual:.3g} ± {spread:.2g} in the reference's own windows", ""
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")

@@ -28,6 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -120,15 +121,17 @@ def judge_profile(
         compared = compared_rows(own, part.rows, spec)
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
-        known = {column: _ACCEPTED for column in columns if alarm_key(column, name) in accepted}
+        known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
-        if known and not columns:
-            reason = _ACCEPTED
+        if not columns:
+            reason = reason or _ACCEPTED
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
         unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
+        if not name and reason == _ACCEPTED and not any(finding.is_alarm for finding in schema):
+            return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
         if not name:
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
@@ -313,7 +316,7 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
+    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.own_columns)
     if can_bootstrap(steps, length, column_dependence):
         yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
 

@@ -33,6 +33,13 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_profile,
     window_versions,
 )
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
+    PROJECTIONS,
+    RELATIONS,
+    correlation_change,
+    shown_name,
+    without_projections,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
     Profile,
@@ -53,7 +60,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     State,
     WindowRequest,
 )
-from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
+from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, is_segment, largest_values, segment_name
 from mlflow_deploy_plugin.monitoring.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, alarm_key
 from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
@@ -77,7 +84,8 @@ _NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exc
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the columns that the spec lists, by default all columns of the window: inputs and predictions."""
+    """Judge the columns that the spec lists, by default all columns of the window: inputs and predictions. The
+    relations between these columns are also judged."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -149,7 +157,7 @@ class WindowComparison:
         known = {*self.profile.columns, *self.excluded}
         if self.reference is not None:
             known |= {*self.reference.bins, *self.reference.pieces.total.columns}
-        return sorted(known)
+        return sorted(without_projections(known))
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
         """Return the verdict on the `columns`, or on all columns if empty. Without a reference, no column is judged."""
@@ -160,6 +168,8 @@ class WindowComparison:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
+        if request.spec.kind == "drift":
+            chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         per_year = request.alarms.false_per_year
         verdict = judge_profile(
@@ -181,7 +191,7 @@ class WindowComparison:
             return ShiftVerdict(Evidence())
         self.request.progress("following the levels of the columns over the windows")
         drifted = dict.fromkeys(alarm_key(item.subject, item.segment) for item in verdict.findings if item.is_alarm)
-        chosen = sorted(columns & self.reference.bins.keys())
+        chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
         return judge_shifts(self.request, self.reference, self.profile, self.segments, chosen, drifted)
 
     @staticmethod
@@ -201,7 +211,11 @@ class WindowComparison:
             state = state if state == "violated" else "drift"
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
-        pairs = self._report_pairs(subjects) if state != "not judged" else ()
+        sample = self._report_rows() if state != "not judged" else None
+        pairs = [pair for pair in _pairs(*sample) if pair[0].name in subjects] if sample else ()
+        findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
+        own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
+        sketches = profile_to_parquet(Profile(self.profile.rows, own))
         accuracy = self.request.alarms.accuracy
         levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
         return self.request.result(
@@ -210,15 +224,26 @@ class WindowComparison:
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            findings=(*shifts.findings, *verdict.findings),
+            findings=findings,
             figures={**verdict.figures, **shifts.figures},
             notes=dict.fromkeys((*notes, *unreadable_notes(self.request.log))),
-            report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}, levels),
+            report=ReportData(pairs, {SKETCHES: sketches}, levels),
             evidence=shifts.evidence,
         )
 
-    def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
-        """Return about `_SHOWN_ROWS` rows of the judged columns. For a large window, only some hours are read."""
+    def _with_correlation(self, finding: Finding, sample: tuple[pa.Table, pa.Table] | None) -> Finding:
+        """Return the finding. The change of an alarm about relations is the correlation that changed most."""
+        if finding.subject != RELATIONS or not finding.is_alarm or self.reference is None or sample is None:
+            return finding
+        if finding.segment:
+            column, _, value = finding.segment.partition("=")
+            reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
+            sample = reference, window
+        return replace(finding, change=correlation_change(self.reference.bins, _pairs(*sample)) or finding.change)
+
+    def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
+        read."""
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
         if rows > READ_ROWS:  # Read only some hours, chosen at random with a fixed seed.
@@ -228,10 +253,13 @@ class WindowComparison:
         samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
         tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
         if not tables or self.reference is None:
-            return []
+            return None
         sample = self.reference.sample.take(choose_rows(len(self.reference.sample), _SHOWN_ROWS))
-        pairs = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
-        return [pair for pair in pairs if pair[0].name in subjects]
+        return sample, concat_tables(tables)
+
+
+def _pairs(reference: pa.Table, window: pa.Table) -> list[tuple[ColumnValues, ColumnValues]]:
+    return pair_columns(read_columns(reference)[0], read_columns(window)[0])
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
@@ -246,10 +274,16 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} and are skipped"
         for other in others
     ]
+    capture = request.capture
+    if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
+        artifact = version_artifact(request, *version)
+        both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
+        capture = capture.model_copy(update=both)
     reference, missing_reason = None, ""
     request.progress(f"reading the reference, {request.spec.reference}")
     try:
-        reference = load_reference(request, *version)
+        left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
+        reference = load_reference(request, *version, left_out)
     except (InvalidArtifact, InvalidConfig, NotFound) as error:
         missing_reason = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
@@ -259,16 +293,11 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         profile = spark_window_profile(spark_session(), store, *version, window)
     else:
         profile = window_profile(store, *version, window)
-    columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
+    columns = without_projections({*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())})
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):
             hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
             raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
-    capture = request.capture
-    if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
-        artifact = version_artifact(request, *version)
-        both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
-        capture = capture.model_copy(update=both)
     excluded = excluded_columns(capture, columns)
     profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}

@@ -39,7 +39,8 @@ def window_rate(spec: MonitorSpec, false_per_year: float) -> float:
 
 def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     """Return the number of false alarms per window for jumps; requirements of the monitor get the same number."""
-    return (1 - LASTING_SHARE) * window_rate(spec, false_per_year) / (2 if spec.require else 1)
+    rate = (1 - LASTING_SHARE) * window_rate(spec, false_per_year) / (2 if spec.require else 1)
+    return min(rate, spec.false_alarm_rate)
 
 
 def season_windows(spec: MonitorSpec, reference: int) -> int:

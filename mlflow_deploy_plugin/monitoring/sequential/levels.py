@@ -7,6 +7,8 @@
 | frequent | categories; numbers with a value in 10 % of the rows | the share of the reference's most frequent value |
 | missing | all | the share of missing values |
 
+A projection (`relations.py`) has only a spread, because its level depends only on the levels of the columns.
+
 With a `rolling:` reference, each figure is the difference from the window one lag earlier.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import column_counts, row_counts
 from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
@@ -38,10 +41,10 @@ class Series(NamedTuple):
 
     @property
     def key(self) -> str:
-        return alarm_key(self.column, self.segment)
+        return alarm_key(shown_name(self.column), self.segment)
 
     def __str__(self) -> str:
-        return f"{self.key}/{self.figure}"
+        return f"{alarm_key(self.column, self.segment)}/{self.figure}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +129,8 @@ def _figures(
             counts = column_counts(profiles, name, bins)
             usual = total.counts[:-1] if total is not None and len(total.counts) == bins.size + 1 else counts[0, :-1]
             for figure, values in _column_figures(bins, counts, usual):
-                yield Series(segment, name, figure), values
+                if name not in PROJECTIONS or figure == "spread":
+                    yield Series(segment, name, figure), values
 
 
 def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[str, Array]]:

@@ -10,11 +10,12 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import EPOCH
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.detector import Shift, Tracking, Windows, limit_for, track
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries, alarm_key
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries
 from mlflow_deploy_plugin.monitoring.sequential.levels import (
     FLOORS,
     MISSING,
@@ -131,11 +132,7 @@ def follow(
 
 
 def _is_relation(series: Series) -> bool:
-    return series.column.startswith("relations.")
-
-
-def _subject(series: Series) -> str:
-    return "relations between columns" if _is_relation(series) else series.column
+    return series.column in PROJECTIONS
 
 
 def _finding(course: Course, shift: Shift) -> Finding:
@@ -146,7 +143,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
     return Finding(
-        subject=_subject(series),
+        subject=shown_name(series.column),
         check="shift",
         state="drift",
         reason=f"{deviations:+.1f} standard deviations of the reference's windows, on average since then",
@@ -198,7 +195,7 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
         if shift is not None:
             onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
         yield LevelSeries(
-            title=f"{alarm_key(_subject(series), series.segment)}, {_name(course, series)}",
+            title=f"{series.key}, {_name(course, series)}",
             starts=course.starts[begin:],
             values=values[begin:].tolist(),
             usual=usual[begin:].tolist(),

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     window_grid,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
@@ -140,7 +141,7 @@ def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference)
 def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
-    assert {one.subject for one in verdict.findings} == set(window().column_names)
+    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
     assert found(verdict, "number", "unseen").state == "no drift"  # The ids are different on each day.
@@ -378,7 +379,7 @@ def test_what_cannot_be_supported_is_not_judged(
     assert verdict.state == "not judged"
     assert not {"p_value", "threshold"} & verdict.figures.keys()
     assert mentions(verdict.reason, *names)
-    assert {one.subject for one in verdict.findings} == set(window().column_names)
+    assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
 
 
 def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -> None:
@@ -688,7 +689,7 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
     verdict = verdict_on(wide(40, 9), reference)
 
     assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
-    assert len({one.subject for one in verdict.findings}) == columns
+    assert len({one.subject for one in verdict.findings} - {RELATIONS}) == columns
 
 
 @pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
@@ -705,3 +706,8 @@ def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: Dri
     found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
     assert found.state == "no drift"
     assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {"not judged"}
+
+
+def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(days: DriftReference) -> None:
+    found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
+    assert found.state == "no drift"

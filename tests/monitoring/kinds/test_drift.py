@@ -13,6 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.inference_log import open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import profile_from_parquet
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
@@ -122,7 +123,7 @@ def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
     judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
 
     assert judged.state == "no drift"
-    assert {one.subject for one in judged.findings} == {"noise", "carrier"}
+    assert {one.subject for one in judged.findings} == {"noise", "carrier", RELATIONS}
 
 
 def test_a_column_is_named_with_its_parts(
@@ -135,12 +136,40 @@ def test_a_column_is_named_with_its_parts(
 
     assert judged.state == "no drift"
     projections = {f"embedding.projection.{number}" for number in range(8)}
-    assert {one.subject for one in judged.findings} == {"embedding.mean", "embedding.std", *projections}
+    assert {one.subject for one in judged.findings} == {"embedding.mean", "embedding.std", RELATIONS, *projections}
+
+
+@pytest.mark.parametrize("segment", ["", "UA"])
+def test_a_change_of_only_the_relations_names_two_columns(ask: Callable[..., Any], segment: str) -> None:
+    rows = day(100)
+    known = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
+    rows["noise"] = np.where(rows["carrier"] == segment, known, rows["noise"]) if segment else known
+
+    judged = ask(rows, segment_by=["carrier"], min_rows=50)
+
+    assert (judged.state, judged.findings[0].subject) == ("drift", RELATIONS)
+    alarm = next(one for one in judged.findings if one.segment == (f"carrier={segment}" if segment else ""))
+    assert (alarm.subject, alarm.state) == (RELATIONS, "drift")
+    assert mentions(alarm.change, "correlation", "temp", "noise", "→")
+    assert RELATIONS not in {left.name for left, _ in judged.report.pairs}
+    stored = profile_from_parquet(judged.report.artifacts[SKETCHES]).columns
+    assert stored.keys() == {"temp", "noise", "carrier", "prediction"}
+
+
+@pytest.mark.parametrize("kind", ["prediction_drift", "data_quality"])
+def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str) -> None:
+    rows = day(100)
+
+    judged = ask({**rows, "noise": np.nan_to_num(rows["temp"])}, kind)
+
+    assert judged.state == "no drift"
+    assert RELATIONS not in {one.subject for one in judged.findings}
+    assert not any(RELATIONS in name for name in judged.figures)
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
-    hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
+    hashed = day(102, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
     judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
@@ -421,7 +450,7 @@ def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
 
     assert judged.state == "drift"
     assert judged.findings[0].subject == "x7"
-    assert {one.subject for one in judged.findings} == set(names)
+    assert {one.subject for one in judged.findings} == {*names, RELATIONS}
 
 
 def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:

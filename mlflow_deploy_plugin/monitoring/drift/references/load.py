@@ -55,6 +55,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import freeze_relations
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -194,11 +195,11 @@ _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogRefer
 }
 
 
-def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
+def load_reference(request: WindowRequest, model: str, version: str, left_out: Sequence[str] = ()) -> DriftReference:
     """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
     A reference without event times has only a total, and no windows. Notes report missing event times and columns.
-    `model` and `version` are the version that answered the window's rows.
+    `model` and `version` are the version that answered the window's rows. The columns in `left_out` get no bins.
 
     Raises NotFound if the version, the dataset or its rows do not exist, InvalidArtifact without a readable reference,
     InvalidConfig if the dataset cannot be read or the reference has none of the columns, and RegistryUnavailable.
@@ -215,7 +216,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     else:
         state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
         rows = load_training_rows(state_dir, model, version, cache)
-    bins, notes = freeze_table(rows.table, spec.columns, rows.shown)
+    bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
     pieces = log_reference.pieces(bins, key, rows.table, window) if log_reference else _cut(bins, key, rows, window)
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
@@ -250,19 +251,24 @@ def load_segment_references(
     return parts
 
 
-def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
-    """Return the bins of a table's columns, and a note for each column without bins. Only `columns` get bins (empty:
-    all). Raises InvalidConfig if the table has none of `columns`."""
+def freeze_table(
+    table: pa.Table, columns: Sequence[str], shown: str, left_out: Sequence[str] = ()
+) -> tuple[dict[str, Bins], list[str]]:
+    """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
+    `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
+    `columns`."""
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    return {
+    bins = {
         name: freeze_bins(features[name], types.get(name, "double"))  # A list's component, a double, has no type.
         for name in select_columns(features, columns)
-    }, notes
+        if not left_out or not select_columns([name], left_out)
+    }
+    return {**bins, **freeze_relations(bins, features)}, notes
 
 
 def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns, type_family
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     Profile,
     merge,
@@ -243,7 +244,7 @@ def count_out_of_rest(
     """Return each column's counts `unseen`, `below` and `above` for each group of rows against all other groups.
     `groups` is [N] int64, a group per row; `counted` is [count] bool, the groups to compare with (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
-    counts: dict[str, RestCounts] = {}
+    counts: dict[str, RestCounts] = {name: [{}] * count for name in PROJECTIONS if name in bins}  # without a range
     for name, raw_column in feature_columns(table, bins):
         column, column_bins = decoded(raw_column), bins.get(name)
         if column_bins is None or type_family(column.type) not in ("number", "category"):

@@ -49,6 +49,7 @@ class OrderedBins:
         positions: the position of each bin, [K] float64, ascending; a value belongs to the bin at the nearest position.
         scale: the standard deviation of the reference's numbers, clipped to the middle 99 %.
         arrow_type: the reference's type in Arrow's notation; empty if unknown.
+        tables: for a projection, the contributions of the other columns' bins (`relations.py`); otherwise empty.
     """
 
     positions: Array
@@ -56,6 +57,7 @@ class OrderedBins:
     minimum: float = -math.inf
     maximum: float = math.inf
     arrow_type: str = ""
+    tables: Mapping[str, Array] = field(default_factory=dict)
     kind: ClassVar[Kind] = "number"
     is_blank: ClassVar[bool] = False
 
@@ -74,10 +76,21 @@ class OrderedBins:
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""
+        """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty. For a
+        projection, return the differences of the standard deviations. The mean of a projection depends only on the
+        means of the columns, which usually change from window to window."""
+        if self.tables:
+            return _where_known(np.abs(self._deviations(left) - self._deviations(right)) / self.scale, left, right)
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
+
+    def _deviations(self, counts: Array) -> Array:
+        """Return the standard deviation of each histogram, [B, K] or [K]."""
+        shares = _shares(counts)
+        means = shares @ self.positions
+        deviations: Array = np.sqrt(np.maximum(shares @ np.square(self.positions) - np.square(means), 0))
+        return deviations
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     feature_columns,
     type_family,
 )
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, relation_tables
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 SketchKind = Literal["number", "category", "other"]
@@ -125,9 +126,8 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
-    for name, column in feature_columns(table, bins):
+    for name, counted in _count_columns(bins, table, groups, count, rows):
         frozen = bins.get(name)
-        counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
         values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
         # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
@@ -210,6 +210,21 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
         yield pa.concat_tables(pending)
 
 
+def _count_columns(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, rows: Array
+) -> Iterator[tuple[str, ColumnCounts]]:
+    """Yield the name and `_count_column` of each column, then of each projection (`relations.py`)."""
+    tables = relation_tables(bins)
+    sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
+    for name, column in feature_columns(table, bins):
+        counted = _count_column(column, bins.get(name), groups, count, rows)
+        if name in tables and "codes" in counted:
+            sums += tables[name].take(counted["codes"], axis=0)
+        yield name, counted
+    for name, values in zip(PROJECTIONS, sums.T, strict=False):
+        yield name, _count_column(pa.chunked_array([np.ascontiguousarray(values)]), bins[name], groups, count, rows)
+
+
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
     """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
     raw_column = decoded(column)
@@ -271,6 +286,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
         fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
     codes[is_missing] = bins.size
+    fields["codes"] = codes
     fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
     return fields
 
@@ -282,7 +298,7 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     distinct = encoded.dictionary
     codes = np.full(len(column), bins.size, np.int64)
     kind = bins.kind if pa.types.is_null(column.type) else "category"
-    fields: ColumnCounts = {"kind": [kind] * count}
+    fields: ColumnCounts = {"kind": [kind] * count, "codes": codes}
     if isinstance(bins, CategoryBins):
         texts = distinct.to_numpy(zero_copy_only=False)
         hashes = hash_texts(texts)

@@ -33,6 +33,7 @@ from scipy.stats import chi2, norm
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import project, relation_tables
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
@@ -265,6 +266,8 @@ class IndependentRows(null.Null):
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
             features = read_columns(sample)[0]
+            if tables := relation_tables(group.reference.bins):
+                features |= project(tables, group.reference.bins, features)
             even = np.full(len(sample), 1 / max(len(sample), 1))
             sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
             sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
@@ -350,7 +353,7 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
-    for name in group.columns:
+    for name in group.own_columns:
         counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
         # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
         # information about dependence, and their counts do not follow a chi-square distribution.

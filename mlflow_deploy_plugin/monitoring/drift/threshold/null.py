@@ -29,6 +29,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name, without_projections
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -59,6 +60,11 @@ class ColumnGroup:
     window: Profile
     columns: tuple[str, ...]
     compared: int
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns without the projections. The level of a projection is a sum of the columns' levels."""
+        return without_projections(self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +175,8 @@ def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: flo
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
     if isinstance(bins, OrderedBins):
+        if bins.tables:  # A projection has no range.
+            return WindowCounts(counts, nothing, nothing)
         positions = np.arange(known.shape[-1])
         first = np.argmax(has, axis=-1)
         last = known.shape[-1] - 1 - np.argmax(has[..., ::-1], axis=-1)
@@ -269,7 +277,7 @@ class WindowNull(Null):
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows = group.reference.pieces.windows
-        return slowest_column({name: column_level(group, name, windows) for name in group.columns})
+        return slowest_column({name: column_level(group, name, windows) for name in group.own_columns})
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
@@ -291,7 +299,8 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
     """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
-    return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
+    shown = [(group.segment, shown_name(name)) for group in groups for name in group.columns]
+    return [f"{name} of {segment}" if segment else name for segment, name in shown]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:
