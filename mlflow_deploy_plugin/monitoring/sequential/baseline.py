@@ -37,9 +37,9 @@ class Baseline:
 
     def __init__(self, reference: Array, season: int, floors: Array) -> None:
         """`reference` are the figures without their cycle, [..., R, m]; `floors` their smallest deviations, [m]."""
-        self._windows, self._season, self._floors = reference.shape[-2], season, floors
+        self._season, self._floors = season, floors
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(shape, float(self._windows), reference.dtype)
+        self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
         self._sum = reference.sum(axis=-2)
         self._squares = np.square(reference).sum(axis=-2)
         self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
