@@ -119,7 +119,7 @@ def track(windows: Windows, limit: float) -> Tracking:
         shifted = [shift.series for shift in open_shifts]
         mass = (mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         mass[:, shifted] = 0
-        statistic = float(np.log(mass.mean()))
+        statistic = math.log(max(float(mass.mean()), 1e-300))
         if statistic > limit:
             found = [*_find(mass, innovations[restarted : now + 1], restarted, limit)]
             open_shifts += found
