@@ -67,7 +67,7 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     event = [*store.events("flights")][-1]
     assert (event.action, event.why) == ("monitor.accept", "a new carrier")
     assert event.detail["monitor"] == "daily"
-    assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10")
+    assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00")
 
 
 @pytest.mark.long

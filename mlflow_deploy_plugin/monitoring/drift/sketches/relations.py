@@ -50,12 +50,15 @@ def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
     return first.tables if isinstance(first, OrderedBins) else {}
 
 
-def freeze_relations(bins: Mapping[str, Bins], features: Mapping[str, ColumnValues]) -> dict[str, Bins]:
-    """Return the bins of the projections, frozen on at most 50,000 rows of the reference. The result is empty if fewer
-    than two columns vary."""
-    rows = max((len(features[name].values) for name in bins), default=0)
-    chosen = np.random.default_rng(0).permutation(rows)[: min(_SAMPLED, _MOST_VALUES // max(len(bins), 1))]
-    sample = {name: replace(features[name], values=features[name].values[chosen]) for name in bins}
+def sample_rows(rows: int, columns: int) -> Array:
+    """Return the indices of at most 50,000 rows of the reference, on which projections are frozen; fewer if there are
+    many columns. The choice is random, with a fixed seed."""
+    return np.random.default_rng(0).permutation(rows)[: min(_SAMPLED, _MOST_VALUES // max(columns, 1))]
+
+
+def freeze_relations(bins: Mapping[str, Bins], sample: Mapping[str, ColumnValues]) -> dict[str, Bins]:
+    """Return the bins of the projections, frozen on a sample of the reference. The result is empty if fewer than two
+    columns vary."""
     tables: dict[str, Array] = {}
     for name, frozen in bins.items():
         codes = frozen.encode(sample[name])
