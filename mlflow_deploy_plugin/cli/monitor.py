@@ -111,8 +111,7 @@ def list_(name: str | None, output: str) -> None:
         if item.why:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
         if item.given_up:
-            windows = "1 window" if item.given_up == 1 else f"{item.given_up} windows"
-            click.echo(f"{item.endpoint} {item.monitor}: {windows} could not be judged")
+            click.echo(f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be judged")
     if not is_run:
         click.echo("no controller runs: start `onnxserve controller` to judge the windows that are due", err=True)
 

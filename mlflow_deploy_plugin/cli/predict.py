@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -311,11 +312,5 @@ def _progress_line(progress: "BatchProgress") -> str:
     return (
         f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
         f"{progress.parts_done + progress.finished_before} of {progress.parts + progress.finished_before} parts"
-        + ("" if left is None else f", about {_duration(left)} left")
+        + ("" if left is None else f", about {timedelta(seconds=round(left))} left")
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -99,14 +99,8 @@ class Silences:
 
     def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
         now, by = self._store.now(), actor or current_actor()
-        row = SilenceRow(
-            endpoint=endpoint,
-            monitor=monitor,
-            until=now + length,
-            why=storable_text(why, None),
-            actor=storable_text(by, 255),
-            created_at=now,
-        )
+        row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
+        row.why, row.actor = storable_text(why, None), storable_text(by, 255)
         with self._store.transaction() as session:
             session.add(row)
             session.flush()

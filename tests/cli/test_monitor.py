@@ -186,7 +186,7 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
     ]
     assert lines[1].split()[:5] == ["flights", "daily", "drift", "1d", "paused"]
     assert lines[2].startswith("flights daily: by ")
-    assert mentions(lines[3], "flights daily", "1 window")
+    assert mentions(lines[3], "flights daily", "1 of its windows")
     assert "no controller runs" in text.stderr
 
 
