@@ -126,7 +126,7 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
 
 def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN)
-    monkeypatch.setattr(TRIGGER, lambda *_: begun)
+    monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain --list`")
 
@@ -143,7 +143,7 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
 def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     cause = {"kind": "asked", "why": "asked by ada"}
     begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
-    monkeypatch.setattr(TRIGGER, lambda *_: begun)
+    monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
 
     asked = ask("flights", "--wait")
 

@@ -268,12 +268,14 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     without = invoke("accept", "flights", "daily")
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
     accepted = invoke("accept", "flights", "daily", "--why", "a new carrier")
+    history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
     assert (without.exit_code, len(without.stderr.splitlines())) == (1, 1)
     assert mentions(without.stderr, "'flights'", "alarms.false_per_year=1")
     assert accepted.exit_code == 0, accepted.output
     assert mentions(accepted.stdout, "flights", "daily", "x", "2013-07-01")
+    assert mentions(history.stdout, "monitor.accept", "a new carrier", "monitor daily", "x since 2013-07-01T00")
 
 
 @pytest.mark.parametrize(

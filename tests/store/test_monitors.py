@@ -167,6 +167,21 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: 
     assert read(START - 2 * DAY) == {}
 
 
+def test_revisions_of_a_window_do_not_displace_other_windows(
+    store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.store.monitors._MOST_PAST", 2)
+    monitors = Monitors(store)
+    for day in (0, 1, 2):
+        for revision in (1, 2, 3):
+            window = monitors.add(name, "daily", START + day * DAY, START + (day + 1) * DAY)
+            assert monitors.update(replace(window, state="judged", evidence={"number": revision}))
+
+    read = monitors.judged_windows((name, "daily"), MonitorSpec(), "evidence")
+
+    assert read == {START + DAY: {"number": 3}, START + 2 * DAY: {"number": 3}}
+
+
 def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))

@@ -180,6 +180,12 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
     assert mentions(told, "wind [carrier=AA]", "shift", SHIFT.change, since, SHIFT.reason, "0.2 false alarms")
 
 
+def test_a_jump_is_told_with_the_budget(see: Callable[..., Any], receiver: Receiver) -> None:
+    see(result_of(0, findings=(replace(SHIFT, check="distribution"),), figures={"false_alarms_per_year": 0.5}))
+
+    assert mentions(receiver.got["/ops"][0]["message"], "distribution", "budget of this monitor", "0.5 false alarms")
+
+
 def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
     see(result_of(0, findings=(SHIFT,)))
     see(result_of(1, findings=(SHIFT, replace(SHIFT, subject="humid"))))
