@@ -128,12 +128,12 @@ def judgeable_columns(
             reasons[name] = f"the type is {current.arrow_type}; the reference has {_usual_type(expected, current)}"
         else:
             kept.append(name)
-    if relations := [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]:
-        left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
-        if left_out:
-            reasons[RELATIONS] = f"the relations include {left_out[0]}, which cannot be judged"
-        else:
-            kept += relations
+    relations = [name for name in columns or reference.bins if name in PROJECTIONS]
+    left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
+    if relations and left_out:
+        reasons[RELATIONS] = f"the relations include {left_out[0]}, which cannot be judged"
+    elif relations:
+        kept += relations
     return tuple(kept), not_judged_findings(reasons, segment)
 
 
@@ -168,7 +168,7 @@ def judge_columns(
         group, name = members[index]
         subject, is_relation = shown_name(name), name in PROJECTIONS
         title = f"{group.segment}/{subject}" if group.segment else subject
-        if f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
+        if is_relation and f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
             continue
         others = group.reference.pieces.others
         seasonal, phase = None, ""
@@ -230,13 +230,12 @@ class _JudgedColumn:
         """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
         `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
         current = self.given
-        if check == "distribution" and isinstance(self.bins, OrderedBins) and self.bins.tables:
-            figure = f"the spread of a projection of the rows differs by {value:.3g} deviations"
-            return f"{figure}, {usual:.3g} ± {spread:.2g} in the reference's own windows", ""
         if check == "distribution":
+            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
+            if isinstance(self.bins, OrderedBins) and self.bins.tables:
+                return f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}", ""
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
-            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
             return f"{name} distance {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
         if check == "missing":
             first, now = self.missing_before, self.missing

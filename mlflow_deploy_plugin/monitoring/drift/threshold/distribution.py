@@ -116,7 +116,8 @@ def count_alarms(
     columns_of_alarms = Counter(
         name
         for alarm in alarms
-        for name in dict.fromkeys(np.array(columns)[alarm.scores.max(axis=1) > alarm.threshold].tolist())
+        for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
+        if score > alarm.threshold
     )
     spacing = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
     effective_n = max(round(windows / spacing), 1)

@@ -28,13 +28,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import project, relation_tables
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import decoded
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, encode_columns
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -265,13 +265,11 @@ class IndependentRows(null.Null):
             sample, pieces = group.reference.sample, group.reference.pieces
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
-            features = read_columns(sample)[0]
-            if tables := relation_tables(group.reference.bins):
-                features |= project(tables, group.reference.bins, features)
+            codes = encode_columns(group.reference.bins, sample)
             even = np.full(len(sample), 1 / max(len(sample), 1))
             sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
             sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
-            parts += [_drawn_figures(group, features[name], sides) for name in group.columns]
+            parts += [_drawn_figures(group, name, codes[name], sample, sides) for name in group.columns]
         drawn, floors = zip(*parts, strict=True)
         figures = np.stack(drawn, axis=1)
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
@@ -320,12 +318,13 @@ def _window_figures(
     return windows.subsampled(group.compared, rng).figures(bins, complements)
 
 
-def _drawn_figures(group: null.ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
-    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `sides` are
-    row weights, [draws, N]: of the windows, of the whole reference (for the range), and of the compared rows."""
-    bins = group.reference.bins[feature.name]
-    codes = bins.encode(feature)
-    codes = np.where(codes < 0, bins.size, codes)
+def _drawn_figures(
+    group: null.ColumnGroup, name: str, codes: Array, sample: pa.Table, sides: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `codes` are
+    the bins of the rows in `sample`, [N]. `sides` are row weights, [draws, N]: of the windows, of the whole reference
+    (for the range), and of the compared rows."""
+    bins = group.reference.bins[name]
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
     histograms = [np.zeros((len(weights), bins.size + 1)) for weights in sides]
@@ -333,11 +332,10 @@ def _drawn_figures(group: null.ColumnGroup, feature: ColumnValues, sides: Sequen
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if feature.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
-        known = feature.values[[value is not None for value in feature.values]]
-        amounts = np.unique(known.astype(str), return_counts=True)[1]
-        single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
-        rng = null.column_rng(feature.name, len(windows))
+    if bins.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
+        amounts = decoded(sample.column(name)).drop_null().value_counts().field("counts")
+        single = np.count_nonzero(amounts.to_numpy() == 1) / max(len(codes), 1)
+        rng = null.column_rng(name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
     outside = null.out_of_reference(bins, windows, histograms[1]).outside
     floors = null.smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
@@ -353,7 +351,7 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
-    for name in group.own_columns:
+    for name in group.columns:
         counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
         # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
         # information about dependence, and their counts do not follow a chi-square distribution.

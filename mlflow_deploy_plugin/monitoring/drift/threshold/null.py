@@ -29,7 +29,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name, without_projections
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -62,9 +62,9 @@ class ColumnGroup:
     compared: int
 
     @property
-    def own_columns(self) -> list[str]:
-        """The columns without the projections. The level of a projection is a sum of the columns' levels."""
-        return without_projections(self.columns)
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns without the projections."""
+        return tuple(without_projections(self.columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +277,7 @@ class WindowNull(Null):
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows = group.reference.pieces.windows
-        return slowest_column({name: column_level(group, name, windows) for name in group.own_columns})
+        return slowest_column({name: column_level(group, name, windows) for name in group.columns})
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
@@ -299,8 +299,7 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
     """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
-    shown = [(group.segment, shown_name(name)) for group in groups for name in group.columns]
-    return [f"{name} of {segment}" if segment else name for segment, name in shown]
+    return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:

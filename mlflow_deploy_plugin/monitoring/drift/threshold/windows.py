@@ -224,7 +224,7 @@ class Lagged(null.WindowNull):
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}
         sides = [[windows[index] for index in side] for side in (self.later, self.earlier)]
-        for name in group.own_columns:
+        for name in group.columns:
             now, before = (null.column_level(group, name, side) for side in sides)
             if len(now) == len(before):
                 levels[name] = np.abs(now - before)

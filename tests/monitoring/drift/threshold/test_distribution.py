@@ -160,12 +160,12 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
     verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
 
     beyond = [verdict for verdict in verdicts if alarms_of(verdict).is_beyond]
-    assert beyond
+    assert len(beyond) >= 2
     for verdict in beyond:
-        assert any(shown.startswith(f"{column} (") for shown in alarms_of(verdict).columns)
+        assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
             rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of "
-            rf".*{column} .*; with reference rolling:7d a window is compared with a recent window",
+            rf"{column} .*; with reference rolling:7d a window is compared with a recent window",
             verdict.notes[-1],
         )
 
