@@ -44,7 +44,6 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches import sketch
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.segments import is_segment
-from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 if TYPE_CHECKING:
