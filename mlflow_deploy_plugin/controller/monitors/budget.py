@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
@@ -95,6 +96,10 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
     # If several figures of a column have shifted, the baseline starts with the last shift.
     shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
     baseline |= {key: since for since, key in shifts}
+    for relations in sorted(key for key in columns if key.rpartition("/")[2] == RELATIONS):
+        # A column that has changed also changes the relations, perhaps only in later windows.
+        own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
+        baseline |= {relations: max(own)} if own else {}
     if not baseline:
         remedy = f"`onnxserve monitor list {name}` shows its last verdict"
         raise NotFound(f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept: {remedy}")
