@@ -128,7 +128,7 @@ def judgeable_columns(
             reasons[name] = f"the type is {current.arrow_type}; the reference has {_usual_type(expected, current)}"
         else:
             kept.append(name)
-    relations = [name for name in columns or reference.bins if name in PROJECTIONS]
+    relations = [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]
     left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
     if relations and left_out:
         reasons[RELATIONS] = f"the relations include {left_out[0]}, which cannot be judged"

@@ -26,7 +26,7 @@ PROJECTIONS = tuple(f"_relations.{number}" for number in range(8))
 _FREQUENT = 10
 _REACH = 4.0
 _GRAIN = 2.0**14
-_POSITIONS = np.linspace(-8, 8, 129)
+_POSITIONS = np.linspace(-12, 12, 193)
 """The positions of a projection's bins, in standard deviations."""
 _FEWEST = 30
 """The number of rows below which no correlation is reported."""
@@ -95,7 +95,7 @@ def correlation_change(bins: Mapping[str, Bins], before: Mapping[str, Array], no
     columns: list[str] = []
     titles: list[str] = []
     sides: tuple[list[Array], list[Array]] = [], []
-    for name in sorted(relation_tables(bins).keys() & before.keys() & now.keys()):
+    for name in (name for name in relation_tables(bins) if name in before and name in now):
         frozen, scores = bins[name], _scores(bins[name], before[name])
         for rows, codes in zip(sides, (before[name], now[name]), strict=True):
             rows += list(scores[codes].T)
