@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     LabelledWindow,
     estimate,
     expected_metrics,
-    labels_contradict,
     trust_labels,
 )
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
@@ -146,7 +145,7 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         own = LabelledWindow(one.truth[has_label], one.answers.take(has_label), float(has_label.mean()))
         earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
         if labelled.is_selected:
-            is_at_worst = labels_contradict(own.truth, own.answers, earlier, CONFIDENCE)
+            is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason != "fits"
         else:
             is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason == "doubted"
         taken = labelled.at_worst if is_at_worst else labelled

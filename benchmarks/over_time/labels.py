@@ -14,7 +14,7 @@ import pyarrow as pa
 from benchmarks.drifting.judging import Line, Outcome, found_line, interval, on_all_cores
 from benchmarks.drifting.worlds import Array
 from benchmarks.labels import CONFIDENCE, RATE, START, answers_of
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import COMPLETE, LabelledWindow, labels_contradict, trust_labels
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import COMPLETE, LabelledWindow, trust_labels
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
@@ -87,7 +87,7 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
     before = now = labelled
     if labelled.is_selected:
         complete = [past for past in earlier if past.share >= COMPLETE]
-        if labels_contradict(own.truth, own.answers, complete, CONFIDENCE):
+        if trust_labels(own, complete, CONFIDENCE).reason != "fits":
             before = now = labelled.at_worst
     elif own.share < COMPLETE and trust_labels(own, earlier, CONFIDENCE).reason == "doubted":
         now = labelled.at_worst

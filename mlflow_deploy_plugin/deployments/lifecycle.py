@@ -10,17 +10,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_deploy_plugin.deployments import server_metrics
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import Config, absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.server_metrics import (
-    HistoryByServer,
-    MetricsByServer,
-    parse_server_history,
-    parse_server_metrics,
-    read_page,
-)
+from mlflow_deploy_plugin.deployments.server_metrics import HistoryByServer, MetricsByServer, read_page
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
@@ -138,7 +133,7 @@ class Deployments:
         """Return the counters of each server of an endpoint; an empty mapping if no server answers."""
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
         return {
-            server: read_page(page, lambda content: parse_server_metrics(content.decode()))
+            server: read_page(page, lambda content: server_metrics.parse_server_metrics(content.decode()))
             for server, page in pages.items()
         }
 
@@ -152,7 +147,7 @@ class Deployments:
             pages = {name: read_history(folder, span)}
         else:
             pages = self._server_pages(observed, f"/metrics/history?span={span}", timeout_seconds)
-        histories = {server: read_page(page, parse_server_history) for server, page in pages.items()}
+        histories = {server: read_page(page, server_metrics.parse_server_history) for server, page in pages.items()}
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:

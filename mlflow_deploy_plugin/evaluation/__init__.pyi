@@ -1,6 +1,5 @@
 from .agreement import check_outputs as check_outputs
 from .agreement import compare_with_base as compare_with_base
-from .agreement import graph_digest as graph_digest
 from .curves import require_matplotlib as require_matplotlib
 from .curves import robustness as robustness
 from .dataset import NamedArrays as NamedArrays

@@ -27,16 +27,8 @@ from mlflow_deploy_plugin.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.gate.promotion import Promotion
 from mlflow_deploy_plugin.gate.run import JSON, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import (
-    all_versions,
-    check_new_name,
-    redact_credentials,
-    registered_version,
-    registry_address,
-    registry_client,
-    registry_errors,
-    tags,
-)
+from mlflow_deploy_plugin.registry import connection, resolution, tags
+from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import download, fetch, version_digest
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
 from mlflow_deploy_plugin.registry.runs import IdempotentRun, log_metrics, logged_run
@@ -105,11 +97,11 @@ def copied_version(
     """
     if to_registry and "://" not in to_registry:
         raise InvalidConfig(f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow")
-    check_new_name(to_model)
+    resolution.check_new_name(to_model)
     source, name = _read_source(model, version), to_model or model
     address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
     workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])})
-    is_same = not to_registry or (redact_credentials(address), workspace) == here
+    is_same = not to_registry or (connection.redact_credentials(address), workspace) == here
     if is_same and name == model:
         raise InvalidConfig(f"{source} is in {source.registry} already; --to-model NAME copies it to another model")
 
@@ -153,7 +145,7 @@ class _Source:
     def copies(self, name: str, digest: str | None = None) -> list[str]:
         """Return the copies of this version (with these files) in the model `name` of the current registry."""
         with registry_errors(f"model {name}"):
-            versions = all_versions(registry_client(), name)
+            versions = resolution.all_versions(registry_client(), name)
         # In the registry of the source, MLflow's copy_model_version sets this address.
         uri = self.uri if _page_of(self.entry) == self.page else None
         copies = [item for item in versions if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri]
@@ -161,7 +153,7 @@ class _Source:
 
 
 def _read_source(model: str, version: str) -> _Source:
-    resolved, client = registered_version(model, version), registry_client()
+    resolved, client = resolution.registered_version(model, version), registry_client()
     with registry_errors(resolved.source):
         original = entry = client.get_model_version(model, resolved.version)
     with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):  # The original may be deleted.
@@ -170,7 +162,8 @@ def _read_source(model: str, version: str) -> _Source:
     run, run_page, run_id = None, "", entry.run_id
     with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
         if run_id:
-            run, run_page = client.get_run(run_id), redact_credentials(logged_run(client, run_id).url) or run_id
+            page = logged_run(client, run_id).url
+            run, run_page = client.get_run(run_id), connection.redact_credentials(page) or run_id
     return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
 
 
@@ -250,7 +243,7 @@ def _registry_at(address: str) -> Iterator[None]:
     events of two models with the same name must not be mixed.
     """
     tracking_uri, environment, find_file = mlflow.get_tracking_uri(), {**os.environ}, credentials._get_credentials_path
-    home = load_settings().root_path / "registries" / quote(redact_credentials(address), safe="")
+    home = load_settings().root_path / "registries" / quote(connection.redact_credentials(address), safe="")
     kept = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
     own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
     try:

@@ -146,8 +146,7 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
             if not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
                 yield batch  # Only the weights of a text model can be moved.
                 continue
-            moved = moved_by_roundings(table.to_numpy(np.float32), random)
-            yield Batch(pd.DataFrame(moved, columns=table.columns))
+            yield Batch(pd.DataFrame(moved_by_roundings(table.to_numpy(np.float32), random), columns=table.columns))
         else:
             yield Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
 

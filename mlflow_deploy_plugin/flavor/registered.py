@@ -22,14 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.fluent import _get_experiment_id
 
-from mlflow_deploy_plugin.errors import (
-    CodeRefused,
-    ConversionError,
-    InvalidArtifact,
-    InvalidConfig,
-    NotFound,
-    ParityError,
-)
+from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert import converters
 from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
@@ -41,17 +34,9 @@ from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.pyfunc.process import error_summary, load_failure, version_differences
-from mlflow_deploy_plugin.registry import (
-    PARITY_TAG,
-    ResolvedModel,
-    check_new_name,
-    parse_model_uri,
-    registry_client,
-    registry_errors,
-    resolve,
-)
+from mlflow_deploy_plugin.registry import check_new_name, parse_model_uri, registry_client, registry_errors, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
+from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG, ResolvedModel
 from mlflow_deploy_plugin.registry.runs import has_logged_models, log_flavor
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
@@ -136,10 +121,10 @@ def wrap_registered(
     path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
     is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
-        raise NotFound(f"the file {path} does not exist")
+        raise errors.NotFound(f"the file {path} does not exist")
     resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
-        raise InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
+        raise errors.InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
     if is_file and path.suffix.lower() == ".pmml":
         return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
@@ -222,7 +207,7 @@ def _convert(
     is_made_up = rows is None and not is_onnx(model)
     if is_made_up:
         if signature is None or signature.inputs is None:
-            raise InvalidConfig(
+            raise errors.InvalidConfig(
                 f"{source} has neither an input example nor a signature; pass rows with --data FILE (data=)"
             )
         rows = made_up_rows(signature, model)
@@ -234,15 +219,15 @@ def _convert(
     versions = "".join(f"; {note}" for note in original.warnings)
     try:
         wrapped = wrap(model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity)
-    except (ConversionError, ParityError) as error:
+    except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         alternative = ""
         if mlmodel is not None and not is_onnx(model):
             alternative = f"; {source} can be served as pyfunc without conversion"
         raise type(error)(f"{reason}{alternative}{versions}") from error
-    except InvalidConfig as error:
+    except errors.InvalidConfig as error:
         made_up = " (rows generated from the signature; pass real rows with --data FILE)" if is_made_up else ""
-        raise InvalidConfig(f"{error.message}{made_up}{versions}") from error
+        raise errors.InvalidConfig(f"{error.message}{made_up}{versions}") from error
     if is_made_up:
         provenance = {name: value for name, value in wrapped.provenance.items() if not name.startswith("dataset_")}
         wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
@@ -330,25 +315,27 @@ def load_folder(folder: Path, source: str) -> Original:
     the framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
     """
     if not (folder / MLMODEL).is_file():
-        raise InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
+        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
     try:
         mlmodel = Model.load(str(folder))
         flavors = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - invalid YAML may raise any error.
-        raise InvalidArtifact(f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}") from None
+        raise errors.InvalidArtifact(
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
+        ) from None
     if FLAVOR in flavors:
-        raise InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
+        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
     loader = str(pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"))
     if not names or not loader.startswith(f"mlflow.{names[0]}"):
         what = "a custom Python class" if loader.startswith("mlflow.pyfunc.") else f"custom Python code for {loader}"
-        raise ConversionError(
+        raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc without conversion"
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
     if predict_fn not in get_args(PredictFunction):
-        raise ConversionError(
+        raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX form supports only "
             f"{' or '.join(get_args(PredictFunction))}; it can be served as pyfunc without conversion"
         )
@@ -361,11 +348,11 @@ def load_folder(folder: Path, source: str) -> Original:
                 os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
         converters.converter_for(model)
-    except ConversionError as error:
-        raise ConversionError(f"{error.message}; {source} can be served as pyfunc without conversion") from error
+    except errors.ConversionError as error:
+        raise errors.ConversionError(f"{error.message}; {source} can be served as pyfunc without conversion") from error
     except Exception as error:
         converters.check_installed(error, source)
-        raise ConversionError(
+        raise errors.ConversionError(
             f"{source} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
         ) from error
     notes = [f"it was logged with {difference}" for difference in differences if difference.split()[0] in _FRAMEWORKS]
@@ -382,12 +369,12 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     if ending in converters.FILE_ENDINGS:
         return Original(converters.load_file(str(path)))
     if ending not in _PICKLES:
-        raise InvalidConfig(
+        raise errors.InvalidConfig(
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; alternatively name a "
             "model in MLflow, or the folder of an MLmodel file"
         )
     if not allow_pickle:
-        raise CodeRefused(
+        raise errors.CodeRefused(
             f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
             "allow_pickle=True)"
         )
@@ -399,7 +386,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             model = joblib.load(path)
         except Exception as error:
             converters.check_installed(error, str(path))
-            raise InvalidArtifact(
+            raise errors.InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
             ) from error
     versions = {

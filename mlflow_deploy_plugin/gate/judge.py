@@ -8,28 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import (
-    CodeRefused,
-    InferenceError,
-    InvalidConfig,
-    OnnxserveError,
-    Refused,
-    RegistryUnavailable,
-)
-from mlflow_deploy_plugin.evaluation import (
-    LoadedOnnx,
-    NamedArrays,
-    downloaded_version,
-    graph_digest,
-    load_dataset,
-    reference_rows,
-    take_rows,
-)
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, load_dataset, reference_rows, take_rows
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, torch_gradient
+from mlflow_deploy_plugin.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.evaluation.curves import measure_robustness
 from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signature, own_columns, sample_positions
 from mlflow_deploy_plugin.evaluation.metrics import default_metric
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, load_version
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
@@ -82,9 +68,9 @@ class _Checks:
         try:
             folder = folders.enter_context(downloaded_version(current))
             self.current, self.current_folder = load_version(folder, allowed.code), folder
-        except (RegistryUnavailable, CodeRefused):
+        except (errors.RegistryUnavailable, errors.CodeRefused):
             raise
-        except OnnxserveError as error:
+        except errors.OnnxserveError as error:
             self.notes.append(f"{self.against} cannot be loaded for the comparison: {error.message}")
 
     def run(self) -> Iterator[CheckResult]:
@@ -104,9 +90,9 @@ class _Checks:
             self.progress(f"checking {name}")
             try:
                 result = step()
-            except RegistryUnavailable:
+            except errors.RegistryUnavailable:
                 raise
-            except OnnxserveError as error:
+            except errors.OnnxserveError as error:
                 result = CheckResult(name, "failed", error.message)
             yield replace(result, notes=(*self.notes, *result.notes))
             self.notes.clear()
@@ -120,11 +106,11 @@ class _Checks:
         self.progress(f"comparing with {where}")
         try:
             if not where.startswith(("models:/", "runs:/")):  # The MLmodel file may contain any URI.
-                raise InvalidConfig("it is not a version in MLflow")
+                raise errors.InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)
                 if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(base):
-                    raise InvalidConfig("the files of the base have changed")
+                    raise errors.InvalidConfig("the files of the base have changed")
                 policy, seed = self.policy.evaluation, self.policy.seed
                 rows, labelled = None, None
                 if policy.dataset and "evaluation" not in self.policy.skip:
@@ -133,9 +119,9 @@ class _Checks:
                 else:
                     rows = reference_rows(base.artifact, policy.max_rows, seed)
                 return check_agreement(self.candidate, base, self.policy, labelled, rows)
-        except RegistryUnavailable:
+        except errors.RegistryUnavailable:
             raise
-        except OnnxserveError as error:
+        except errors.OnnxserveError as error:
             reason = f"the version cannot be compared with its base {where}: {error.message}"
             return CheckResult(PARITY, "failed", reason)
 
@@ -157,7 +143,7 @@ class _Checks:
         if self.current is not None:
             try:
                 current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
-            except OnnxserveError as error:
+            except errors.OnnxserveError as error:
                 reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
         self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
@@ -198,9 +184,9 @@ class _Checks:
         )
         return check_disturbances(report, policy)
 
-    def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
+    def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | errors.Refused:
         if not self.allows_code:
-            return Refused("the torch original runs its own code, which this server does not allow")
+            return errors.Refused("the torch original runs its own code, which this server does not allow")
         return torch_gradient(
             self.resolved, self.folder, self.candidate.artifact, self.original, rows, truth, has_consent=True
         )
@@ -222,7 +208,7 @@ class _Checks:
             try:
                 candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
                 return check_budget(candidate, current, policy, self.against)
-            except InferenceError as error:
+            except errors.InferenceError as error:
                 self.notes.append(f"not measured together with {self.against}: {error.message}")
         (candidate,) = measure_costs([self.folder], rows, policy.batch)
         return check_budget(candidate, None, policy)
@@ -273,9 +259,9 @@ def judge(
         try:
             loaded = load_version(folder, allowed.code)
             checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original, store)
-        except (RegistryUnavailable, CodeRefused):
+        except (errors.RegistryUnavailable, errors.CodeRefused):
             raise
-        except OnnxserveError as error:
+        except errors.OnnxserveError as error:
             results = (CheckResult("load", "failed", error.message),)
         else:
             if current is not None:

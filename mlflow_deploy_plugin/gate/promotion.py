@@ -13,28 +13,9 @@ from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import (
-    ResolvedModel,
-    parse_model_uri,
-    registered_version,
-    registry_client,
-    registry_errors,
-    transitions,
-)
+from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags, transitions
 from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.tags import (
-    GATE_AGAINST_TAG,
-    GATE_AT_TAG,
-    GATE_DIGEST_TAG,
-    GATE_POLICY_DIGEST_TAG,
-    GATE_POLICY_TAG,
-    GATE_REASON_TAG,
-    GATE_TAG,
-    PASSED_WITHOUT_EVALUATION,
-    GateStatus,
-    gate_status_of,
-    tag_version,
-)
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
@@ -109,7 +90,7 @@ def promote(
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_models_own:
-        raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
+        raise InvalidConfig(f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file")
     if is_request:
         chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
@@ -122,7 +103,7 @@ def promote(
         request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
         refusal = transitions.rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
         if refusal and not force:
-            request.record(trail, "refused", GateStatus(False, gate_status_of(entry.tags).state, refusal))
+            request.record(trail, "refused", tags.GateStatus(False, tags.gate_status_of(entry.tags).state, refusal))
             raise GateRefused(refusal)
         is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
@@ -139,7 +120,7 @@ def promote(
             return request.promotion(status, before=before.version if before else "", is_moved=False)
         subject = subject_of(entry, target, status.digest, chosen.policy)
         if not is_there and (refusal := missing_approvals(trail, chosen.policy, subject)):
-            request.record(trail, "refused", GateStatus(False, status.state, refusal, status.report))
+            request.record(trail, "refused", tags.GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
         if not status.passed:
             status = request.tag_forced(status)
@@ -175,20 +156,20 @@ class _Request:
     run_gate: Callable[[], GateRun]
 
     @cached_property
-    def verdict(self) -> GateStatus:
+    def verdict(self) -> tags.GateStatus:
         """The verdict from the tags, which is void if the version's files have changed."""
-        known = gate_status_of(self.entry.tags)
+        known = tags.gate_status_of(self.entry.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
-    def gate_status(self, force: bool, progress: ProgressCallback) -> GateStatus:
+    def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless there is a fresh verdict."""
         if (ungated := self.ungated()) is not None:
             return ungated
         # With `force`, a fresh failed verdict is reused too.
-        counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
+        counted = ("passed", tags.PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
-                version, at = self.candidate.version, self.entry.tags[GATE_AT_TAG]
+                version, at = self.candidate.version, self.entry.tags[tags.GATE_AT_TAG]
                 progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
             gated = self.run_gate()
@@ -198,34 +179,38 @@ class _Request:
             digest = ""
             with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
                 digest = version_digest(self.candidate.source)
-            return GateStatus(False, "", f"the gate could not be run: {error.message}", digest=digest)
+            return tags.GateStatus(False, "", f"the gate could not be run: {error.message}", digest=digest)
         verdict = gated.verdict
-        return GateStatus(verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest)
+        return tags.GateStatus(verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest)
 
-    def ungated(self) -> GateStatus | None:
+    def ungated(self) -> tags.GateStatus | None:
         if self.chosen.policy.gates(self.place):
             return None
-        return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
+        return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
     def is_fresh(self) -> bool:
         try:
-            age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[GATE_AT_TAG])
+            age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[tags.GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
             return False
         return (
-            self.entry.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
-            and self.entry.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
+            self.entry.tags.get(tags.GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
+            and self.entry.tags.get(tags.GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 
-    def tag_forced(self, status: GateStatus) -> GateStatus:
+    def tag_forced(self, status: tags.GateStatus) -> tags.GateStatus:
         """Tag the version as forced before the move, because endpoints that require the gate read the tag."""
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
-        for key, value in ((GATE_DIGEST_TAG, status.digest), (GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
-            tag_version(self.candidate.name, self.candidate.version, key, value)
-        return GateStatus(True, "forced", reason, status.report, status.digest)
+        for key, value in (
+            (tags.GATE_DIGEST_TAG, status.digest),
+            (tags.GATE_REASON_TAG, reason),
+            (tags.GATE_TAG, "forced"),
+        ):
+            tags.tag_version(self.candidate.name, self.candidate.version, key, value)
+        return tags.GateStatus(True, "forced", reason, status.report, status.digest)
 
-    def record(self, store: Store, action: str, status: GateStatus) -> None:
+    def record(self, store: Store, action: str, status: tags.GateStatus) -> None:
         detail = {"to": str(self.place), "gate": status.state, "report": status.report}
         store.record(
             action,
@@ -242,7 +227,7 @@ class _Request:
             actor=self.actor,
         )
 
-    def promotion(self, status: GateStatus, before: str, is_moved: bool = True) -> Promotion:
+    def promotion(self, status: tags.GateStatus, before: str, is_moved: bool = True) -> Promotion:
         return Promotion(
             model=self.candidate.name,
             version=self.candidate.version,

@@ -17,21 +17,10 @@ from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import ResolvedModel, registered_version, registry_client, registry_errors, resolve
+from mlflow_deploy_plugin.registry import registered_version, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
-from mlflow_deploy_plugin.registry.tags import (
-    GATE_AGAINST_TAG,
-    GATE_AT_TAG,
-    GATE_DIGEST_TAG,
-    GATE_POLICY_DIGEST_TAG,
-    GATE_REASON_TAG,
-    GATE_REPORT_FILE,
-    GATE_REPORT_TAG,
-    GATE_TAG,
-    MAX_TAG_LENGTH,
-    tag_version,
-)
 from mlflow_deploy_plugin.registry.transitions import version_at
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
@@ -49,7 +38,7 @@ class GateRun:
 
     @property
     def report(self) -> str:
-        return self.run.page_of(GATE_REPORT_FILE)
+        return self.run.page_of(tags.GATE_REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,8 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     # No other version has a gated stage or alias, so a non-empty stage or alias contains the candidate.
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
-        tags = registry_client().get_model_version(model, candidate.version).tags
-    if not places or tags.get(GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
+        version_tags = registry_client().get_model_version(model, candidate.version).tags
+    if not places or version_tags.get(tags.GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
         return None
     if not status.on_files(version_digest(candidate.source)).passed:
         return None
@@ -139,17 +128,17 @@ def gate_version(
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original, trail)
         progress("logging the report to MLflow")
-        tags = {
-            GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
-            GATE_AGAINST_TAG: verdict.against,
-            GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-            GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
-            GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
+        verdict_tags = {
+            tags.GATE_REASON_TAG: verdict.reason[: tags.MAX_TAG_LENGTH],
+            tags.GATE_AGAINST_TAG: verdict.against,
+            tags.GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+            tags.GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
+            tags.GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
         }
-        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, tags), is_official)
-        report = {GATE_REPORT_TAG: done.report, GATE_AT_TAG: verdict.at.isoformat(timespec="seconds")}
-        for key, value in (report | tags).items() if is_official else ():
-            tag_version(verdict.model, verdict.version, key, value)
+        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, verdict_tags), is_official)
+        report = {tags.GATE_REPORT_TAG: done.report, tags.GATE_AT_TAG: verdict.at.isoformat(timespec="seconds")}
+        for key, value in (report | verdict_tags).items() if is_official else ():
+            tags.tag_version(verdict.model, verdict.version, key, value)
         trail.record(
             "gate",
             model=verdict.model,
@@ -179,7 +168,7 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
 
 
 def _log_verdict(
-    verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None, tags: dict[str, str]
+    verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None, verdict_tags: dict[str, str]
 ) -> LoggedRun:
     """Log the verdict to the run of this MLflow project, or to a new run in the experiment of the model's run."""
 
@@ -198,14 +187,14 @@ def _log_verdict(
         finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # NaN is excluded too.
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
-        client.log_text(run_id, verdict_as_html(verdict), GATE_REPORT_FILE)
+        client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), JSON)
         if evaluation is not None:
             _log_evaluation(run_id, evaluation)
 
     name = f"gate {verdict.model} v{verdict.version}"
     names = {"onnxserve.model": verdict.model, "onnxserve.version": verdict.version}
-    return log_run("the run of the gate", name, names | tags, experiment_id, log_content)
+    return log_run("the run of the gate", name, names | verdict_tags, experiment_id, log_content)
 
 
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
@@ -235,4 +224,6 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
                         evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
                     )
             except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
-                mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])
+                mlflow.set_tag(
+                    f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH]
+                )

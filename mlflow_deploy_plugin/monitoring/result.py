@@ -44,7 +44,8 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in the units of the check; None if the check was not judged.
+        value, threshold: in the units of the check; None if the check was not judged. A value is also None if only its
+            bounds are known.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
@@ -116,7 +117,7 @@ def same_phase(
 class ReportData:
     """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
     window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name.
-    `levels` are the charts of the columns with an alarm over the windows, the worst first."""
+    `levels` are the charts over the windows: at most five columns with an alarm, the worst first, then the accuracy."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)

@@ -25,13 +25,12 @@ from mlflow_deploy_plugin.evaluation import (
     NamedArrays,
     compare_with_base,
     downloaded_version,
-    graph_digest,
     load_dataset,
     reference_rows,
     take_rows,
 )
 from mlflow_deploy_plugin.evaluation.adversarial import torch_original
-from mlflow_deploy_plugin.evaluation.agreement import Agreement
+from mlflow_deploy_plugin.evaluation.agreement import Agreement, graph_digest
 from mlflow_deploy_plugin.evaluation.dataset import load_rows
 from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.logs import ProgressCallback

@@ -243,8 +243,7 @@ def _to_arrow(array: Array) -> "pa.Array":
     if array.ndim == 2 and array.shape[1] == 1:
         array = array.reshape(-1)
     if array.ndim > 1:
-        values = _to_arrow(array.reshape(-1, *array.shape[2:]))
-        return pa.FixedSizeListArray.from_arrays(values, array.shape[1])
+        return pa.FixedSizeListArray.from_arrays(_to_arrow(array.reshape(-1, *array.shape[2:])), array.shape[1])
     if array.dtype.kind in "OU":
         if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts, which become strings as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])

@@ -251,8 +251,7 @@ def _parse_csv(body: bytes) -> list[list[str]]:
     Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many columns.
     """
     try:
-        text = body.decode("utf-8-sig")
-        texts = io.StringIO(text, newline="").readlines()
+        texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
         reader = csv.reader(texts, strict=True)
         # Test the raw line, as `tabular.csv_records` does, because a quoted blank is a value.
         lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]

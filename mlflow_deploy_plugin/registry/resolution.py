@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -18,14 +19,6 @@ from mlflow_deploy_plugin.registry.model_uri import (
     model_name,
     parse_model_uri,
     registered_meta,
-)
-from mlflow_deploy_plugin.registry.tags import (
-    GATE_POLICY_TAG,
-    GATE_TAG,
-    PASSED_WITHOUT_EVALUATION,
-    GateStatus,
-    gate_status_of,
-    names_dataset,
 )
 from mlflow_deploy_plugin.settings import absolute_path, active_workspace
 
@@ -38,7 +31,7 @@ GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_UNREGISTERED = GateStatus(False, "", "only a registered version can pass a gate")
+_UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class ResolvedModel:
     source: str
     followed: bool = False
     aspects: dict[str, str] = field(default_factory=dict)
-    gate_status: GateStatus = _UNREGISTERED
+    gate_status: tags.GateStatus = _UNREGISTERED
     registered_at: int = 0
 
     def __post_init__(self) -> None:
@@ -151,7 +144,7 @@ def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, inf
         stage="" if info.current_stage == "None" else info.current_stage,
         alias=uri.selector if uri.kind == "alias" else "",
         tag=uri.selector if uri.kind == "tag" else "",
-        gate=info.tags.get(GATE_TAG),
+        gate=info.tags.get(tags.GATE_TAG),
         run_id=info.run_id,
         model_id=info.source.removeprefix("models:/") if is_logged else "",
         parity=info.tags.get(PARITY_TAG),
@@ -163,20 +156,20 @@ def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, inf
     return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
 
 
-def _gate_status(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> GateStatus:
+def _gate_status(client: "MlflowClient", name: str, version_tags: Mapping[str, str]) -> tags.GateStatus:
     """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
-    status = gate_status_of(tags)
-    if status.state != PASSED_WITHOUT_EVALUATION:
+    status = tags.gate_status_of(version_tags)
+    if status.state != tags.PASSED_WITHOUT_EVALUATION:
         return status
     with registry_errors(f"model {name}"):
-        policy = client.get_registered_model(name).tags.get(GATE_POLICY_TAG, "")
-    if not names_dataset(policy):
+        policy = client.get_registered_model(name).tags.get(tags.GATE_POLICY_TAG, "")
+    if not tags.names_dataset(policy):
         return status
     reason = (
         f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` again with a policy that "
         "does not skip the evaluation"
     )
-    return GateStatus(False, "", reason, status.report)
+    return tags.GateStatus(False, "", reason, status.report)
 
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:

@@ -174,8 +174,7 @@ def log_flavor(
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
     experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
-    url = mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}")
-    return LoggedRun(run_id, experiment.name, url)
+    return LoggedRun(run_id, experiment.name, mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}"))
 
 
 def mlflow_page(route: str) -> str:

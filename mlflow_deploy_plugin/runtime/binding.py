@@ -73,8 +73,7 @@ class Buffers:
         return list(self.binding.copy_outputs_to_cpu())
 
     def _value(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
-        value = import_onnxruntime().OrtValue
-        return value.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
+        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
 
 
 class BoundSession:

@@ -13,22 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.runtime import session as sessions
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
-from mlflow_deploy_plugin.runtime.session import (
-    ON_CPU,
-    OPENVINO,
-    Arena,
-    Placement,
-    describe_error,
-    open_session,
-    operators_of,
-    quiet_options,
-    run_on_openvino,
-)
+from mlflow_deploy_plugin.runtime.session import ON_CPU, OPENVINO, Arena, Placement, describe_error, quiet_options
 from mlflow_deploy_plugin.runtime.tokenizer import Run, TextTokenizer
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
@@ -166,10 +157,10 @@ class OnnxModel:
             not output.shape or -1 in (output.shape[1:] if output in row_outputs else output.shape)
             for output in outputs
         )
-        self._fatal_if_empty = min(_FATAL_IF_EMPTY & operators_of(session), default="")
+        self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
         is_on_openvino = dict(placement.providers).keys() == {OPENVINO}
-        self._run_once: Run = partial(run_on_openvino, session) if is_on_openvino else session.run
+        self._run_once: Run = partial(sessions.run_on_openvino, session) if is_on_openvino else session.run
         self._compute = self._compute_large = self._run_once
         self._small_run = None
         if placement.is_bound and can_bind(session):
@@ -191,7 +182,7 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        return cls(artifact, open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
+        return cls(artifact, sessions.open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         self._most_values = most * batch_rows

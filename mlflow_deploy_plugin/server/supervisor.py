@@ -36,20 +36,7 @@ from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reachable_url
-from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted
-from mlflow_deploy_plugin.statedir.files import (
-    AGENT,
-    SEE_LOG,
-    SERVER,
-    SPEC,
-    SPOOL,
-    WANTED,
-    is_alive,
-    make_local_key,
-    read_state,
-    read_workers,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted, files
 from mlflow_deploy_plugin.statedir.models import Phase
 
 _log = logging.getLogger(__name__)
@@ -78,11 +65,11 @@ def supervise(
         RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, which is not installed.
         DeploymentFailed: the server did not become ready, or gunicorn exited.
     """
-    server = load_specs((state_dir / SPEC).read_text())[0].server
+    server = load_specs((state_dir / files.SPEC).read_text())[0].server
     check_exposure(server, announce)
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)
-    make_local_key(state_dir)
+    files.make_local_key(state_dir)
     if server.api_keys and load_settings().keys_file is None and importlib.util.find_spec("sqlalchemy") is None:
         raise NotInstalled(
             "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of `onnxserve keys export` "
@@ -105,7 +92,7 @@ def supervise(
             for opened in filter(None, (listener, metrics)):
                 opened.close()
             with suppress(OSError):  # The disk may be read-only.
-                (state_dir / SERVER).unlink(missing_ok=True)
+                (state_dir / files.SERVER).unlink(missing_ok=True)
 
 
 class _Stop(Exception):
@@ -147,7 +134,7 @@ class _Supervisor:
     def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
         # Process ids repeat in a container, so an earlier agent's state file could be mistaken for this agent's.
-        (self.state_dir / AGENT).unlink(missing_ok=True)
+        (self.state_dir / files.AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
         with self._may_fork, held_back:  # On a failure or a signal, gunicorn is stopped before it may fork.
             try:
@@ -195,13 +182,13 @@ class _Supervisor:
             return
         how = exit_reason(gunicorn.exit_status)
         if not self._is_ready and gunicorn.exit_status >= 0:
-            raise DeploymentFailed(f"gunicorn {how} before every worker was ready{SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how} before every worker was ready{files.SEE_LOG}")
         if gunicorn.exit_status == 0:  # Another process has stopped gunicorn with a signal.
-            raise DeploymentFailed(f"gunicorn {how} while serving{SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how} while serving{files.SEE_LOG}")
         self._gunicorn_deaths.add(gunicorn.started_at)
         deaths = self._gunicorn_deaths.in_a_row
         if deaths >= _MAX_DEATHS:
-            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{SEE_LOG}")
+            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{files.SEE_LOG}")
         pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
         _log.error("gunicorn %s; it is restarted in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
@@ -231,7 +218,7 @@ class _Supervisor:
         """Set the pause before the agent's next start. Raises DeploymentFailed if the agent was never ready."""
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
-            raise DeploymentFailed(f"the agent {how} repeatedly{SEE_LOG}")
+            raise DeploymentFailed(f"the agent {how} repeatedly{files.SEE_LOG}")
         _log.error("the agent %s; it is restarted in %.0f s, and serving continues", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
@@ -257,16 +244,16 @@ class _Supervisor:
 
     def _agent_state(self) -> AgentState | None:
         """Return the state that the running (or just exited) agent has written, never an earlier agent's state."""
-        state = read_state(self.state_dir / AGENT, AgentState)
+        state = files.read_state(self.state_dir / files.AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
         """Return True if the server is healthy and every worker of this gunicorn serves the wanted state."""
         if self._restart_gunicorn_at < math.inf:
             return False
-        wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        states = read_workers(self.state_dir)  # Workers of a killed gunicorn are included.
-        workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
+        wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
+        states = files.read_workers(self.state_dir)  # Workers of a killed gunicorn are included.
+        workers = [worker for worker in states if worker.generation == wanted.generation and files.is_alive(worker.pid)]
         loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
@@ -285,7 +272,7 @@ class _Supervisor:
         for child in (self._agent, self._metrics_process):
             if child is not None:
                 self._end_child(child, _AGENT_END_SECONDS)
-        if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
+        if (self._agent is None or self._agent.exit_status) and any((self.state_dir / files.SPOOL).glob("*.seg")):
             # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
@@ -305,7 +292,7 @@ class _Supervisor:
             self._children.reap()
 
     def _describe(self) -> str:
-        wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
+        wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
         if not wanted.endpoints:
             return f"onnxserve: every endpoint is unloaded at {self._url}"
         lines = []
@@ -329,7 +316,7 @@ class _Supervisor:
             restarts=self._restarts,
         )
         try:
-            write_state(self.state_dir / SERVER, state)
+            files.write_state(self.state_dir / files.SERVER, state)
         except OSError:  # A full disk must neither stop the server nor turn a clean end into a failure.
             if not self._is_ready and phase != "stopping":
                 raise

@@ -182,8 +182,8 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
-MIN_LABELLED_WINDOWS = 3
-"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
+REPEATED_WINDOWS = 5
+"""The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
 
 
 class SampleSpec(SpecPart):
@@ -326,12 +326,12 @@ class MonitorSpec(SpecPart):
 
     @property
     def history(self) -> timedelta:
-        """The span of the log before a window that a rolling reference or the error of an estimate needs."""
+        """The span of the log before a window that a rolling reference, or the trust in labels and estimates, needs."""
         every = length_of(self.every)
         if self.is_rolling:
             return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)
         if self.kind == "performance" and any(requirement.name not in REGRESSION for requirement in self.requirements):
-            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + MIN_LABELLED_WINDOWS) * every
+            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + REPEATED_WINDOWS - 1) * every
         return timedelta()
 
     @property

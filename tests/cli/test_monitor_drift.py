@@ -82,7 +82,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
 
     assert [result.exit_code for result in (drifted, calm, refused)] == [0, 0, 0]
     assert drifted.stdout.startswith("flights drift 2013-07-02/2013-07-03: drift\n")
-    history = r"mean -0\.\d+ → 9\.\d+, higher; drift since 2013-07-02"
+    history = r"mean -0\.\d+ \(Tuesdays\) → 9\.\d+, higher; drift since 2013-07-02"
     assert re.search(rf"\n  x: {history}; Wasserstein distance", drifted.stdout)
     assert re.search(rf"\n  x .* {history}\n", drifted.stdout)
     assert (values["findings"][0]["since"], values["findings"][0]["in_a_row"]) == ("2013-07-02T00:00:00+00:00", 1)

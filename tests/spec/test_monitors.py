@@ -18,8 +18,8 @@ def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
 
     waited = timedelta(hours=1, minutes=5)
     assert reads("rmse<=3") == waited
-    assert reads("f1>=0.7") == waited + timedelta(hours=3)  # The figure needs the three windows before its window.
-    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(hours=4)
+    assert reads("f1>=0.7") == waited + timedelta(hours=4)  # The figure needs the four windows before its window.
+    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(hours=5)
 
 
 SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.recent": "30d"}

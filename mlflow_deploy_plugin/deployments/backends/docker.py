@@ -26,45 +26,17 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.images import Image
 
-from mlflow_deploy_plugin.deployments.backends import Observation, Progress, served_state
-from mlflow_deploy_plugin.deployments.backends.containers import (
-    ADDRESS,
-    DIGEST,
-    ENDPOINT,
-    HOME,
-    NETWORK,
-    SLOT,
-    docker_errors,
-    end_of,
-    explanation,
-    home_folder,
-    listener_name,
-    listener_options,
-    make_folder,
-    server_name,
-    server_options,
-    share,
-    volume_name,
-)
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress, containers, served_state
+from mlflow_deploy_plugin.deployments.backends.containers import ADDRESS, SLOT, docker_errors, home_folder, server_name
 from mlflow_deploy_plugin.deployments.backends.local import check_port
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend, ServedState
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 from mlflow_deploy_plugin.spool import MASK_KEY
-from mlflow_deploy_plugin.statedir import ServerState
-from mlflow_deploy_plugin.statedir.files import (
-    AGENT,
-    CONTROL,
-    FOLLOWED,
-    SERVER,
-    SPEC,
-    SPOOL,
-    read_state,
-    write_atomically,
-)
+from mlflow_deploy_plugin.statedir import ServerState, files
 
-_KEPT = (FOLLOWED, CONTROL, MASK_KEY)
+_KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
 """The files of a state folder that are copied for the next server."""
 
 
@@ -86,15 +58,15 @@ class DockerBackend(MachineBackend):
         with docker_errors(spec):
             self._settle(spec.name)
             image = self._image(spec, progress)
-            make_folder(home_folder(spec.name, self.settings))
-            options = server_options(spec, self.settings, image.id)
+            containers.make_folder(home_folder(spec.name, self.settings))
+            options = containers.server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
-            digest = server.labels.get(DIGEST) if server is not None and server.status == "running" else None
-            if digest == options["labels"][DIGEST]:
+            digest = server.labels.get(containers.DIGEST) if server is not None and server.status == "running" else None
+            if digest == options["labels"][containers.DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
                 before = self.state_before(folder)
-                write_atomically(folder / SPEC, dump_spec(spec).encode())
+                files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:
                 self._replace(spec, server, options, progress)
@@ -105,16 +77,16 @@ class DockerBackend(MachineBackend):
             server = self._server(spec.name)
             listener = self._listener(spec.name)
             is_running = server is not None and server.status == "running"
-            ended = f"its container {end_of(server)}" if server is not None and not is_running else ""
+            ended = f"its container {containers.end_of(server)}" if server is not None and not is_running else ""
         name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or not is_running:
             gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
             return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
-            reason = f"the container {listener_name(name)}, which has its port, is not running"
+            reason = f"the container {containers.listener_name(name)}, which has its port, is not running"
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
-        written = read_state(folder / SERVER, ServerState)
+        written = files.read_state(folder / files.SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
         if written is None or written.started_at < started - 1:  # The file is from an earlier start.
             return Observation("starting", served_state.STARTING, log=log)
@@ -139,7 +111,7 @@ class DockerBackend(MachineBackend):
             if (listener := self._listener(name)) is not None:
                 listener.remove(v=True, force=True)
             # Containers of another home may use the volume.
-            unused = {"name": f"^{volume_name(name)}$", "dangling": True}
+            unused = {"name": f"^{containers.volume_name(name)}$", "dangling": True}
             for volume in self._engine.volumes.list(filters=unused):
                 volume.remove()
         self.settings.state_dir(name).unlink(missing_ok=True)
@@ -179,7 +151,7 @@ class DockerBackend(MachineBackend):
         return link.readlink().name if link.is_symlink() else ""
 
     def _containers(self, name: str) -> list[Container]:
-        labels = [f"{ENDPOINT}={name}", f"{HOME}={self.settings.home_path}"]
+        labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
         return [*self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)]
 
     def _servers(self, name: str) -> list[Container]:
@@ -193,12 +165,12 @@ class DockerBackend(MachineBackend):
         return next((container for container in self._servers(name) if container.labels[SLOT] == slot), None)
 
     def _check_names(self, name: str) -> None:
-        for container in (server_name(name), listener_name(name)):
+        for container in (server_name(name), containers.listener_name(name)):
             try:
                 labels = self._engine.containers.get(container).labels
             except NotFound:
                 continue
-            home, endpoint = labels.get(HOME), labels.get(ENDPOINT)
+            home, endpoint = labels.get(containers.HOME), labels.get(containers.ENDPOINT)
             if (home, endpoint) == (str(self.settings.home_path), name):
                 continue
             whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
@@ -221,7 +193,9 @@ class DockerBackend(MachineBackend):
         try:
             return self._engine.images.pull(name)
         except APIError as error:
-            raise InvalidConfig(f"the image {name!r} is not local and cannot be pulled: {explanation(error)}") from None
+            raise InvalidConfig(
+                f"the image {name!r} is not local and cannot be pulled: {containers.explanation(error)}"
+            ) from None
 
     def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
         name, labels = spec.name, options["labels"]
@@ -239,15 +213,15 @@ class DockerBackend(MachineBackend):
         elif server is not None:
             self._end(server)
         folder = home_folder(name, self.settings) / slot
-        make_folder(folder)
-        for name_of_file in (SERVER, AGENT, served_state.STOPPED):
+        containers.make_folder(folder)
+        for name_of_file in (files.SERVER, files.AGENT, served_state.STOPPED):
             (folder / name_of_file).unlink(missing_ok=True)
         shutil.rmtree(folder / "workers", ignore_errors=True)
         for file in _KEPT if takes_over else ():
             with suppress(FileNotFoundError):
                 shutil.copy(folder.with_name(earlier) / file, folder / file)
-                share(folder / file)
-        write_atomically(folder / SPEC, dump_spec(spec).encode())
+                containers.share(folder / file)
+        files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
         new = None
@@ -255,7 +229,7 @@ class DockerBackend(MachineBackend):
             new = self._engine.containers.create(
                 **{**options, "labels": {**labels, SLOT: slot}},
                 name=f"{server_name(name)}.{slot}",
-                command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
+                command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
@@ -285,9 +259,9 @@ class DockerBackend(MachineBackend):
                 continue
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
-            spool = folder.with_name(slot or "1") / SPOOL
-            for segment in (folder / SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
-                make_folder(spool)
+            spool = folder.with_name(slot or "1") / files.SPOOL
+            for segment in (folder / files.SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
+                containers.make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
@@ -296,7 +270,7 @@ class DockerBackend(MachineBackend):
 
     def _start_listener(self, spec: EndpointSpec) -> None:
         """Start the container with the published port. With `container.network: host`, there is no listener."""
-        options, network = listener_options(spec, self.settings), spec.container.network
+        options, network = containers.listener_options(spec, self.settings), spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
             listener.remove(v=True, force=True)
@@ -317,10 +291,10 @@ class DockerBackend(MachineBackend):
 
     def _network(self) -> str:
         """Return the id of the listeners' network. If a race has created two networks, return the older network."""
-        if not (networks := self._engine.networks.list(names=[f"^{NETWORK}$"])):
+        if not (networks := self._engine.networks.list(names=[f"^{containers.NETWORK}$"])):
             options = {"com.docker.network.bridge.enable_icc": "false"}
-            self._engine.networks.create(NETWORK, driver="bridge", options=options)
-            networks = self._engine.networks.list(names=[f"^{NETWORK}$"])
+            self._engine.networks.create(containers.NETWORK, driver="bridge", options=options)
+            networks = self._engine.networks.list(names=[f"^{containers.NETWORK}$"])
         return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
     def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, log: Progress) -> None:
@@ -331,13 +305,15 @@ class DockerBackend(MachineBackend):
             # OOMKilled is reliable only for a new container: later, it may be outdated or refer to a single worker.
             is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
-            return "" if lives else f"its container {end_of(server)}"
+            return "" if lives else f"its container {containers.end_of(server)}"
 
         self.wait_until_served(spec, folder, before, why_ended, log)
 
     def _stop(self, server: Container) -> None:
         """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
-        spec = served_state.written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
+        spec = served_state.written_spec(
+            home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT]
+        )
         server_spec = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.
 

@@ -20,44 +20,13 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin.deployments.backends import Observation, Progress
+from mlflow_deploy_plugin import errors, manifests
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress, kubernetes_status, served_state
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
-from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
-    UNSEEN,
-    PodTrouble,
-    RefusedPods,
-    container_status,
-    is_ready,
-    pending_rollout,
-    pod_trouble,
-    quota_trouble,
-)
-from mlflow_deploy_plugin.deployments.backends.served_state import (
-    ServedState,
-    compare_applied,
-    served_failure,
-    wait_while_pending,
-)
+from mlflow_deploy_plugin.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
+from mlflow_deploy_plugin.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
-from mlflow_deploy_plugin.errors import (
-    AlreadyExists,
-    DeploymentFailed,
-    InvalidConfig,
-    NotReady,
-    OnnxserveError,
-    Refused,
-)
-from mlflow_deploy_plugin.manifests import (
-    CONTAINER,
-    OWNER,
-    STATE_FOLDER,
-    Document,
-    Place,
-    endpoint_labels,
-    http_port,
-    kubernetes_documents,
-    lacks_mlflow_address,
-)
+from mlflow_deploy_plugin.manifests import CONTAINER, OWNER, STATE_FOLDER, Document, Place, endpoint_labels, http_port
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import AgentState, Wanted, WorkerState
@@ -129,7 +98,7 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = kubernetes_documents(
+        documents = manifests.kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
         kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
@@ -138,7 +107,7 @@ class KubernetesBackend:
         others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
-            raise AlreadyExists(
+            raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
                 f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
                 "kubernetes.force_conflicts=true takes it over"
@@ -147,7 +116,7 @@ class KubernetesBackend:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
             for document in others:
-                with suppress(DeploymentFailed):  # Only the first failure is reported.
+                with suppress(errors.DeploymentFailed):  # Only the first failure is reported.
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
@@ -179,7 +148,7 @@ class KubernetesBackend:
         (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
         digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
         for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
-            with suppress(DeploymentFailed):  # The pod may be gone, or the user may not change it.
+            with suppress(errors.DeploymentFailed):  # The pod may be gone, or the user may not change it.
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
 
@@ -194,17 +163,17 @@ class KubernetesBackend:
         ready = deployment.get("status", {}).get("readyReplicas", 0)
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
-        reason = trouble.text if trouble is not None else pending_rollout(deployment)
+        reason = trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
         states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
         if not ready:
             return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
-        applied_specs = [compare_applied(spec, state) for state in states]
+        applied_specs = [served_state.compare_applied(spec, state) for state in states]
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
             reason or next((item.pending for item in applied_specs if item.pending), ""),
             url=self._url(spec),
-            restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
+            restarts=sum(kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
                 worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # Pids are only unique within a pod.
@@ -217,7 +186,9 @@ class KubernetesBackend:
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
         )
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+    def server_pages(
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
+    ) -> Mapping[str, bytes | errors.Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
 
         The request runs inside the pod with a key that only the server's user can read, because the API server's proxy
@@ -227,11 +198,11 @@ class KubernetesBackend:
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
         command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
 
-        def read(pod: Document) -> bytes | Refused:
+        def read(pod: Document) -> bytes | errors.Refused:
             try:
                 return self._cluster.execute(pod["metadata"]["name"], command).encode()
-            except DeploymentFailed as error:
-                return Refused(error.message)
+            except errors.DeploymentFailed as error:
+                return errors.Refused(error.message)
 
         pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -246,7 +217,7 @@ class KubernetesBackend:
         """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
         name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
         if self._own_deployment(name) is None:
-            raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
+            raise errors.NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
@@ -267,7 +238,7 @@ class KubernetesBackend:
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OnnxserveError):  # The agents also poll on a schedule.
+        with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
             self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
@@ -280,7 +251,7 @@ class KubernetesBackend:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
         if not follow:
             return
-        written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
+        written: queue.Queue[str | errors.DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
             """Put the new lines of a pod's log into the queue. When the log ends, put None or the error into it."""
@@ -296,7 +267,7 @@ class KubernetesBackend:
                     since = int(time.monotonic() - begun) + 5
                     time.sleep(_POLL_SECONDS)
                 written.put(None)
-            except DeploymentFailed as error:
+            except errors.DeploymentFailed as error:
                 written.put(error)
 
         for pod in names:
@@ -304,7 +275,7 @@ class KubernetesBackend:
         living = len(names)
         while living:
             line = written.get()
-            if isinstance(line, DeploymentFailed):
+            if isinstance(line, errors.DeploymentFailed):
                 raise line
             if line is None:
                 living -= 1
@@ -317,7 +288,7 @@ class KubernetesBackend:
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
-            raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
+            raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
         with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
             yield f"{spec.server.scheme}://{address}"
 
@@ -345,7 +316,7 @@ class KubernetesBackend:
         deployment = self._cluster.get("Deployment", name)
         if deployment is not None and not self._is_ours(deployment):
             whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
-            raise InvalidConfig(
+            raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
                 "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
                 "kubernetes.force_conflicts=true to take it over"
@@ -375,7 +346,7 @@ class KubernetesBackend:
 
     def _read_pod(self, pod: Document) -> ServedState | None:
         """Return the state files of a pod, or None if they cannot be read."""
-        if "running" not in container_status(pod).get("state", {}):
+        if "running" not in kubernetes_status.container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
@@ -391,7 +362,7 @@ class KubernetesBackend:
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
-        except (OnnxserveError, ValueError):
+        except (errors.OnnxserveError, ValueError):
             return None
 
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
@@ -402,12 +373,12 @@ class KubernetesBackend:
             try:
                 deployment = self._cluster.get("Deployment", spec.name)
                 if deployment is None:
-                    raise DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
-                pending_work = pending_rollout(deployment)
-                pods = self._newest_pods(deployment) if pending_work != UNSEEN else []
+                    raise errors.DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
+                pending_work = kubernetes_status.pending_rollout(deployment)
+                pods = self._newest_pods(deployment) if pending_work != kubernetes_status.UNSEEN else []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
-                    raise DeploymentFailed(f"{spec.name}: {trouble.text}")
+                    raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
                 unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
                 pending_work = pending_work or self._pending_spec(spec, pods, before)
                 return f"{pending_work}: {trouble.text}" if pending_work and trouble is not None else pending_work
@@ -419,7 +390,9 @@ class KubernetesBackend:
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
 
-        wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
+        served_state.wait_while_pending(
+            spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words
+        )
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
@@ -429,9 +402,9 @@ class KubernetesBackend:
                 return f"the state of pod {name} cannot be read"
             if state is None:
                 continue  # Without the right to read the state, trust the pod's readiness.
-            applied = compare_applied(spec, state)
-            if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
-                raise DeploymentFailed(f"{spec.name}: {failure}")
+            applied = served_state.compare_applied(spec, state)
+            if failure := served_state.served_failure(applied, spec, before.get(name, ServedState()), state.agent):
+                raise errors.DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
         return ""
@@ -447,7 +420,9 @@ class KubernetesBackend:
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return the reason why pods do not become ready. A final reason takes precedence."""
         name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
-        troubles = [trouble for condition in conditions if (trouble := quota_trouble(condition)) is not None]
+        troubles = [
+            trouble for condition in conditions if (trouble := kubernetes_status.quota_trouble(condition)) is not None
+        ]
         if troubles:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
             all_pods = self._cluster.find("Pod", endpoint_labels(name))
@@ -456,7 +431,7 @@ class KubernetesBackend:
         else:
             self._refusals.pop(name, None)
         for pod in pods:
-            if (trouble := pod_trouble(pod)) is not None:
+            if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
                 troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
         return next((item for item in troubles if item.is_final), next(iter(troubles), None))
@@ -500,7 +475,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
     Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
     """
-    is_needed = lacks_mlflow_address(spec)
+    is_needed = manifests.lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
         variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]
@@ -521,5 +496,5 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         and parts.password is None  # Readers of the Deployment would see a password.
     }
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
-        raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
+        raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable

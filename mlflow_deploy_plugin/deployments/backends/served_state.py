@@ -189,8 +189,7 @@ def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid
     """Read the state folder of a server, without its spec. Workers are omitted if `lives(process id)` is False."""
     workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
     agent = files.read_state(state_dir / files.AGENT, AgentState)
-    wanted = files.read_state(state_dir / files.WANTED, Wanted)
-    return ServedState(None, agent, wanted or Wanted(), workers)
+    return ServedState(None, agent, files.read_state(state_dir / files.WANTED, Wanted) or Wanted(), workers)
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:

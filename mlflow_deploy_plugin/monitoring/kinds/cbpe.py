@@ -27,12 +27,12 @@ from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, m
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
+from mlflow_deploy_plugin.spec.monitors import REPEATED_WINDOWS
 
 COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
-REPEATED = 5
-"""The number of windows in a row after which labels are trusted that differ from the probabilities in one direction."""
+MIN_LABELLED_WINDOWS = 3
+"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
 _SIMILAR = 4 / 3
 """The largest ratio of two shares of labelled rows for which rows are assumed to get their labels in the same way."""
 _NEGLIGIBLE = 0.03
@@ -119,37 +119,20 @@ def estimate(
     if answers.probabilities is None:
         return Refused("the model returns no class probabilities, which an estimate needs")
     fitted = _calibrated(earlier)
-    if not fitted.windows:
-        return CbpeEstimate(expected_metrics(answers, answers.probabilities), {}, 0, None, False)
-    chances = fitted.curve(answers.probabilities)
+    chances, windows = fitted.curve(answers.probabilities), len(fitted.windows)
     errors: dict[str, EstimateError] = {}
-    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+    if windows >= MIN_LABELLED_WINDOWS:
         errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
-    return CbpeEstimate(
-        values=expected_metrics(answers, chances),
-        errors=errors,
-        windows=len(fitted.windows),
-        calibration_error=fitted.calibration_error,
-        is_corrected=fitted.is_corrected,
-    )
-
-
-def labels_contradict(
-    truth: Array, answers: ClassPredictions, earlier: Sequence[LabelledWindow], confidence: float
-) -> bool:
-    """Return True if the number of labels per class, or of correct answers, differs from the expected number.
-
-    In this case either the model has changed, or labels are missing depending on their value. The margin is the
-    interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows, the margin includes only the error
-    of sampling. `truth` is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all
-    rows of `earlier` are labelled.
-    """
-    excess, margin = _excesses([LabelledWindow(truth, answers)], earlier, confidence)
-    return bool((np.abs(excess) > margin).any())
+    values, error = expected_metrics(answers, chances), fitted.calibration_error if windows else None
+    return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
 
 
 def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:
-    """Return the trust in the labels of a window in which some rows have no label, but are like the labelled rows.
+    """Return the trust in the labels of a window in which some rows have no label.
+
+    Labels fit the probabilities if the numbers of labels per class and of correct answers are as expected. The margin
+    is the interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the
+    margin includes only the error of sampling.
 
     Args:
         judged: the labelled rows, at least one, whose answers have probabilities.
@@ -162,7 +145,7 @@ def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], conf
         return LabelTrust("fits", 0)
     is_same = (direction == direction[0]) & (direction[0] != 0)
     in_a_row = int(np.logical_and.accumulate(is_same).any(axis=1).sum())
-    if in_a_row >= REPEATED:
+    if in_a_row >= REPEATED_WINDOWS:
         return LabelTrust("repeated", in_a_row)
     ratios = np.array([window.share for window in windows]) / judged.share
     before = np.flatnonzero((ratios <= _SIMILAR) & (ratios >= 1 / _SIMILAR))

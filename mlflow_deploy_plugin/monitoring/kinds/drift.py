@@ -201,7 +201,8 @@ class WindowComparison:
         shifts = self.shifts(verdict)
         if shifts.findings:
             shifted = [f"{item.subject}{f' ({item.segment})' if item.segment else ''}" for item in shifts.findings]
-            shift = describe_worst(shifted, f"{shifts.findings[0].history}; {shifts.findings[0].reason}")
+            worst = shifts.findings[0]
+            shift = f"lasting shift of {describe_worst(shifted, f'{worst.history}; {worst.reason}')}"
             reason = f"{reason}; {shift}" if state in ALARMS else shift
             state = state if state == "violated" else "drift"
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)

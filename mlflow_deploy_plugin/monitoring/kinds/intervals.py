@@ -56,7 +56,8 @@ models that broke in mid-window (accuracy 0.78, then 0.44) looked like normal va
 
 @dataclass(frozen=True)
 class MetricInterval:
-    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows."""
+    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows. The value
+    is NaN if only its bounds are known."""
 
     name: str
     value: float
@@ -68,7 +69,8 @@ class MetricInterval:
 
     @property
     def figures(self) -> dict[str, float]:
-        return {self.name: self.value, f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+        ends = {f"{self.name}_low": self.low, f"{self.name}_high": self.high}
+        return ends if math.isnan(self.value) else {self.name: self.value, **ends}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,10 +266,12 @@ def criterion_finding(
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     is_less = measured.effective_n < 0.9 * measured.rows
     worth = f" (worth {measured.effective_n:,.0f} independent rows)" if is_less else ""
-    reason = f"{measured.value:.4g} on {measured.rows:,} rows{worth}, {interval}; required is {requirement.text}"
+    value = None if math.isnan(measured.value) else measured.value
+    on_rows = "" if value is None else f"{value:.4g} on {measured.rows:,} rows{worth}, "
+    reason = f"{on_rows}{interval}; required is {requirement.text}"
     if state == "cannot tell":
         reason += ", which is within the interval"
-    return Finding(subject, "criterion", state, reason, measured.value, requirement.value, segment)
+    return Finding(subject, "criterion", state, reason, value, requirement.value, segment)
 
 
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
@@ -281,22 +285,18 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     segment that was not judged does not prevent "kept", because the requirement also applies to all rows."""
     violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
-        return "violated", _shown_first(violated)
+        return "violated", _shown(violated)
     kept = [finding for finding in findings if finding.state == "kept"]
     unknown = [finding for finding in findings if finding.state == "cannot tell"]
     if kept or unknown:
         unknown += [finding for finding in findings if finding.state == "not judged" and not finding.segment]
     if unknown:
-        return "cannot tell", _shown_first(unknown)
+        return "cannot tell", _shown(unknown)
     if kept:
-        return "kept", _shown_first(kept)
-    return "not judged", _shown(findings[0]) if findings else "the monitor has no requirements"
+        return "kept", _shown(kept)
+    return "not judged", _shown(findings[:1]) if findings else "the monitor has no requirements"
 
 
-def _shown_first(ones: Sequence[Finding]) -> str:
-    return f"{_shown(ones[0])}{f', and {len(ones) - 1} more' if len(ones) > 1 else ''}"
-
-
-def _shown(finding: Finding) -> str:
-    where = f" of {finding.segment}" if finding.segment else ""
-    return f"{finding.subject}{where}: {finding.reason}"
+def _shown(findings: Sequence[Finding]) -> str:
+    first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.reason}{more}"

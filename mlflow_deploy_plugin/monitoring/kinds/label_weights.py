@@ -6,8 +6,8 @@ each labelled row is weighted by the inverse of the share of similar rows with a
 Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
 JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
 over all possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do not help if labels are
-missing because of their values (`cbpe.labels_contradict`, `cbpe.trust_labels`); every unlabelled row then counts as not
-represented.
+missing because of their values (`cbpe.trust_labels`). No unlabelled row is then represented, and the value of the
+metric is unknown.
 """
 
 import math
@@ -42,13 +42,8 @@ difference of 0.1, below which groups count as balanced (Austin, Multivariate Be
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
-_RANGES = {
-    "log_loss": (0.0, -math.log(EPSILON)),
-    "mae": (0.0, math.inf),
-    "rmse": (0.0, math.inf),
-    "mape": (0.0, math.inf),
-    "r2": (-math.inf, 1.0),
-}
+_RANGES = dict.fromkeys(("mae", "rmse", "mape"), (0.0, math.inf))
+_RANGES |= {"log_loss": (0.0, -math.log(EPSILON)), "r2": (-math.inf, 1.0)}
 """The possible values of metrics that are not shares: lowest and highest."""
 
 
@@ -217,19 +212,18 @@ def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
     """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
-    chosen = rows & labelled.rows
-    weighted = replace(sampling, weights=labelled.weights)
+    chosen, unknown = rows & labelled.rows, rows & labelled.unknown
+    weighted, truth = replace(sampling, weights=labelled.weights), predictions.truth
     if predictions.classified is not None:
-        metrics = classification_metrics(
-            predictions.truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen)
-        )
+        if labelled.weights is None:  # Only bounds are known. They also exist for answers without a labelled row.
+            chosen, truth = chosen | unknown, np.where(unknown, predictions.classified.predicted, truth)
+        metrics = classification_metrics(truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen))
     else:
         assert predictions.numbers is not None
         chosen &= np.isfinite(predictions.numbers)
         if not chosen.any():
             return dict.fromkeys(names, Refused("no labelled row has a numeric answer"))
-        metrics = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
-    unknown = rows & labelled.unknown
+        metrics = regression_metrics(truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
     if not unknown.any():
         return metrics
     both = chosen | unknown  # The interval covers all possible labels of the unknown rows.
@@ -237,7 +231,8 @@ def weighted_metrics(
     for name, metric in metrics.items():
         if isinstance(metric, MetricInterval):
             low, high = _possible_range(name, predictions, weighted, both, unknown)
-            ends[name] = replace(metric, low=low, high=high, method="worst case")
+            value = math.nan if labelled.weights is None else metric.value
+            ends[name] = replace(metric, value=value, low=low, high=high, method="worst case")
     return ends
 
 

@@ -1,11 +1,11 @@
 """Performance: the metrics of labelled rows, and metrics estimated before the labels are known."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
-from typing import NamedTuple
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -16,28 +16,21 @@ from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     COMPLETE,
-    REPEATED,
     CbpeEstimate,
     LabelledWindow,
     LabelTrust,
     estimate,
-    labels_contradict,
     trust_labels,
 )
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
-from mlflow_deploy_plugin.monitoring.kinds.predictions import (
-    Predictions,
-    quote_names,
-    read_predictions,
-    row_notes,
-    version_artifact,
-)
+from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions, row_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import REGRESSION
+from mlflow_deploy_plugin.spec.monitors import REPEATED_WINDOWS
 from mlflow_deploy_plugin.spec.types import length_of
 
 _MOST_CELLS = 20_000_000
@@ -107,17 +100,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     if isinstance(predictions, Refused):
         version = rows.model, rows.version
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
-    if predictions.unusable:
-        notes = (*notes, f"{predictions.unusable:,} labels are not numbers and are skipped")
-    if predictions.unanswered:
-        notes = (*notes, f"{predictions.unanswered:,} labelled rows have a non-numeric answer and are skipped")
-    unknown, names = predictions.unknown
-    if unknown and not predictions.label_mismatch:
-        named = f"{unknown:,} labels are classes that the model does not have ({quote_names(names)})"
-        notes = (*notes, f"{named}; each counts as a wrong answer")
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
-    window = _Window(request, rows, artifact, predictions, labelled, notes)
+    window = _Window(request, rows, artifact, predictions, labelled, (*notes, *predictions.notes()))
     is_bounded = spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
@@ -143,7 +128,10 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         names = tuple(requirement.name for requirement in spec.requirements if requirement.name in window.names)
         of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
-    figures = _figures(window, measured)
+    figures: dict[str, float] = {}
+    for metric in measured.values():
+        if isinstance(metric, intervals.MetricInterval):
+            figures |= metric.figures
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
     notes = [*label_notes, *segment_notes]
@@ -153,51 +141,59 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         if window.labelled.compared and text:
             text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
         notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
-    return _result(window, findings, figures, tuple(notes))
+    return _result(window, findings, figures, notes)
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     """Return the labels with the weights to use, and notes on unlabelled rows that the labels may not represent."""
     labelled, spec = window.labelled, window.request.spec
     others = int((~labelled.rows).sum())
-    bounds = f"so that the metrics are bounds for any labels of the {others:,} unlabelled rows"
+    bounds = f"so that the metrics are bounds for any labels of the unlabelled rows ({others:,})"
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
-    tests = f"chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g}"
+    unlike += f" (chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     if spec.labels == "reported":
         return labelled.at_worst, [f"the monitor sets `labels: reported`, {bounds}"] if others else []
     if spec.labels == "sampled":
         text = "the monitor sets `labels: sampled`, and the metrics use the labelled rows without weights; but"
-        return labelled.as_sample, [f"{text} {unlike} ({tests})"] if labelled.differing else []
-    is_tested = spec.labels is None
-    departs: bool | None = None
-    notes: list[str] = []
-    if is_tested and labelled.is_selected:
-        departs, notes = _labels_contradict_model(window)
-    elif is_tested and labelled.rows.mean() < COMPLETE:
-        trust, notes = _trust_labels(window)
+        return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
+    is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
+    trust, notes = _trust_labels(window) if is_tested else (None, [])
+    if trust is not None and trust.reason != "fits":
+        if labelled.is_selected:
+            text = "and they do not fit the model's probabilities: labels may be missing because of their values"
+            return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
         if trust.reason == "doubted":
-            notes.insert(0, f"{notes.pop(0)}, {bounds}")
-            return labelled.at_worst, notes
+            return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
+        notes = [_describe_trust(trust), *notes]
     if not labelled.differing:
         return labelled, notes
-    if departs:
-        text = "and they do not fit the model's probabilities: labels may be missing because of their values"
-        return labelled.at_worst, [f"{unlike} ({tests}), {text}, {bounds}", *notes]
-    unknown = int(labelled.unknown.sum())
     text = ""
     if labelled.weights is not None:
         worth = f"{labelled.effective_n:,.0f}"
         text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
-    if unknown:
-        text += f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so any label is assumed possible"
-    if is_tested and labelled.is_selected and departs is None:
+    if unknown := int(labelled.unknown.sum()):
+        text += f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any label"
+    if is_tested and labelled.is_selected and trust is None:
         text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
-    return labelled, [f"{unlike} ({tests}){text}", *notes]
+    return labelled, [f"{unlike}{text}", *notes]
+
+
+def _describe_trust(trust: LabelTrust) -> str:
+    row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
+    reasons = {
+        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
+        "has changed, and the metrics use the labels",
+        "repeated": f"{row}, and the metrics use the labels. If labels are missing because of their values, set "
+        "`labels: reported`",
+        "doubted": f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get their labels, "
+        "set `labels`). The model may have changed, or labels may be missing because of their values",
+    }
+    return f"the labels do not fit the model's probabilities {reasons[trust.reason]}"
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
     findings = [intervals.criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
-    return _result(window, findings, _figures(window, {}), ())
+    return _result(window, findings)
 
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
@@ -209,11 +205,10 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
     expected = _estimate_window(window)
-    figures = _figures(window, {})
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
-    of_all = expectations[0].estimate
+    *_, of_all = expectations[0]
     rate = window.request.requirement_rate
     confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * len(expectations))
     findings = []
@@ -228,7 +223,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
         f"validated on {of_all.windows} earlier labelled windows"
     )
-    figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
+    figures = {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
     for name in of_all.errors:
         measured = of_all.measure(name, 0, confidence)
         if isinstance(measured, intervals.MetricInterval):
@@ -236,7 +231,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     figures["estimated/windows"] = float(of_all.windows)
     if of_all.calibration_error is not None:
         figures["estimated/calibration_error"] = of_all.calibration_error
-    return _result(window, findings, figures, (note, *notes))
+    return _result(window, findings, figures, [note, *notes])
 
 
 def _findings(
@@ -249,40 +244,27 @@ def _findings(
         yield intervals.criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
-def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
-    figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
-    for metric in measured.values():
-        if isinstance(metric, intervals.MetricInterval):
-            figures |= metric.figures
-    return figures
-
-
 def _result(
-    window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
+    window: _Window,
+    findings: list[Finding],
+    figures: Mapping[str, float] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> MonitorResult:
-    rows = window.rows
+    rows, share = window.rows, window.labels / max(len(window.rows.table), 1)
     return window.request.result(
         *intervals.overall_state(findings),
         (rows.model, rows.version),
         rows.rows,
         model_id=window.artifact.model_id if window.artifact else "",
         findings=findings,
-        figures=figures,
+        figures={"labelled_rows": float(window.labels), "labelled_share": share, **figures},
         notes=(*window.notes, *notes),
     )
 
 
-class _SegmentEstimate(NamedTuple):
-    """The estimate for a segment with `rows` judged rows. An empty segment name means all rows."""
-
-    segment: str
-    rows: int
-    estimate: CbpeEstimate
-
-
-def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]] | Refused:
-    """Return the estimates for all rows and for each segment, each validated on the same segment of earlier windows of
-    the version, and notes on skipped values."""
+def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
+    """Return the estimates for all rows (segment "") and for each segment, each with the segment's name and number of
+    rows, and validated on the same segment of earlier windows of the version. Also return notes on skipped values."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
         return Refused("the model returns numbers, and their errors cannot be estimated without labels")
@@ -306,41 +288,21 @@ def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
-        estimates.append(_SegmentEstimate(name, int(own.sum()), of_rows))
+        estimates.append((name, int(own.sum()), of_rows))
     return estimates, [*joined.notes, *notes]
 
 
-def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the labels in the window contradict the probabilities of their rows (None without probabilities),
-    and notes. Earlier windows in which nearly all rows are labelled are used to calibrate the probabilities."""
-    spec, joined = window.request.spec, _join_earlier_windows(window, COMPLETE)
+def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
+    """Return how far the labels are trusted, None if the model returns no probabilities, and notes on skipped windows.
+    If labelled and unlabelled rows differ, only earlier windows with nearly all labels are used."""
+    spec, classified = window.request.spec, window.predictions.classified
+    if classified is None or classified.probabilities is None:
+        return None, []
+    joined = _join_earlier_windows(window, COMPLETE if window.labelled.is_selected else 0.0)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    judged, earlier = joined.judged, joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    return labels_contradict(judged.truth, judged.answers, earlier, 1 - spec.false_alarm_rate), joined.notes
-
-
-def _trust_labels(window: _Window) -> tuple[LabelTrust, list[str]]:
-    """Return how far labels are trusted if labelled and unlabelled rows are alike, and notes with the reason first.
-    Labels are trusted if the model returns no probabilities."""
-    spec, classified = window.request.spec, window.predictions.classified
-    joined = None if classified is None or classified.probabilities is None else _join_earlier_windows(window)
-    if joined is None or joined.classified.probabilities is None:
-        return LabelTrust("fits", 0), []
     earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    trust = trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate)
-    if trust.reason == "fits":
-        return trust, []
-    in_a_row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
-    reasons = {
-        "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
-        "has changed, and the metrics use the labels",
-        "repeated": f"{in_a_row}, and the metrics use the labels. If labels are missing because of their values, set "
-        "`labels: reported`",
-        "doubted": f"{in_a_row} ({REPEATED} are needed to use the labels; if you know how rows get their labels, set "
-        "`labels`). The model may have changed, or labels may be missing because of their values",
-    }
-    return trust, [f"the labels do not fit the model's probabilities {reasons[trust.reason]}", *joined.notes]
+    return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
 
 
 def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str = "0s") -> _JoinedWindows | None:
@@ -370,7 +332,7 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str =
     predictions = read_predictions(together, artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
-    left_out = f"{selected} earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
+    left_out = f"earlier windows that are skipped, because their labelled and unlabelled rows differ: {selected}"
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     notes = [left_out] if selected else []
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)

@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.runtime import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text
 
-NO_LABEL = -1
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
@@ -55,18 +54,16 @@ class Predictions:
         """A mask, [N] bool: True for a row with a label."""
         return self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
 
-    @property
-    def unanswered(self) -> int:
-        """The number of labelled rows for which a regressor did not return a finite number."""
-        return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
-
-    @property
-    def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """The number of labels with a class that the model does not have, and the names of these classes."""
-        if self.classified is None or not self.classified.unknown:
-            return 0, ()
-        own = len(self.classified.classes) - self.classified.unknown
-        return int((self.truth >= own).sum()), self.classified.classes[own:]
+    def notes(self) -> Iterator[str]:
+        """Yield notes on labels and labelled rows that are skipped, and on classes that the model does not have."""
+        if self.unusable:
+            yield f"{self.unusable:,} labels are not numbers and are skipped"
+        if self.numbers is not None and (unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())):
+            yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
+        if self.classified is not None and self.classified.unknown and not self.label_mismatch:
+            own = len(self.classified.classes) - self.classified.unknown
+            named = f"the model does not have ({quote_names(self.classified.classes[own:])})"
+            yield f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts as a wrong answer"
 
 
 def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
@@ -245,7 +242,7 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
     codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
-    return np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
+    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MAX_ROWS = 5_000
@@ -31,6 +31,8 @@ _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*
 _GREY, _BLUE = "#4d4d4d", "#3b82c4"
 """Evidently's colour of the reference, and a colour with a contrast of at least 3 on white and on the dark page."""
 
+ColumnPair = tuple[ColumnValues, ColumnValues]
+"""The values of a column in the reference, [N], and in the window, [M]; equal N and equal M for all columns."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,33 +45,18 @@ class EvidentlyReport:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Column:
-    """A judged column: its finding and its values, [N] in the reference and [M] in the window."""
-
-    finding: Finding
-    reference: ColumnValues
-    current: ColumnValues
-
-    @property
-    def name(self) -> str:
-        return self.finding.subject
-
-
-def draw_columns(
-    result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
-) -> EvidentlyReport:
-    """Draw the first `most` judged columns of the findings; `pairs` are values of reference, [N], and window, [M]."""
+def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
+    """Draw the first `most` judged columns of the findings."""
     by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # If names are equal, use the first pair.
-    judged: dict[str, _Column] = {}
+    judged: dict[str, ColumnPair] = {}
     for finding in result.findings:
         is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
         if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
-            judged.setdefault(finding.subject, _Column(finding, *by_name[finding.subject]))
+            judged.setdefault(finding.subject, by_name[finding.subject])
     chosen = list(judged.values())[:most]
     if not chosen:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
-    sizes = (len(chosen[0].reference.values), len(chosen[0].current.values))
+    sizes = [len(side.values) for side in chosen[0]]
     if min(sizes) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
@@ -86,7 +73,7 @@ def draw_columns(
     return EvidentlyReport(page, figures, tuple(notes))
 
 
-def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
+def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.presets import ValueStats
 
@@ -107,23 +94,23 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
     return page, snapshot.json()
 
 
-def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
+def _frames(columns: Sequence[ColumnPair], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
     """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
     rows = [
         np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
-        for count in (len(columns[0].reference.values), len(columns[0].current.values))
+        for count in (len(side.values) for side in columns[0])
     ]
     sides: list[dict[str, Array]] = [{}, {}]
     text = set()
-    for column in columns:
-        left, right = column.reference.values[rows[0]], column.current.values[rows[1]]
-        if column.reference.kind == "number" and column.current.kind == "number":
+    for pair in columns:
+        name, (left, right) = pair[0].name, (side.values[chosen] for side, chosen in zip(pair, rows, strict=True))
+        if all(side.kind == "number" for side in pair):
             left, right = (np.where(np.isfinite(values), values, np.nan) for values in (left, right))
             if _has_histogram(left) and _has_histogram(right):
-                sides[0][column.name], sides[1][column.name] = left, right
+                sides[0][name], sides[1][name] = left, right
                 continue
-        text.add(column.name)
-        sides[0][column.name], sides[1][column.name] = _categories(left, right)
+        text.add(name)
+        sides[0][name], sides[1][name] = _categories(left, right)
     return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from mlflow_deploy_plugin.inference_log import microseconds
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,
     EXACT,
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     MonitorResult,
     State,
     format_time,
+    mark_of,
     same_phase,
 )
 from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, alarm_key
@@ -40,10 +42,12 @@ _MOST_PANELS = 6
 """The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _SHIFT_STATE = "shift_state"
 """The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
+_LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
+_COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
 _MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D", _LINE: "."}  # Markers show the state without colour.
 
 if TYPE_CHECKING:
@@ -63,9 +67,9 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
     ordered = sorted(past, key=lambda window: window.start)
     findings = tuple(_with_history(result, finding, ordered) for finding in result.findings)
     reason = result.reason
-    first = findings[0] if findings else None  # the finding that the reason quotes
-    is_open = first is not None and first.state in (*ALARMS, *UNDECIDED)
-    if first and is_open and first.history and first.reason and first.history not in reason:
+    # The reason quotes the first finding of the window, and shifts with their own history.
+    first = next((finding for finding in findings if finding.check != "shift"), None)
+    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
         reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
     return replace(result, findings=findings, reason=reason)
 
@@ -83,14 +87,16 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
         finding = replace(finding, since=first.isoformat(), in_a_row=in_a_row)
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
-    earlier = [window for window in past if window.start < first]
-    values = [(window.start, window.figures.get(metric_of("criterion", finding, window.figures))) for window in earlier]
-    known = [(start, value) for start, value in values if value is not None]
-    if not known:
+    earlier = {
+        microseconds(window.start): window.figures[name]
+        for window in past
+        if window.start < first and (name := metric_of("criterion", finding, window.figures))
+    }
+    if not earlier:
         return finding
-    starts_us = [microseconds(start) for start, _ in known]
-    indices, named = same_phase(result.window.start_us, result.window.end_us - result.window.start_us, starts_us)
-    before = [value for _, value in ([known[index] for index in indices] or known)[-_WINDOWS_BEFORE:]]
+    length_us, values = result.window.end_us - result.window.start_us, [*earlier.values()]
+    indices, named = same_phase(result.window.start_us, length_us, [*earlier])
+    before = ([values[index] for index in indices] or values)[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
     several = f"the median of the {len(before)} {named or 'windows'} before"
     windows = "the window before" if len(before) == 1 else several
@@ -194,25 +200,21 @@ class TrendLine:
             lacking = math.nan if self.threshold or window.state == "not judged" else 0.0
             values.append(window.figures.get(self.value, lacking))
             bounds.append(window.figures.get(self.threshold, math.nan) if self.threshold else 0.0)
+            state = state_in(window.figures, self.state) or window.state
             if self.is_column:
-                is_alarm, is_open = values[-1] > bounds[-1], False
-            else:
-                state = state_in(window.figures, self.state) or window.state
-                is_alarm, is_open = state in ALARMS, state in UNDECIDED
-            colours.append(_ALARM if is_alarm else _SOFT if is_open else _FINE)
-        return values, bounds, colours
+                state = "drift" if values[-1] > bounds[-1] else "no drift"
+            colours.append(_COLOURS[mark_of(state)])
+        return _drawable(values), _drawable(bounds), colours
 
 
 @dataclass(frozen=True)
 class LevelLine:
-    """A level that is drawn over the windows, and the starts of the windows in which its column was an alarm."""
+    """A level that is drawn over the windows. `key` is the `alarm_key` of its column if the column is an alarm, and
+    `alarms` are the starts of the windows in which the column was an alarm."""
 
     series: LevelSeries
+    key: str = ""
     alarms: Set[datetime] = frozenset()
-
-    def is_of(self, finding: Finding) -> bool:
-        """Return True if the level is a figure of the finding's column and segment."""
-        return self.series.title.startswith(f"{alarm_key(finding.subject, finding.segment)}, ")
 
     @property
     def title(self) -> str:
@@ -223,18 +225,13 @@ class LevelLine:
         since = f", since {start} ({first} to {last})"
         return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
 
-    @property
-    def colours(self) -> list[str]:
-        other = _FINE if len(self.series.usual) else _LINE  # A level without a reference is not judged.
-        return [_ALARM if start in self.alarms else other for start in self.series.starts]
-
     def describe(self) -> str:
         """Return a text about the newest known value."""
         newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
         text = f"{self.title}: newest {self.series.values[newest]:.4g}"
-        if not len(self.series.usual):
-            return text
-        return f"{text}, usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+        if len(self.series.usual):
+            text += f", usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
+        return text
 
     def draw_reference(self, panel: "Axes") -> None:
         """Draw the usual band, and the start of the shift with its interval."""
@@ -251,18 +248,18 @@ class LevelLine:
 
 
 def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:
-    """Return the levels of at most five columns, the worst first, and then the levels without a reference, such as the
-    accuracy of the model, each over the last `MOST_WINDOWS` windows."""
-    judged: list[LevelLine] = []
-    others: list[LevelLine] = []
+    """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
+    alarms = {alarm_key(one.subject, one.segment): one for one in reversed(result.findings) if one.is_alarm}
+    lines: list[LevelLine] = []
+    last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
-        last = slice(-MOST_WINDOWS, None)
-        shown = replace(series, starts=series.starts[last], values=series.values[last], usual=series.usual[last])
-        line = LevelLine(shown)
-        own = next((finding for finding in result.findings if finding.is_alarm and line.is_of(finding)), None)
-        alarms = {window.start for window in windows if own and _was_alarm(result, own, window)}
-        (judged if len(series.usual) else others).append(replace(line, alarms=alarms))
-    return judged[: _MOST_PANELS - 1] + others
+        values = _drawable(series.values[last])
+        shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
+        own = [key for key in alarms if series.title.startswith(f"{key}, ")] if len(series.usual) else []
+        key = max(own, key=len, default="")
+        starts = {window.start for window in windows if key in alarms and _was_alarm(result, alarms[key], window)}
+        lines.append(LevelLine(shown, key, starts))
+    return lines
 
 
 def trend_lines(
@@ -273,8 +270,8 @@ def trend_lines(
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
-    judged = [line for line in levels if len(line.series.usual)]
-    alarms = [one for one in result.findings if one.is_alarm and not any(line.is_of(one) for line in judged)]
+    judged = [line.key for line in levels if line.key]
+    alarms = [one for one in result.findings if one.is_alarm and alarm_key(one.subject, one.segment) not in judged]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
@@ -283,8 +280,7 @@ def trend_lines(
             value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
             line = TrendLine(name, value, threshold, state)
         elif finding.check in EXACT:
-            title = f"{name}: {finding.change or finding.check}"
-            line = TrendLine(title, score, is_column=True)
+            line = TrendLine(f"{name}: {finding.change or finding.check}", score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
             own = "" if finding.check == "shift" else score  # The threshold is not the threshold of a shift.
@@ -294,8 +290,14 @@ def trend_lines(
     return list(drawn.values())[: _MOST_PANELS - len(judged)]
 
 
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Return the values. Unknown values, and values that are too large for an axis, are NaN."""
+    return [value if abs(value) < _LARGEST else math.nan for value in values]
+
+
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    line = one_line(text)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def draw_trend(
@@ -323,7 +325,9 @@ def draw_trend(
     all_times = [time for line in drawn for time in (line.series.starts if isinstance(line, LevelLine) else times)]
     for panel, line in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
         if isinstance(line, LevelLine):
-            starts, values, colours = line.series.starts, line.series.values, line.colours
+            starts, values = line.series.starts, line.series.values
+            other = _FINE if len(line.series.usual) else _LINE  # A level without a reference is not judged.
+            colours = [_ALARM if start in line.alarms else other for start in starts]
             words.append(line.describe())
             line.draw_reference(panel)
         else:
@@ -340,7 +344,7 @@ def draw_trend(
         for colour, marker in _MARKERS.items():
             marked = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
             panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
-        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left")
+        panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
         panel.tick_params(labelsize=8)
         panel.margins(y=0.15)
         panel.set_xlim(min(all_times) - length, max(all_times) + length)

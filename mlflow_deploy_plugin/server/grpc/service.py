@@ -265,8 +265,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
         message = tensors.read_message(messages.ModelInferRequest, request.body)
 
         def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
-            predictor = variant.loaded.predictor
-            decoded = tensors.decode(message, predictor.artifact, variant.schema)
+            decoded = tensors.decode(message, variant.loaded.predictor.artifact, variant.schema)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
                 answer = variant.endpoint, response.id, variant.loaded.version, response.outputs

@@ -16,21 +16,9 @@ from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, failure_response, http_response
-from mlflow_deploy_plugin.server.inference import management
+from mlflow_deploy_plugin.server.inference import management, protocol_table
 from mlflow_deploy_plugin.server.inference.auth import Need
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
-from mlflow_deploy_plugin.server.inference.protocol_table import (
-    AZURE,
-    CHAT_COMPLETIONS,
-    EMBEDDINGS,
-    INVOCATIONS,
-    PREDICT,
-    PREDICT_BATCH,
-    RESPONSES,
-    TFSERVING,
-    V2,
-    Protocol,
-)
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, Reply
 
@@ -58,7 +46,7 @@ class Route:
     method: str
     view: View
     operation: Operation
-    protocol: Protocol | None = None
+    protocol: protocol_table.Protocol | None = None
     is_direct: bool = False
     need: Need | None = None
     is_server_wide: bool = False
@@ -72,7 +60,7 @@ def _server_wide(path: str, view: View, operation: Operation, method: str = "GET
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
-def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
+def _predict(path: str, protocol: protocol_table.Protocol, operation: Operation) -> Route:
     return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, True, "infer")
 
 
@@ -112,17 +100,17 @@ ROUTES = (
         for suffix, operation in _OF_ASSETS.items()
         for file in sorted(_ASSETS.glob(f"*{suffix}"))
     ),
-    _predict("/invocations", INVOCATIONS, operations.INVOCATIONS),
-    _predict("/predict", PREDICT, operations.PREDICT),
-    _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
-    _predict("/score", AZURE, operations.AZURE_SCORE),
+    _predict("/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
+    _predict("/predict", protocol_table.PREDICT, operations.PREDICT),
+    _predict("/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
+    _predict("/score", protocol_table.AZURE, operations.AZURE_SCORE),
     *(
         _direct(start + path, "POST", partial(views.predict_by_model, protocol=protocol), operation, "infer")
         for start in ("", "/v1", "/endpoints/NAME")
         for path, protocol, operation in (
-            ("/responses", RESPONSES, operations.RESPONSES),
-            ("/chat/completions", CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
-            ("/embeddings", EMBEDDINGS, operations.EMBEDDINGS),
+            ("/responses", protocol_table.RESPONSES, operations.RESPONSES),
+            ("/chat/completions", protocol_table.CHAT_COMPLETIONS, operations.CHAT_COMPLETIONS),
+            ("/embeddings", protocol_table.EMBEDDINGS, operations.EMBEDDINGS),
         )
     ),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
@@ -138,22 +126,28 @@ ROUTES = (
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
     _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
-    _predict("/endpoints/NAME/invocations", INVOCATIONS, operations.INVOCATIONS),
-    _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
+    _predict("/endpoints/NAME/invocations", protocol_table.INVOCATIONS, operations.INVOCATIONS),
+    _predict("/endpoints/NAME/predict/batch", protocol_table.PREDICT_BATCH, operations.PREDICT_BATCH),
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
-    _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),
+    _predict(_V2_MODEL + "/infer", protocol_table.V2, operations.V2_INFER),
     _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
     _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
     Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
     Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
-    _direct(_TF_MODEL + ":predict", "POST", partial(views.predict, protocol=TFSERVING), operations.TF_PREDICT, "infer"),
+    _direct(
+        _TF_MODEL + ":predict",
+        "POST",
+        partial(views.predict, protocol=protocol_table.TFSERVING),
+        operations.TF_PREDICT,
+        "infer",
+    ),
     _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),

@@ -68,8 +68,7 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
     """
     if server.spec.explain_max_rows == 0:
         raise InvalidRequest("explanations are disabled (server.explain_max_rows is 0)")
-    predictor = variant.loaded.predictor
-    check_explainable(predictor.artifact)
+    check_explainable(variant.loaded.predictor.artifact)
     content_type = request.headers.get("content-type")
     if media_name(content_type) != JSON:
         return decode_rows(content_type, request.body, variant.schema, server.max_body_bytes), {}

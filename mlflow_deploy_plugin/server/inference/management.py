@@ -42,8 +42,7 @@ def list_models(server: Server, endpoint: str | None, version: str | None) -> Do
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
-    versions = server.repository.versions(endpoint)
-    return v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact)
+    return v2.model_metadata(endpoint, server.repository.versions(endpoint), variant.loaded.predictor.artifact)
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:

@@ -76,8 +76,7 @@ class PyfuncPredictor:
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
-        message = SideMessage("predict", fields, {"feeds": feeds})
-        answer = self._process.request(message, deadline)
+        answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)
         known = self.artifact.prediction

@@ -20,17 +20,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, Onnxs
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.server import variants
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
-from mlflow_deploy_plugin.server.variants import (
-    LoadedVersion,
-    ServedEndpoint,
-    ServedTable,
-    ServedVariant,
-    has_sticky_column,
-    make_served_endpoint,
-    sticky_variant,
-    weighted_variant,
-)
+from mlflow_deploy_plugin.server.variants import LoadedVersion, ServedEndpoint, ServedTable, ServedVariant
 from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.spool.captured_model import exclude_columns
 from mlflow_deploy_plugin.statedir import Wanted, WantedEndpoint, WantedVariant, WorkerState
@@ -136,8 +128,8 @@ class Repository:
         if sticky is not None and sticky.header is not None and key is None:
             key = headers.get(sticky.header) or None
         if key is not None:
-            return sticky_variant(served.answering, name, key)
-        return weighted_variant(served.answering, random.random() if draw is None else draw)
+            return variants.sticky_variant(served.answering, name, key)
+        return variants.weighted_variant(served.answering, random.random() if draw is None else draw)
 
     @property
     def default_endpoint(self) -> str | None:
@@ -268,7 +260,7 @@ class Repository:
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
         loaded_by_identity = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
-        variants, errors, capture = {}, {}, wanted.capture
+        served_variants, errors, capture = {}, {}, wanted.capture
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
@@ -291,14 +283,14 @@ class Repository:
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
                 if old is not None:
-                    variants[name] = old
+                    served_variants[name] = old
                 continue
-            variants[name] = ServedVariant(
+            served_variants[name] = ServedVariant(
                 endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
             )
-        served = make_served_endpoint(variants, wanted.sticky)
+        served = variants.make_served_endpoint(served_variants, wanted.sticky)
         for variant in served.answering:
-            if variant.key is not None and not has_sticky_column(variant.loaded.predictor.schema, variant.key):
+            if variant.key is not None and not variants.has_sticky_column(variant.loaded.predictor.schema, variant.key):
                 text = "%s/%s: version %s has no input column %r for sticky variants: the variant is random"
                 logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
         return served, errors
@@ -311,8 +303,8 @@ class Repository:
                 return
 
     def _swap(self, table: ServedTable) -> None:
-        variants = (variant for served in table.values() for variant in served.variants.values())
-        answering = (variant.loaded for variant in variants if not variant.shadow)
+        all_variants = (variant for served in table.values() for variant in served.variants.values())
+        answering = (variant.loaded for variant in all_variants if not variant.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:

@@ -18,20 +18,8 @@ from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant
-from mlflow_deploy_plugin.statedir import KeyEntry
-from mlflow_deploy_plugin.statedir.metric_files import (
-    CAPTURE_ROWS,
-    FEEDBACK_LABELS,
-    OF_VARIANT,
-    REQUEST_DURATION,
-    REQUESTS,
-    Metric,
-    MetricSeries,
-    MmapCounters,
-    prometheus_text,
-    read_families,
-    read_series,
-)
+from mlflow_deploy_plugin.statedir import KeyEntry, metric_files
+from mlflow_deploy_plugin.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
 
 MAX_PREDICTIONS = 100
 """The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""
@@ -42,8 +30,10 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
 
-_REQUESTS = Metric(REQUESTS, "Requests answered.")
-_REQUEST_DURATION = Metric(REQUEST_DURATION, "Time from the body's arrival to the complete response.", _SECONDS_BOUNDS)
+_REQUESTS = Metric(metric_files.REQUESTS, "Requests answered.")
+_REQUEST_DURATION = Metric(
+    metric_files.REQUEST_DURATION, "Time from the body's arrival to the complete response.", _SECONDS_BOUNDS
+)
 _PREDICTION_LATENCY = Metric(
     "ml_prediction_latency_seconds", "Latency of successful predictions, by version only.", _SECONDS_BOUNDS
 )
@@ -65,10 +55,11 @@ _CAPTURE_REQUESTS = Metric(
     "Requests that were captured in the spool, or dropped because it could not be written.",
 )
 _CAPTURE_ROWS = Metric(
-    CAPTURE_ROWS, "Rows that were answered, captured in the spool, or dropped because it could not be written."
+    metric_files.CAPTURE_ROWS,
+    "Rows that were answered, captured in the spool, or dropped because it could not be written.",
 )
 _FEEDBACK_LABELS = Metric(
-    FEEDBACK_LABELS, "Accepted labels of earlier predictions, and requests whose labels were refused."
+    metric_files.FEEDBACK_LABELS, "Accepted labels of earlier predictions, and requests whose labels were refused."
 )
 _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
 
@@ -314,12 +305,12 @@ class Metrics:
 
     def page(self) -> bytes:
         """Return the values of all workers in Prometheus' text format."""
-        return prometheus_text(read_families(self.folder))
+        return metric_files.prometheus_text(metric_files.read_families(self.folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """Return the statistics of each (endpoint, model, version), summed over all workers."""
         summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
-        counted = read_series(self.folder)
+        counted = metric_files.read_series(self.folder)
 
         def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
             for series in counted[metric.name]:

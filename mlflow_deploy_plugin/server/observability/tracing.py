@@ -57,8 +57,7 @@ def open_tracer() -> "Tracer | None":
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         attributes["service.name"] = "onnxserve"  # The SDK itself reads a name from the environment.
-    resource = Resource.create(attributes)
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracer(provider, exporter)

@@ -230,3 +230,15 @@ def test_an_unknown_column_is_named_with_the_nearest_one(folder: Path, option: s
 
     with refused(InvalidConfig, "'temprature'", "'temperature'"):
         compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
+
+
+def test_the_rows_of_a_file_may_be_in_any_order() -> None:
+    table(144 * 20, 0.0, "2024-02-01").to_parquet("reference.parquet")
+    rows = table(144, 3.0, "2024-03-01")
+    rows.to_parquet("ordered.parquet")
+    rows.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
+    ordered, shuffled = (
+        compared(f"{name}.parquet", "reference.parquet", min_rows=100) for name in ("ordered", "shuffled")
+    )
+
+    assert (shuffled.state, shuffled.reason, shuffled.window) == ("drift", ordered.reason, ordered.window)

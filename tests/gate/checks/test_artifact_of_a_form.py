@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, graph_digest
+from mlflow_deploy_plugin.evaluation import LoadedOnnx
+from mlflow_deploy_plugin.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.evaluation.dataset import LabelledRows
 from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.gate.checks.artifact import check_agreement

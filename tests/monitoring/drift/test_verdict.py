@@ -230,7 +230,6 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
         (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
         (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
         (0, {"season": "28d"}, r"mean 1\.\d+"),  # Only two windows of the reference are in the same phase.
-        (0, {"season": "1d"}, r"mean 1\.\d+"),
     ],
 )
 def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(

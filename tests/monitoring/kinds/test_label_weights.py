@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import LabelledWindow, labels_contradict
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import LabelledWindow, trust_labels
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
@@ -113,8 +113,8 @@ def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabili
     seen, held = [], []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
-        known, classified = predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
-        seen.append(labelled.is_selected and labels_contradict(known, classified, [], 0.95))
+        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        seen.append(labelled.is_selected and trust_labels(known, [], 0.95).reason == "doubted")
         one = accuracy_of(labelled.at_worst, predictions)
         assert one.method == "worst case"
         held.append(one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high)
@@ -128,26 +128,24 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     departing = 0
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
-        departing += labels_contradict(
-            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows), [], 0.95
-        )
+        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        departing += trust_labels(known, [], 0.95).reason == "doubted"
 
     assert departing <= 11  # 5 are expected
 
 
 def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> None:
-    def window(seed: int) -> tuple[np.ndarray, ClassPredictions]:
+    def window(seed: int) -> LabelledWindow:
         answers, truth = answers_of(np.random.default_rng(seed))
         assert answers.probabilities is not None
         sharper = answers.probabilities**3 / (answers.probabilities**3).sum(axis=1, keepdims=True)
-        return truth, ClassPredictions(
-            answers.predicted, sharper + [[0.04, -0.04]] * (sharper[:, 1:] > 0.5), ("0", "1")
-        )
+        probabilities = sharper + [[0.04, -0.04]] * (sharper[:, 1:] > 0.5)
+        return LabelledWindow(truth, ClassPredictions(answers.predicted, probabilities, ("0", "1")))
 
-    earlier = [LabelledWindow(*window(seed)) for seed in range(1, 6)]
+    earlier = [window(seed) for seed in range(1, 6)]
 
-    assert labels_contradict(*window(0), [], 0.95)
-    assert not labels_contradict(*window(0), earlier, 0.95)
+    assert trust_labels(window(0), [], 0.95).reason == "doubted"
+    assert trust_labels(window(0), earlier, 0.95).reason == "fits"
 
 
 def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:

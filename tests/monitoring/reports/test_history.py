@@ -229,12 +229,17 @@ def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
     assert mentions(shift().history, "drift since 2013-07-05 (2013-07-04 to 2013-07-06)", "window 6 in a row")
 
 
-def test_the_start_of_a_shift_is_in_the_reason_once() -> None:
-    reason = f"delay: {shift().history}; {shift().reason}"
+def test_the_start_of_a_shift_is_in_the_reason_once_next_to_the_start_of_the_alarm_of_the_window() -> None:
+    of_shift = f"delay: {shift().history}; {shift().reason}"
+    of_window = Finding("wind", "distribution", "drift", "distance 5", 5.0, 3.0)
+    reason = f"wind: {of_window.reason}; lasting shift of {of_shift}"
 
-    told = add_history(result_of(10, findings=(shift(),), reason=reason), [])
+    only = add_history(result_of(10, findings=(shift(),), reason=of_shift), [])
+    both = add_history(result_of(10, findings=(shift(), of_window), reason=reason), past_of(result_of(9, wind=5.0)))
 
-    assert told.reason == reason
+    assert only.reason == of_shift
+    since = "drift since 2013-07-10, window 2 in a row"
+    assert both.reason == f"wind: {since}; distance 5; lasting shift of {of_shift}"
 
 
 def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
@@ -429,7 +434,7 @@ def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[PastWindow]]:
 
 def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     delay = level("delay, mean", [3.0] * 7 + [5.0] * 4, has_onset=True)
-    result, windows = levels_of(level("accuracy, estimated", [0.8] * 11, None), delay)
+    result, windows = levels_of(delay, level("accuracy, estimated", [0.8] * 11, None))
 
     lines = level_lines(result, windows)
     scores = trend_lines(result, to_metrics(result), lines)
@@ -453,15 +458,41 @@ def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
     assert "wind (carrier=AA)" not in [line.title for line in trend_lines(result, to_metrics(result), lines)]
 
 
-def test_five_levels_are_drawn_over_the_last_sixty_windows() -> None:
-    many = [level(f"column_{number}, mean", [3.0, math.nan] * 40) for number in range(7)]
-    result, windows = levels_of(*many, level("accuracy, from labels", [0.8] * 11, None))
+def test_a_column_whose_name_begins_with_the_name_of_another_column_has_its_own_level() -> None:
+    result, windows = levels_of(level("delay, of arrival, mean", [3.0] * 11))
+    other = Finding("delay, of arrival", "distribution", "drift", "", 5.0, 3.0)
+    result = replace(result, findings=(*result.findings, other))
 
     lines = level_lines(result, windows)
 
-    titles = [*(f"column_{number}, mean" for number in range(5)), "accuracy, from labels"]
-    assert [line.title for line in lines] == titles
-    assert {len(line.series.values) for line in lines[:5]} == {60}
+    assert not lines[0].alarms
+    drawn = [line.value for line in trend_lines(result, {**to_metrics(result), "drift_score/delay": 4.0}, lines)]
+    assert "drift_score/delay" in drawn
+    assert "distribution_score/delay, of arrival" not in drawn
+
+
+@pytest.mark.parametrize("name", ["$a_{$", "price$\\frac$", "two\nlines", "", "x" * 5_000])
+def test_a_column_of_any_name_has_a_picture(name: str) -> None:
+    result, windows = levels_of(level(f"{name}, mean", [3.0] * 7 + [5.0] * 4, has_onset=True))
+
+    assert draw_trend([], windows, DAY, level_lines(result, windows))[0]
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308, 1.0], [1e308, 0.0], [math.inf, 1.0, 2.0], [5e-324, 0.0]])
+def test_levels_of_any_size_have_a_picture(values: list[float]) -> None:
+    result, windows = levels_of(level("delay, mean", values * 5))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_trend([], windows, DAY, level_lines(result, windows))[0]
+
+
+def test_levels_are_drawn_over_the_last_sixty_windows() -> None:
+    result, windows = levels_of(level("delay, mean", [3.0, math.nan] * 40))
+
+    (line,) = level_lines(result, windows)
+
+    assert {len(series) for series in (line.series.starts, line.series.values, line.series.usual)} == {60}
 
 
 def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold() -> None:

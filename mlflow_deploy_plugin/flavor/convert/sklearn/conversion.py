@@ -161,8 +161,7 @@ def _convert(
     inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
-    nodes = zip(inputs, proto.graph.input, strict=True)
-    inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
+    inputs = tuple(replace(entry, name=node.name) for entry, node in zip(inputs, proto.graph.input, strict=True))
     outputs = graph.finish_outputs(proto.graph, answers)
     repairs: dict[graph.Precision, str] = {
         "single": "",

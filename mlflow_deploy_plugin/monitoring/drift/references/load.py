@@ -263,17 +263,22 @@ def freeze_table(
     """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
     `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
     `columns`."""
-    features, notes = read_columns(table)
-    missing = [name for name in columns if not select_columns(features, [name])]
+    bins: dict[str, Bins] = {}
+    names: list[str] = []
+    notes: list[str] = []
+    for column in table.column_names:  # Copy only one column at a time.
+        features, skipped = read_columns(table.select([column]))
+        names += features
+        notes += skipped
+        for name in select_columns(features, columns):
+            if left_out and select_columns([name], left_out):
+                continue
+            # A list's component, a double, has no type in the table.
+            bins[name] = freeze_bins(features[name], str(table.schema.field(name).type) if name == column else "double")
+    missing = [name for name in columns if not select_columns(names, [name])]
     if columns and len(missing) == len(columns):
-        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
+        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
-    types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    bins = {
-        name: freeze_bins(features[name], types.get(name, "double"))  # A list's component, a double, has no type.
-        for name in select_columns(features, columns)
-        if not left_out or not select_columns([name], left_out)
-    }
     sample = table.take(choose_rows(len(table), _MAX_CELLS // max(len(bins), 1)))
     return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
@@ -283,7 +288,8 @@ def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: W
     length_us = window.end_us - window.start_us
     digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
     for column in rows.table.columns:
-        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer):
+        buffers = (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer)
+        for buffer in {buffer.address: buffer for buffer in buffers}.values():  # Slices share a buffer.
             digest.update(buffer)
     key = digest.digest()
     if key not in _last_cut:

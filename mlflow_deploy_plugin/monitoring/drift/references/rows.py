@@ -267,7 +267,9 @@ def _csv_files(path: Path) -> list[Path]:
 
 
 def _open_parquet(path: Path) -> pa_dataset.Dataset:
-    return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**SPARK_TIMES))
+    # A buffered stream reads a file of one large row group without holding its compressed bytes.
+    options = {**SPARK_TIMES, "use_buffered_stream": True, "pre_buffer": False}
+    return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**options))
 
 
 def _time_column(table: pa.Table, shown: str) -> str:

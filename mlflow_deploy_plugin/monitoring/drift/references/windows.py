@@ -168,7 +168,8 @@ def cut_pieces(
     group_of = np.full(len(present), -1)
     group_of[chosen] = np.arange(len(chosen))
     inside = group_of[groups] >= 0
-    kept = sketch_groups(bins, table.filter(pa.array(inside)), group_of[groups[inside]], len(chosen))
+    filtered = table if inside.all() else table.filter(pa.array(inside))
+    kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
     rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
     for index, window in zip(chosen.tolist(), kept, strict=True):
         columns = {name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()}

@@ -37,6 +37,7 @@ _BEYOND_CHANCE = 4  # A frequent value exceeds the rest by this many Poisson dev
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # The square of a larger number may be infinite.
 _FLOATING = frozenset({"halffloat", "float", "double"})
+_CELLS = 2**14
 _SINGLE = (1e-37, 1e38)  # the range in which a float32 has 24 significant bits
 
 
@@ -68,6 +69,29 @@ class OrderedBins:
     def edges(self) -> Array:
         """The bounds between bins: [K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
         return (self.positions[1:] + self.positions[:-1]) / 2
+
+    @cached_property
+    def _edge_cells(self) -> tuple[Array, Array, Array]:
+        """The number of edges below each cell of `_cell_of`, the cells with several edges, and the edges and NaN."""
+        edges = np.bincount(self._cell_of(self.edges), minlength=_CELLS)
+        return np.cumsum(edges) - edges, edges > 1, np.append(self.edges, np.nan)
+
+    def _cell_of(self, values: Array) -> Array:
+        """Return the cell of each value, [N] int64: equal parts of the range of the edges. NaN is in any cell."""
+        with np.errstate(all="ignore"):
+            cells: Array = (values - self.edges[0]) * (_CELLS / (self.edges[-1] - self.edges[0]))
+            return np.fmax(np.fmin(cells, _CELLS - 1), 0).astype(np.int64)
+
+    def bin_of(self, values: Array) -> Array:
+        """Return the bin of each number, [N] int64; any bin for NaN. Only values in cells with several edges are
+        searched, because a binary search of all values takes ten times as long."""
+        below, is_crowded, edges = self._edge_cells
+        cells = self._cell_of(values)
+        bins: Array = below[cells]
+        bins += values >= edges[bins]
+        searched = is_crowded[cells]
+        bins[searched] = np.searchsorted(self.edges, values[searched], side="right")
+        return bins
 
     def distance(self, left: Array, right: Array) -> Array:
         """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty. For a

@@ -230,7 +230,7 @@ def _count_columns(
         yield name, counted
     for name, values in zip(PROJECTIONS, sums.T, strict=False):
         if isinstance(frozen := bins[name], OrderedBins):  # The spread of a projection needs only its histogram.
-            codes = np.searchsorted(frozen.edges, values, side="right")
+            codes = frozen.bin_of(values)
             histograms = _histograms(codes, frozen.size + 1, groups, count)
             yield name, {"kind": ["number"] * count, "codes": codes, "counts": histograms}
 
@@ -285,7 +285,7 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
     }
     values = round_to_reference(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
-        codes = np.searchsorted(bins.edges, values, side="right")
+        codes = bins.bin_of(values)
         fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
         fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
     else:
@@ -321,17 +321,19 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
 
 def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
     minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(minimum, groups[is_known], values[is_known])
-    np.maximum.at(maximum, groups[is_known], values[is_known])
-    is_finite = np.isfinite(values)
-    numbers, owners = values[is_finite], groups[is_finite]
+    numbers, owners = (values, groups) if is_known.all() else (values[is_known], groups[is_known])
+    np.minimum.at(minimum, owners, numbers)
+    np.maximum.at(maximum, owners, numbers)
+    some = np.bincount(owners, minlength=count) > 0
+    if not (is_finite := np.isfinite(numbers)).all():
+        numbers, owners = numbers[is_finite], owners[is_finite]
     finite = np.bincount(owners, minlength=count)
+    rows = np.zeros(1, np.int64) if count == 1 else owners  # The figures of a single group need no copy for each row.
     with np.errstate(all="ignore"):
-        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A plain sum could overflow.
-        about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
+        about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)  # A plain sum could overflow.
+        about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
         mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
-        m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
-    some = np.bincount(groups[is_known], minlength=count) > 0
+        m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
         "maximum": np.where(some, maximum, np.nan).tolist(),

@@ -105,6 +105,21 @@ def test_a_side_without_values_has_no_distance() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "reference",
+    [RNG.normal(size=5000), np.exp(RNG.normal(0, 4, 5000)), RNG.normal(size=5000) * 1e-310, [*range(400), -1e30]],
+    ids=["evenly spread edges", "crowded edges", "numbers below the precision of a float", "a sentinel"],
+)
+def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | list[Any]) -> None:
+    bins = freeze_bins(numbers(reference), "double")
+    assert isinstance(bins, OrderedBins)
+    beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
+    values = np.concatenate([*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]])
+
+    assert bins.bin_of(values).tolist() == np.searchsorted(bins.edges, values, side="right").tolist()
+
+
+@pytest.mark.filterwarnings("error")
 def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
     values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
 

@@ -33,8 +33,7 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
-    constant = np.ravel(model.constant_)
-    return np.stack([rows.full(float(value)) for value in constant], axis=1)
+    return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
 
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:

@@ -46,8 +46,7 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
-        tokens = _tokens(graph, vectorizer, texts)
-        counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer))
+        counts = graph.node("TfIdfVectorizer", [_tokens(graph, vectorizer, texts)], **_pool(vectorizer))
         if vectorizer.binary:
             counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):

@@ -31,8 +31,7 @@ def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransform
     mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
     if isinstance(mapping, list):
         mapping = {entry["col"]: entry["mapping"] for entry in mapping}
-    learned = {name: getattr(values, "index", values) for name, values in mapping.items()}
-    return as_tables(encoder, learned)
+    return as_tables(encoder, {name: getattr(values, "index", values) for name, values in mapping.items()})
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
