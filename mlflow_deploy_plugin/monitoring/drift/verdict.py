@@ -28,7 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -122,6 +122,7 @@ def judge_profile(
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
         known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
+        known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
         if not columns:
@@ -347,13 +348,10 @@ def _read(path: Path) -> distribution.NullDistribution | None:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             os.utime(path)
-            stored_alarms = about.pop("held_out")
-            held_out = (
-                Refused(**stored_alarms)
-                if "reason" in stored_alarms
-                else distribution.HoldOutAlarms(**stored_alarms | {"columns": tuple(stored_alarms["columns"])})
-            )
-            return distribution.NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
+            held_out = about.pop("held_out")
+            kind = Refused if "reason" in held_out else distribution.HoldOutAlarms
+            arrays = {name: stored[name] for name in _ARRAYS}
+            return distribution.NullDistribution(**about, held_out=kind(**held_out), **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 

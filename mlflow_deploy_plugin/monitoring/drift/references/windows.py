@@ -280,11 +280,10 @@ def correct_for_rest(
             corrected.append(window)
             continue
         columns = dict(window.columns)
-        for name, column in window.columns.items():
-            for key, count in rest_counts[name][position].items() if name in rest_counts else ():
-                new = round(count * window.rows / sampled[position])
-                column = replace(column, **{key: max(getattr(column, key), new)})
-            columns[name] = column
+        for name in rest_counts.keys() & columns.keys():
+            for key, count in rest_counts[name][position].items():
+                extrapolated = round(count * window.rows / sampled[position])
+                columns[name] = replace(columns[name], **{key: max(getattr(columns[name], key), extrapolated)})
         corrected.append(Profile(window.rows, columns))
     return tuple(corrected)
 

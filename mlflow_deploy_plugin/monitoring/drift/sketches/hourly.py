@@ -134,11 +134,9 @@ class SketchStore:
         write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
 
     def _name(self, day: datetime) -> str:
-        key = self.bins_key
-        if self.segment:
-            key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
-        if self.log.since is not None:  # With `since`, the same files give other profiles, so the key differs.
-            key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
+        key, since = self.bins_key, self.log.since
+        if self.segment or since:  # The same files give other profiles.
+            key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
 

@@ -76,9 +76,7 @@ def _scores(bins: Bins, codes: Array) -> Array:
     counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
-        below = np.cumsum(shares)
-        middle = bins.positions[np.searchsorted(below, below[-1] / 2)]
-        values = np.clip((bins.positions - middle) / bins.scale, -_REACH, _REACH)[:, None]
+        values = np.clip((bins.positions - shares @ bins.positions) / bins.scale, -_REACH, _REACH)[:, None]
     else:
         values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
     centred = values - shares @ values

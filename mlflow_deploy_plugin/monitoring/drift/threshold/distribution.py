@@ -69,7 +69,7 @@ class HoldOutAlarms:
     effective_n: float
     rate: float
     p_value: float
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     how: str
 
     @property
@@ -133,7 +133,7 @@ def count_alarms(
         effective_n=float(effective_n),
         rate=rate,
         p_value=float(chance.sf(hits - 1)),
-        columns=tuple(f"{name} ({count})" for name, count in columns_of_alarms.most_common(_NAMED)),
+        columns=[f"{name} ({count})" for name, count in columns_of_alarms.most_common(_NAMED)],
         how=how,
     )
 

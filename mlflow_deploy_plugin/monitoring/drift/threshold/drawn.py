@@ -34,7 +34,7 @@ from scipy.stats import chi2, norm
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import decoded
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, encode_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -146,10 +146,6 @@ class StationaryBootstrap(null.WindowNull):
         own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
-
-    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
-        """Return 1, because the length of the stretches accounts for the correlation."""
-        return 1.0, ""
 
     def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
@@ -292,7 +288,7 @@ class IndependentRows(null.Null):
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
-                figures = _window_figures(sized[-1], name, windows, now, before)
+                figures = _window_figures(null.GroupColumn(sized[-1], name, windows), now, before)
                 figures[rows < size] = np.nan
                 columns.append(figures)
         samples = self.compare(sized)
@@ -303,19 +299,14 @@ class IndependentRows(null.Null):
         return count_alarms(tests, null.column_names(sized), rate, float(self.draws), len(judged), how, persistence)
 
 
-def _window_figures(
-    group: null.ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
-) -> Array:
+def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) -> Array:
     """Return the figures of the reference's own windows, [M, FIGURES], each compared like the judged window."""
-    bins = group.reference.bins[name]
-    rng = null.column_rng(group.segment + name)
-    windows = null.count_windows([profiles[index] for index in now], name, bins)
+    rng, compared, windows = column.rng(), column.group.compared, column.windows(now)
     if before is None:
-        complements = np.maximum(null.column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
+        complements = np.maximum(column.total() - windows.counts, 0)
     else:
-        earlier = null.column_counts([profiles[index] for index in before], name, bins)
-        complements = null.subsample(earlier, group.compared, rng)
-    return windows.subsampled(group.compared, rng).figures(bins, complements)
+        complements = null.subsample(column.counts()[before], compared, rng)
+    return windows.subsampled(compared, rng).figures(column.bins, complements)
 
 
 def _drawn_figures(

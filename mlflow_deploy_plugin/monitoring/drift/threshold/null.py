@@ -79,8 +79,6 @@ class WindowCounts:
     def subsampled(self, size: int, rng: np.random.Generator) -> "WindowCounts":
         """Return the windows with at most `size` rows each, sampled at random."""
         rows = self.counts.sum(axis=-1)
-        if not (rows > size).any():
-            return self
         return WindowCounts(
             subsample(self.counts, size, rng),
             _subsample_part(self.unseen, rows, size, rng),
@@ -188,21 +186,11 @@ def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: flo
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return `size` random rows of each histogram [M, K] that has more rows. This is a draw from the multivariate
-    hypergeometric distribution for all histograms at once, by recursive halving of the bins."""
-    histograms = counts.astype(np.int64)
-    width = 1 << max(histograms.shape[1] - 1, 0).bit_length()
-    levels = [np.pad(histograms, ((0, 0), (0, width - histograms.shape[1])))]
-    while levels[-1].shape[1] > 1:
-        levels.append(levels[-1].reshape(len(histograms), -1, 2).sum(axis=2))
-    sampled = np.minimum(levels[-1], size)
-    for level in levels[-2::-1]:
-        left, right = level[:, 0::2], level[:, 1::2]
-        taken = np.maximum(sampled - right, 0)
-        is_open = (sampled > 0) & (left > 0) & (right > 0) & (sampled < left + right)
-        taken[is_open] = rng.hypergeometric(left[is_open], right[is_open], sampled[is_open])
-        sampled = np.stack([taken, sampled - taken], axis=2).reshape(len(histograms), -1)
-    return sampled[:, : histograms.shape[1]].astype(np.float64)
+    """Return `size` random rows of each histogram [M, K] that has more rows."""
+    sampled = counts.astype(np.int64)
+    for row in np.flatnonzero(sampled.sum(axis=1) > size):
+        sampled[row] = rng.multivariate_hypergeometric(sampled[row], size, method="marginals")
+    return sampled.astype(np.float64)
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
@@ -233,7 +221,8 @@ class Null(ABC):
         """Return the alarms among the reference's own windows, each judged by other rows."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return the number of windows that are worth one independent window, and the column with this correlation."""
+        """Return the number of windows that are worth one independent window, and the column with this correlation. It
+        is 1 for rows, and for stretches, whose length accounts for the correlation."""
         return 1.0, ""
 
 
@@ -274,10 +263,6 @@ class WindowNull(Null):
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         figures, scales = zip(*map(self.column_figures, self.columns(groups)), strict=True)
         return NullDistribution(self.kind, np.stack(figures, axis=1), np.stack(scales), FLOORS, self.effective_n)
-
-    def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        windows = group.reference.pieces.windows
-        return slowest_column({name: column_level(group, name, windows) for name in group.columns})
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:

@@ -60,6 +60,10 @@ class WholeReferenceNull(null.WindowNull):
         """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
         return windows
 
+    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
+        windows = group.reference.pieces.windows
+        return null.slowest_column({name: null.column_level(group, name, windows) for name in group.columns})
+
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
         """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
