@@ -86,6 +86,28 @@ def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftRe
     assert mentions(relations.reason, "temp")
 
 
+def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference) -> None:
+    wide = sketch_batches(days.bins, [rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS))])
+
+    verdict = judge_profile(days, wide, 100 * DAY, MonitorSpec(min_rows=30), None, jump_rate=0.01, accepted=["temp"])
+
+    assert verdict.state == "no drift"
+    assert [finding.state for finding in about_relations(verdict)] == ["not judged"]
+
+
+def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None:
+    named = {RELATIONS: np.random.default_rng(0).normal(size=DAYS * ROWS)}
+    table = rows(0, DAYS * ROWS, **named)
+    bins, _ = freeze_table(table, (), "the rows")
+    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
+    reference = DriftReference(bins, bins_digest(bins), pieces, table)
+
+    changed = in_another_order(rows(1, **{RELATIONS: np.random.default_rng(1).normal(size=ROWS)}), "temp")
+
+    states = [finding.state for finding in about_relations(verdict_on(changed, reference))]
+    assert states == ["drift", "no drift"]
+
+
 def test_relations_are_not_judged_without_one_of_their_columns(days: DriftReference) -> None:
     (relations,) = about_relations(verdict_on(rows(1).drop_columns(["temp"]), days))
 

@@ -189,7 +189,7 @@ def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
 def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
-    assert alarms_of(verdict).columns == ("x0 (7)",)  # The second half becomes the new normal.
+    assert alarms_of(verdict).columns == ["x0 (7)"]  # The second half becomes the new normal.
     assert alarms_of(verdict).p_value < 0.02
     assert mentions(verdict.notes[-1], "5.0%", "16.7%")
     assert "rolling:" not in " ".join(verdict.notes)
