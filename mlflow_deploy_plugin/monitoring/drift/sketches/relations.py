@@ -103,9 +103,8 @@ def correlation_change(bins: Mapping[str, Bins], before: Mapping[str, Array], no
     if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
         return ""
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
-        coefficients = [np.nan_to_num(np.corrcoef(rows)) for rows in sides]
+        old, new = (np.nan_to_num(np.corrcoef(rows)) for rows in sides)
     names = np.array(columns)
-    change = np.where(names[:, None] != names, np.abs(coefficients[1] - coefficients[0]), -1)
+    change = np.where(names[:, None] != names, np.abs(new - old), -1)
     pair = np.unravel_index(change.argmax(), change.shape)
-    first, last = (matrix[pair] for matrix in coefficients)
-    return f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {first:+.2f} → {last:+.2f}"
+    return f"correlation of {titles[pair[0]]} and {titles[pair[1]]} {old[pair]:+.2f} → {new[pair]:+.2f}"
