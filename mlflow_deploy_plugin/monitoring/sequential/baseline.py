@@ -37,9 +37,9 @@ class Baseline:
 
     def __init__(self, reference: Array, season: int, floors: Array) -> None:
         """`reference` are the figures without their cycle, [..., R, m]; `floors` their smallest deviations, [m]."""
-        self._windows, self._season, self._floors = reference.shape[-2], season, floors
+        self._season, self._floors = season, floors
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(shape, float(self._windows), reference.dtype)
+        self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
         self._sum = reference.sum(axis=-2)
         self._squares = np.square(reference).sum(axis=-2)
         self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
@@ -60,12 +60,14 @@ class Baseline:
 
     @property
     def correlation(self) -> Array:
-        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954) and of the estimated cycle."""
-        count, mean = self._count, self._sum / self._count
+        """φ, corrected for the bias of a short series (Kendall, Biometrika 41, 1954), generalised to the means of the
+        phases of a cycle: neighbouring windows have different phases, so that a long cycle adds little bias."""
+        count, mean, season = self._count, self._sum / self._count, self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
-        raw = (self._lagged / (count - 1) - np.square(mean)) / variance
-        corrected = raw + (1 + 3 * raw) / count + (self._season - 1) / self._windows * (1 + raw)
-        correlation: Array = corrected.clip(0, LARGEST_CORRELATION)
+        raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(0, LARGEST_CORRELATION)
+        over_cycle = raw ** (season - 1)
+        of_means = season * over_cycle * (1 - np.square(raw)) / (1 - over_cycle * raw)
+        correlation: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
         return correlation
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:

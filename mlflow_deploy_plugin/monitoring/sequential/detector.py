@@ -119,7 +119,7 @@ def track(windows: Windows, limit: float) -> Tracking:
         shifted = [shift.series for shift in open_shifts]
         mass = (mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         mass[:, shifted] = 0
-        statistic = float(np.log(mass.mean()))
+        statistic = math.log(max(float(mass.mean()), 1e-300))
         if statistic > limit:
             found = [*_find(mass, innovations[restarted : now + 1], restarted, limit)]
             open_shifts += found
@@ -130,7 +130,7 @@ def track(windows: Windows, limit: float) -> Tracking:
             restarted = now + 1
         is_shifted[now, [shift.series for shift in open_shifts]] = True
         own = windows.restarts <= now
-        baseline.add_level(value, own)
+        baseline.add_level(value, own & ~is_shifted[now])
         if (joining := now - JOINS_AFTER) >= first:
             baseline.add(levels[joining], levels[joining - 1], ~is_shifted[joining] & ~own)
     return Tracking(tuple(open_shifts), tuple(alarms), statistic, levels, baseline.mean, baseline.deviation)

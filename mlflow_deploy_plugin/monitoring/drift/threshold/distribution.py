@@ -190,8 +190,9 @@ class NullDistribution:
             return TestResult(standardised[-1], statistic, float(own.max()), p_value)
         p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
         if rate < 1 / len(statistics):
-            tail = Tail.fit(own)
-            return TestResult(standardised[-1], statistic, tail.threshold(rate), min(p_value, tail.p_value(statistic)))
+            tail = Tail.fit(own)  # Later windows leave the range of correlated windows more often.
+            beyond_tail = min(self.persistence * tail.p_value(statistic), p_value)
+            return TestResult(standardised[-1], statistic, tail.threshold(rate / self.persistence), beyond_tail)
         return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_a_rate_below_one_window_of_the_reference_comes_from_the_tail_of_its_sta
     thresholds = np.array([tail.threshold(0.001) for tail in tails])
     assert np.median(thresholds) == pytest.approx(2 * 0.001**-0.2, rel=0.1)
     assert all(tail.p_value(tail.threshold(0.001)) == pytest.approx(0.001) for tail in tails)
+
+
+def test_correlated_windows_support_only_a_higher_threshold_for_jumps() -> None:
+    figures = np.random.default_rng(0).normal(size=(90, 1, 4))
+    null = NullDistribution("contiguous", figures, np.ones((1, 4)), np.full(4, 0.1), 90)
+    correlated = replace(null, persistence=9.0)
+    window = np.full((1, 4), 12.0)
+
+    assert correlated.test(window, 0.0009).threshold == null.test(window, 0.0001).threshold
+    assert correlated.test(window, 0.0009).p_value == pytest.approx(9 * null.test(window, 0.0009).p_value)
+    assert correlated.test(window, 0.05).threshold == null.test(window, 0.05).threshold
 
 
 def test_windows_that_overlap_count_as_their_effective_number() -> None:

@@ -1,0 +1,330 @@
+"""Streams of windows whose rows have levels with known changes, and their alarms under a budget of false alarms.
+
+The verdicts are the product's: `WindowComparison.verdict` for the jumps of each window, and `shifts.follow` for lasting
+shifts. The detector is a pure function of the windows' figures, so it follows all windows at once; `agrees` checks that
+judging each window with the windows before it gives the same alarms.
+"""
+
+import math
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from benchmarks.drifting.judging import Line, Outcome
+from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_of
+from mlflow_deploy_plugin.inference_log import EPOCH, Window
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_groups
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
+from mlflow_deploy_plugin.monitoring.kinds.drift import CHECKS, WindowComparison
+from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
+from mlflow_deploy_plugin.monitoring.sequential import budget, shifts
+from mlflow_deploy_plugin.monitoring.sequential.detector import Tracking, limit_for, track
+from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, PastLevels
+from mlflow_deploy_plugin.monitoring.sequential.levels import (
+    FLOORS,
+    MISSING,
+    ReferenceLevels,
+    Series,
+    reference_levels,
+    window_levels,
+)
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+CHANGED = 3
+"""The column whose level changes."""
+_WEEKEND = (1.0, -1.0, 0.5, 0.0, 0.0)
+_TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """Levels of columns over windows.
+
+    Attributes:
+        deviation: the standard deviation of the levels between windows, in deviations of rows.
+        correlation: of the levels of consecutive windows (an autoregressive process).
+        tails: the degrees of freedom of Student's distribution of the levels; 0 for a normal distribution.
+        walk: the steps of the first two levels, a random walk.
+        season: the number of windows in the cycle; the last two of seven windows differ, or a sine of 24 windows.
+        missing: the usual share of missing values.
+    """
+
+    columns: int
+    deviation: float
+    rows: int
+    correlation: float = 0.0
+    tails: int = 0
+    walk: float = 0.0
+    season: int = 1
+    missing: float = 0.0
+    length_us: int = DAY_US
+
+    def levels(self, rng: np.random.Generator, windows: int) -> Array:
+        """Return [windows, columns] float64."""
+        shape = windows, self.columns
+        noise = rng.normal(size=shape)
+        if self.tails:
+            noise = rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails)
+        levels = noise.copy()
+        for now in range(1, windows):
+            levels[now] = self.correlation * levels[now - 1] + math.sqrt(1 - self.correlation**2) * noise[now]
+        levels *= self.deviation
+        if self.season == 7:
+            levels += (np.arange(windows) % 7 >= 5)[:, None] * np.resize(_WEEKEND, self.columns)
+        elif self.season > 1:
+            cycle = np.sin(2 * np.pi * np.arange(windows) / self.season)
+            levels += cycle[:, None] * np.resize(_WEEKEND, self.columns)
+        if self.walk:
+            levels[:, :2] += np.cumsum(self.walk * rng.normal(size=(windows, 2)), axis=0)
+        return levels
+
+    @property
+    def changed(self) -> str:
+        return f"x{min(CHANGED, self.columns - 1)}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the level of one column, in deviations of its levels, in the judged windows `start` <= t < `end`."""
+
+    shift: float = 0.0
+    slope: float = 0.0
+    start: int = 0
+    end: int = 10_000
+
+    def steps(self, windows: int) -> Array:
+        late = np.arange(windows) - self.start
+        return np.where((late >= 0) & (np.arange(windows) < self.end), self.shift + self.slope * (late + 1), 0.0)
+
+
+CALM = Change()
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The reference of a monitor and the profiles of the windows after it; `parts` are those of segments."""
+
+    reference: DriftReference
+    profiles: Sequence[Profile]
+    world: World
+    first_us: int
+    parts: Mapping[str, tuple[DriftReference, Sequence[Profile]]] = field(default_factory=dict)
+
+    def window(self, number: int) -> Window:
+        length = self.world.length_us * _TICK
+        start = EPOCH + self.first_us * _TICK + number * length
+        return Window(start, start + length)
+
+
+def simulate(world: World, seed: int, reference: int, judged: int, change: Change = CALM) -> Stream:
+    """Return a stream with `reference` windows in the reference and `judged` windows after it."""
+    rng = np.random.default_rng([seed, judged, world.columns])
+    windows = reference + judged
+    levels = world.levels(rng, windows)
+    levels[reference:, min(CHANGED, world.columns - 1)] += world.deviation * change.steps(judged)
+    values = np.repeat(levels, world.rows, axis=0) + rng.normal(size=(windows * world.rows, world.columns))
+    if world.missing:
+        shares = world.missing * np.exp(0.3 * rng.normal(size=levels.shape))
+        values[rng.random(values.shape) < np.repeat(shares, world.rows, axis=0)] = np.nan
+    numbers = np.repeat(np.arange(windows), world.rows)
+    table = pa.table({f"x{number}": column for number, column in enumerate(values.T)})
+    return stream_of(table, numbers, world, reference, judged)
+
+
+def stream_of(table: pa.Table, numbers: Array, world: World, reference: int, judged: int) -> Stream:
+    """Return the stream of rows; `numbers` are their windows, ascending, [N] int64."""
+    first_us, split = reference * world.length_us, int(np.searchsorted(numbers, reference))
+    earlier = Rows(table.slice(0, split), numbers[:split] * world.length_us)
+    frozen = reference_of(earlier, first_us, world.length_us)
+    profiles = sketch_groups(frozen.bins, table.slice(split), numbers[split:] - reference, judged)
+    return Stream(frozen, profiles, world, first_us)
+
+
+class Monitor:
+    """Judges the windows of a stream with a share of a budget; `columns` are judged, by default all."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        per_year: float | None,
+        columns: Sequence[str] = (),
+        baseline: Mapping[str, datetime] | None = None,
+        **spec: object,
+    ) -> None:
+        self.stream, self.per_year, self.baseline = stream, per_year, baseline or {}
+        self.columns = tuple(columns or sorted(stream.reference.bins))
+        every = "1h" if stream.world.length_us == HOUR_US else "1d"
+        self.spec = MonitorSpec.model_validate({"every": every, "min_rows": 30, **spec})
+        self._home = tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-")
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._home.cleanup()
+
+    def comparison(self, number: int) -> WindowComparison:
+        """Return the comparison of a window; the past contains all windows before it."""
+        stream = self.stream
+        request = WindowRequest(
+            endpoint="simulated",
+            monitor="daily",
+            spec=self.spec,
+            window=stream.window(number),
+            revision=1,
+            settings=Settings(home=Path(self._home.name)),
+            alarms=AlarmContext(self.per_year, self._past[:number], self.baseline),
+        )
+        parts = {name: (own, profiles[number]) for name, (own, profiles) in stream.parts.items()}
+        return WindowComparison(request, ("m", "1"), stream.reference, "", stream.profiles[number], parts, (), {})
+
+    @cached_property
+    def _past(self) -> tuple[PastLevels, ...]:
+        stream, basis = self.stream, self.stream.reference.bins_key
+        past = []
+        for number in range(len(stream.profiles)):
+            levels = self.levels(number)
+            evidence = Evidence(basis, {str(series): value for series, value in levels.items()})
+            past.append(PastLevels(stream.window(number).start, evidence))
+        return tuple(past)
+
+    def levels(self, number: int) -> dict[Series, float]:
+        stream = self.stream
+        levels = window_levels(stream.reference, stream.profiles[number], self.columns, "")
+        for name, (own, profiles) in stream.parts.items():
+            levels |= window_levels(own, profiles[number], self.columns, name)
+        return levels
+
+    @property
+    def _figures(self) -> Collection[str]:
+        return (MISSING,) if self.spec.kind == "data_quality" else FLOORS
+
+    @property
+    def reference_levels(self) -> ReferenceLevels:
+        """The figures of the reference's windows."""
+        own = {name: part for name, (part, _) in self.stream.parts.items()}
+        return reference_levels(self.stream.reference, self.columns, own, self._figures)
+
+    @property
+    def unkept(self) -> list[str]:
+        """The statements of the report about a budget that the reference cannot keep."""
+        return [] if self.per_year is None else [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
+
+    def verdict(self, number: int) -> DriftVerdict:
+        return self.comparison(number).verdict(self.columns)
+
+    @cached_property
+    def jumps(self) -> Array:
+        """The windows with a jump, [judged] bool."""
+        return np.array([self._is_jump(self.verdict(number)) for number in range(len(self.stream.profiles))])
+
+    def _is_jump(self, verdict: DriftVerdict) -> bool:
+        if verdict.state == "not judged":
+            raise AssertionError(verdict.reason)
+        if self.spec.kind == "data_quality":
+            return any(finding.is_alarm and finding.check in CHECKS for finding in verdict.findings)
+        return verdict.state == "drift"
+
+    @cached_property
+    def course(self) -> shifts.Course | None:
+        """The windows and shifts of the whole stream; None if no series can be followed."""
+        reference, last = self.stream.reference, len(self.stream.profiles) - 1
+        request = self.comparison(last).request
+        return shifts.follow(request, reference, self.reference_levels, self.levels(last), reference.bins_key)
+
+    @property
+    def shift_alarms(self) -> Array:
+        """The windows at which an alarm of the detector begins, [judged] bool."""
+        flags = np.zeros(len(self.stream.profiles), bool)
+        if self.course is not None:
+            flags[np.array(self.course.tracking.alarms, np.int64) - self.course.windows.reference] = True
+        return flags
+
+    @property
+    def alarms(self) -> Array:
+        return self.jumps | self.shift_alarms
+
+    def tracking(self, number: int) -> Tracking:
+        """Return the state of the detector after a window."""
+        assert self.course is not None
+        windows = self.course.windows
+        end = windows.reference + number + 1
+        parts = {name: getattr(windows, name)[:end] for name in ("values", "phases", "gaps")}
+        return track(replace(windows, **parts), self._limit)
+
+    @cached_property
+    def _limit(self) -> float:
+        assert self.course is not None
+        assert self.per_year is not None
+        return limit_for(self.course.windows, budget.LASTING_SHARE * budget.window_rate(self.spec, self.per_year))
+
+    def findings(self, number: int) -> tuple[Finding, ...]:
+        """Return the lasting shifts in the report of a window."""
+        comparison = self.comparison(number)
+        return comparison.shifts(comparison.verdict(self.columns)).findings
+
+    def agrees(self) -> bool:
+        """Return True if judging each window with the windows before it gives the same alarms of the detector."""
+        own = [bool(self.findings(number)) for number in range(len(self.stream.profiles))]
+        return own == [bool(self.tracking(number).shifts) for number in range(len(self.stream.profiles))]
+
+
+def count_alarms(flags: Array, consecutive: int = 1) -> int:
+    """Return the number of alarms: stretches of at least `consecutive` windows with a flag."""
+    edges = np.diff(np.concatenate([[False], flags, [False]]).astype(np.int64))
+    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+    return int((lengths >= consecutive).sum())
+
+
+def first_alarm(flags: Array) -> float:
+    """Return the number of the first window with an alarm, from 1; infinity without one."""
+    return float(flags.argmax()) + 1 if flags.any() else math.inf
+
+
+def yearly_line(what: str, counts: Sequence[int], years: float, most: float | None = None) -> Line:
+    """Return the alarms per year; each count is that of one stream of `years`.
+
+    The interval is exact for a Poisson distribution (Garwood, Biometrika 28, 1936). Streams differ by chance, so the
+    years are divided by the ratio of the variance between streams and the mean.
+    """
+    total, exposure = sum(counts), years * len(counts)
+    effect = max(float(np.var(counts, ddof=1)) / max(total / len(counts), 1e-9), 1.0) if len(counts) > 1 else 1.0
+    events = total / effect
+    low = float(stats.chi2.ppf(0.025, 2 * events)) / 2 * effect / exposure if total else 0.0
+    high = float(stats.chi2.ppf(0.975, 2 * events + 2)) / 2 * effect / exposure
+    figure = total / exposure
+    shown = f"{figure:.2f} in {exposure:.0f} years; {low:.2f} to {high:.2f}"
+    return Line(what, shown, f"at most {most:g}" if most is not None else "–", _at_most(figure, low, most))
+
+
+def median_line(what: str, values: Collection[float], most: float | None = None) -> Line:
+    """Return the median with its interval from order statistics; infinite values are alarms that were not raised."""
+    ordered, count = np.sort(np.array([*values])), len(values)
+    low, high = stats.binom.ppf([0.025, 0.975], count, 0.5).astype(int)
+    middle = float(ordered[(count - 1) // 2])
+    first, last = float(ordered[max(low - 1, 0)]), float(ordered[min(high, count - 1)])
+    figure = f"median {middle:g} of {count}; {first:g} to {last:g}"
+    return Line(what, figure, f"at most {most:g}" if most is not None else "–", _at_most(middle, first, most))
+
+
+def _at_most(figure: float, low: float, most: float | None) -> Outcome:
+    if most is None:
+        return "–"
+    return "met" if figure <= most else "missed" if low > most else "uncertain"
+
+
+def years_of(world: World, windows: int) -> float:
+    return windows * timedelta(microseconds=world.length_us) / timedelta(days=365.25)
+
+
+def some(count: int, share: float) -> int:
+    return max(round(count * share), 4)
