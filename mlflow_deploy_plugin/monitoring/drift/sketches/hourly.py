@@ -135,7 +135,7 @@ class SketchStore:
 
     def _name(self, day: datetime) -> str:
         key, since = self.bins_key, self.log.since
-        if self.segment or since:  # The same files give other profiles.
+        if self.segment or since:  # The same files have other profiles then, so the key differs.
             key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
