@@ -240,9 +240,8 @@ RestCounts = list[dict[str, int]]
 def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
-    """Return the counts `unseen`, `below` and `above` of columns with values, for each group of rows against all other
-    groups. `groups` is [N] int64, a group per row; `counted` is [count] bool, the groups to compare with (None: all).
-    """
+    """Return the counts `unseen`, `below` and `above` of each column with bins, per group of rows, against all other
+    groups. `groups`, [N] int64, is the group of each row; `counted`, [count] bool, are the others (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):

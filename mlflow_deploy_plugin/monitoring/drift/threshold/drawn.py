@@ -77,7 +77,8 @@ class StationaryBootstrap(null.WindowNull):
         windows: the number of times that each of M windows contains each of S steps, [M, S].
         references: the same numbers for the drawn reference that each window is compared with, [M, S].
         stretches: the same numbers for Q pieces of each drawn reference, which scale the distances, [M, Q, S].
-        block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
+        block_length: the mean length of a drawn stretch in steps, which accounts for the correlation; steps are drawn
+            between `first` and `last`.
     """
 
     windows: Array

@@ -221,8 +221,7 @@ class Null(ABC):
         """Return the alarms among the reference's own windows, each judged by other rows."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return the number of windows that are worth one independent window, and the column with this correlation. It
-        is 1 for rows, and for stretches, whose length accounts for the correlation."""
+        """Return the number of windows that are worth one independent window, and the column with this correlation."""
         return 1.0, ""
 
 
