@@ -96,15 +96,18 @@ def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference
 
 
 def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None:
-    named = {RELATIONS: np.random.default_rng(0).normal(size=DAYS * ROWS)}
-    table = rows(0, DAYS * ROWS, **named)
+    def named(seed: int, count: int) -> pa.Table:
+        own = pa.array(np.random.default_rng(seed + 9).normal(size=count))
+        return rows(seed, count).append_column(RELATIONS, own)
+
+    table = named(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")
     pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
     reference = DriftReference(bins, bins_digest(bins), pieces, table)
 
-    changed = in_another_order(rows(1, **{RELATIONS: np.random.default_rng(1).normal(size=ROWS)}), "temp")
+    verdict = verdict_on(in_another_order(named(1, ROWS), "temp"), reference)
 
-    states = [finding.state for finding in about_relations(verdict_on(changed, reference))]
+    states = [finding.state for finding in about_relations(verdict)]
     assert states == ["drift", "no drift"]
 
 
