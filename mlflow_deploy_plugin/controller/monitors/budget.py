@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.inference_log import microseconds, parse_window
 from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.result import ModelVersion, format_time
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
@@ -84,6 +85,10 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
         # If several figures of a column have shifted, the baseline starts with the last shift.
         shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
         baseline |= {key: since for since, key in shifts}
+        for relations in sorted(key for key in columns if key.rpartition("/")[2] == RELATIONS):
+            # A column that has changed also changes the relations, perhaps only in later windows.
+            own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
+            baseline |= {relations: max(own)} if own else {}
         if not baseline:
             missing = f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept"
             raise NotFound(f"{missing}: `onnxserve monitor list {name}` shows its last verdict")

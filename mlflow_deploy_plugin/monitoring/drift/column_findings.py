@@ -8,13 +8,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
-    PROJECTIONS,
-    RELATIONS,
-    relation_tables,
-    shown_name,
-    without_projections,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, relation_tables, shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile, merge
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
@@ -42,7 +36,7 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
 
 def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
     names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
-    return [name for name in without_projections(names) if not columns or name in columns]
+    return [name for name in names if name not in PROJECTIONS and (not columns or name in columns)]
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
@@ -60,7 +54,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if expected is None:
         return drift("presence", f"the column is in the window ({current.arrow_type}), but not in the reference", "new")
     if current.mistyped and not expected.mistyped:
-        known, usual = current.rows - current.missing, _usual_type(expected, current)
+        known, usual = current.rows - current.missing, expected.arrow_type or current.expected_type
         reason = f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the reference has {usual}"
         return drift("type", reason, f"{usual} → {current.arrow_type}", current.mistyped / max(known, 1))
     # Check columns without a judged distribution (times, binary values) for a change of type.
@@ -125,15 +119,16 @@ def judgeable_columns(
         elif name not in reference.bins:
             reasons[name] = f"distributions of type {expected.arrow_type} are not judged"
         elif current.kind == "other":
-            reasons[name] = f"the type is {current.arrow_type}; the reference has {_usual_type(expected, current)}"
+            usual = expected.arrow_type or current.expected_type
+            reasons[name] = f"the type is {current.arrow_type}; the reference has {usual}"
         else:
             kept.append(name)
-    if relations := [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]:
-        left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
-        if left_out:
-            reasons[RELATIONS] = f"the relations include {left_out[0]}, which cannot be judged"
-        else:
-            kept += relations
+    relations = [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]
+    left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
+    if relations and left_out:
+        reasons[relations[0]] = f"the relations include {left_out[0]}, which cannot be judged"
+    elif relations:
+        kept += relations
     return tuple(kept), not_judged_findings(reasons, segment)
 
 
@@ -168,7 +163,7 @@ def judge_columns(
         group, name = members[index]
         subject, is_relation = shown_name(name), name in PROJECTIONS
         title = f"{group.segment}/{subject}" if group.segment else subject
-        if f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
+        if is_relation and f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
             continue
         others = group.reference.pieces.others
         seasonal, phase = None, ""
@@ -177,7 +172,6 @@ def judge_columns(
         column = _JudgedColumn(
             bins=group.reference.bins[name],
             given=group.window.columns[name],
-            expected=group.reference.pieces.total.columns[name],
             before=seasonal or others.columns.get(name),
             missing=_missing_share(group.window.columns[name], group.window.rows),
             missing_before=_missing_share(others.columns.get(name), others.rows),
@@ -217,11 +211,10 @@ def _in_phase(pieces: ReferencePieces, name: str, start_us: int, season_us: int)
 
 @dataclass(frozen=True, eq=False)
 class _JudgedColumn:
-    """A column in the window, in the reference, and in the profile that the window is compared with (`before`)."""
+    """A column in the window, and in the profile that the window is compared with (`before`)."""
 
     bins: Bins
     given: ColumnSketch
-    expected: ColumnSketch
     before: ColumnSketch | None
     missing: float
     missing_before: float
@@ -230,13 +223,12 @@ class _JudgedColumn:
         """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
         `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
         current = self.given
-        if check == "distribution" and isinstance(self.bins, OrderedBins) and self.bins.tables:
-            figure = f"the spread of a projection of the rows differs by {value:.3g} deviations"
-            return f"{figure}, {usual:.3g} ± {spread:.2g} in the reference's own windows", ""
         if check == "distribution":
+            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
+            if isinstance(self.bins, OrderedBins) and self.bins.tables:
+                return f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}", ""
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
-            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
             return f"{name} distance {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
         if check == "missing":
             first, now = self.missing_before, self.missing
@@ -248,7 +240,7 @@ class _JudgedColumn:
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
             change = f"values that the reference lacks {usual:.1%} → {share}, more"
             return f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}", change
-        ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
+        ranges = f"{self.bins.minimum:g} to {self.bins.maximum:g}"
         share = _share(current.below + current.above, current)
         side = "on both sides" if current.below and current.above else "above" if current.above else "below"
         change = f"out of range {usual:.1%} → {share}, more {side}"
@@ -314,10 +306,6 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 def _share_change(name: str, first: float, now: float) -> str:
     where = "more often" if now > first else "less often"
     return f"{name} {first:.1%} → {now:.1%}, {where}"
-
-
-def _usual_type(expected: ColumnSketch, current: ColumnSketch) -> str:
-    return expected.arrow_type or current.expected_type
 
 
 def _share(rows: int, column: ColumnSketch) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -71,7 +71,7 @@ _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
     "column or the values with the time of each row), or set independent_rows"
 )
-_METHOD = 10
+_METHOD = 11
 """A part of every cache key. Increment it if the computation of figures or nulls changes."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
@@ -122,6 +122,7 @@ def judge_profile(
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
         known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
+        known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
         if not columns:
@@ -252,15 +253,17 @@ def null_distribution(
     cached = _read(path) if path else None
     if cached is not None:
         return cached
-    null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
+    # The levels of projections depend on the levels of the columns, and would hide alarms of the columns.
+    own = [replace(group, columns=group.own_columns) for group in groups]
+    null = IndependentRows.cut(own[0], rate) if independent_rows else choose_null(own[0], rate)
     if isinstance(null, Refused):
         return null
-    persistence, slowest_column = null.persistence(groups[0])
+    persistence, slowest_column = null.persistence(own[0])
     fresh = replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
-        held_out=null.hold_out(groups, rate, persistence),
+        held_out=null.hold_out(own, rate, persistence),
     )
     if files and path:
         with files.writing(path) as temporary:
@@ -316,7 +319,7 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.own_columns)
+    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
     if can_bootstrap(steps, length, column_dependence):
         yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
 
@@ -345,13 +348,10 @@ def _read(path: Path) -> distribution.NullDistribution | None:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             os.utime(path)
-            stored_alarms = about.pop("held_out")
-            held_out = (
-                Refused(**stored_alarms)
-                if "reason" in stored_alarms
-                else distribution.HoldOutAlarms(**stored_alarms | {"columns": tuple(stored_alarms["columns"])})
-            )
-            return distribution.NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
+            held_out = about.pop("held_out")
+            kind = Refused if "reason" in held_out else distribution.HoldOutAlarms
+            arrays = {name: stored[name] for name in _ARRAYS}
+            return distribution.NullDistribution(**about, held_out=kind(**held_out), **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 

@@ -20,12 +20,7 @@ from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.rows import choose_rows
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
-    ColumnValues,
-    pair_columns,
-    read_columns,
-    select_columns,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import pair_columns, read_columns, select_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
     profile_to_parquet,
@@ -44,6 +39,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
     Profile,
     coalesce_batches,
+    encode_columns,
     merge,
     sketch_groups,
 )
@@ -212,7 +208,8 @@ class WindowComparison:
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         sample = self._report_rows() if state != "not judged" else None
-        pairs = [pair for pair in _pairs(*sample) if pair[0].name in subjects] if sample else ()
+        reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
+        pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
         findings = [self._with_correlation(finding, sample) for finding in (*shifts.findings, *verdict.findings)]
         own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
         sketches = profile_to_parquet(Profile(self.profile.rows, own))
@@ -239,7 +236,8 @@ class WindowComparison:
             column, _, value = finding.segment.partition("=")
             reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
             sample = reference, window
-        return replace(finding, change=correlation_change(self.reference.bins, _pairs(*sample)) or finding.change)
+        before, now = (encode_columns(self.reference.bins, table) for table in sample)
+        return replace(finding, change=correlation_change(self.reference.bins, before, now) or finding.change)
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
         """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
@@ -258,10 +256,6 @@ class WindowComparison:
         return sample, concat_tables(tables)
 
 
-def _pairs(reference: pa.Table, window: pa.Table) -> list[tuple[ColumnValues, ColumnValues]]:
-    return pair_columns(read_columns(reference)[0], read_columns(window)[0])
-
-
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
     the user has specified a column that neither the window nor the reference has."""
@@ -278,12 +272,11 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
         artifact = version_artifact(request, *version)
         both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
-        capture = capture.model_copy(update=both)
+        request = replace(request, capture=capture.model_copy(update=both))
     reference, missing_reason = None, ""
     request.progress(f"reading the reference, {request.spec.reference}")
     try:
-        left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
-        reference = load_reference(request, *version, left_out)
+        reference = load_reference(request, *version)
     except (InvalidArtifact, InvalidConfig, NotFound) as error:
         missing_reason = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
@@ -298,7 +291,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         if not select_columns(columns, [name]):
             hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
             raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
-    excluded = excluded_columns(capture, columns)
+    excluded = excluded_columns(request.capture, columns)
     profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:

@@ -44,7 +44,7 @@ class Series(NamedTuple):
         return alarm_key(shown_name(self.column), self.segment)
 
     def __str__(self) -> str:
-        return f"{alarm_key(self.column, self.segment)}/{self.figure}"
+        return f"{self.key}/{self.column if self.column in PROJECTIONS else self.figure}"
 
 
 @dataclass(frozen=True, eq=False)

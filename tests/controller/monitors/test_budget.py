@@ -15,7 +15,9 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
+from mlflow_deploy_plugin.monitoring.sequential.levels import Series
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, apply_config
 from mlflow_deploy_plugin.store import Alerts, Store, open_store
@@ -68,6 +70,31 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     assert (event.action, event.why) == ("monitor.accept", "a new carrier")
     assert event.detail["monitor"] == "daily"
     assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("segment", ["", "carrier=AA/"])
+@pytest.mark.parametrize("is_shift", [True, False])
+def test_an_accepted_alarm_about_relations_has_their_name(
+    deployments: Deployments, segment: str, is_shift: bool
+) -> None:
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    series = Series(segment.rstrip("/"), PROJECTIONS[3], "spread")
+    shifts = {str(series): SINCE} if is_shift else {}
+    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts))
+
+    baseline = accept_alarms(deployments, "flights", "daily")
+
+    assert baseline == {series.key: SINCE if is_shift else (CALM + 9 * DAY).isoformat()}
+    assert series.key == segment + RELATIONS
+
+
+def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deployments) -> None:
+    """A shift of a column also shifts sums of columns, perhaps only in later windows."""
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    levels = {str(Series("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
+    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))
+
+    assert accept_alarms(deployments, "flights", "daily") == {"x": SINCE, RELATIONS: SINCE}
 
 
 @pytest.mark.long

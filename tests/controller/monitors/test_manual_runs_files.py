@@ -212,8 +212,9 @@ def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
 def test_only_named_columns_are_judged_or_all_others(
     folder: Path, named: dict[str, Any], state: str, judged: set[str]
 ) -> None:
+    rng = np.random.default_rng(0)  # Other rows, from a generator that other tests use, are drift in 5 % of orders.
     for name, shift in (("recent", 3), ("training", 0)):
-        written(name, {"calm": _rng.normal(0, 1, 400), "wild": _rng.normal(shift, 1, 400), "id": list(range(400))})
+        written(name, {"calm": rng.normal(0, 1, 400), "wild": rng.normal(shift, 1, 400), "id": list(range(400))})
 
     found = compared("recent.parquet", "training.parquet", **named)
 

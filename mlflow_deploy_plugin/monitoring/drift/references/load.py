@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.inference_log.storage import SKETCHES
 from mlflow_deploy_plugin.inference_log.tables import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references.rows import (
     ReferenceRows,
+    choose_rows,
     event_times,
     load_datasets,
     load_training_rows,
@@ -54,9 +55,9 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches import hourly
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns, select_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import freeze_relations, sample_rows
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns, select_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import freeze_relations
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches, encode_columns
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
@@ -64,6 +65,8 @@ from mlflow_deploy_plugin.spec import bin_period
 from mlflow_deploy_plugin.spec.types import length_of, rolling_span
 
 CACHE = "references"
+_MAX_CELLS = 1_500_000
+"""The maximum number of values that freeze the projections (`relations.py`): 50,000 rows of 30 columns."""
 _last_cut: dict[bytes, ReferencePieces] = {}
 """The pieces of the last reference that was computed from rows in memory. The key is a digest of the rows."""
 
@@ -195,11 +198,12 @@ _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogRefer
 }
 
 
-def load_reference(request: WindowRequest, model: str, version: str, left_out: Sequence[str] = ()) -> DriftReference:
+def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
     """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
     A reference without event times has only a total, and no windows. Notes report missing event times and columns.
-    `model` and `version` are the version that answered the window's rows. The columns in `left_out` get no bins.
+    `model` and `version` are the version that answered the window's rows. Columns that `capture` or `exclude` leaves
+    out get no bins.
 
     Raises NotFound if the version, the dataset or its rows do not exist, InvalidArtifact without a readable reference,
     InvalidConfig if the dataset cannot be read or the reference has none of the columns, and RegistryUnavailable.
@@ -216,6 +220,8 @@ def load_reference(request: WindowRequest, model: str, version: str, left_out: S
     else:
         state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
         rows = load_training_rows(state_dir, model, version, cache)
+    capture = request.capture
+    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
     pieces = log_reference.pieces(bins, key, rows.table, window) if log_reference else _cut(bins, key, rows, window)
@@ -260,8 +266,6 @@ def freeze_table(
     bins: dict[str, Bins] = {}
     names: list[str] = []
     notes: list[str] = []
-    sample: dict[str, ColumnValues] = {}
-    chosen = sample_rows(len(table), table.num_columns)
     for column in table.column_names:  # Copy only one column at a time.
         features, skipped = read_columns(table.select([column]))
         names += features
@@ -271,12 +275,12 @@ def freeze_table(
                 continue
             # A list's component, a double, has no type in the table.
             bins[name] = freeze_bins(features[name], str(table.schema.field(name).type) if name == column else "double")
-            sample[name] = replace(features[name], values=features[name].values[chosen])
     missing = [name for name in columns if not select_columns(names, [name])]
     if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
     notes += [f"{name}: {shown} has no such column" for name in missing]
-    return {**bins, **freeze_relations(bins, sample)}, notes
+    sample = table.take(choose_rows(len(table), _MAX_CELLS // max(len(bins), 1)))
+    return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
 
 def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns, type_family
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     Profile,
     merge,
@@ -171,16 +170,15 @@ def cut_pieces(
     inside = group_of[groups] >= 0
     filtered = table if inside.all() else table.filter(pa.array(inside))
     kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
-    rest = count_out_of_rest(bins, table, groups, len(present))
-    kept = [
-        Profile(window.rows, {name: replace(column, **rest[name][index]) for name, column in window.columns.items()})
-        for index, window in zip(chosen.tolist(), kept, strict=True)
-    ]
+    rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
+    for index, window in zip(chosen.tolist(), kept, strict=True):
+        columns = {name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()}
+        corrected.append(Profile(window.rows, {**window.columns, **columns}))
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
-    return ReferencePieces(tuple(kept), grid.starts_us(present[chosen]), tuple(steps), grid, total)
+    return ReferencePieces(tuple(corrected), grid.starts_us(present[chosen]), tuple(steps), grid, total)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -242,17 +240,15 @@ RestCounts = list[dict[str, int]]
 def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
-    """Return each column's counts `unseen`, `below` and `above` for each group of rows against all other groups.
-    `groups` is [N] int64, a group per row; `counted` is [count] bool, the groups to compare with (None: all)."""
+    """Return the counts `unseen`, `below` and `above` of each column with bins, per group of rows, against all other
+    groups. `groups`, [N] int64, is the group of each row; `counted`, [count] bool, are the others (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
-    counts: dict[str, RestCounts] = {name: [{}] * count for name in PROJECTIONS if name in bins}  # without a range
+    counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):
         column, column_bins = decoded(raw_column), bins.get(name)
-        if column_bins is None or type_family(column.type) not in ("number", "category"):
-            counts[name] = [{}] * count
-        elif isinstance(column_bins, OrderedBins):
+        if isinstance(column_bins, OrderedBins):
             counts[name] = _range(as_floats(column), groups, counted)
-        else:
+        elif column_bins is not None:
             counts[name] = _unseen(column, groups, counted)
     return counts
 
@@ -283,11 +279,10 @@ def correct_for_rest(
             corrected.append(window)
             continue
         columns = dict(window.columns)
-        for name, column in window.columns.items():
-            for key, count in rest_counts[name][position].items() if name in rest_counts else ():
-                new = round(count * window.rows / sampled[position])
-                column = replace(column, **{key: max(getattr(column, key), new)})
-            columns[name] = column
+        for name in rest_counts.keys() & columns.keys():
+            for key, count in rest_counts[name][position].items():
+                extrapolated = round(count * window.rows / sampled[position])
+                columns[name] = replace(columns[name], **{key: max(getattr(columns[name], key), extrapolated)})
         corrected.append(Profile(window.rows, columns))
     return tuple(corrected)
 

@@ -36,7 +36,6 @@ _RARE, _LENGTHS = 64, 8
 _BEYOND_CHANCE = 4  # A frequent value exceeds the rest by this many Poisson deviations.
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # The square of a larger number may be infinite.
-_MISSING = -1
 _FLOATING = frozenset({"halffloat", "float", "double"})
 _CELLS = 2**14
 _SINGLE = (1e-37, 1e38)  # the range in which a float32 has 24 significant bits
@@ -93,10 +92,6 @@ class OrderedBins:
         searched = is_crowded[cells]
         bins[searched] = np.searchsorted(self.edges, values[searched], side="right")
         return bins
-
-    def encode(self, feature: ColumnValues) -> Array:
-        """Return the bin of each value, [N] int64; -1 for a missing value."""
-        return np.where(np.isnan(feature.values), _MISSING, self.bin_of(feature.values))
 
     def distance(self, left: Array, right: Array) -> Array:
         """Return the Wasserstein distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty. For a
@@ -158,17 +153,6 @@ class CategoryBins:
             count = self.rare_shape[1]
             codes += np.where(codes == rare, sizes * count + (hashes % count).astype(np.int64), 0)
         return codes
-
-    def encode(self, feature: ColumnValues) -> Array:
-        """Return the bin of each value, [N] int64; -1 for a missing value."""
-        if feature.kind == "number":
-            other = len(self.codes)
-            values, inverse = np.unique(round_to_reference(feature.values, self.arrow_type), return_inverse=True)
-            table = [_MISSING if np.isnan(value) else self.codes.get(float(value), other) for value in values]
-            return np.array(table, dtype=np.int64)[inverse]
-        texts = pa.array(feature.values, pa.large_string())
-        codes = self.codes_of_texts(texts, hash_texts(feature.values))
-        return np.where(texts.is_valid().to_numpy(zero_copy_only=False), codes, _MISSING)
 
     def distance(self, left: Array, right: Array) -> Array:
         """Return the Jensen–Shannon distances, [B], of the histograms [B, K] and [B, K] (or [K]); 0 if one is empty."""

@@ -9,8 +9,7 @@ reported. Profiles are computed from only the log, so two concurrent processes o
 For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
 merges the profiles in order, so the numbers are bit-identical to those of a single machine.
 
-Each row of the stored table describes a column of a profile, with the column's counts above zero. A row without a name
-has the profile's number of rows.
+Each row of the stored table describes a column of a profile. A row without a name has the profile's number of rows.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,6 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches import sketch
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.segments import is_segment
-from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ _RESULT = "number long, profile binary, failure string"
 
 _LISTED_BY_HOUR = 2 * DAY  # For longer windows, one listing of the bucket is faster than one per hour.
 _META = b"onnxserve"
-_FORMAT = 2
+_FORMAT = 3
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
 _ARROW_TYPES = {sketch.SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -75,8 +73,6 @@ SCHEMA = pa.schema(
         ("profile", pa.int32()),
         ("name", pa.string()),
         *_PLAIN.items(),
-        ("size", pa.int32()),
-        ("bins", pa.list_(pa.int32())),
         ("counts", pa.list_(pa.int64())),
         ("fresh", pa.list_(pa.string())),
         ("fresh_rows", pa.list_(pa.int64())),
@@ -138,11 +134,9 @@ class SketchStore:
         write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
 
     def _name(self, day: datetime) -> str:
-        key = self.bins_key
-        if self.segment:
-            key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
-        if self.log.since is not None:  # With `since`, the same files give other profiles, so the key differs.
-            key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
+        key, since = self.bins_key, self.log.since
+        if self.segment or since:  # The same files have other profiles then, so the key differs.
+            key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
 
@@ -318,39 +312,27 @@ def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
         lines.append((number, sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
         lines += [(number, column) for column in profile.columns.values()]
     columns = [column for _, column in lines]
-    filled = [column.counts.nonzero()[0] for column in columns]
-    counts = [column.counts[indices] for column, indices in zip(columns, filled, strict=True)]
-    fresh = [list(column.fresh) for column in columns]
+    counts = [column.counts for column in columns]
+    offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
     plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
     arrays = {
         "profile": pa.array([number for number, _ in lines], pa.int32()),
         "name": pa.array([column.name or None for column in columns], pa.string()),
         **{name: pa.array(values, kind) for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)},
-        "size": pa.array([len(column.counts) for column in columns], pa.int32()),
-        "bins": _lists(filled, pa.int32()),
-        "counts": _lists(counts, pa.int64()),
-        "fresh": pa.array(fresh, pa.list_(pa.string())),
+        "counts": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([_NO_COUNTS, *counts]))),
+        "fresh": pa.array([list(column.fresh) for column in columns], pa.list_(pa.string())),
         "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
     }
     return pa.table(arrays, schema=SCHEMA)
-
-
-def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
-    values = np.concatenate([_NO_COUNTS, *arrays])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
 
 
 def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
     """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError if the table is malformed."""
     if table.schema.names != SCHEMA.names:
         raise ValueError("the table does not have the columns of a profile")
-    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}
-    slices = {}
-    for name in ("bins", "counts"):
-        column = table.column(name).combine_chunks()
-        values, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy().tolist()
-        slices[name] = [values[first:last] for first, last in pairwise(offsets)]
+    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
+    stored = table.column("counts").combine_chunks()
+    counts, offsets = stored.values.to_numpy(zero_copy_only=False), stored.offsets.to_numpy().tolist()
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):
@@ -359,11 +341,9 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
                 raise ValueError("a profile is missing in the table")
             profiles.append((plain["rows"][line], {}))
             continue
-        histogram = np.zeros(plain["size"][line], np.int64)
-        histogram[slices["bins"][line]] = slices["counts"][line]
         profiles[-1][1][name] = sketch.ColumnSketch(
             name=name,
-            counts=histogram,
+            counts=counts[offsets[line] : offsets[line + 1]],
             fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
             **{key: plain[key][line] for key in _PLAIN},
         )

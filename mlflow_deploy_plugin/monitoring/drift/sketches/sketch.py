@@ -137,6 +137,13 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
 
 
+def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array]:
+    """Return the bin of each row by column, [N] int64, also of projections; a missing value has the last code, K. The
+    result lacks columns whose values do not fit their bins."""
+    counted = _count_columns(bins, table, np.zeros(len(table), np.int64), 1, np.array([len(table)]))
+    return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
+
+
 def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
     """Yield each distinct key, ascending, with the profile of its rows; `keys` is the key of each row, [N] int64."""
     present, groups = np.unique(keys, return_inverse=True)
@@ -213,7 +220,7 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 def _count_columns(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, rows: Array
 ) -> Iterator[tuple[str, ColumnCounts]]:
-    """Yield the name and `_count_column` of each column, then of each projection (`relations.py`)."""
+    """Yield the name and the fields of each column, as `_count_column`, then of each projection (`relations.py`)."""
     tables = relation_tables(bins)
     sums = np.zeros((len(table), len(PROJECTIONS) if tables else 0), np.float32)
     for name, column in feature_columns(table, bins):
@@ -222,7 +229,10 @@ def _count_columns(
             sums += tables[name].take(counted["codes"], axis=0)
         yield name, counted
     for name, values in zip(PROJECTIONS, sums.T, strict=False):
-        yield name, _count_column(pa.chunked_array([np.ascontiguousarray(values)]), bins[name], groups, count, rows)
+        if isinstance(frozen := bins[name], OrderedBins):  # The spread of a projection needs only its histogram.
+            codes = frozen.bin_of(values)
+            histograms = _histograms(codes, frozen.size + 1, groups, count)
+            yield name, {"kind": ["number"] * count, "codes": codes, "counts": histograms}
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:

@@ -69,7 +69,7 @@ class HoldOutAlarms:
     effective_n: float
     rate: float
     p_value: float
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     how: str
 
     @property
@@ -116,7 +116,8 @@ def count_alarms(
     columns_of_alarms = Counter(
         name
         for alarm in alarms
-        for name in dict.fromkeys(np.array(columns)[alarm.scores.max(axis=1) > alarm.threshold].tolist())
+        for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
+        if score > alarm.threshold
     )
     spacing = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
     effective_n = max(round(windows / spacing), 1)
@@ -132,7 +133,7 @@ def count_alarms(
         effective_n=float(effective_n),
         rate=rate,
         p_value=float(chance.sf(hits - 1)),
-        columns=tuple(f"{name} ({count})" for name, count in columns_of_alarms.most_common(_NAMED)),
+        columns=[f"{name} ({count})" for name, count in columns_of_alarms.most_common(_NAMED)],
         how=how,
     )
 

@@ -28,13 +28,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import project, relation_tables
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import decoded
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -77,7 +77,8 @@ class StationaryBootstrap(null.WindowNull):
         windows: the number of times that each of M windows contains each of S steps, [M, S].
         references: the same numbers for the drawn reference that each window is compared with, [M, S].
         stretches: the same numbers for Q pieces of each drawn reference, which scale the distances, [M, Q, S].
-        block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
+        block_length: the mean length of a drawn stretch in steps, which accounts for the correlation; steps are drawn
+            between `first` and `last`.
     """
 
     windows: Array
@@ -146,10 +147,6 @@ class StationaryBootstrap(null.WindowNull):
         own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
-
-    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
-        """Return 1, because the length of the stretches accounts for the correlation."""
-        return 1.0, ""
 
     def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
         """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
@@ -265,13 +262,11 @@ class IndependentRows(null.Null):
             sample, pieces = group.reference.sample, group.reference.pieces
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
-            features = read_columns(sample)[0]
-            if tables := relation_tables(group.reference.bins):
-                features |= project(tables, group.reference.bins, features)
+            codes = encode_columns(group.reference.bins, sample)
             even = np.full(len(sample), 1 / max(len(sample), 1))
             sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
             sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
-            parts += [_drawn_figures(group, features[name], sides) for name in group.columns]
+            parts += [_drawn_figures(group, name, codes[name], sample, sides) for name in group.columns]
         drawn, floors = zip(*parts, strict=True)
         figures = np.stack(drawn, axis=1)
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
@@ -294,7 +289,7 @@ class IndependentRows(null.Null):
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
-                figures = _window_figures(sized[-1], name, windows, now, before)
+                figures = _window_figures(null.GroupColumn(sized[-1], name, windows), now, before)
                 figures[rows < size] = np.nan
                 columns.append(figures)
         samples = self.compare(sized)
@@ -305,27 +300,23 @@ class IndependentRows(null.Null):
         return count_alarms(tests, null.column_names(sized), rate, float(self.draws), len(judged), how, persistence)
 
 
-def _window_figures(
-    group: null.ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
-) -> Array:
+def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) -> Array:
     """Return the figures of the reference's own windows, [M, FIGURES], each compared like the judged window."""
-    bins = group.reference.bins[name]
-    rng = null.column_rng(group.segment + name)
-    windows = null.count_windows([profiles[index] for index in now], name, bins)
+    rng, compared, windows = column.rng(), column.group.compared, column.windows(now)
     if before is None:
-        complements = np.maximum(null.column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
+        complements = np.maximum(column.total() - windows.counts, 0)
     else:
-        earlier = null.column_counts([profiles[index] for index in before], name, bins)
-        complements = null.subsample(earlier, group.compared, rng)
-    return windows.subsampled(group.compared, rng).figures(bins, complements)
+        complements = null.subsample(column.counts()[before], compared, rng)
+    return windows.subsampled(compared, rng).figures(column.bins, complements)
 
 
-def _drawn_figures(group: null.ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
-    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `sides` are
-    row weights, [draws, N]: of the windows, of the whole reference (for the range), and of the compared rows."""
-    bins = group.reference.bins[feature.name]
-    codes = bins.encode(feature)
-    codes = np.where(codes < 0, bins.size, codes)
+def _drawn_figures(
+    group: null.ColumnGroup, name: str, codes: Array, sample: pa.Table, sides: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `codes` are
+    the bins of the rows in `sample`, [N]. `sides` are row weights, [draws, N]: of the windows, of the whole reference
+    (for the range), and of the compared rows."""
+    bins = group.reference.bins[name]
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
     histograms = [np.zeros((len(weights), bins.size + 1)) for weights in sides]
@@ -333,11 +324,10 @@ def _drawn_figures(group: null.ColumnGroup, feature: ColumnValues, sides: Sequen
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if feature.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
-        known = feature.values[[value is not None for value in feature.values]]
-        amounts = np.unique(known.astype(str), return_counts=True)[1]
-        single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
-        rng = null.column_rng(feature.name, len(windows))
+    if bins.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
+        amounts = decoded(sample.column(name)).drop_null().value_counts().field("counts")
+        single = np.count_nonzero(amounts.to_numpy() == 1) / max(len(codes), 1)
+        rng = null.column_rng(name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
     outside = null.out_of_reference(bins, windows, histograms[1]).outside
     floors = null.smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
@@ -353,7 +343,7 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
-    for name in group.own_columns:
+    for name in group.columns:
         counts = null.column_counts(pieces.windows, name, group.reference.bins[name])
         # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
         # information about dependence, and their counts do not follow a chi-square distribution.

@@ -29,7 +29,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import shown_name, without_projections
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -62,9 +62,9 @@ class ColumnGroup:
     compared: int
 
     @property
-    def own_columns(self) -> list[str]:
-        """The columns without the projections. The level of a projection is a sum of the columns' levels."""
-        return without_projections(self.columns)
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns without the projections."""
+        return tuple(without_projections(self.columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,6 @@ class WindowCounts:
     def subsampled(self, size: int, rng: np.random.Generator) -> "WindowCounts":
         """Return the windows with at most `size` rows each, sampled at random."""
         rows = self.counts.sum(axis=-1)
-        if not (rows > size).any():
-            return self
         return WindowCounts(
             subsample(self.counts, size, rng),
             _subsample_part(self.unseen, rows, size, rng),
@@ -188,21 +186,11 @@ def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: flo
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return `size` random rows of each histogram [M, K] that has more rows. This is a draw from the multivariate
-    hypergeometric distribution for all histograms at once, by recursive halving of the bins."""
-    histograms = counts.astype(np.int64)
-    width = 1 << max(histograms.shape[1] - 1, 0).bit_length()
-    levels = [np.pad(histograms, ((0, 0), (0, width - histograms.shape[1])))]
-    while levels[-1].shape[1] > 1:
-        levels.append(levels[-1].reshape(len(histograms), -1, 2).sum(axis=2))
-    sampled = np.minimum(levels[-1], size)
-    for level in levels[-2::-1]:
-        left, right = level[:, 0::2], level[:, 1::2]
-        taken = np.maximum(sampled - right, 0)
-        is_open = (sampled > 0) & (left > 0) & (right > 0) & (sampled < left + right)
-        taken[is_open] = rng.hypergeometric(left[is_open], right[is_open], sampled[is_open])
-        sampled = np.stack([taken, sampled - taken], axis=2).reshape(len(histograms), -1)
-    return sampled[:, : histograms.shape[1]].astype(np.float64)
+    """Return `size` random rows of each histogram [M, K] that has more rows."""
+    sampled = counts.astype(np.int64)
+    for row in np.flatnonzero(sampled.sum(axis=1) > size):
+        sampled[row] = rng.multivariate_hypergeometric(sampled[row], size, method="marginals")
+    return sampled.astype(np.float64)
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
@@ -275,10 +263,6 @@ class WindowNull(Null):
         figures, scales = zip(*map(self.column_figures, self.columns(groups)), strict=True)
         return NullDistribution(self.kind, np.stack(figures, axis=1), np.stack(scales), FLOORS, self.effective_n)
 
-    def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        windows = group.reference.pieces.windows
-        return slowest_column({name: column_level(group, name, windows) for name in group.own_columns})
-
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
     """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no value or every
@@ -299,8 +283,7 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
     """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
-    shown = [(group.segment, shown_name(name)) for group in groups for name in group.columns]
-    return [f"{name} of {segment}" if segment else name for segment, name in shown]
+    return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:

@@ -60,6 +60,10 @@ class WholeReferenceNull(null.WindowNull):
         """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
         return windows
 
+    def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
+        windows = group.reference.pieces.windows
+        return null.slowest_column({name: null.column_level(group, name, windows) for name in group.columns})
+
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
         """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
@@ -224,7 +228,7 @@ class Lagged(null.WindowNull):
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}
         sides = [[windows[index] for index in side] for side in (self.later, self.earlier)]
-        for name in group.own_columns:
+        for name in group.columns:
             now, before = (null.column_level(group, name, side) for side in sides)
             if len(now) == len(before):
                 levels[name] = np.abs(now - before)

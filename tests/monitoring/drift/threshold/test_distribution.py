@@ -172,12 +172,12 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
     verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
 
     beyond = [verdict for verdict in verdicts if alarms_of(verdict).is_beyond]
-    assert beyond
+    assert len(beyond) >= 2
     for verdict in beyond:
-        assert any(shown.startswith(f"{column} (") for shown in alarms_of(verdict).columns)
+        assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
             rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of "
-            rf".*{column} .*; with reference rolling:7d a window is compared with a recent window",
+            rf"{column} .*; with reference rolling:7d a window is compared with a recent window",
             verdict.notes[-1],
         )
 
@@ -201,7 +201,7 @@ def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
 def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
-    assert alarms_of(verdict).columns == ("x0 (7)",)  # The second half becomes the new normal.
+    assert alarms_of(verdict).columns == ["x0 (7)"]  # The second half becomes the new normal.
     assert alarms_of(verdict).p_value < 0.02
     assert mentions(verdict.notes[-1], "5.0%", "16.7%")
     assert "rolling:" not in " ".join(verdict.notes)

@@ -1,10 +1,12 @@
 """The figures of windows: rows are subsampled fairly, and bins show values outside of the reference."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import out_of_reference, subsample
 
 
@@ -23,11 +25,10 @@ def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
 
 def test_what_is_beyond_others_is_told_by_the_bins() -> None:
     numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
-    counts = np.zeros((1, numbers.size + 1))
-    codes = numbers.encode(ColumnValues("n", "number", np.array([-50.0, 10.0, 20.0, 300.0])))
-    np.add.at(counts[0], codes, 1)
-    others = np.zeros_like(counts)
-    np.add.at(others[0], numbers.encode(ColumnValues("n", "number", np.arange(5.0, 90.0))), 1)
+    counts, others = (
+        np.bincount(encode_columns({"n": numbers}, pa.table({"n": values}))["n"], minlength=numbers.size + 1)[None]
+        for values in ([-50.0, 10.0, 20.0, 300.0], np.arange(5.0, 90.0))
+    )
 
     assert out_of_reference(numbers, counts, others).outside.tolist() == [2]
 
