@@ -145,9 +145,9 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         own = LabelledWindow(one.truth[has_label], one.answers.take(has_label), float(has_label.mean()))
         earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
         if labelled.is_selected:
-            is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason != "fits"
+            is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome != "fits"
         else:
-            is_at_worst = trust_labels(own, earlier, CONFIDENCE).reason == "doubted"
+            is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome == "doubted"
         taken = labelled.at_worst if is_at_worst else labelled
         now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
         plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[

@@ -87,9 +87,9 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
     before = now = labelled
     if labelled.is_selected:
         complete = [past for past in earlier if past.share >= COMPLETE]
-        if trust_labels(own, complete, CONFIDENCE).reason != "fits":
+        if trust_labels(own, complete, CONFIDENCE).outcome != "fits":
             before = now = labelled.at_worst
-    elif own.share < COMPLETE and trust_labels(own, earlier, CONFIDENCE).reason == "doubted":
+    elif own.share < COMPLETE and trust_labels(own, earlier, CONFIDENCE).outcome == "doubted":
         now = labelled.at_worst
 
     def accuracy(labels: LabelWeights) -> MetricInterval:

@@ -31,8 +31,8 @@ from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Ev
 from mlflow_deploy_plugin.monitoring.sequential.levels import (
     FLOORS,
     MISSING,
+    FigureSeries,
     ReferenceLevels,
-    Series,
     reference_levels,
     window_levels,
 )
@@ -197,7 +197,7 @@ class Monitor:
             past.append(PastLevels(stream.window(number).start, evidence))
         return tuple(past)
 
-    def levels(self, number: int) -> dict[Series, float]:
+    def levels(self, number: int) -> dict[FigureSeries, float]:
         stream = self.stream
         levels = window_levels(stream.reference, stream.profiles[number], self.columns, "")
         for name, (own, profiles) in stream.parts.items():

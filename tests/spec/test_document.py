@@ -132,7 +132,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 7d}\n"
             "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
-            "capture.retention 7d is shorter than the period of the log that monitor 'd' reads: at least 8d",
+            "capture.retention 7d is shorter than the period of the log that monitor 'd' reads: at least 9d",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",

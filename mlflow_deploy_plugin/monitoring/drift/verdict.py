@@ -28,7 +28,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
+from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name, without_projections
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold import distribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
@@ -125,14 +125,14 @@ def judge_profile(
         known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
-        if not columns:
-            reason = reason or _ACCEPTED
+        if not reason and not columns:
+            reason = column_findings.describe_worst(without_projections(known), _ACCEPTED)
+            if not name and not any(finding.is_alarm for finding in schema):
+                return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
         unjudged += column_findings.not_judged_findings(dict.fromkeys(columns, reason), name)
-        if not name and reason == _ACCEPTED and not any(finding.is_alarm for finding in schema):
-            return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
         if not name:
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)

@@ -55,15 +55,15 @@ class LabelTrust(NamedTuple):
     """The reason why labels of a part of the rows represent all rows, or may not.
 
     Attributes:
-        reason: "fits": the labels fit the probabilities. "changed": they do not, but the labels of earlier windows with
-            a similar share of labels did, so that the model has changed. "repeated": the labels of several windows in a
-            row differ in the same direction. "doubted": the model may have changed, or labels may be missing depending
-            on their value.
+        outcome: "fits": the labels fit the probabilities. "changed": they do not, but the labels of earlier windows
+            with a similar share of labels did, so that the model has changed. "repeated": the labels of several windows
+            in a row differ in the same direction. "doubted": the model may have changed, or labels may be missing
+            depending on their value.
         windows: the number of windows in a row that differ in the same direction; for "changed", the number of earlier
             windows whose labels fit.
     """
 
-    reason: Literal["fits", "changed", "repeated", "doubted"]
+    outcome: Literal["fits", "changed", "repeated", "doubted"]
     windows: int
 
 

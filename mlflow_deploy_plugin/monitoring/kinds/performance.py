@@ -158,11 +158,11 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
     is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
     trust, notes = _trust_labels(window) if is_tested else (None, [])
-    if trust is not None and trust.reason != "fits":
+    if trust is not None and trust.outcome != "fits":
         if labelled.is_selected:
             text = "and they do not fit the model's probabilities: labels may be missing because of their values"
             return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
-        if trust.reason == "doubted":
+        if trust.outcome == "doubted":
             return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
         notes = [_describe_trust(trust), *notes]
     if not labelled.differing:
@@ -188,7 +188,7 @@ def _describe_trust(trust: LabelTrust) -> str:
         "doubted": f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get their labels, "
         "set `labels`). The model may have changed, or labels may be missing because of their values",
     }
-    return f"the labels do not fit the model's probabilities {reasons[trust.reason]}"
+    return f"the labels do not fit the model's probabilities {reasons[trust.outcome]}"
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:

@@ -32,7 +32,7 @@ def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> A
     return usual
 
 
-class Baseline:
+class RunningBaseline:
     """The mean, correlation and deviation of m figures, [..., m] each, in windows that may be added one by one."""
 
     def __init__(self, reference: Array, season: int, floors: Array) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import poisson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.monitoring.sequential.baseline import Baseline, remove_cycle
+from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
@@ -27,6 +27,8 @@ _MOST_CORRELATED, _ERRORS = 0.9, 1.5
 """The largest correlation of consecutive windows, which an estimate must exceed by 1.5 standard errors."""
 _EXCESS = 4
 """The factor by which the alarms of such windows exceeded the budget in simulations (`benchmarks/verdicts.py`)."""
+_SHORTER = (172_800, 86_400, 43_200, 21_600, 10_800, 3_600, 1_800, 900, 300, 60)
+"""The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
 _FAR = 1_000
 """The gap before a window that is older than the window before it: the windows are unrelated."""
@@ -79,8 +81,8 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
     """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
     windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
-        shorter = duration_text(max(seconds * windows // FEWEST_WINDOWS // 3600, 1) * 3600)
-        remedy = f"use a longer reference{f', or every={shorter}' if windows and shorter != spec.every else ''}"
+        shorter = next((length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows), None)
+        remedy = f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
             f"{spec.reference}, and it has {windows}: {remedy}"
@@ -120,7 +122,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         return
     windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
-    correlation = Baseline(fixed, windows.season, windows.floors).correlation
+    correlation = RunningBaseline(fixed, windows.season, windows.floors).correlation
     rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
     cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
     smallest = "the smallest budget that can be kept is about"

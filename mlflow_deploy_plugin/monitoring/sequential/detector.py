@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.sequential.baseline import JOINS_AFTER, Baseline, remove_cycle
+from mlflow_deploy_plugin.monitoring.sequential.baseline import JOINS_AFTER, RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _SIZES = np.array([0.35, 0.7, 1.2])
@@ -73,6 +73,11 @@ class Shift:
     size: float
     over: float = field(default=0.0, repr=False)
 
+    def ends(self, innovation: float) -> bool:
+        """Add a window, and return True if the windows since the alarm show that the figure is usual again."""
+        self.over = max(0.0, self.over + self.size**2 / 2 - self.size * self.sign * innovation)
+        return self.over > _OVER
+
 
 @dataclass(frozen=True, eq=False)
 class Tracking:
@@ -98,7 +103,7 @@ def track(windows: Windows, limit: float) -> Tracking:
     """Follow all windows after the reference. `limit` is the logarithm of the statistic above which an alarm begins."""
     first, count = windows.reference, len(windows.values)
     levels = remove_cycle(windows.values, first, windows.phases, windows.season)
-    baseline = Baseline(levels[:first], windows.season, windows.floors)
+    baseline = RunningBaseline(levels[:first], windows.season, windows.floors)
     mass = np.zeros((len(_THETA), levels.shape[1]))
     innovations = np.zeros_like(levels)
     is_shifted = np.zeros(levels.shape, bool)
@@ -115,7 +120,7 @@ def track(windows: Windows, limit: float) -> Tracking:
         value, previous = levels[now], levels[now - 1]
         innovation = baseline.innovation(value, previous, int(windows.gaps[now])).clip(-_LARGEST, _LARGEST)
         innovations[now] = innovation
-        open_shifts = [shift for shift in open_shifts if not _is_over(shift, innovation)]
+        open_shifts = [shift for shift in open_shifts if not shift.ends(float(innovation[shift.series]))]
         shifted = [shift.series for shift in open_shifts]
         mass = (mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         mass[:, shifted] = 0
@@ -134,12 +139,6 @@ def track(windows: Windows, limit: float) -> Tracking:
         if (joining := now - JOINS_AFTER) >= first:
             baseline.add(levels[joining], levels[joining - 1], ~is_shifted[joining] & ~own)
     return Tracking(tuple(open_shifts), tuple(alarms), statistic, levels, baseline.mean, baseline.deviation)
-
-
-def _is_over(shift: Shift, innovation: Array) -> bool:
-    change = shift.size**2 / 2 - shift.size * shift.sign * innovation[shift.series]
-    shift.over = max(0.0, shift.over + float(change))
-    return shift.over > _OVER
 
 
 def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
@@ -164,7 +163,7 @@ def limit_for(windows: Windows, rate: float) -> float:
     """Return the limit at which the mean number of alarms per window is `rate`, if nothing shifts."""
     first, season = windows.reference, windows.season
     levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
-    correlation = Baseline(levels, season, windows.floors).correlation
+    correlation = RunningBaseline(levels, season, windows.floors).correlation
     drawn_from = levels[1:] - correlation * levels[:-1]
     rng = np.random.default_rng(0)
     phases = np.concatenate([windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season])
@@ -186,7 +185,7 @@ def limit_for(windows: Windows, rate: float) -> float:
 
 def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Array:
     """Return the number of alarms of all simulations for each of `_LIMITS`. `levels` is [simulations, N, m]."""
-    baseline = Baseline(levels[:, :first], season, floors.astype(np.float32))
+    baseline = RunningBaseline(levels[:, :first], season, floors.astype(np.float32))
     theta = _THETA.astype(np.float32)
     mass = np.zeros((len(_LIMITS), len(levels), len(theta), levels.shape[2]), np.float32)
     alarms = np.zeros(len(_LIMITS))

@@ -12,7 +12,7 @@ Levels = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What later judgements need to know about a window.
+    """The figures and alarms of a window that later judgements use.
 
     Attributes:
         basis: identifies the bins and the reference. Figures with another basis are not comparable.
@@ -78,7 +78,7 @@ class LevelSeries:
 
 @dataclass(frozen=True)
 class AlarmContext:
-    """What the judgement of a window needs to know about the endpoint's alarms.
+    """The endpoint's alarms and earlier windows, for the judgement of a window.
 
     Attributes:
         false_per_year: the monitor's share of the endpoint's budget; None without a budget.

@@ -32,7 +32,7 @@ FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005
 _LEAST_FREQUENT, _MOSTLY = 0.1, 0.9
 
 
-class Series(NamedTuple):
+class FigureSeries(NamedTuple):
     """A figure of a column over the windows, in all rows (empty `segment`) or in a segment."""
 
     segment: str
@@ -60,7 +60,7 @@ class ReferenceLevels:
     """
 
     starts_us: Array
-    series: tuple[Series, ...]
+    series: tuple[FigureSeries, ...]
     values: Array
     floors: Array
     is_complete: bool = True
@@ -83,17 +83,22 @@ def reference_levels(
     later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
     rows = np.minimum(rows[later], rows[earlier])
     is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0])) if rows.any() else np.zeros(len(rows), bool)
-    kept: dict[Series, Array] = {}
+    kept: dict[FigureSeries, Array] = {}
     for segment, own in {"": reference, **segments}.items():
         for series, figure in _figures(own, profiles_at(times, *_windows(own.pieces)), columns, segment):
             values = (figure[later] - figure[earlier] if is_rolling else figure)[is_full]
             if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(len(values), 1):
                 kept[series] = values
+    scales = {
+        series: bins.scale
+        for series in kept
+        if series.figure == "level" and isinstance(bins := reference.bins[series.column], OrderedBins)
+    }
     return ReferenceLevels(
         starts_us=starts[later][is_full],
         series=tuple(kept),
         values=np.stack([*kept.values()], axis=1) if kept else np.empty((is_full.sum(), 0)),
-        floors=np.array([_floor(reference.bins[series.column], series.figure) for series in kept]),
+        floors=np.array([FLOORS[series.figure] * scales.get(series, 1.0) for series in kept]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
 
@@ -105,13 +110,9 @@ def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]
     return pieces.window_starts_us, pieces.windows
 
 
-def _floor(bins: Bins, figure: str) -> float:
-    return FLOORS[figure] * (bins.scale if figure == "level" and isinstance(bins, OrderedBins) else 1.0)
-
-
 def window_levels(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str
-) -> dict[Series, float]:
+) -> dict[FigureSeries, float]:
     """Return the known figures of a judged window."""
     is_rolling = reference.pieces.grid.lag_windows
     profiles = [window, reference.pieces.others] if is_rolling else [window]
@@ -122,7 +123,7 @@ def window_levels(
 
 def _figures(
     reference: DriftReference, profiles: Sequence[Profile], columns: Sequence[str], segment: str
-) -> Iterator[tuple[Series, Array]]:
+) -> Iterator[tuple[FigureSeries, Array]]:
     for name in columns:
         if name in reference.bins:
             bins, total = reference.bins[name], reference.pieces.total.columns.get(name)
@@ -130,7 +131,7 @@ def _figures(
             usual = total.counts[:-1] if total is not None and len(total.counts) == bins.size + 1 else counts[0, :-1]
             for figure, values in _column_figures(bins, counts, usual):
                 if name not in PROJECTIONS or figure == "spread":
-                    yield Series(segment, name, figure), values
+                    yield FigureSeries(segment, name, figure), values
 
 
 def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[str, Array]]:

@@ -19,8 +19,8 @@ from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelS
 from mlflow_deploy_plugin.monitoring.sequential.levels import (
     FLOORS,
     MISSING,
+    FigureSeries,
     ReferenceLevels,
-    Series,
     reference_levels,
     window_levels,
 )
@@ -47,7 +47,7 @@ class Course:
 
     request: WindowRequest
     reference: DriftReference
-    series: Sequence[Series]
+    series: Sequence[FigureSeries]
     starts: Sequence[datetime]
     windows: Windows
     tracking: Tracking
@@ -66,7 +66,7 @@ def judge_shifts(
     Without a budget, or if the reference does not support one, there is only evidence, charts and a note.
     """
     parts = {"": (reference, window), **segments}
-    current: dict[Series, float] = {}
+    current: dict[FigureSeries, float] = {}
     for segment, (own, profile) in parts.items():
         current |= window_levels(own, profile, columns, segment)
     figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
@@ -82,7 +82,7 @@ def judge_shifts(
     if course is None:
         return ShiftVerdict(evidence)
     shifts = [shift for shift in course.tracking.shifts if per_year]
-    plain = [shift for shift in shifts if not _is_relation(course.series[shift.series])]
+    plain = [shift for shift in shifts if course.series[shift.series].column not in PROJECTIONS]
     findings = tuple(_finding(course, shift) for shift in plain or shifts[:1])
     charts = tuple(_charts(course, plain or shifts[:1], drifted))
     if per_year is None:
@@ -102,7 +102,7 @@ def follow(
     request: WindowRequest,
     reference: DriftReference,
     levels: ReferenceLevels,
-    current: Mapping[Series, float],
+    current: Mapping[FigureSeries, float],
     basis: str,
 ) -> Course | None:
     """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
@@ -131,10 +131,6 @@ def follow(
     return Course(request, reference, levels.series, starts, windows, track(windows, limit))
 
 
-def _is_relation(series: Series) -> bool:
-    return series.column in PROJECTIONS
-
-
 def _finding(course: Course, shift: Shift) -> Finding:
     series, starts, tracking = course.series[shift.series], course.starts, course.tracking
     own = tracking.levels[shift.onset :, shift.series]
@@ -156,7 +152,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
     )
 
 
-def _change(course: Course, series: Series, before: float, now: float) -> str:
+def _change(course: Course, series: FigureSeries, before: float, now: float) -> str:
     is_up = now > before
     if course.request.spec.is_rolling:
         lag = course.request.spec.reference.removeprefix("rolling:")
@@ -169,7 +165,7 @@ def _change(course: Course, series: Series, before: float, now: float) -> str:
     return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
 
 
-def _name(course: Course, series: Series) -> str:
+def _name(course: Course, series: FigureSeries) -> str:
     if series.figure != "frequent":
         return {"level": "mean", "spread": "logarithm of the deviation"}.get(series.figure, series.figure)
     bins = course.reference.bins[series.column]

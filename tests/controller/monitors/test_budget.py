@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.monitoring.sequential.levels import Series
+from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, apply_config
 from mlflow_deploy_plugin.store import Alerts, Store, open_store
@@ -78,7 +78,7 @@ def test_an_accepted_alarm_about_relations_has_their_name(
     deployments: Deployments, segment: str, is_shift: bool
 ) -> None:
     configure(deployments.store, {"alarms.false_per_year": 1})
-    series = Series(segment.rstrip("/"), PROJECTIONS[3], "spread")
+    series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread")
     shifts = {str(series): SINCE} if is_shift else {}
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts))
 
@@ -91,7 +91,7 @@ def test_an_accepted_alarm_about_relations_has_their_name(
 def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deployments) -> None:
     """A shift of a column also shifts sums of columns, perhaps only in later windows."""
     configure(deployments.store, {"alarms.false_per_year": 1})
-    levels = {str(Series("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
+    levels = {str(FigureSeries("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))
 
     assert accept_alarms(deployments, "flights", "daily") == {"x": SINCE, RELATIONS: SINCE}

@@ -710,3 +710,4 @@ def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: Dri
 def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(days: DriftReference) -> None:
     found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
     assert found.state == "no drift"
+    assert mentions(found.reason, "carrier", "more")

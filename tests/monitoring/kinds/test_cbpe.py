@@ -178,5 +178,5 @@ def test_labels_of_a_part_of_the_rows_are_trusted_if_they_used_to_fit_or_differ_
 def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> None:
     past = [partly_labelled(seed, "worse") for seed in range(1, 5)]
 
-    assert trust_labels(partly_labelled(0, "fits"), [], 0.95).reason == "fits"
-    assert trust_labels(partly_labelled(0, "fits"), past, 0.95).reason == "fits"
+    assert trust_labels(partly_labelled(0, "fits"), [], 0.95).outcome == "fits"
+    assert trust_labels(partly_labelled(0, "fits"), past, 0.95).outcome == "fits"

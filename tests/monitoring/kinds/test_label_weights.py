@@ -114,7 +114,7 @@ def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabili
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
         known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
-        seen.append(labelled.is_selected and trust_labels(known, [], 0.95).reason == "doubted")
+        seen.append(labelled.is_selected and trust_labels(known, [], 0.95).outcome == "doubted")
         one = accuracy_of(labelled.at_worst, predictions)
         assert one.method == "worst case"
         held.append(one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high)
@@ -129,7 +129,7 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
         known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
-        departing += trust_labels(known, [], 0.95).reason == "doubted"
+        departing += trust_labels(known, [], 0.95).outcome == "doubted"
 
     assert departing <= 11  # 5 are expected
 
@@ -144,8 +144,8 @@ def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labe
 
     earlier = [window(seed) for seed in range(1, 6)]
 
-    assert trust_labels(window(0), [], 0.95).reason == "doubted"
-    assert trust_labels(window(0), earlier, 0.95).reason == "fits"
+    assert trust_labels(window(0), [], 0.95).outcome == "doubted"
+    assert trust_labels(window(0), earlier, 0.95).outcome == "fits"
 
 
 def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:

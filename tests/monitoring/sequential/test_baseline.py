@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.sequential.baseline import Baseline, remove_cycle
+from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _SERIES, _WINDOWS = 2_000, 91
@@ -24,7 +24,7 @@ def _levels(correlation: float, season: int) -> Array:
 def test_the_correlation_is_estimated_without_bias_although_the_cycle_is_estimated_too(
     correlation: float, season: int
 ) -> None:
-    baseline = Baseline(_levels(correlation, season), season, np.zeros(_SERIES))
+    baseline = RunningBaseline(_levels(correlation, season), season, np.zeros(_SERIES))
     assert baseline.correlation.mean() == pytest.approx(correlation, abs=0.02)
 
 

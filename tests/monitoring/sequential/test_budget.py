@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.sequential import budget
-from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, Series
+from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries, ReferenceLevels
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.sequential.conftest import DAY_US, reference_of
@@ -17,7 +17,7 @@ from tests.support.refusals import mentions
 
 def levels(values: Array) -> ReferenceLevels:
     starts = np.arange(len(values)) * DAY_US
-    return ReferenceLevels(starts, (Series("", "temp", "level"),), values[:, None], np.array([1e-3]))
+    return ReferenceLevels(starts, (FigureSeries("", "temp", "level"),), values[:, None], np.array([1e-3]))
 
 
 def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:
@@ -39,6 +39,13 @@ def test_a_reference_of_ten_days_is_refused_with_what_works() -> None:
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
     assert mentions(refused.value.message, "false_per_year", "20 windows", "10", "every=12h")
+
+
+def test_the_proposed_windows_are_enough() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
+    assert mentions(refused.value.message, "every=2d")
+    assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[0].startswith("a budget")
 
 
 def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.monitoring.sequential.levels import Series, reference_levels, window_levels
+from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries, reference_levels, window_levels
 from tests.monitoring.sequential.conftest import DAY_US, REFERENCE_DAYS, reference_of, rows_of
 
 
@@ -25,7 +25,7 @@ def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> Non
     levels = reference_levels(reference, ["temp"], {"carrier=UA": reference})
     assert len(levels.starts_us) == REFERENCE_DAYS
     assert {series.key for series in levels.series} == {"temp", "carrier=UA/temp"}
-    of_temp = levels.values[:, levels.series.index(Series("", "temp", "level"))]
+    of_temp = levels.values[:, levels.series.index(FigureSeries("", "temp", "level"))]
     assert of_temp.std() == pytest.approx(0.5, abs=0.15)
 
 
