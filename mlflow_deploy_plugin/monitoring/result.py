@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, alarm_key
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec, duration_seconds
+from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
@@ -23,7 +23,6 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
-_YEAR_SECONDS = 365.25 * 86_400
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
@@ -225,7 +224,7 @@ class WindowRequest:
     def requirement_rate(self) -> float:
         """The rate of false violations per window: the window's share of a budget, and at most the spec's rate."""
         per_year, rate = self.alarms.false_per_year, self.spec.false_alarm_rate
-        return rate if per_year is None else min(rate, per_year * duration_seconds(self.spec.every) / _YEAR_SECONDS)
+        return rate if per_year is None else min(rate, per_year / self.spec.windows_per_year)
 
     def result(
         self,

@@ -335,6 +335,10 @@ class MonitorSpec(SpecPart):
         return timedelta()
 
     @property
+    def windows_per_year(self) -> float:
+        return timedelta(days=365.25) / length_of(self.every)
+
+    @property
     def max_row_age(self) -> timedelta:
         """The age of the oldest rows that the monitor reads if a window is judged in time."""
         waited = length_of(self.grace) + length_of(self.labels_within or "0s")

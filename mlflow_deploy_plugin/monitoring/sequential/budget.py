@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.spec.types import duration_text, length_of
 FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
 LASTING_SHARE = 0.75
 """The share of the budget for lasting shifts. The rest is for single windows with a jump."""
-_YEAR, _WEEK = timedelta(days=365.25), timedelta(days=7)
+_WEEK = timedelta(days=7)
 _SEASONS = 3
 """The number of weeks in the reference from which the cycle of a week is removed by default."""
 _MOST_CORRELATED, _ERRORS = 0.9, 1.5
@@ -36,7 +36,7 @@ _FAR = 1_000
 
 def window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     """Return the number of false alarms per window."""
-    return false_per_year * (length_of(spec.every) / _YEAR)
+    return false_per_year / spec.windows_per_year
 
 
 def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
@@ -148,5 +148,5 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} in {count - half} "
-            f"windows; {smallest} {alarms / (count - half) / window_rate(spec, 1.0):.2g}{rolling}"
+            f"windows; {smallest} {alarms / (count - half) * spec.windows_per_year:.2g}{rolling}"
         )
