@@ -537,12 +537,11 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
     rows = []
     own = [finding for finding in result.findings if finding.reason != result.reason]
     for finding in own[:_SHOWN_FINDINGS]:
-        subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         value = "" if finding.value is None else f"{finding.value:{'+' if finding.check == 'shift' else ''}.4g}"
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
         why = finding.history or ("" if finding.value is not None else finding.reason)
         status = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
-        rows.append((f"  {one_line(subject)}", finding.check, value, threshold, status))
+        rows.append((f"  {one_line(finding.title)}", finding.check, value, threshold, status))
     if rows:
         yield from align_columns(rows)
     if rest := len(own) - len(rows):

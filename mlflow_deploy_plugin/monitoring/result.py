@@ -70,6 +70,15 @@ class Finding:
         return self.state in ALARMS
 
     @property
+    def key(self) -> str:
+        return alarm_key(self.subject, self.segment)
+
+    @property
+    def title(self) -> str:
+        """The subject for messages, such as `delay (carrier=AA)`."""
+        return f"{self.subject} ({self.segment})" if self.segment else self.subject
+
+    @property
     def weight(self) -> float:
         """The ratio of value to threshold: 1 at the threshold, at most 10."""
         if self.value is None or not self.threshold:
@@ -242,7 +251,7 @@ class WindowRequest:
     ) -> MonitorResult:
         """Return a result with sorted findings. Figures include the rows, and the evidence the alarms of findings."""
         ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
-        alarms = dict.fromkeys(alarm_key(finding.subject, finding.segment) for finding in ordered if finding.is_alarm)
+        alarms = dict.fromkeys(finding.key for finding in ordered if finding.is_alarm)
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,

@@ -179,8 +179,7 @@ def _conclude(
     evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
     reason = "no column differs from the reference more than its own windows do"
     if alarms:
-        subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
-        reason = column_findings.describe_worst(subjects, alarms[0].reason)
+        reason = column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].reason)
         if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
             evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)

@@ -58,7 +58,7 @@ from mlflow_deploy_plugin.monitoring.result import (
 )
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, is_segment, largest_values, segment_name
 from mlflow_deploy_plugin.monitoring.sequential.budget import single_window_rate
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, alarm_key
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.processes.spark import spark_session
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
@@ -186,7 +186,7 @@ class WindowComparison:
         if self.reference is None or self.profile.rows < self.request.spec.min_rows:
             return ShiftVerdict(Evidence())
         self.request.progress("following the levels of the columns over the windows")
-        drifted = dict.fromkeys(alarm_key(item.subject, item.segment) for item in verdict.findings if item.is_alarm)
+        drifted = dict.fromkeys(item.key for item in verdict.findings if item.is_alarm)
         chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
         return judge_shifts(self.request, self.reference, self.profile, self.segments, chosen, drifted)
 
@@ -200,8 +200,7 @@ class WindowComparison:
         state, reason = state or verdict.state, reason or verdict.reason
         shifts = self.shifts(verdict)
         if shifts.findings:
-            shifted = [f"{item.subject}{f' ({item.segment})' if item.segment else ''}" for item in shifts.findings]
-            worst = shifts.findings[0]
+            shifted, worst = [item.title for item in shifts.findings], shifts.findings[0]
             shift = f"lasting shift of {describe_worst(shifted, f'{worst.history}; {worst.reason}')}"
             reason = f"{reason}; {shift}" if state in ALARMS else shift
             state = state if state == "violated" else "drift"

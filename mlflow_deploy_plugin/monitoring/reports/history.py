@@ -271,10 +271,10 @@ def trend_lines(
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
     judged = [line.key for line in levels if line.key]
-    alarms = [one for one in result.findings if one.is_alarm and alarm_key(one.subject, one.segment) not in judged]
+    alarms = [one for one in result.findings if one.is_alarm and one.key not in judged]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
-        name = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+        name = finding.title
         score = metric_of(f"{finding.check}_score", finding, figures)
         if finding.check == "criterion":
             value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
