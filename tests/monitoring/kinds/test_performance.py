@@ -288,14 +288,18 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: End
     assert any(mentions(note, "hardly") for note in judged.notes)
 
 
-def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
-    endpoint: EndpointWorld,
-) -> None:
+def serve_after_four_days_with_mostly_positive_labels(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
         partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
     flights(endpoint, labelled=0)
+
+
+def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
+    endpoint: EndpointWorld,
+) -> None:
+    serve_after_four_days_with_mostly_positive_labels(endpoint)
 
     judged = judge(endpoint.ask(**ACCURACY))
 
@@ -307,11 +311,7 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
 def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
     endpoint: EndpointWorld, labels: str, windows: int
 ) -> None:
-    endpoint.serve(CLASSIFIER)
-    for number in range(1, 5):
-        day = DAY - timedelta(days=number)
-        partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
-    flights(endpoint, labelled=0)
+    serve_after_four_days_with_mostly_positive_labels(endpoint)
 
     judged = judge(endpoint.ask(**ACCURACY, labels=labels))
 
