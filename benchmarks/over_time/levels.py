@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.sequential.budget import window_rate
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.monitors import Requirement
 
@@ -147,7 +146,7 @@ def _endpoint(seed: int) -> list[int]:
         ("service_level", "error_rate<=0.01", 0.009, 2_000),
     ):
         spec = MonitorSpec.model_validate({"kind": kind, "require": [text]})
-        confidence = bonferroni_confidence(window_rate(spec, per_year), 1)
+        confidence = bonferroni_confidence(per_year / spec.windows_per_year, 1)
         violated = [_is_violated(spec.requirements[0], rng.random(rows) < share, confidence) for _ in range(_CALM_DAYS)]
         counts.append(count_alarms(np.array(violated)))
     return counts

@@ -265,7 +265,7 @@ class Monitor:
     def _limit(self) -> float:
         assert self.course is not None
         assert self.per_year is not None
-        return limit_for(self.course.windows, budget.LASTING_SHARE * budget.window_rate(self.spec, self.per_year))
+        return limit_for(self.course.windows, budget.LASTING_SHARE * self.per_year / self.spec.windows_per_year)
 
     def findings(self, number: int) -> tuple[Finding, ...]:
         """Return the lasting shifts in the report of a window."""

@@ -71,7 +71,7 @@ class RunningBaseline:
         return correlation
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
-        """Return what the window before, `gap` windows earlier, does not explain, in standard deviations, [..., m]."""
+        """Return the part of the value that the window `gap` windows earlier does not explain, in deviations."""
         mean, correlation = self.mean, self.correlation
         explained = correlation**gap
         free = self._count - self._season

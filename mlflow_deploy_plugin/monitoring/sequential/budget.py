@@ -1,4 +1,4 @@
-"""The budget of false alarms per year: its parts, the windows of a detector, and what a reference cannot keep."""
+"""The budget of false alarms per year: its parts, the windows of a detector, and the limits of a reference."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -34,14 +34,9 @@ _FAR = 1_000
 """The gap before a window that is older than the window before it: the windows are unrelated."""
 
 
-def window_rate(spec: MonitorSpec, false_per_year: float) -> float:
-    """Return the number of false alarms per window."""
-    return false_per_year / spec.windows_per_year
-
-
 def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     """Return the number of false alarms per window for jumps; requirements of the monitor get the same number."""
-    rate = (1 - LASTING_SHARE) * window_rate(spec, false_per_year) / (2 if spec.require else 1)
+    rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year / (2 if spec.require else 1)
     return min(rate, spec.false_alarm_rate)
 
 
@@ -143,7 +138,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         return
     season = windows.season if _SEASONS * windows.season <= half else 1
     earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
-    rate = LASTING_SHARE * window_rate(spec, false_per_year)
+    rate = LASTING_SHARE * false_per_year / spec.windows_per_year
     alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
     if alarms and poisson.sf(alarms - 1, rate * (count - half)) < _UNLIKELY:
         yield (

@@ -142,7 +142,7 @@ def track(windows: Windows, limit: float) -> Tracking:
 
 
 def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
-    """Yield the series with the most evidence, and other series that would raise an alarm alone."""
+    """Yield the series with the most evidence, and each other series that would be an alarm by itself."""
     half = len(_SIZES)
     by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
     strongest = by_sign.max(axis=0)

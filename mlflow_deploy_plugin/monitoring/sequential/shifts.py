@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import EPOCH
+from mlflow_deploy_plugin.inference_log import EPOCH, microseconds
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name
@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
 
 _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 120
-_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ShiftVerdict:
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """The windows of the reference, the past and the judged window, and what the detector has found in them."""
+    """The windows of the reference, the past and the judged window, and the shifts that the detector has found."""
 
     request: WindowRequest
     reference: DriftReference
@@ -109,7 +108,7 @@ def follow(
     can be compared."""
     start_us = request.window.start_us
     past = [one for one in request.alarms.past if one.evidence.basis == basis and one.start < request.window.start]
-    judged = np.array([*((one.start - EPOCH) // _TICK for one in past), start_us], np.int64)
+    judged = np.array([*(microseconds(one.start) for one in past), start_us], np.int64)
     if request.spec.is_rolling:  # The reference contains all windows before this window.
         older = levels.starts_us < judged[0]
         if older.sum() < budget.FEWEST_WINDOWS:
@@ -121,12 +120,12 @@ def follow(
     rows = [one.evidence.levels for one in past] + [{str(name): value for name, value in current.items()}]
     values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[outside]
     windows = budget.detector_windows(levels, request.spec, judged[outside], values)
-    starts = [EPOCH + int(start) * _TICK for start in (*levels.starts_us, *judged[outside])]
+    starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged[outside])]
     for key, since in request.alarms.baseline.items():
         begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
         windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = begin
     per_year = request.alarms.false_per_year
-    lasting_rate = budget.LASTING_SHARE * budget.window_rate(request.spec, per_year or 0)
+    lasting_rate = budget.LASTING_SHARE * (per_year or 0) / request.spec.windows_per_year
     limit = limit_for(windows, lasting_rate) if per_year else np.inf
     return Course(request, reference, levels.series, starts, windows, track(windows, limit))
 

@@ -74,5 +74,5 @@ def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> N
 
 def test_the_parts_of_a_budget_add_up() -> None:
     spec = MonitorSpec(every="1d")
-    lasting = budget.LASTING_SHARE * budget.window_rate(spec, 1.0)
+    lasting = budget.LASTING_SHARE / spec.windows_per_year
     assert lasting + budget.single_window_rate(spec, 1.0) == pytest.approx(1 / 365.25)
