@@ -1,16 +1,14 @@
-"""The structure of the package in figures, each with its target, and the line budget of each room; `make lint` runs it.
+"""The structure of the package in figures, each with its target; `make lint` runs it.
 
-structure.json has the figures on record and the budgets. A figure may be worse than the record only while it meets its
-target, and a room may not have more lines than its budget. `python -m tests.structure --record` records the figures of
-today, but it never worsens a figure or raises a budget. To do so, edit structure.json by hand in a separate commit
-whose message names the issue.
+structure.json has the figures on record. A figure may be worse than the record only while it meets its target.
+`python -m tests.structure --record` records the figures of today, but it never worsens a figure. To do so, edit
+structure.json by hand in a separate commit whose message names the issue. Lines are not counted.
 """
 
 import argparse
 import ast
 import json
 import re
-import statistics
 import sys
 import tomllib
 from collections import Counter, defaultdict
@@ -97,23 +95,6 @@ def modules() -> list[Module]:
 def folders(found: list[Module]) -> Counter[str]:
     """Return the number of modules in each folder, `__init__.py` left out."""
     return Counter(str(Path(module.name).parent) for module in found if module.path.name != "__init__.py")
-
-
-def helpers_called_once(found: list[Module]) -> list[str]:
-    """Return the private functions and methods to which their own module refers exactly once."""
-    once = []
-    for module in found:
-        used = Counter(
-            node.id if isinstance(node, ast.Name) else node.attr
-            for node in ast.walk(module.tree)
-            if isinstance(node, ast.Name | ast.Attribute)
-        )
-        once += [
-            f"{module.at(function)} {function.name}"
-            for function in module.functions
-            if function.name.startswith("_") and not function.name.endswith("__") and used[function.name] == 1
-        ]
-    return once
 
 
 def classes_of_one_name(found: list[Module]) -> list[str]:
@@ -207,14 +188,6 @@ def headless_docstrings(found: list[Module]) -> list[str]:
         for line, text in _docstrings(module)
         if HEADLESS.match(text.strip())
     ]
-
-
-def lines_of_rooms(found: list[Module]) -> dict[str, int]:
-    """Return the number of lines of each room; a module outside of the folders is a room of its own."""
-    lines = Counter[str]()
-    for module in found:
-        lines[Path(module.name).parts[0]] += module.lines
-    return dict(sorted(lines.items()))
 
 
 def names_in_faces() -> list[str]:
@@ -341,7 +314,6 @@ def measure(found: list[Module]) -> dict[str, Figure]:
     """Return the figures of the package as it stands."""
     parts = [module for module in found if module.path.name != "__init__.py"]
     most = max(folders(found).values())
-    functions = sum(len(module.functions) for module in found)
     tested = [module for module in parts if not module.only_imports and not module.path.name.startswith("__")]
 
     def counted(places: Callable[[list[Module]], list[str]], target: int = 0) -> Figure:
@@ -350,18 +322,9 @@ def measure(found: list[Module]) -> dict[str, Figure]:
     faces = Counter(name.split()[0] for name in names_in_faces())
 
     return {
-        "lines of the package": Figure(
-            sum(module.lines for module in found),
-            77_000,
-            lambda: [f"{room} {lines:,}" for room, lines in lines_of_rooms(found).items()],
-        ),
         "modules": Figure(len(found), 280),
         "modules in the largest folder": Figure(
             most, 15, lambda: [f"{n} {c}" for n, c in folders(found).most_common(12)]
-        ),
-        "lines of the median module": Figure(statistics.median(module.lines for module in parts), 160, higher=True),
-        "private helpers called once, % of all functions": Figure(
-            round(100 * len(helpers_called_once(found)) / functions, 1), 15, lambda: helpers_called_once(found)
         ),
         "class names with several meanings": counted(classes_of_one_name),
         "results that are a value or a text": counted(results_or_text),
@@ -383,45 +346,39 @@ def measure(found: list[Module]) -> dict[str, Figure]:
 
 
 Record = dict[str, dict[str, float]]
-"""The figures on record by their names, and the line budgets by rooms."""
+"""The figures on record by their names, under the key "figures"."""
 
 
-def violations(record: Record, figures: dict[str, Figure], rooms: dict[str, int]) -> list[str]:
-    """Return a line for each figure that is worse than its record and its target, and for each room over its budget."""
+def violations(record: Record, figures: dict[str, Figure]) -> list[str]:
+    """Return a line for each figure that is worse than its record and its target."""
     before = record["figures"]
-    worse = [
+    return [
         f"{name}: {figure.value:,g}, on record {before[name]:,g}, target {figure.target:,g}"
         for name, figure in figures.items()
         if name in before and figure.worse_than(before[name]) and figure.worse_than(figure.target)
     ]
-    budgets = record["line budgets"]
-    return worse + [
-        f"room {room}: {lines:,} lines, budget {budgets.get(room, 0):,g}"
-        for room, lines in rooms.items()
-        if lines > budgets.get(room, 0)
-    ]
 
 
-def improved(record: Record, figures: dict[str, Figure], rooms: dict[str, int]) -> Record:
-    """Return the record with the figures and budgets that are better today; a room without a budget gets none."""
-    before, budgets = record["figures"], record["line budgets"]
+def improved(record: Record, figures: dict[str, Figure]) -> Record:
+    """Return the record with the figures that are better today."""
+    before = record["figures"]
     return {
         "figures": {
             name: before[name] if name in before and figure.worse_than(before[name]) else figure.value
             for name, figure in figures.items()
-        },
-        "line budgets": {room: min(lines, budgets[room]) for room, lines in rooms.items() if room in budgets},
+        }
     }
 
 
 def main() -> int:
-    """Print every figure; return 1 if a figure is worse than its record and its target, or a room over its budget."""
+    """Print every figure; return 1 if a figure is worse than its record and its target."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--record", action="store_true", help="record the figures and budgets that are better today")
+    parser.add_argument("--record", action="store_true", help="record the figures that are better today")
     parser.add_argument("--show", metavar="WORD", help="print the places of the figures whose names contain the word")
     asked = parser.parse_args()
     found = modules()
-    figures, rooms, record = measure(found), lines_of_rooms(found), json.loads(RECORD.read_text())
+    figures = measure(found)
+    record = json.loads(RECORD.read_text())
     for name, figure in figures.items():
         before = record["figures"].get(name, figure.value)
         met = "" if figure.worse_than(figure.target) else "met"
@@ -429,8 +386,8 @@ def main() -> int:
         if asked.show and asked.show in name and figure.places:
             print(*(f"    {place}" for place in figure.places()), sep="\n")
     if asked.record:
-        RECORD.write_text(json.dumps(improved(record, figures, rooms), indent=2) + "\n")
-    if broken := violations(record, figures, rooms):
+        RECORD.write_text(json.dumps(improved(record, figures), indent=2) + "\n")
+    if broken := violations(record, figures):
         print("not recorded:" if asked.record else "worse than on record:", *broken, sep="\n    ")
         print("`python -m tests.structure --show WORD` lists the places of a figure. To allow the change for an issue,")
         print("edit tests/structure.json by hand in a separate commit whose message names the issue.")
