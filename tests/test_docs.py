@@ -30,6 +30,17 @@ def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
     assert (DOCS / "reference.md").read_text() == make_reference["reference"](), "run python docs/make_reference.py"
 
 
+def test_the_page_of_errors_is_the_one_that_the_code_makes() -> None:
+    make_errors = runpy.run_path(str(DOCS / "make_errors.py"))
+    assert (DOCS / "errors.md").read_text() == make_errors["page"](), "run python docs/make_errors.py"
+
+
+def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message() -> None:
+    problem = "#### `column … has the type ……, which an ONNX model cannot read`"
+    remedy = "`convert it to numbers, booleans or strings"
+    assert f"{problem}\n\n{remedy}" in (DOCS / "errors.md").read_text()
+
+
 def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> None:
     command = [f"{sys.prefix}/bin/mkdocs", "build", "--strict", "--site-dir", f"{tmp_path}/site"]
     built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
@@ -100,7 +111,7 @@ def test_one_page_has_the_command_that_installs_the_package() -> None:
     """Before its first release, the package is not in any index, and only the command of docs/install.md works."""
     command = re.compile(r"pip install [^`\n]*mlflow-onnxserve")
     pages = {page.name for page in PAGES if command.search(page.read_text())}
-    assert pages - {"CHANGELOG.md", "release.md"} == {"install.md"}
+    assert pages - {"CHANGELOG.md", "release.md", "errors.md"} == {"install.md"}
 
 
 def test_every_folder_and_module_of_the_glossary_is_there() -> None:
