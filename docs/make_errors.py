@@ -52,7 +52,7 @@ REMEDIES = {
     "AlreadyExists": "Use another name, or update what exists.",
     "NotInstalled": "Install the extra that the message names ([install](install.md)).",
     "NotReady": "Send the request again later. `onnxserve logs NAME` shows what the server waits for.",
-    "TooManyRequests": "Wait for `Retry-After` seconds, add workers ([sizing](size.md)), or raise [limits](batching.md).",
+    "TooManyRequests": "Retry after `Retry-After`, add workers ([sizing](size.md)), or raise [limits](batching.md).",
     "DeadlineExceeded": "Add workers or pods ([sizing](size.md)), or raise the timeout of the caller or the server.",
     "ModelError": "See [wrap a model](wrap.md).",
     "ParityError": "Look at the rows in the message. [Wrap](wrap.md) describes the proof and its tolerances.",
