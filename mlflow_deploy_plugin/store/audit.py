@@ -40,9 +40,15 @@ class AuditEvent:
     detail: Json = field(default_factory=dict)
 
 
-def move_detail(place: str, before: str) -> Json:
-    """Return the event detail for a move to a stage, @alias or tag. `before` is the replaced version, or empty."""
-    return {"moved": {"place": place, "before": before}}
+def move_detail(place: str, before: str, files: str | None = None) -> Json:
+    """Return the event detail for a move to a stage, @alias or tag.
+
+    Args:
+        before: the replaced version, or empty.
+        files: the digest of the files of the moved version (`runtime.combine_hashes`), or empty if they cannot be read.
+            None if the event is not by MLflow's server, which has an event of its own for the move.
+    """
+    return {"moved": {"place": place, "before": before} | ({} if files is None else {"files": files})}
 
 
 def current_actor() -> str:

@@ -7,6 +7,10 @@ bypass the guard; `require: gate=passed` in an endpoint's spec covers them.
 If the policy requires approvals, only administrators may change the policy, or rename or delete the model, because the
 approvals would otherwise not be required. A promotion is refused while the approvals cannot be read.
 
+Every version in a gated stage or alias has the files that were judged or, with approvals, approved. `_decide` and
+`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a stage or an alias that an
+endpoint may follow records the digest of the version's files (`gate/served_files.py`).
+
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
 MLmodel file changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of
 the notification of the agents never fails a request to MLflow.
@@ -31,8 +35,10 @@ from flask import Flask, Response, jsonify, make_response, request
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.gate.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
+from mlflow_deploy_plugin.registry.resolution import all_versions
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
@@ -144,6 +150,9 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     if holder not in ("", number):
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
     change = RegistryChange("transition", message.name, number, version.current_stage, stage, detail=detail)
+    why = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
+    if why:
+        return replace(change, why=why, is_refused=True)
     return _decide(trail, change, model, version, StageOrAlias(stage=stage), holder)
 
 
@@ -163,12 +172,14 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     return _decide(trail, change, model, version, StageOrAlias(alias=message.alias), holder)
 
 
-def _version_deletion(_: AuditTrail, message: "Message") -> RegistryChange | None:
+def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to delete a version. Endpoints that follow its stage then serve the previous version."""
     version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
-    return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
+    why = _uncovering_refusal(trail, registry().get_registered_model(message.name), version)
+    number = str(version.version)
+    return RegistryChange("transition", message.name, number, version.current_stage, "deleted", why, bool(why))
 
 
 def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -176,17 +187,58 @@ def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
     return RegistryChange("tag", message.name, "", "", policy, detail={"tag": tags.GATE_POLICY_TAG})
 
 
-def _model(_: AuditTrail, message: "Message") -> RegistryChange | None:
+def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to rename or delete a model. After a rename, the policy applies to the new name."""
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
     action, new_name = ("rename", message.new_name) if hasattr(message, "new_name") else ("delete", "")
     why = _policy_refusal(model, f"{action} this model")
-    return RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
+    change = RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
+    if not new_name or why:
+        return change
+    entries = [
+        served_entry(number, str(place), _recorded_files(trail, model.name, number, place))
+        for place, number in _holders(model)
+    ]
+    return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
 
 
-def _tag(_: AuditTrail, message: "Message") -> RegistryChange | None:
+def _holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
+    """Yield the stages and aliases that endpoints may follow, with the version that they serve."""
+    for version in model.latest_versions:
+        if version.current_stage not in _UNSERVED_STAGES:
+            yield StageOrAlias(stage=version.current_stage), str(version.version)
+    for alias, number in model.aliases.items():
+        yield StageOrAlias(alias=alias), str(number)
+
+
+def _recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
+    """Return the digest of the files with which the version moved to the place; empty if it is not known."""
+    with suppress(OnnxserveError):
+        return served_files(trail.store(), model, version, str(place))
+    return ""
+
+
+def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
+    """Return the files of the versions in the places that a new policy gates, unless their files are already recorded.
+
+    The versions moved there without this server, or before it recorded files. They stay served, and may return.
+    """
+    try:
+        gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
+    except InvalidConfig:
+        return []
+    entries: list[Json] = []
+    for place, number in _holders(model):
+        if gates is None or not gates.gates(place) or _recorded_files(trail, model.name, number, place):
+            continue
+        with suppress(NotFound):
+            entries.append(served_entry(number, str(place), _digest_now(model.name, number)))
+    return entries
+
+
+def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to set or delete a tag, so that the trail records manual changes of a verdict or a policy."""
     is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
     deletable = (ROLLED_BACK_TAG,) if is_deleted else ()
@@ -200,7 +252,11 @@ def _tag(_: AuditTrail, message: "Message") -> RegistryChange | None:
         tagged = registry().get_registered_model(message.name)
         why = _policy_refusal(tagged, f"change its tag {message.key}")
     before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
-    return RegistryChange("tag", message.name, number, before, after, why, bool(why), {"tag": message.key})
+    detail: Json = {"tag": message.key}
+    is_policy = bool(after) and not is_of_version and not why
+    if is_policy and (adopted := _adopted_files(trail, tagged, after)):
+        detail[SERVED] = adopted
+    return RegistryChange("tag", message.name, number, before, after, why, bool(why), detail)
 
 
 _READERS: dict[str, tuple[str, _Reader]] = {
@@ -261,7 +317,16 @@ def _decide(
     place: StageOrAlias,
     holder: str,
 ) -> RegistryChange:
-    """Return the change with the gate's reason for accepting or refusing the version instead of `holder`."""
+    """Return the change with the gate's reason for accepting or refusing the version instead of `holder`.
+
+    A version needs a passed verdict on its files, and the approvals of these files. The exceptions are:
+
+    - The policy does not gate the place. The files are recorded, because a later policy may gate it.
+    - The version is already there. No version moves, and the recorded files stay the approved ones.
+    - The version returns, because `holder` replaced it. A rollback must not wait for a gate or for people. The version
+      needs the files with which it was served.
+    - The verdict is `forced`. It counts under any policy, because a person answers for these files.
+    """
     number, subject = change.version, f"version {version.version} of {model.name}"
     is_rolled_back = ROLLED_BACK_TAG in version.tags
     accepted = replace(change, is_served_again=is_rolled_back and place.is_served_from)
@@ -269,30 +334,78 @@ def _decide(
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
         return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
-    if policy is None or not policy.gates(place):
+    is_gated = policy is not None and policy.gates(place)
+    if not is_gated and place.stage in _UNSERVED_STAGES:
         return accepted
+    files, unreadable = "", ""
+    try:
+        files = _digest_now(model.name, number)
+    except NotFound as error:
+        unreadable = error.message
+    moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
+    if policy is None or not is_gated:
+        return replace(accepted, detail=moved)
     status = tags.gate_status_of(version.tags)
     judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
         status = tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
     if status.passed:
-        try:
-            status = status.on_files(_digest_now(model.name, number))
-        except NotFound as error:
-            status = tags.GateStatus(False, "", error.message)
+        status = tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
     refusal = f"{subject} may not become {place}: {status.reason}. {how}"
     if status.passed:
-        refusal = _missing_approvals(trail, policy, subject_of(version, place, status.digest, policy))
+        refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
         if not refusal:
-            return replace(accepted, why=f"gate {status.state}: {status.reason}")
+            return replace(accepted, why=f"gate {status.state}: {status.reason}", detail=moved)
     if holder == number:
         return replace(accepted, why="already there")
     once = policy.approvals is not None
     if holder and not is_rolled_back and _is_rollback_target(trail, model.name, number, place, holder, once):
-        why = f"rollback to the version before version {holder}; its gate: {status.reason}"
-        return replace(accepted, why=why, detail=change.detail | {_ROLLBACK: True})
+        changed = unreadable or _changed_files(trail, model.name, number, place, files)
+        if not changed:
+            why = f"rollback to the version before version {holder}; its gate: {status.reason}"
+            return replace(accepted, why=why, detail=moved | {_ROLLBACK: True})
+        refusal = f"{subject} may not return to {place}: {changed}. {how}"
     return replace(change, why=refusal, is_refused=True)
+
+
+def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str) -> str:
+    """Return why `files` are not the files with which the version moved to the place; empty if they are."""
+    recorded = _recorded_files(trail, model, version, place)
+    if files and recorded == files:
+        return ""
+    if not recorded:
+        return "the audit trail does not have the digest of the files that were served"
+    compared = f"sha256 {files[:12] or 'unknown'}, served {recorded[:12]}"
+    return f"its files differ from the files that were served there ({compared}); restore the served files"
+
+
+def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion") -> str:
+    """Return why the version may not leave its stage; empty if it may.
+
+    In a stage, endpoints serve the highest version. If it leaves, the next version is served, as after a move. Neither
+    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same.
+    """
+    stage = StageOrAlias(stage=version.current_stage)
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig:  # A version must be able to leave.
+        return ""
+    if policy is None or not policy.gates(stage):
+        return ""
+    others = [entry for entry in all_versions(registry(), model.name) if entry.current_stage == stage.stage]
+    numbers = sorted((int(entry.version) for entry in others), reverse=True)
+    if len(numbers) < 2 or numbers[0] != int(version.version):
+        return ""
+    below = str(numbers[1])
+    try:
+        changed = _changed_files(trail, model.name, below, stage, _digest_now(model.name, below))
+    except NotFound as error:
+        changed = error.message
+    return changed and (
+        f"version {version.version} of {model.name} may not leave {stage}, because version {below} would then be "
+        f"served: {changed}, or archive version {below} first"
+    )
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:

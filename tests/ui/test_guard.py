@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
+from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -44,7 +45,8 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app:
     first, second = events(mlflow_app, model)
     assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
     assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
-    moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1"}}
+    files = combine_hashes(hash_files(mlflow_app.files(model, "2")))
+    moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1", "files": files}}
     assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
 
 
@@ -205,6 +207,21 @@ def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_take
         mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "it was worse"))
     assert move(mlflow_app, model, "3", "Production").status_code == 403
     assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
+
+
+def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=None, versions=2)
+    for version in "12":
+        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+    policy = {"name": model, "key": "onnxserve.gate.policy", "value": POLICY}
+    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
+    weights = mlflow_app.files(model, "1") / "weights.bin"
+    weights.write_bytes(b"of a version that was never served")
+    answer = move(mlflow_app, model, "1", "Production", archive_existing_versions=True)
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "version 1", "differ", "served")
+    weights.unlink()
+    assert move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code == 200
 
 
 def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:

@@ -15,7 +15,9 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, version_authors
 from mlflow_deploy_plugin.gate.policy import parse_policy
+from mlflow_deploy_plugin.gate.served_files import served_files
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.ui import guard
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import API, events, move, point
@@ -270,6 +272,66 @@ def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app
         assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
         approve_all(mlflow_app, model, "2", "@champion")
         assert point(mlflow_app, model, "champion", "2").status_code == 200
+
+
+def test_a_version_returns_only_with_the_files_that_were_approved(mlflow_app: Any, model: str) -> None:
+    for version in "12":
+        approve_all(mlflow_app, model, version, "@champion")
+        assert point(mlflow_app, model, "champion", version).status_code == 200
+    files = mlflow_app.files(model, "1") / "MLmodel"
+    approved = files.read_text()
+    files.write_text("model_id: never judged")
+    answer = point(mlflow_app, model, "champion", "1")
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "version 1", "differ", "served")
+    assert mlflow_app.registry.get_registered_model(model).aliases == {"champion": 2}
+    files.write_text(approved)
+    assert point(mlflow_app, model, "champion", "1").status_code == 200
+
+
+def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(mlflow_app: Any, model: str) -> None:
+    for version in "12":
+        approve_all(mlflow_app, model, version)
+        if version == "2":
+            (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: never judged")
+            for archives in (False, True):  # The version is already there, so nothing moves.
+                assert move(mlflow_app, model, "1", "Production", archive_existing_versions=archives).status_code == 200
+        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+
+
+@pytest.mark.parametrize("path", ["transition-stage", "delete"])
+def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_files(
+    path: str, mlflow_app: Any, model: str
+) -> None:
+    for version in "12":
+        approve_all(mlflow_app, model, version)
+        assert move(mlflow_app, model, version, "Production").status_code == 200
+    files = mlflow_app.files(model, "1") / "MLmodel"
+    approved = files.read_text()
+    files.write_text("model_id: never judged")
+    leave = {"name": model, "version": "2"} | ({"stage": "Archived"} if path == "transition-stage" else {})
+    assert send(mlflow_app, f"model-versions/{path}", **leave) == 403
+    assert mlflow_app.stage(model, "2") == "Production"
+    files.write_text(approved)
+    assert send(mlflow_app, f"model-versions/{path}", **leave) == 200
+
+
+def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
+    mlflow_app: Any, caller: Caller
+) -> None:
+    name = mlflow_app.model(policy=None)
+    mlflow_app.registry.set_registered_model_alias(name, "champion", "1")  # Without the guard, as by an older server.
+    caller.is_administrator = True
+    tag = {"name": name, "key": POLICY_TAG, "value": POLICY}
+    assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
+    recorded = combine_hashes(hash_files(mlflow_app.files(name, "1")))
+    assert served_files(mlflow_app.store, name, "1", "@champion") == recorded
+    assert send(mlflow_app, "registered-models/rename", name=name, new_name=f"{name}-new") == 200
+    assert served_files(mlflow_app.store, f"{name}-new", "1", "@champion") == recorded
+    (mlflow_app.files(f"{name}-new", "1") / "MLmodel").write_text("model_id: never judged")
+    assert send(mlflow_app, "registered-models/set-tag", **tag | {"name": f"{name}-new"}) == 200
+    assert served_files(mlflow_app.store, f"{name}-new", "1", "@champion") == recorded
 
 
 def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:
