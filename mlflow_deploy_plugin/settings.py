@@ -135,6 +135,9 @@ class Settings(BaseModel):
     """Addresses and networks from which ONNXSERVE_USER_HEADER is accepted, separated by commas, such as 10.1.0.0/16."""
     admin_groups: str = ""
     """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the console, separated by commas."""
+    edit_groups: str = ""
+    """Groups in ONNXSERVE_GROUPS_HEADER whose members may change models and runs, separated by commas. All other
+    callers may read and, as members of a policy's groups, decide about requests. Default: every named caller."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 

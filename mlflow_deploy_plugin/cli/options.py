@@ -135,10 +135,11 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 
 @contextmanager
 def opened_store() -> Iterator["Store"]:
+    from mlflow_deploy_plugin.registry.connection import login_name
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
 
-    with closing(open_store(load_settings().store_url)) as store:
+    with closing(open_store(load_settings().store_url, login=login_name)) as store:
         yield store
 
 

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.deployments.server_metrics import HistoryByServer, Met
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
+from mlflow_deploy_plugin.registry.connection import login_name
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias, current_version, move_version
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, empty_endpoint, new_endpoint
@@ -373,7 +374,7 @@ class Deployments:
 def open_deployments(progress: Callable[[str], None], target: Target | None = None) -> Iterator[Deployments]:
     set_service_timeouts()
     settings = load_settings()
-    with closing(open_store(settings.store_url)) as store:
+    with closing(open_store(settings.store_url, login=login_name)) as store:
         yield Deployments(store, settings, progress, target)
 
 

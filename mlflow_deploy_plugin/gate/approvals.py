@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.tags import PASSED_STATES
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.spec.types import length_of
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store
+from mlflow_deploy_plugin.store import AuditEvent, Json, Store, name_refusal, person_key
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -258,6 +258,7 @@ def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, sub
 
 def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
     """Raise ScopeMissing or Unauthenticated if the person may not decline the request."""
+    _require_login(person)
     if not _same(person.user, request.requested_by):
         _require_approver(required, request.subject, person)
 
@@ -326,6 +327,8 @@ def _event(store: Store, action: str, subject: Subject, person: Person, why: str
 def _require_login(person: Person) -> None:
     if not person.user:
         raise Unauthenticated("a login is required: an anonymous caller may not request, approve or decline promotions")
+    if refusal := name_refusal(person.user):
+        raise ScopeMissing(f"{refusal}; a person with this name may not request, approve or decline promotions")
 
 
 def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:
@@ -340,5 +343,5 @@ def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person
 
 
 def _same(user: str, other: str) -> bool:
-    """Compare names without case, because a directory may return the name of an account in another case."""
-    return user.casefold() == other.casefold()
+    """Return True for two spellings of one name, because a login may accept an account under several spellings."""
+    return person_key(user) == person_key(other)

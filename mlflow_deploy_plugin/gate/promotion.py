@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, regi
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.store import Store, current_actor, move_detail
+from mlflow_deploy_plugin.store import Store, move_detail
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -98,7 +98,7 @@ def promote(
         before = transitions.version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             entry = registry_client().get_model_version(candidate.name, candidate.version)
-        by = actor or current_actor()
+        by = actor or trail.user
         run = partial(gate_version, candidate, before, chosen, by, trail, progress, allowed=allowed, original=original)
         request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
         refusal = transitions.rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)

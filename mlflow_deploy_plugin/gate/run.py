@@ -4,7 +4,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import registered_version, registry_client, registry_errors, resolve, tags
+from mlflow_deploy_plugin.registry.connection import login_name
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
@@ -163,7 +164,10 @@ def gate_version(
 
 @contextmanager
 def store_or_default(store: Store | None) -> Iterator[Store]:
-    with nullcontext(store) if store is not None else closing(open_store(load_settings().store_url)) as trail:
+    if store is not None:
+        yield store
+        return
+    with closing(open_store(load_settings().store_url, login=login_name)) as trail:
         yield trail
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.settings import active_workspace
 
@@ -30,6 +30,9 @@ _SERVICE_SETTINGS = {
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+CALLER = "/onnxserve/caller"
+"""The path at which onnxserve's app in MLflow's server returns the name of the caller."""
+_CALLER_SECONDS = 3
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _importing = threading.Lock()
@@ -345,6 +348,21 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
             return answer
         answer.close()
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
+
+
+def login_name() -> str:
+    """Return the name under which MLflow's server has authenticated this user; empty without our app or a login.
+
+    A server that fails has no effect, because a command must not depend on the name in its audit event.
+    """
+    addresses = [os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")]
+    if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
+        return ""  # The import of MLflow takes a second.
+    with suppress(OnnxserveError), registry_errors("the name of the caller"):
+        answer = app_answer(CALLER, "application/json", "GET", {}, timeout=_CALLER_SECONDS)
+        document = answer.json() if answer.ok else {}
+        return str(document.get("user", "")) if isinstance(document, dict) else ""
+    return ""
 
 
 def is_mlflow(uri: str) -> bool:

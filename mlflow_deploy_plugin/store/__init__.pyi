@@ -10,6 +10,8 @@ from .keys import ApiKeys as ApiKeys
 from .leases import held_lease as held_lease
 from .monitors import Monitors as Monitors
 from .monitors import MonitorWindow as MonitorWindow
+from .people import name_refusal as name_refusal
+from .people import person_key as person_key
 from .retrainings import Retraining as Retraining
 from .retrainings import Retrainings as Retrainings
 from .store import Endpoint as Endpoint

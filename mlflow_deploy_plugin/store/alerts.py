@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, Json, SilenceRow, from_row, given, storable_text, write_fields
 
@@ -98,7 +98,7 @@ class Silences:
         self._store = store
 
     def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
-        now, by = self._store.now(), actor or current_actor()
+        now, by = self._store.now(), actor or self._store.user
         row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
         row.why, row.actor = storable_text(why, None), storable_text(by, 255)
         with self._store.transaction() as session:
@@ -117,6 +117,7 @@ class Silences:
     def end(self, number: int, why: str = "") -> Silence | None:
         """End the silence now with an audit event. Return None if no active silence has this id."""
         now = self._store.now()
+        user = self._store.user
         query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
         with self._store.transaction() as session:
             row = session.scalars(query).one_or_none()
@@ -124,7 +125,7 @@ class Silences:
                 return None
             row.until = now
             detail = {"monitor": row.monitor, "silence": row.id}
-            event = AuditEvent(now, current_actor(), "silence.end", row.endpoint, why=why, detail=detail)
+            event = AuditEvent(now, user, "silence.end", row.endpoint, why=why, detail=detail)
             return save_row(session, row, Silence, event)
 
 

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.store.tables import AuditRow, Base, Json, ValueT, from_row, storable_text
 
+USER = "user"
+"""The key in `Session.info` of the user of this process, if the user was needed so far."""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -19,7 +21,7 @@ class AuditEvent:
     """A change.
 
     Attributes:
-        actor: user@machine, or the user that a server has authenticated.
+        actor: the user that a server has authenticated, otherwise user@machine.
         action: create update delete start stop traffic transition alias register promote gate request approve decline
             refused rollout.start rollout.step rollout.end rollback retrain.start retrain.refused retrain.run
             retrain.version retrain.end copy monitor.pause monitor.resume monitor.accept.
@@ -52,6 +54,7 @@ def move_detail(place: str, before: str, files: str | None = None) -> Json:
 
 
 def current_actor() -> str:
+    """Return the user of the operating system as user@machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # In a container, the user id may have no name.
@@ -60,10 +63,16 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event. Characters that cannot be stored are replaced, because an event must never be rejected."""
+    """Write the event. Characters that cannot be stored are replaced, because an event must never be rejected.
+
+    If the actor is this process's user under the name of a login, the detail `machine` has the name user@machine.
+    """
+    machine = current_actor()
+    is_of_login = session.info.get(USER) == event.actor != machine
+    detail = event.detail | ({"machine": machine} if is_of_login else {})
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
-    session.add(AuditRow(at=event.at, detail=event.detail, **texts))
+    session.add(AuditRow(at=event.at, detail=detail, **texts))
 
 
 def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:

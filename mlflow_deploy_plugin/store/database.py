@@ -40,9 +40,15 @@ def utc_now() -> datetime:
 
 
 def open_store(
-    url: str, clock: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic
+    url: str,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+    login: Callable[[], str] = lambda: "",
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
+
+    `login` returns the name under which a server has authenticated the user of this process, or an empty text. It is
+    called when the name is needed first.
 
     Raises InvalidConfig if the URL or its database is not supported, and StoreUnavailable if the store cannot be
     reached or its schema is unknown.
@@ -69,7 +75,7 @@ def open_store(
     except StoreUnavailable:
         engine.dispose()
         raise
-    return Store(engine, clock, monotonic)
+    return Store(engine, clock, monotonic, login)
 
 
 def migration_config(connection: Connection) -> "Config":

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, storable_text
 
@@ -74,7 +74,7 @@ class ApiKeys:
         from limits import parse  # This import is slow, and most commands do not create a key.
 
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-        now, by = self._store.now(), actor or current_actor()
+        now, by = self._store.now(), actor or self._store.user
         row = ApiKeyRow(
             name=name,
             digest=hashlib.sha256(text.encode()).hexdigest(),
@@ -96,11 +96,12 @@ class ApiKeys:
 
     def revoke(self, name: str, why: str = "") -> ApiKey | None:
         """Revoke the key now with an audit event. Return None if no valid key has this name."""
+        user = self._store.user
         with self._store.transaction() as session:
             row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
             if row is None:
                 return None
-            self._revoke(session, row, why)
+            self._revoke(session, row, user, why)
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
@@ -109,19 +110,20 @@ class ApiKeys:
         Keys for only this endpoint are revoked. Return the names of the revoked keys.
         """
         revoked = []
+        user = self._store.user
         with self._store.transaction() as session:
             for row in session.scalars(_UNREVOKED.order_by(ApiKeyRow.name)):
                 others = [name for name in row.endpoints if name != endpoint]
                 if not others and row.endpoints:
-                    self._revoke(session, row, f"its endpoint {endpoint} was deleted")
+                    self._revoke(session, row, user, f"its endpoint {endpoint} was deleted")
                     revoked.append(row.name)
                 else:
                     row.endpoints = others
         return revoked
 
-    def _revoke(self, session: Session, row: ApiKeyRow, why: str) -> None:
+    def _revoke(self, session: Session, row: ApiKeyRow, user: str, why: str) -> None:
         row.revoked_at = self._store.now()
-        event = AuditEvent(row.revoked_at, current_actor(), "key.revoke", before=f"key {row.name}", why=why)
+        event = AuditEvent(row.revoked_at, user, "key.revoke", before=f"key {row.name}", why=why)
         write_event(session, event)
 
     def created(self) -> list[ApiKey]:

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.inference_log import EPOCH
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import tables
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow, RetrainingRow
@@ -107,7 +107,7 @@ class Monitors:
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
         """Pause or resume the monitor with an audit event. Return False if the monitor already is in this state."""
-        by = actor or current_actor()
+        by = actor or self._store.user
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
                 return False
@@ -236,7 +236,8 @@ class Monitors:
     def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
         """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""
         texts = (f"{key} since {since}" for key, since in baseline.items())
-        actor, detail = current_actor(), {"monitor": monitor, "baseline": ", ".join(texts)}
+        actor = self._store.user
+        detail = {"monitor": monitor, "baseline": ", ".join(texts)}
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)

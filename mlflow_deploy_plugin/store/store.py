@@ -109,29 +109,43 @@ class Rollout:
 class Store:
     """The endpoints, audit events, rollouts and leases of a database; created by `open_store`.
 
-    An endpoint and its audit event are written in one transaction. By default, `actor` is this process's user.
+    An endpoint and its audit event are written in one transaction. By default, `actor` is the `user` of this process.
     """
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], datetime], monotonic: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        clock: Callable[[], datetime],
+        monotonic: Callable[[], float] = time.monotonic,
+        login: Callable[[], str] = lambda: "",
     ) -> None:
         self._engine = engine
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
         self._monotonic = monotonic
+        self._login = login
+        self._user = ""
         self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
         """Lease name → the last seen token and renewals of another holder, and the time when they were first seen."""
+
+    @property
+    def user(self) -> str:
+        """The user of this process: the name of the user's login if there is one, otherwise user@machine."""
+        if not self._user:
+            self._user = self._login() or audit.current_actor()
+        return self._user
 
     def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
         """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two processes add it at once."""
         now = self._clock()
         row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
+        user = self.user
         try:
             with self.transaction() as session:
                 session.add(row)
                 _delete_monitors(session, spec.name, now)  # Windows may exist, judged by hand earlier.
                 event = {"after": audit.describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
-                self._audit(session, "create", None, endpoint=spec.name, **event)
+                self._audit(session, "create", user, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
@@ -147,6 +161,7 @@ class Store:
         actor: str | None = None,
     ) -> Endpoint:
         """Replace the spec of the endpoint. `detail` is added to the audit event. Raises NotFound."""
+        by = actor or self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
             if row is None:
@@ -155,13 +170,14 @@ class Store:
             row.spec, row.updated_at = dump_spec(spec), self._clock()
             was, became = audit.describe_change(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
-            self._audit(session, action, actor, endpoint=spec.name, **event)
+            self._audit(session, action, by, endpoint=spec.name, **event)
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
         """Delete the endpoint and its monitors' windows, and end its rollout. MLflow runs and audit events are kept.
         Return False if the endpoint does not exist."""
+        user = self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
@@ -176,8 +192,8 @@ class Store:
                 rollout.state, rollout.reason, rollout.revision = _ABANDONED, _DELETED, rollout.revision + 1
                 rollout.updated_at = rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
-                self._audit(session, "rollout.end", None, endpoint=name, why=_DELETED, detail=detail)
-            self._audit(session, "delete", None, endpoint=name, before=before, why=why)
+                self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
+            self._audit(session, "delete", user, endpoint=name, before=before, why=why)
             return True
 
     def clear_if_deleted(self, name: str) -> None:
@@ -211,8 +227,9 @@ class Store:
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
         """Write an audit event of a change outside the store, such as a start, a promotion or a rollout step."""
+        by = actor or self.user
         with self.transaction() as session:
-            self._audit(session, action, actor, **fields)
+            self._audit(session, action, by, **fields)
 
     def count_change(self, model: str) -> None:
         """Count a change of a model, its versions, aliases, stages or tags, for the workers of MLflow's servers."""
@@ -392,7 +409,8 @@ class Store:
         Raises IntegrityError if a unique value already exists, and StoreUnavailable if the database does not answer.
         """
         try:
-            with Session(self._reading if is_read_only else self._engine) as session, session.begin():
+            engine = self._reading if is_read_only else self._engine
+            with Session(engine, info={audit.USER: self._user}) as session, session.begin():
                 if alone_with and self._engine.dialect.name == "postgresql":
                     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))))
                 yield session
@@ -415,8 +433,8 @@ class Store:
                 except InvalidConfig as error:
                     yield UnreadableEndpoint(row.name, row.target, row.spec, error.message)
 
-    def _audit(self, session: Session, action: str, actor: str | None, **fields: Any) -> None:
-        audit.write_event(session, AuditEvent(self._clock(), actor or audit.current_actor(), action, **fields))
+    def _audit(self, session: Session, action: str, actor: str, **fields: Any) -> None:
+        audit.write_event(session, AuditEvent(self._clock(), actor, action, **fields))
 
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
+from mlflow_deploy_plugin.registry.connection import CALLER
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.statedir import Span
@@ -87,6 +88,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         (_REQUESTS, "GET"): console.requests,
         (_REQUESTS, "POST"): console.decide,
         (CHANGES.removeprefix(_PATH), "GET"): console.changes,
+        (CALLER.removeprefix(_PATH), "GET"): console.caller,
     }
     for (path, method), view in views.items():
         pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
@@ -243,6 +245,10 @@ class _Console:
         """Decide about the request in the JSON body, and return it as JSON."""
         store = self._trail.store()
         return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
+
+    def caller(self) -> Response:
+        """Return the name of the caller's account as JSON; empty without a login."""
+        return jsonify(user=access.caller().user)
 
     def changes(self) -> Response:
         return self.feed.subscribe(self._trail.store())

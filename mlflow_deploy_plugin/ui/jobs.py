@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.statedir.files import is_alive, read_state, write_state
 from mlflow_deploy_plugin.statedir.models import State
-from mlflow_deploy_plugin.store import Json
+from mlflow_deploy_plugin.store import Json, person_key
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
@@ -100,8 +100,8 @@ class Jobs:
             elif known.state == "running":
                 if known.arguments == job.arguments:
                     return known
-                actors.append(known.actor)
-        if (own := actors.count(job.actor)) >= _MAX_RUNNING_OF_ONE or len(actors) >= _MAX_RUNNING:
+                actors.append(person_key(known.actor))
+        if (own := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(actors) >= _MAX_RUNNING:
             running = f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
             raise TooManyRequests(f"{running} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"

@@ -8,13 +8,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.store import current_actor
 from tests.support.accounts import People, people
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 GATED = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n"
-POLICY = f"{GATED}approvals: {{groups: [risk]}}"
+POLICY = f"{GATED}approvals: {{groups: [risk], evaluation: optional}}"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,27 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     (approval,) = server.store.events(model=model, actions=("approve",))
     assert (approval.actor, approval.why, approval.detail["report"]) == ("carol", "fine", listed["report_digest"])
     assert [action for action, _ in actions(server, model)] == ["request", "approve", "promote"]
+
+
+@pytest.mark.long
+def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(server: People) -> None:
+    model = server.register("alice", GATED)
+    with server.logged_in("alice"):
+        commands = [f"gate {model} 1", f"promote {model} 1 --to @champion --wait 0", f"keys create key-of-{model}"]
+        results = [run(line) for line in commands]
+        history = run(f"history --model {model}").stdout
+    assert [result.exit_code for result in results] == [0, 0, 0], results
+    of_model = server.store.events(model=model, actions=("gate", "promote"))
+    of_key = [event for event in server.store.events(actions=("key.create",)) if event.after.endswith(model)]
+    events = [*of_model, *of_key]
+    assert [(event.action, event.actor) for event in events] == [
+        ("gate", "alice"),
+        ("promote", "alice"),
+        ("key.create", "alice"),
+    ]
+    assert {event.detail["machine"] for event in events} == {current_actor()}
+    assert mentions(history, "  alice  promote  ", f"machine {current_actor()}")
+    assert f"  {current_actor()}  " not in history
 
 
 @pytest.mark.long

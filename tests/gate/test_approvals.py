@@ -93,6 +93,65 @@ def test_a_person_counts_once(store: Store) -> None:
     assert [event.action for event in store.events(model="flights")] == ["gate", "request", "approve"]
 
 
+SPELLINGS = [
+    "ada ",
+    " ada",
+    "ada\u00a0",
+    "\u3000ada",
+    "ADA",
+    "a\u00adda",
+    "ad\u200ba",
+    "ada\ufeff",
+    "\uff41\uff44\uff41",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_person_counts_once_under_every_spelling_of_the_name(spelling: str, store: Store) -> None:
+    ask(store)
+    assert vote(store, "ada")
+    assert not vote(store, spelling)
+    assert status(store).missing == 1
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_author_may_not_approve_under_another_spelling_of_the_name(spelling: str, store: Store) -> None:
+    ask(store, user="ada")
+    with refused(ScopeMissing, "requested"):
+        vote(store, spelling)
+    store.record("register", actor="eva", model="flights", version="4", detail={"created": 2000, "authors": [spelling]})
+    other = replace(SUBJECT, version="4")
+    record_gate(store, other)
+    ask(store, user="eva", subject=other)
+    with refused(ScopeMissing, "registered"):
+        vote(store, "ada", other)
+    assert status(store).approved_by == ()
+
+
+def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store) -> None:
+    ask(store)
+    vote(store, "ada")
+    vote(store, "bob")
+    subject = replace(SUBJECT, version="4")
+    record_gate(store, subject)
+    ask(store, subject=subject)
+    for actor in ("ada", "ada\u00a0"):
+        detail = {"report": REPORT, "verdict": "passed"}
+        store.record("approve", actor=actor, model="flights", version="4", after="Production", detail=detail)
+    assert status(store, subject).missing == 1
+
+
+@pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
+def test_a_person_may_not_decide_under_a_name_that_cannot_be_told_from_others(name: str, store: Store) -> None:
+    with refused(ScopeMissing, "name"):
+        ask(store, user=name)
+    ask(store)
+    with refused(ScopeMissing, "name"):
+        vote(store, name)
+    with refused(ScopeMissing, "name"):
+        decline(store, POLICY, SUBJECT, Person(name, RISK, False), "no")
+
+
 def test_a_second_request_keeps_the_approvals(store: Store) -> None:
     assert ask(store)
     vote(store, "ada")

@@ -21,6 +21,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotInstalled, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import (
+    login_name,
     no_request_timeout,
     redact_addresses,
     redact_credentials,
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.registry.connection import (
 )
 from mlflow_deploy_plugin.registry.model_files import fetch
 from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 LARGE = 33_000_000
@@ -528,3 +530,12 @@ def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
     """The agent polls several models and follows the change feed from its first second."""
     done = subprocess.run([sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("address", ["a server without the app", "a database", "http://127.0.0.1:9"])
+def test_without_a_login_the_user_has_no_name_at_mlflow(
+    address: str, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    addresses = {"a server without the app": mlflow_server.url, "a database": f"sqlite:///{tmp_path}/mlflow.db"}
+    with tracking_at(addresses.get(address, address)):
+        assert login_name() == ""

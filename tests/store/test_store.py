@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, select
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.spec.document import add_variant, remove_variant
-from mlflow_deploy_plugin.store import AuditEvent, Monitors, Store, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Monitors, Store, current_actor, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.refusals import refused
 
@@ -287,3 +287,24 @@ def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
     with pytest.raises(NotFound):
         store.record_next("refusing", ["approve"], refuse)
     assert [*store.events(model="refusing")] == []
+
+
+def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url: str) -> None:
+    logins = ["eva", "a name that is not asked for"]
+    with closing(open_store(store_url, Clock(), login=lambda: logins.pop(0))) as store:
+        store.record("gate", actor="ci", model="named")
+        store.record("promote", model="named")
+        store.record("promote", actor=store.user, model="named", detail={"to": "@champion"})
+        events = store.events(model="named")
+        machine = current_actor()
+        assert [(event.actor, event.detail) for event in events] == [
+            ("ci", {}),
+            ("eva", {"machine": machine}),
+            ("eva", {"to": "@champion", "machine": machine}),
+        ]
+
+
+def test_without_a_login_the_user_and_the_machine_are_recorded(store: Store) -> None:
+    store.record("promote", model="unnamed")
+    (event,) = store.events(model="unnamed")
+    assert (event.actor, event.detail) == (current_actor(), {})

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.spec.monitors import RetrainSpec
-from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Json, Retraining, Retrainings, Store, current_actor
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Json, Retraining, Retrainings, Store
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def request_retraining(
     Raises NotFound, RegistryUnavailable, InvalidConfig if no monitor specifies the training, its project is missing or
     no registered model is served, and AlreadyExists during a training of the model or a rollout of the endpoint.
     """
-    actor = actor or current_actor()
+    actor = actor or deployments.store.user
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
     able = sorted(name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None)

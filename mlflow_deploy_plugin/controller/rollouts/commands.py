@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, Onnxs
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
 from mlflow_deploy_plugin.spec import EndpointSpec, parse_duration
-from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.store.database import utc_now
 
 CANDIDATE = "candidate"
@@ -103,7 +103,7 @@ def start_rollout(
         every=parse_duration(request.every, "--every").total_seconds(),
         abort_on=",".join(criterion.text for criterion in criteria),
         min_requests=request.min_requests,
-        actor=actor or current_actor(),
+        actor=actor or deployments.store.user,
         why=request.why,
     )
     before_it_starts()
@@ -151,7 +151,7 @@ def command_rollout(
     deployments: Deployments, endpoint: str, command: str, why: str = "", actor: str | None = None
 ) -> str:
     """Pause, resume or abort the live rollout, and return its state. Raises NotFound or InvalidConfig."""
-    actor = actor or current_actor()
+    actor = actor or deployments.store.user
     reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
     if command == "abort":
         return rollout_summary(abort_rollout(deployments, endpoint, reason, actor))

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.registry.model_uri import ModelURI
 from mlflow_deploy_plugin.registry.tags import tag_version
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.store import Json, Store, current_actor, move_detail
+from mlflow_deploy_plugin.store import Json, Store, move_detail
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -38,7 +38,7 @@ def rollback(
     Raises NotFound, InvalidConfig if several deployments answer or MLflow rejects the earlier version, and
     DeploymentFailed if the earlier version cannot be served; the newer version is then kept in the registry and served.
     """
-    by = actor or current_actor()
+    by = actor or deployments.store.user
     begun, store = time.monotonic(), deployments.store
     observed = deployments.get_endpoint(endpoint)
     try:

@@ -1,9 +1,11 @@
 """The adapter of a proxy that logs callers in and passes their names in a header, such as X-Forwarded-User.
 
 The header is accepted only from the listed addresses. All other requests are refused, except health checks. MLflow has
-no permissions in this case, so every named caller may read and edit all models.
+no permissions in this case, so every named caller may read all models. Every named caller may also edit all models,
+unless ONNXSERVE_EDIT_GROUPS names the groups of the editors.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -14,13 +16,24 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.ui.logins.login import Login
+from mlflow_deploy_plugin.store import name_refusal
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from starlette.responses import Response as FastApiResponse
 
 _JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
+_READING_METHODS = ("GET", "HEAD", "OPTIONS")
+_READING_POSTS = re.compile(
+    r"/graphql|/(?:ajax-)?api/\d\.0/mlflow/(?:"
+    r"(?:experiments|runs|traces|logged-models|issues|datasets|prompt-optimization/jobs)/search"
+    r"|experiments/search-datasets|registered-models/get-latest-versions|artifacts/presigned-download-url"
+    r"|traces/(?:metrics|batchGetInfos|calculate-filter-correlation))"
+)
+"""The paths of MLflow that only read, although their method is POST."""
+_OWN_PAGES = re.compile(r"/onnxserve(?:/requests)?")
+"""The pages of onnxserve that accept forms and decisions. They check the permissions of the caller."""
 
 
 class ProxyHeader(Login):
@@ -29,11 +42,17 @@ class ProxyHeader(Login):
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header, self._groups_header = settings.user_header, settings.groups_header
         self._administrators = frozenset(_entries(settings.admin_groups))
+        self._editors = frozenset(_entries(settings.edit_groups))
+        self._prefix = prefix
         self._open = (f"{prefix}/health", f"{prefix}/version")
         try:
             self._proxies = [ip_network(entry) for entry in _entries(settings.trusted_proxies)]
         except ValueError as error:
             raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
+        if self._editors and not self._groups_header:
+            raise InvalidConfig(
+                "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the proxy sends the groups"
+            )
         if not self._proxies:
             raise InvalidConfig(
                 "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
@@ -56,6 +75,9 @@ class ProxyHeader(Login):
         groups: frozenset[str] = g.onnxserve_identity[1]
         return groups
 
+    def permission(self, model: str) -> ModelPermission:
+        return ModelPermission(can_read=True, can_update=self._may_edit(self.groups()))
+
     def credentials(self) -> dict[str, str]:
         return {"MLFLOW_TRACKING_TOKEN": self._tokens.dumps([self.user(), sorted(self.groups())])}
 
@@ -66,6 +88,8 @@ class ProxyHeader(Login):
         if isinstance(identity, Refused):
             return make_response(jsonify(error_code="UNAUTHENTICATED", message=identity.reason), 401)
         g.onnxserve_identity = identity
+        if refusal := self._refusal_of_change(request.method, request.path, identity):
+            return make_response(jsonify(error_code="PERMISSION_DENIED", message=refusal), 403)
         if request.headers.get("X-Forwarded-Proto") == "https":
             request.scheme = "https"  # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
         return None
@@ -84,9 +108,25 @@ class ProxyHeader(Login):
             sent = [name for name in request.headers if name.replace("_", "-") in names]
             if len(sent) != len(set(sent)) or not names.issuperset(sent):
                 identity = Refused("the request has several headers with the caller's name or groups")
-            if isinstance(identity, Refused) and request.url.path not in self._open:
-                return JSONResponse({"error_code": "UNAUTHENTICATED", "message": identity.reason}, 401)
+            path = request.url.path
+            if isinstance(identity, Refused):
+                if path not in self._open:
+                    return JSONResponse({"error_code": "UNAUTHENTICATED", "message": identity.reason}, 401)
+            elif refusal := self._refusal_of_change(request.method, path, identity):
+                return JSONResponse({"error_code": "PERMISSION_DENIED", "message": refusal}, 403)
             return await call_next(request)
+
+    def _may_edit(self, groups: frozenset[str]) -> bool:
+        return not self._editors or bool((self._editors | self._administrators) & groups)
+
+    def _refusal_of_change(self, method: str, path: str, identity: tuple[str, frozenset[str]]) -> str:
+        """Return why the caller may not send this request to MLflow; empty if the caller may send it."""
+        user, groups = identity
+        within = path.removeprefix(self._prefix)
+        is_reading = method == "POST" and (_READING_POSTS.fullmatch(within) or _OWN_PAGES.fullmatch(within))
+        if method in _READING_METHODS or is_reading or self._may_edit(groups):
+            return ""
+        return f"{user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of MLflow's server"
 
     def _identify(self, header: "Callable[[str, str], str]", address: str) -> tuple[str, frozenset[str]] | Refused:
         """Return the name and the groups of the caller, from the token of a job or from the headers of a proxy."""
@@ -99,10 +139,20 @@ class ProxyHeader(Login):
             return Refused(
                 f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy"
             )
-        user = header(self._header, "").strip()
+        user = _text(header(self._header, "")).strip()
         if not user or "," in user:
             return Refused(f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}")
-        return user, frozenset(_entries(header(self._groups_header, "")))
+        if refusal := name_refusal(user):
+            return Refused(f"the proxy at {address} sent an unusable name in {self._header}: {refusal}")
+        return user, frozenset(_entries(_text(header(self._groups_header, ""))))
+
+
+def _text(header: str) -> str:
+    """Return a header, which servers decode as Latin-1, as UTF-8, which proxies send; otherwise as Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _entries(text: str) -> list[str]:

@@ -86,6 +86,42 @@ def test_all_other_requests_are_refused(
     assert mentions(answer.json["message"], *named)
 
 
+def sent(text: str, encoding: str = "utf-8") -> str:
+    """Return the text of a header with these bytes as WSGI passes it."""
+    return text.encode(encoding).decode("latin-1")
+
+
+@pytest.mark.parametrize("name", ["andré", "Zoë", "mlà", "mlÅ", "李明", "Łucja"])
+def test_a_name_is_read_as_utf_8(app: Flask, name: str) -> None:
+    headers = {"X-Forwarded-User": sent(name), "X-Forwarded-Groups": sent("Prüfer, été")}
+    answer = get(app, headers).json
+    assert (answer["actor"], answer["groups"]) == (name, ["Prüfer", "été"])
+
+
+def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
+    headers = {"X-Forwarded-User": sent("andré", "latin-1"), "X-Forwarded-Groups": sent("Prüfer", "latin-1")}
+    answer = get(app, headers).json
+    assert (answer["actor"], answer["groups"]) == ("andré", ["Prüfer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("r" * 256, "256"),
+        ("anonymous@10.0.0.7", "login"),
+        ("Anonymous@10.0.0.7", "login"),
+        ("a\u200bnonymous@10.0.0.7", "login"),
+        ("re\x85viewer", "control"),
+        ("re\tviewer", "control"),
+        ("\u200b", "visible"),
+    ],
+)
+def test_a_name_that_cannot_be_told_from_others_is_refused(app: Flask, name: str, named: str) -> None:
+    answer = get(app, {"X-Forwarded-User": sent(name)})
+    assert (answer.status_code, answer.json["error_code"]) == (401, "UNAUTHENTICATED")
+    assert mentions(answer.json["message"], PROXY, "X-Forwarded-User", named)
+
+
 def test_a_health_check_needs_no_login(app: Flask) -> None:
     assert get(app, {}, "10.0.0.8", "/health").status_code == 200
 
@@ -94,6 +130,71 @@ def test_a_job_of_the_server_calls_mlflow_with_a_token_of_the_caller(app: Flask)
     token = get(app, CAROL).json["token"]
     answer = get(app, {"Authorization": f"Bearer {token}"}, "127.0.0.1").json
     assert (answer["actor"], answer["groups"]) == ("carol", ["data", "risk"])
+
+
+EDITORS = {**SETTINGS, "edit_groups": "data, ops"}
+READER = {"X-Forwarded-User": "dora", "X-Forwarded-Groups": "risk"}
+API = "/api/2.0/mlflow"
+
+
+@pytest.fixture
+def with_editors() -> Flask:
+    """Return an app with two editing groups that answers every path, and reports if the caller may edit a model."""
+    app = Flask(__name__, static_folder=None)
+    app.secret_key = "a key of sixteen bytes or more"
+    login = ProxyHeader(Settings.model_validate(EDITORS), "/ml")
+    set_login(app, login)
+    login.install(app, app)
+
+    @app.route("/<path:path>", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+    def any_path(path: str) -> Any:
+        return jsonify(may_edit=may_act_on(["X"]))
+
+    return app
+
+
+def call(app: Flask, headers: dict[str, str], method: str, path: str) -> Any:
+    return app.test_client().open(f"/ml{path}", method=method, headers=headers, environ_base={"REMOTE_ADDR": PROXY})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", f"{API}/registered-models/alias"),
+        ("POST", f"{API}/model-versions/transition-stage"),
+        ("POST", f"{API}/model-versions/set-tag"),
+        ("DELETE", f"{API}/registered-models/delete"),
+        ("PATCH", f"{API}/registered-models/update"),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/0/runs/search"),
+        ("POST", f"/api/2.0/mlflow-artifacts/mpu/create{API}/runs/search"),
+        ("POST", "/ajax-api/2.0/mlflow/upload-artifact"),
+        ("POST", "/onnxserve/requests/more"),
+    ],
+)
+def test_with_edit_groups_only_their_members_and_administrators_may_change(
+    with_editors: Flask, method: str, path: str
+) -> None:
+    answer = call(with_editors, READER, method, path)
+    assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
+    assert mentions(answer.json["message"], "dora", "ONNXSERVE_EDIT_GROUPS")
+    for group in ("ops", "admins"):
+        assert call(with_editors, {**READER, "X-Forwarded-Groups": group}, method, path).json["may_edit"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"{API}/registered-models/get"),
+        ("POST", f"{API}/runs/search"),
+        ("POST", "/ajax-api/3.0/mlflow/traces/search"),
+        ("POST", "/graphql"),
+        ("POST", "/onnxserve"),
+        ("POST", "/onnxserve/requests"),
+    ],
+)
+def test_with_edit_groups_other_callers_may_read_and_decide(with_editors: Flask, method: str, path: str) -> None:
+    answer = call(with_editors, READER, method, path)
+    assert (answer.status_code, answer.json["may_edit"]) == (200, False)
 
 
 @pytest.fixture
@@ -126,6 +227,25 @@ def test_routes_of_fastapi_need_one_name_too(
     through_fastapi: TestClient, headers: list[tuple[str, str]], status: int
 ) -> None:
     assert through_fastapi.get("/gateway", headers=headers).status_code == status
+
+
+def test_routes_of_fastapi_are_closed_to_readers_too() -> None:
+    served, app = FastAPI(), Flask(__name__)
+    app.secret_key = "a key of sixteen bytes or more"
+    ProxyHeader(Settings.model_validate(EDITORS), "").install(app, served)
+
+    @served.post("/gateway")
+    def gateway() -> str:
+        return "reached"
+
+    with TestClient(served, client=(PROXY, 1)) as client:
+        statuses = [client.post("/gateway", headers=headers).status_code for headers in (READER, CAROL)]
+    assert statuses == [403, 200]
+
+
+def test_edit_groups_without_a_header_of_groups_are_refused() -> None:
+    with refused(InvalidConfig, "ONNXSERVE_EDIT_GROUPS", "ONNXSERVE_GROUPS_HEADER"):
+        ProxyHeader(Settings.model_validate({**EDITORS, "groups_header": ""}), "")
 
 
 @pytest.mark.parametrize("addresses", ["", "10.0.0.0/33", "proxy.example"])
