@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+import time
 from collections import deque
 
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
@@ -44,6 +45,7 @@ class FeedFollower(threading.Thread):
     def run(self) -> None:
         failures, logged = 0, ""
         while not self._ended.is_set():
+            begun_at = time.monotonic()
             before, pause = self.messages, _PAUSE_SECONDS
             try:
                 if uris := self.uris:
@@ -52,7 +54,9 @@ class FeedFollower(threading.Thread):
                 pause = _WITHOUT_FEED_SECONDS
             except Exception as error:  # noqa: BLE001 - A proxy may send anything, and the connection may end anywhere.
                 failures = 1 if self.messages > before else failures + 1
-                pause = backoff_seconds(failures, _LONGEST_PAUSE_SECONDS)
+                # A replica that hangs takes some seconds to fail, after which the next replica is tried at once.
+                spent = time.monotonic() - begun_at
+                pause = max(backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent, _PAUSE_SECONDS)
                 reason = error.message if isinstance(error, OnnxserveError) else f"it ends with {type(error).__name__}"
                 if reason != logged:
                     _log.warning("the change feed cannot be followed, and MLflow is polled: %s", reason)

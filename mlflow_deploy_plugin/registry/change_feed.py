@@ -3,11 +3,12 @@
     GET /onnxserve/changes?uri=models:/X@champion&uri=…      the URIs are stages, aliases and tags
     data: {"models:/X@champion": {"name": "X", "version": "7", …}}
 
-The first event has all URIs, and a later event the URIs that select another version or whose version has other tags.
+The first events have all URIs, and a later event the URIs that select another version or whose version has other tags.
 The value null means that the client must resolve the URI itself. A comment is sent every few seconds.
 """
 
 from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,10 +16,17 @@ from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import app_answer, registry_errors
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
+if TYPE_CHECKING:
+    from requests import Response
+
 CHANGES = "/onnxserve/changes"
 MAX_URIS = 1000
 HEARTBEAT_SECONDS = 5.0
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
+_HEAD_SECONDS = HEARTBEAT_SECONDS + 3.0
+"""The time limit for the head of the answer. A replica of MLflow that hangs behind a proxy sends no head, and the next
+connection may reach another replica. The limit is longer than the pause between two comments, because it remains in
+force if the connection is not known (`_allow_silence`)."""
 _MAX_EVENT_BYTES = 4 * 1024 * MAX_URIS
 _CHUNK_BYTES = 65_536
 _EVENTS = TypeAdapter(dict[str, ResolvedModel | None])
@@ -40,10 +48,11 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
     """
     with (
         registry_errors("the change feed"),
-        app_answer(CHANGES, "text/event-stream", "GET", {"uri": uris}, timeout=_SILENCE_SECONDS, stream=True) as answer,
+        app_answer(CHANGES, "text/event-stream", "GET", {"uri": uris}, timeout=_HEAD_SECONDS, stream=True) as answer,
     ):
         if not answer.ok:
             raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")
+        _allow_silence(answer)
         buffer = b""
         while piece := answer.raw.read1(_CHUNK_BYTES, True):  # A proxy may compress the events.
             *events, buffer = (buffer + piece).split(b"\n\n")
@@ -51,6 +60,13 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
                 raise RegistryUnavailable(f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes")
             for event in events:
                 yield _selected(event, uris)
+
+
+def _allow_silence(answer: "Response") -> None:
+    """Replace the time limit for the head by the limit for the pauses of the stream."""
+    connection = answer.raw.connection
+    if connection is not None and connection.sock is not None:  # http.client releases a connection that will close.
+        connection.sock.settimeout(_SILENCE_SECONDS)
 
 
 def _selected(event: bytes, uris: list[str]) -> Selected:

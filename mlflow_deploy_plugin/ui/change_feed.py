@@ -3,7 +3,8 @@
 A Flask view checks the caller's permissions and registers a subscription. An ASGI middleware around all other apps
 replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker reads
 `Store.recent_changes`, resolves the URIs of changed models in MLflow's own store, and passes new results to the
-subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app.
+subscriptions. It also resolves all URIs every few seconds, to find changes that were made without this app. The thread
+resolves URIs in short slices, in which callers take turns, so that a caller with many URIs does not delay the others.
 """
 
 import asyncio
@@ -13,11 +14,12 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, jsonify, request
@@ -42,7 +44,14 @@ _STREAM_SECONDS = 600.0
 _WAKE_SECONDS = 0.5
 _DUE_AT_ONCE = 20
 """The number of URIs that are resolved regularly between two reads of the counters. A resolution takes about 2 ms."""
+_SLICE_SECONDS = 0.2
+"""The time for new and changed URIs, and the time for regular resolutions, between two reads of the counters. The
+resolution of a tag took 31 ms in a large registry."""
 _MAX_STREAMS = 2000
+_MAX_STREAMS_OF_CALLER = 1000
+"""The limit of a caller leaves streams for others. All servers of a company may have the same account."""
+_MAX_URIS_OF_CALLER = 5 * MAX_URIS
+"""The number of URIs that are resolved in `_RESOLVE_SECONDS` at 2 ms each."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # Without this header, nginx would collect events before it sends them.
@@ -57,29 +66,49 @@ class _Subscription:
 
     Attributes:
         models: each URI → the registered model.
+        caller: the account, or the address without accounts.
         context: the context of the request, with its workspace.
+        due: the URIs that must be resolved, because they are new or their model has changed.
         known: the last result of each URI.
         answered_at: the last time at which the registry answered; initially the time of the request.
     """
 
     models: Mapping[str, str]
+    caller: str
     store: Store
     workspace: str
     context: Context
+    due: set[str]
     known: dict[str, ResolvedModel | None] = field(default_factory=dict)
     unsent: dict[str, ResolvedModel | None] = field(default_factory=dict)
     wake: Callable[[], object] = lambda: None
-    is_new: bool = True
     answered_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class _Watched:
-    """The counters of the models of a workspace, and the URIs that wait for their regular resolution."""
+    """The counters of the models of a workspace, and the URIs of each caller that wait for a regular resolution.
+
+    Attributes:
+        due_at: each caller → the time of the next regular resolution of its URIs.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
-    waiting: list[str] = field(default_factory=list)
-    due_at: float = 0.0
+    waiting: dict[str, set[str]] = field(default_factory=dict)
+    due_at: dict[str, float] = field(default_factory=dict)
+
+    def next_waiting(self, subscriptions: Sequence[_Subscription], now: float) -> list[str]:
+        """Return the URIs that are resolved regularly now. They wait until they are removed from `waiting`."""
+        models: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+        for subscription in subscriptions:
+            models[subscription.caller].append(subscription.models)
+        self.waiting = {caller: self.waiting.get(caller, set()) for caller in models}
+        self.due_at = {caller: self.due_at.get(caller, now) for caller in models}
+        for caller, followed in models.items():
+            if not self.waiting[caller] and now >= self.due_at[caller]:
+                self.waiting[caller] = set().union(*followed)
+                self.due_at[caller] = now + _RESOLVE_SECONDS
+        return [*islice(_in_turn(self.waiting.values()), _DUE_AT_ONCE)]
 
 
 _subscribed: ContextVar[list[_Subscription] | None] = ContextVar("subscribed", default=None)
@@ -113,15 +142,28 @@ class ChangeFeed:
         models = {text: uri.name for text, uri in uris.items()}
         if hidden := [model for model in models.values() if not access.may_read(model)]:
             raise ScopeMissing(f"you may not read the model {hidden[0]}")
+        caller = access.caller().actor
+        subscription = _Subscription(models, caller, store, active_workspace(), copy_context(), set(models))
         with self._lock:
-            if len(self._open) >= _MAX_STREAMS:
-                raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
-            subscribed.append(_Subscription(models, store, active_workspace(), copy_context()))
+            self._check_limits(subscription)
+            subscribed.append(subscription)
             self._open.update(subscribed)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="onnxserve-changes", daemon=True)
                 self._thread.start()
         return jsonify()
+
+    def _check_limits(self, added: _Subscription) -> None:
+        if len(self._open) >= _MAX_STREAMS:
+            raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
+        of_caller = [subscription for subscription in self._open if subscription.caller == added.caller]
+        if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
+            raise TooManyRequests(f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker")
+        if len(set(added.models).union(*(subscription.models for subscription in of_caller))) > _MAX_URIS_OF_CALLER:
+            raise TooManyRequests(
+                f"{added.caller} already follows so many URIs that there would be more than {_MAX_URIS_OF_CALLER:,} of "
+                "them in this worker: close other streams first"
+            )
 
     def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
         """Return `app`, except that the answers of `subscribe` at `path` are replaced with streams."""
@@ -180,51 +222,84 @@ class ChangeFeed:
                     _log.exception("the change feed cannot read the changes of the registry")
 
     def _update(self, subscriptions: Sequence[_Subscription], watched: _Watched) -> None:
-        """Resolve the URIs that may have changed, and some of the others. Pass new results to the subscriptions."""
-        begun_at, before = time.monotonic(), dict(watched.counts)
-        if not watched.waiting and begun_at > watched.due_at:
-            watched.waiting = sorted({uri for subscription in subscriptions for uri in subscription.models})
-            watched.due_at = begun_at + _RESOLVE_SECONDS
-        due, watched.waiting = watched.waiting[:_DUE_AT_ONCE], watched.waiting[_DUE_AT_ONCE:]
+        """Resolve URIs that are new or may have changed, and some of the others. Pass new results to subscriptions."""
+        begun_at = time.monotonic()
+        before = dict(watched.counts)
+        waiting = watched.next_waiting(subscriptions, begun_at)
         try:
             watched.counts |= subscriptions[0].store.recent_changes()
         except OnnxserveError as error:
-            if due:
+            if waiting:
                 _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)
         changed = {model for model, count in watched.counts.items() if before.get(model) != count}
-        uris = {
-            uri
-            for subscription in subscriptions
-            for uri, model in subscription.models.items()
-            if subscription.is_new or model in changed
-        }
-        if not uris and not due:
-            return
-        results = _resolve(uris.union(due))
-        has_answered = bool(due) and results.keys() >= set(due)
+        for subscription in subscriptions if changed else ():
+            subscription.due.update(uri for uri, model in subscription.models.items() if model in changed)
+        due = _resolve(_in_turn(_due_by_caller(subscriptions)))
+        regular = _resolve(waiting)
+        for uris in watched.waiting.values():
+            uris -= regular.keys()
+        has_answered = bool(regular) and None not in regular.values()
         for subscription in subscriptions:
-            subscription.is_new = False
+            subscription.due -= due.keys()
             if has_answered:
                 subscription.answered_at = begun_at
-            known, shared = subscription.known, subscription.models.keys() & results.keys()
-            if news := {uri: results[uri] for uri in shared if (uri, results[uri]) not in known.items()}:
-                known |= news
-                with self._lock:
-                    subscription.unsent |= news
-                subscription.wake()
+            self._pass_on(subscription, regular | due)
+
+    def _pass_on(self, subscription: _Subscription, results: "Mapping[str, _Answer | None]") -> None:
+        """Add the results that a subscription does not know to its next event."""
+        news: dict[str, ResolvedModel | None] = {}
+        known = subscription.known
+        for uri in subscription.models.keys() & results.keys():
+            answer = results[uri]
+            if answer is not None and (uri, answer.selected) not in known.items():
+                news[uri] = answer.selected
+        if news:
+            known |= news
+            with self._lock:
+                subscription.unsent |= news
+            subscription.wake()
 
 
-def _resolve(uris: Iterable[str]) -> dict[str, ResolvedModel | None]:
-    """Resolve URIs in this process. An agent finds the reason for None itself. URIs without an answer are omitted."""
-    results: dict[str, ResolvedModel | None] = {}
+@dataclass(frozen=True)
+class _Answer:
+    """The version that a URI selects. With None, the agent finds the reason itself."""
+
+    selected: ResolvedModel | None
+
+
+def _resolve(uris: Iterable[str]) -> dict[str, _Answer | None]:
+    """Resolve URIs in this process, at least one, until `_SLICE_SECONDS` are over. None means no answer."""
+    results: dict[str, _Answer | None] = {}
+    end = time.monotonic() + _SLICE_SECONDS
     for uri in uris:
         try:
-            results[uri] = resolve(uri, registry())
+            results[uri] = _Answer(resolve(uri, registry()))
         except (NotFound, InvalidConfig):
-            results[uri] = None
+            results[uri] = _Answer(None)
         except OnnxserveError:
-            continue  # The database does not answer.
+            results[uri] = None  # The database does not answer.
+        if time.monotonic() > end:
+            break
     return results
+
+
+def _due_by_caller(subscriptions: Iterable[_Subscription]) -> Collection[Collection[str]]:
+    """Return the URIs that must be resolved for each caller. The streams with the fewest such URIs come first."""
+    waiting = [subscription for subscription in subscriptions if subscription.due]
+    due: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for subscription in sorted(waiting, key=lambda subscription: len(subscription.due)):
+        due[subscription.caller] |= dict.fromkeys(subscription.due)
+    return due.values()
+
+
+def _in_turn(queues: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield each URI once: the first of each queue, then the second of each queue, and so on."""
+    yielded: set[str | None] = {None}
+    for turn in zip_longest(*queues):
+        for uri in turn:
+            if uri is not None and uri not in yielded:
+                yielded.add(uri)
+                yield uri
 
 
 def _is_stopping() -> bool:

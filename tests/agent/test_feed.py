@@ -1,11 +1,16 @@
 """The thread of the agent that follows the change feed, with a real server that is killed, frozen and replaced."""
 
+import itertools
 import os
+import re
+import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,16 +23,22 @@ from mlflow_deploy_plugin.registry import change_feed
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
-from tests.support.waiting import wait_until
+from tests.support.waiting import answers, free_port, wait_until
 
 CHAMPION = "models:/X@champion"
+SCALE = Path(__file__).parents[2] / "docs" / "scale.md"
+PASSES = ("proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("feed")
     server = MlflowServer(folder, app="onnxserve")
-    server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
+    server.variables = {
+        "ONNXSERVE_HOME": str(folder / "home"),
+        "MLFLOW_TRACKING_URI": "",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{server.host}:*",  # A balancer passes its own address.
+    }
     try:
         server.start()
         client = MlflowClient(server.url)
@@ -99,6 +110,112 @@ def test_a_server_that_hangs_is_noticed(
     os.killpg(server.process.pid, signal.SIGCONT)
     move(server, "2")
     wait_for(feed, "2")
+
+
+@contextmanager
+def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
+    """Yield the address of a balancer that passes the first `hanging` connections to a replica that never answers."""
+    with socket.create_server((server.host, 0)) as listener, ExitStack() as opened:
+
+        def accept() -> None:
+            for number in itertools.count():
+                try:
+                    client = opened.enter_context(listener.accept()[0])
+                except OSError:
+                    return
+                if number >= hanging:
+                    replica = opened.enter_context(socket.create_connection((server.host, server.port)))
+                    for source, target in ((client, replica), (replica, client)):
+                        threading.Thread(target=pass_on, args=(source, target), daemon=True).start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield f"http://{server.host}:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
+
+
+@pytest.mark.long
+def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
+    server: MlflowServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_feed, "_HEAD_SECONDS", 1.0)
+    move(server, "1")
+    before = time.monotonic()
+    with replicas(server, hanging=3) as address, tracking_at(address):
+        feed = request.getfixturevalue("feed")
+        wait_for(feed, "1")
+        assert time.monotonic() - before < change_feed._SILENCE_SECONDS
+        arrived = feed.messages
+        wait_until(lambda: feed.messages > arrived, 30, "a comment arrives")
+        assert feed.covered == {CHAMPION}  # The pause between two comments is longer than the limit for the head.
+
+
+@pytest.fixture
+def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[socket.socket]]]:
+    """Debian's nginx with the lines of docs/scale.md: `mlflow-a` hangs, and `mlflow-b` is the server."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    lines = next(re.finditer(r"```nginx\n(.*?)```", SCALE.read_text(), re.DOTALL))[1]
+    accepted: list[socket.socket] = []
+    with socket.create_server((server.host, 0)) as hanging:
+        port = free_port(server.host)
+        addresses = {
+            "mlflow-a:5000": f"{server.host}:{hanging.getsockname()[1]}",
+            "mlflow-b:5000": f"{server.host}:{server.port}",
+            "listen 5443": f"listen {server.host}:{port}",
+        }
+        for name, address in addresses.items():
+            assert name in lines
+            lines = lines.replace(name, address)
+        folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", *PASSES))
+        file = tmp_path / "nginx.conf"
+        file.write_text(
+            f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
+            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n"
+        )
+        process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    accepted.append(hanging.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            url = f"http://{server.host}:{port}"
+            wait_until(lambda: answers(f"{url}/health"), 30, "nginx answers")
+            yield url, accepted
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+            hanging.shutdown(socket.SHUT_RDWR)
+            for connection in accepted:
+                connection.close()
+
+
+@pytest.mark.long
+def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
+    server: MlflowServer, nginx: tuple[str, list[socket.socket]]
+) -> None:
+    url, asked = nginx
+    before = len(asked)
+    move(server, "1")
+    with tracking_at(url):
+        for _ in range(2):  # nginx takes the replicas in turn, so one of the requests is for the one that hangs.
+            with closing(change_feed.read_changes([CHAMPION])) as events:
+                (resolved,) = next(selected for selected in events if selected).values()
+                assert resolved is not None
+                assert resolved.version == "1"
+        assert len(asked) == before + 1
 
 
 @pytest.mark.long

@@ -1,11 +1,13 @@
 """The change feed of MLflow's server: who may follow what, and that every change arrives through any worker."""
 
+import http.client
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -59,12 +61,20 @@ def next_event(events: Iterator[Selected]) -> dict[str, str]:
     raise AssertionError("the feed has ended")
 
 
+def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
+    """Return the versions of the first `count` URIs. The worker may send them in several events."""
+    arrived = next_event(events)
+    while len(arrived) < count:
+        arrived |= next_event(events)
+    return arrived
+
+
 @pytest.mark.long
 def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
     client = MlflowClient(server.url)
     streams = [read_changes(URIS) for _ in range(6)]  # With six connections, each of the two workers has some.
     for events in streams:
-        assert next_event(events) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
+        assert first_events(events, 3) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
 
     client.set_registered_model_alias("other", "champion", "2")
     client.set_registered_model_alias("X", "champion", "2")
@@ -115,6 +125,62 @@ def test_what_cannot_be_followed_is_refused(server: MlflowServer, uris: list[str
     answer = requests.get(f"{server.url}{CHANGES}", {"uri": uris}, timeout=60)
     assert answer.status_code == 400
     assert "change feed" in answer.text or "URI" in answer.text
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("one_worker")
+    server = MlflowServer(folder, app="onnxserve")
+    server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
+    try:
+        server.start()
+        with tracking_at(server.url):
+            register(server.url, "X")
+            yield server
+    finally:
+        server.kill()
+
+
+def tag_uris(begin: int) -> list[str]:
+    return [f"models:/X/tag:key{number}=1" for number in range(begin, begin + 1000)]
+
+
+@pytest.mark.long
+def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker: MlflowServer) -> None:
+    uris = tag_uris(0)
+    with (
+        closing(read_changes([CHAMPION])) as small,
+        closing(read_changes(uris)) as large,
+        closing(read_changes([PRODUCTION])) as later,
+    ):
+        assert next_event(small) == {CHAMPION: "1"}
+        arrived = next_event(large)
+        assert 0 < len(arrived) < 1000
+
+        MlflowClient(one_worker.url).set_registered_model_alias("X", "champion", "2")
+        assert next_event(small) == {CHAMPION: "2"}
+        assert next_event(later) == {PRODUCTION: ""}
+        while len(arrived) < 1000:
+            arrived |= next_event(large)
+        assert arrived == dict.fromkeys(uris, "")
+
+
+@pytest.mark.long
+def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker: MlflowServer) -> None:
+    def status(uris: list[str], address: str = "127.0.0.1") -> int:
+        connection = http.client.HTTPConnection(one_worker.host, one_worker.port, 60, (address, 0))
+        opened.callback(connection.close)
+        connection.request("GET", f"{CHANGES}?{urlencode({'uri': uris}, doseq=True)}")
+        answer = connection.getresponse()
+        opened.callback(answer.close)
+        if answer.status == 429:
+            assert b"127.0.0.1 already follows so many URIs" in answer.read()
+        return answer.status
+
+    with ExitStack() as opened:
+        assert [status(tag_uris(1000 * number)) for number in range(6)] == [200] * 5 + [429]
+        assert status(tag_uris(0)) == 200  # The caller already follows the same URIs.
+        assert status(tag_uris(5000), "127.0.0.2") == 200
 
 
 @pytest.mark.long
