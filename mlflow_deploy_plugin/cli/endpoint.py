@@ -348,7 +348,7 @@ def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOve
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
     states = [
-        f"{monitor.monitor}: {monitor.last.verdict if monitor.last else 'not judged yet'}"
+        f"{monitor.monitor}: {monitor.last.outcome if monitor.last else 'not judged yet'}"
         f"{'' if monitor.status in _NORMAL_STATES else f' ({monitor.status})'}"
         for monitor in monitors
     ]

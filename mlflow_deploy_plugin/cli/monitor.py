@@ -98,7 +98,7 @@ def list_(name: str | None, output: str) -> None:
         window = verdict = "-"
         if item.last is not None:
             window = str(Window(item.last.start, item.last.end))
-            verdict = f"{item.last.verdict}{' (by hand)' if item.last.by_hand else ''}"
+            verdict = f"{item.last.outcome}{' (by hand)' if item.last.by_hand else ''}"
         due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
         rows.append((item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status, window, verdict, due))
     empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
@@ -296,20 +296,30 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
+@option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="COLUMN",
+    show_default="all columns with an open alarm",
+    help="Column whose alarm is accepted, in all rows and segments: delay. May be repeated.",
+)
 @why_option
-def accept(name: str, monitor_name: str, why: str) -> None:
+def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> None:
     """Accept the open alarms of the monitor MONITOR as normal.
 
-    The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift, and
-    the alert of the monitor ends. The endpoint needs a budget of alarms (alarms.false_per_year).
+    The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift. If no
+    alarm of the window remains open, the verdict is shown as `accepted`, and the alert of the monitor ends. The endpoint
+    needs a budget of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms
-        from mlflow_deploy_plugin.monitoring.result import format_time
 
-        baseline = accept_alarms(deployments, name, monitor_name, why)
-    where = f"{name}: monitor {monitor_name}"
-    show_lines(f"{where}: {key} is normal since {format_time(since)}" for key, since in baseline.items())
+        accepted = accept_alarms(deployments, name, monitor_name, why, columns)
+    lines = accepted.describe()
+    if accepted.still_open:
+        lines.append(f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted")
+    show_lines(f"{name}: monitor {monitor_name}: {line}" for line in lines)
 
 
 @monitor.command()
@@ -522,7 +532,8 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
 
 
 def _window_document(window: "MonitorWindow") -> dict[str, object]:
-    return {name: getattr(window, name) for name in _SHOWN}
+    shown = {name: getattr(window, name) for name in _SHOWN}
+    return {**shown, "verdict": window.outcome, "accepted": window.accepted}
 
 
 def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:

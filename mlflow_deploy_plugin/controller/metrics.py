@@ -162,6 +162,6 @@ def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
         return "failing"
     if judged is None:
         return "waiting"
-    if judged.verdict in ALARMS:
+    if judged.outcome in ALARMS:
         return "alarm"
     return judged.verdict if judged.verdict in UNDECIDED else "ok"

@@ -4,7 +4,7 @@ import calendar
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -48,8 +48,9 @@ class Finding:
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
-        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm. For a shift, this is the
-            estimated start of the shift, and `since_range` is its 95 % interval.
+        since, since_end: the start and end of the first window of the alarm, in ISO 8601; empty without an alarm. For a
+            shift, this is the window in which the shift began by estimation, and `since_range` is the start and end of
+            the 95 % interval.
         in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """
 
@@ -62,6 +63,7 @@ class Finding:
     segment: str = ""
     change: str = ""
     since: str = ""
+    since_end: str = ""
     in_a_row: int = 0
     since_range: tuple[str, str] | None = None
 
@@ -88,23 +90,49 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 …`."""
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June 2013, …`."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
-        since = f"{self.state} since {self.since_text}{' UTC' if ':' in self.since_text else ''}{row}"
+        since = f"{self.state} since the window of {self.since_text}{row}"
         return f"{self.change}; {since}" if self.change else since
 
     @property
     def since_text(self) -> str:
-        """Return the alarm's start with its interval, such as `2013-06-08 (2013-06-05 to 2013-06-10)`."""
-        between = f" ({' to '.join(map(format_time, self.since_range))})" if self.since_range else ""
-        return f"{format_time(self.since)}{between}"
+        """Return the alarm's first window with its interval: `8 June 2013 (95 % interval: 5 to 10 June 2013)`."""
+        window = describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
+        if self.since_range is None:
+            return window
+        interval = describe_span(*map(datetime.fromisoformat, self.since_range))
+        return f"{window} (95 % interval: {interval})"
 
 
 def format_time(iso: str) -> str:
     """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
+
+
+def describe_span(start: datetime, end: datetime) -> str:
+    """Return the interval [start, end) in words and in UTC: `29 to 31 August 2026` for whole days, otherwise `31 August
+    2026, 14:00 to 15:00 UTC`."""
+    first = start.astimezone(UTC)
+    last = end.astimezone(UTC)
+    is_of_days = first.time() == last.time() == time() and first < last
+    if is_of_days:
+        last -= timedelta(days=1)
+    if first.date() == last.date():
+        day = _day(first)
+        return day if is_of_days else f"{day}, {first:%H:%M} to {last:%H:%M} UTC"
+    if not is_of_days:
+        return f"{_day(first)} {first:%H:%M} to {_day(last)} {last:%H:%M} UTC"
+    if first.year != last.year:
+        return f"{_day(first)} to {_day(last)}"
+    month = "" if first.month == last.month else f" {first:%B}"
+    return f"{first.day}{month} to {_day(last)}"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y}"
 
 
 def same_phase(

@@ -70,6 +70,17 @@ class MonitorWindow:
     figures: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def outcome(self) -> str:
+        """The verdict, or `accepted` if a user has accepted all alarms of the window."""
+        alarms = {*self.evidence.get("alarms", ())}
+        return "accepted" if alarms and alarms <= {*self.accepted} else self.verdict
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The alarms of the window that a user has accepted."""
+        return tuple(self.evidence.get("accepted", ()))
+
 
 @dataclass(frozen=True)
 class MonitorState:
@@ -233,13 +244,31 @@ class Monitors:
         of_length = ((start, content) for start, end, content in windows if end - start == every)
         return {start: content for start, content in of_length if not (start - EPOCH) % every}
 
-    def accept(self, endpoint: str, monitor: str, baseline: Mapping[str, str], why: str = "") -> str:
-        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor."""
+    def accept(
+        self,
+        endpoint: str,
+        monitor: str,
+        baseline: Mapping[str, str],
+        why: str = "",
+        window: tuple[datetime, datetime] | None = None,
+    ) -> str:
+        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor.
+
+        The last revision of the judged `window` (start and end) records that its alarms of these columns are accepted.
+        """
         texts = (f"{key} since {since}" for key, since in baseline.items())
         actor = self._store.user
         detail = {"monitor": monitor, "baseline": ", ".join(texts)}
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
+            if window is not None:
+                of = {"endpoint": endpoint, "monitor": monitor, "start": window[0], "end": window[1], "state": "judged"}
+                revisions = select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
+                judged = session.scalars(revisions.limit(1)).one()
+                accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
+                judged.evidence = {**judged.evidence, "accepted": [*accepted]}
+                if {*judged.evidence["alarms"]} <= {*accepted}:
+                    row.consecutive = 0
             event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)
             write_event(session, event)
         return actor

@@ -80,8 +80,8 @@ class MlflowPages:
         return [
             MonitorVerdict(
                 window,
-                state=window.verdict or ("failing" if window.attempts and window.state != "failed" else window.state),
-                mark=mark_of(window.verdict)
+                state=window.outcome or ("failing" if window.attempts and window.state != "failed" else window.state),
+                mark=mark_of(window.outcome)
                 if window.verdict
                 else ("failed" if window.attempts or window.state == "failed" else "waiting"),
                 report=self.run(experiment.experiment_id, window.run_id, "report.html")

@@ -267,14 +267,19 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
 
     without = invoke("accept", "flights", "daily")
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
-    accepted = invoke("accept", "flights", "daily", "--why", "a new carrier")
+    other = invoke("accept", "flights", "daily", "--column", "y")
+    accepted = invoke("accept", "flights", "daily", "--column", "x", "--why", "a new carrier")
+    listed, document = invoke("list", "flights"), json.loads(invoke("list", "flights", "-o", "json").stdout)[0]
     history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
     assert (without.exit_code, len(without.stderr.splitlines())) == (1, 1)
     assert mentions(without.stderr, "'flights'", "alarms.false_per_year=1")
     assert accepted.exit_code == 0, accepted.output
-    assert mentions(accepted.stdout, "flights", "daily", "x", "2013-07-01")
+    assert accepted.stdout == "flights: monitor daily: x is normal since the window of 1 July 2013\n"
+    assert mentions(other.stderr, "no open alarm", "'y'", "x")
+    assert mentions(listed.stdout, "2014-01-17/2014-01-18  accepted")
+    assert (document["last"]["verdict"], document["last"]["accepted"]) == ("accepted", ["x"])
     assert mentions(history.stdout, "monitor.accept", "a new carrier", "monitor daily", "x since 2013-07-01T00")
 
 

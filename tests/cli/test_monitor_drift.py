@@ -82,10 +82,11 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
 
     assert [result.exit_code for result in (drifted, calm, refused)] == [0, 0, 0]
     assert drifted.stdout.startswith("flights drift 2013-07-02/2013-07-03: drift\n")
-    history = r"mean -0\.\d+ \(Tuesdays\) → 9\.\d+, higher; drift since 2013-07-02"
+    history = r"mean -0\.\d+ \(Tuesdays\) → 9\.\d+, higher; drift since the window of 2 July 2013"
     assert re.search(rf"\n  x: {history}; Wasserstein distance", drifted.stdout)
     assert re.search(rf"\n  x .* {history}\n", drifted.stdout)
-    assert (values["findings"][0]["since"], values["findings"][0]["in_a_row"]) == ("2013-07-02T00:00:00+00:00", 1)
+    times = [values["findings"][0][name] for name in ("since", "since_end")]
+    assert (times, values["findings"][0]["in_a_row"]) == (["2013-07-02T00:00:00+00:00", "2013-07-03T00:00:00+00:00"], 1)
     assert values["findings"][0]["change"].endswith(", higher")
     in_run = mlflow.artifacts.load_dict(f"runs:/{values['run_id']}/verdict.json")
     assert in_run["findings"] == values["findings"]

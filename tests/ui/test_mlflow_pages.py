@@ -62,6 +62,19 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     assert (failing.state, failing.mark, failing.stored.reason) == ("failing", "failed", "no column")
 
 
+def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(mlflow_app: Any) -> None:
+    from mlflow.server import handlers
+
+    pages = MlflowPages(handlers._get_tracking_store(), "")
+    evidence = {"alarms": ["x", "y"], "accepted": ["x"]}
+    partly = window("judged", verdict="drift", evidence=evidence)
+    fully = window("judged", verdict="drift", evidence={**evidence, "accepted": ["y", "x"]})
+
+    found = [(one.state, one.mark) for one in pages.windows("nobody", [partly, fully])]
+
+    assert found == [("drift", "alarm"), ("accepted", "fine")]
+
+
 def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:
     from mlflow.server import handlers
 

@@ -1,6 +1,9 @@
 """The budget of alarms of an endpoint: the check of a changed budget, and alarms that a user accepts as normal."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import window_request
 from mlflow_deploy_plugin.controller.monitors.manual_runs import hold_lease
@@ -10,14 +13,16 @@ from mlflow_deploy_plugin.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import microseconds, parse_window
 from mlflow_deploy_plugin.inference_log.windows import window_at
+from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
-from mlflow_deploy_plugin.monitoring.result import ModelVersion, format_time
+from mlflow_deploy_plugin.monitoring.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec
+from mlflow_deploy_plugin.spec.types import length_of
 from mlflow_deploy_plugin.store import Alerts, Monitors
 
 
@@ -62,11 +67,37 @@ def _served_version(spec: EndpointSpec) -> ModelVersion:
     return served.name, served.version
 
 
-def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = "") -> dict[str, str]:
-    """Make the open alarms of the newest judged window normal. Return each column and the start of its new baseline.
+@dataclass(frozen=True)
+class AcceptedAlarms:
+    """Alarms of a window that a user has accepted.
 
-    The monitor's alert ends. Raises NotFound if no alarm of a column is open, InvalidConfig if the monitor has no
-    reference or the endpoint has no budget, and OnnxserveError while a window is being judged.
+    Attributes:
+        baseline: the accepted columns (`alarm_key`), each with the start of its new baseline in ISO 8601.
+        length: the length of the monitor's windows.
+        still_open: the alarms of the window that are not accepted.
+    """
+
+    baseline: Mapping[str, str]
+    length: timedelta
+    still_open: tuple[str, ...]
+
+    def describe(self) -> list[str]:
+        """Return a text per column, such as `delay is normal since the window of 29 to 31 August 2026`."""
+        starts = {key: datetime.fromisoformat(since) for key, since in self.baseline.items()}
+        return [
+            f"{key} is normal since the window of {describe_span(start, start + self.length)}"
+            for key, start in starts.items()
+        ]
+
+
+def accept_alarms(
+    deployments: Deployments, name: str, monitor: str, why: str = "", columns: Collection[str] = ()
+) -> AcceptedAlarms:
+    """Make the open alarms of the newest judged window normal: those of the `columns`, by default of all columns.
+
+    A column is specified by its name, which includes its segments, or by its `alarm_key`. The monitor's alert ends if
+    no alarm of the window remains open. Raises NotFound if no alarm of a column is open, InvalidConfig if the monitor
+    has no reference or the endpoint has no budget, and OnnxserveError while a window is being judged.
     """
     store, monitors = deployments.store, Monitors(deployments.store)
     endpoint = store.require_endpoint(name).spec
@@ -80,21 +111,41 @@ def accept_alarms(deployments: Deployments, name: str, monitor: str, why: str = 
         windows = monitors.judged_windows((name, monitor), spec, "evidence")
         judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
         start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
-        columns = {series.rpartition("/")[0] for series in evidence.levels}
-        baseline = {key: start.isoformat() for key in evidence.alarms if key in columns}
+        known = {series.rpartition("/")[0] for series in evidence.levels}
+        baseline = {key: start.isoformat() for key in evidence.alarms if key in known}
         # If several figures of a column have shifted, the baseline starts with the last shift.
         shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
         baseline |= {key: since for since, key in shifts}
-        for relations in sorted(key for key in columns if key.rpartition("/")[2] == RELATIONS):
+        baseline = {key: since for key, since in baseline.items() if key not in evidence.accepted}
+        if columns:
+            baseline = _chosen(baseline, columns, f"monitor {monitor!r} of endpoint {name!r}")
+        for relations in sorted(key for key in known if key.rpartition("/")[2] == RELATIONS):
             # A column that has changed also changes the relations, perhaps only in later windows.
             own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
             baseline |= {relations: max(own)} if own else {}
         if not baseline:
             missing = f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept"
             raise NotFound(f"{missing}: `onnxserve monitor list {name}` shows its last verdict")
-        actor = monitors.accept(name, monitor, baseline, why)
-        texts = ", ".join(f"{key} since {format_time(since)}" for key, since in baseline.items())
-        line = f"{actor} accepted as normal: {texts}{f': {why}' if why else ''}"
+        length = length_of(spec.every)
+        still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
+        accepted = AcceptedAlarms(baseline, length, still_open)
+        actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
+        if still_open:
+            return accepted
+        line = f"{actor} accepted that {', '.join(accepted.describe())}{f': {why}' if why else ''}"
         for alert in (alert for alert in Alerts(store).firing(name) if alert.fingerprint == f"{name}/{monitor}"):
             end_alert(store, alert, line)
-    return baseline
+    return accepted
+
+
+def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -> dict[str, str]:
+    """Return the entries of the columns. Raises NotFound if a column has none."""
+    chosen: dict[str, str] = {}
+    for column in columns:
+        segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
+        own = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
+        if not own:
+            known = f"the columns with an open alarm are {join_names(sorted(baseline))}" if baseline else ""
+            raise NotFound(f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}")
+        chosen |= own
+    return chosen

@@ -232,11 +232,13 @@ class WindowRunner:
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return the number of consecutive windows, up to the newest, with an alarm of the same column or criterion.
 
-    Windows that were stored without their alarms count by their verdict. Use newest revisions of decided windows.
+    Windows that were stored without their alarms count by their verdict, and accepted alarms do not count. Use newest
+    revisions of decided windows.
     """
     newest = {row.start: row for row in sorted(windows, key=lambda window: (window.start, window.revision))}
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
-    alarms = [Evidence.from_json(row.evidence).alarms for row in takewhile(lambda row: row.verdict in ALARMS, decided)]
+    in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
+    alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
     lasting, count = {key for found in alarms for key in found}, 0
     for count, found in enumerate(alarms, 1):
         if found and not (lasting := lasting & {*found}):

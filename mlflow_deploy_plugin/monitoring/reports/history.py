@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.monitoring.result import (
     Finding,
     MonitorResult,
     State,
-    format_time,
+    describe_span,
     mark_of,
     same_phase,
 )
@@ -44,6 +44,7 @@ _SHIFT_STATE = "shift_state"
 """The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
 _LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
+_SHORTEST_NAME = 20
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
@@ -84,7 +85,8 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
                 break
             if was_alarm:
                 first, in_a_row = window.start, in_a_row + 1
-        finding = replace(finding, since=first.isoformat(), in_a_row=in_a_row)
+        end = first + result.window.length
+        finding = replace(finding, since=first.isoformat(), since_end=end.isoformat(), in_a_row=in_a_row)
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
     earlier = {
@@ -218,33 +220,35 @@ class LevelLine:
 
     @property
     def title(self) -> str:
-        """The title of the panel, with the start of the shift. A long name is cut, so that the start is visible."""
-        if not self.series.onset:
+        """The title of the panel, with the first window of the shift. A long name is cut, so that it is visible."""
+        onset = self.series.onset
+        if onset is None:
             return self.series.title
-        start, first, last = (format_time(time.isoformat()) for time in self.series.onset)
-        since = f", since {start} ({first} to {last})"
-        return f"{_cut(self.series.title, _TITLE_LENGTH - len(since))}{since}"
+        since = f", since the window of {describe_span(onset.start, onset.end)}"
+        return f"{_cut(self.series.title, max(_TITLE_LENGTH - len(since), _SHORTEST_NAME))}{since}"
 
     def describe(self) -> str:
         """Return a text about the newest known value."""
         newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
-        text = f"{self.title}: newest {self.series.values[newest]:.4g}"
+        onset = self.series.onset
+        interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
+        text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
         if len(self.series.usual):
             text += f", usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
         return text
 
     def draw_reference(self, panel: "Axes") -> None:
-        """Draw the usual band, and the start of the shift with its interval."""
+        """Draw the usual band, and the start of the shift's first window with the interval."""
         from matplotlib.dates import date2num
 
         if len(self.series.usual):
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
             times = date2num(list(self.series.starts))
             panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
-        if self.series.onset:
-            start, first, last = map(date2num, self.series.onset)
-            panel.axvspan(first, last, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
-            panel.axvline(start, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
+        if onset := self.series.onset:
+            first = date2num(onset.earliest)
+            panel.axvspan(first, date2num(onset.latest), color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
+            panel.axvline(date2num(onset.start), color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
 
 
 def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[LevelLine]:

@@ -18,6 +18,7 @@ class Evidence:
         basis: identifies the bins and the reference. Figures with another basis are not comparable.
         levels: the signed figures of the window. A figure is omitted if it is unknown.
         alarms: the columns and criteria that raised an alarm, as `alarm_key`.
+        accepted: the alarms that a user has accepted since then.
         shifts: the series with an open alarm of the detector, each with the start of the shift in ISO 8601.
     """
 
@@ -25,11 +26,17 @@ class Evidence:
     levels: Levels = field(default_factory=dict)
     alarms: tuple[str, ...] = ()
     shifts: Mapping[str, str] = field(default_factory=dict)
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def open_alarms(self) -> tuple[str, ...]:
+        return tuple(key for key in self.alarms if key not in self.accepted)
 
     def to_json(self) -> dict[str, object]:
         """Return the evidence for the store. NaN and infinity are omitted, because JSON does not have them."""
         levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
-        return {"basis": self.basis, "levels": levels, "alarms": list(self.alarms), "shifts": dict(self.shifts)}
+        alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
+        return {"basis": self.basis, "levels": levels, **alarms, "shifts": dict(self.shifts)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
@@ -37,7 +44,9 @@ class Evidence:
         try:
             levels = {series: float(level) for series, level in document["levels"].items()}
             shifts = {series: datetime.fromisoformat(since).isoformat() for series, since in document["shifts"].items()}
-            return cls(str(document["basis"]), levels, tuple(map(str, document["alarms"])), shifts)
+            alarms = tuple(map(str, document["alarms"]))
+            accepted = tuple(map(str, document.get("accepted", ())))
+            return cls(str(document["basis"]), levels, alarms, shifts, accepted)
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -56,6 +65,16 @@ class PastLevels:
 
 
 @dataclass(frozen=True)
+class Onset:
+    """The window in which a shift began by estimation, [start, end), and the 95 % interval, [earliest, latest)."""
+
+    start: datetime
+    end: datetime
+    earliest: datetime
+    latest: datetime
+
+
+@dataclass(frozen=True)
 class LevelSeries:
     """A level over time, for a chart.
 
@@ -65,7 +84,7 @@ class LevelSeries:
         values: the level in each window; NaN if unknown.
         usual: the usual level in each window, including the cycle of the season; empty without a reference.
         deviation: the standard deviation of the reference's windows around `usual`; 0 without a reference.
-        onset: the start of the shift, and the earliest and the latest start at 95 %; None without an alarm.
+        onset: the start of the shift; None without an alarm.
     """
 
     title: str
@@ -73,7 +92,7 @@ class LevelSeries:
     values: Sequence[float]
     usual: Sequence[float] = ()
     deviation: float = 0.0
-    onset: tuple[datetime, datetime, datetime] | None = None
+    onset: Onset | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.result import Finding, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.detector import Shift, Tracking, Windows, limit_for, track
-from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence, LevelSeries, Onset
 from mlflow_deploy_plugin.monitoring.sequential.levels import (
     FLOORS,
     MISSING,
@@ -26,7 +26,8 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
 )
 
 _MOST_CHARTS = 5
-_SHOWN_WINDOWS = 120
+_SHOWN_WINDOWS = 60
+"""The number of windows in a chart, as in `reports/history.py`."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,12 @@ def follow(
 
 
 def _finding(course: Course, shift: Shift) -> Finding:
-    series, starts, tracking = course.series[shift.series], course.starts, course.tracking
+    series, tracking = course.series[shift.series], course.tracking
     own = tracking.levels[shift.onset :, shift.series]
     size = float(own.mean() - tracking.mean[shift.series])
     deviations = size / float(tracking.deviation[shift.series])
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
-    since, earliest, latest = (starts[place].isoformat() for place in (shift.onset, shift.earliest, shift.latest))
+    onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
         check="shift",
@@ -145,10 +146,22 @@ def _finding(course: Course, shift: Shift) -> Finding:
         value=deviations,
         segment=series.segment,
         change=_change(course, series, now - size, now),
-        since=since,
+        since=onset.start.isoformat(),
+        since_end=onset.end.isoformat(),
         in_a_row=len(own),
-        since_range=(earliest, latest),
+        since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
     )
+
+
+def _onset(course: Course, shift: Shift) -> Onset:
+    """Return the first shifted window and its interval. The figures of a window hardly change if the shift begins near
+    its end, so the interval includes the window before the earliest one, and the gap between them."""
+    starts, length = course.starts, course.request.window.length
+    earliest = starts[shift.earliest] - length
+    if shift.earliest > course.windows.reference:
+        earliest = min(earliest, starts[shift.earliest - 1])
+    start = starts[shift.onset]
+    return Onset(start, start + length, earliest, starts[shift.latest] + length)
 
 
 def _change(course: Course, series: FigureSeries, before: float, now: float) -> str:
@@ -175,8 +188,11 @@ def _name(course: Course, series: FigureSeries) -> str:
 
 
 def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -> Iterator[LevelSeries]:
-    """Yield the charts of the shifts, then of the first figure of each drifted column."""
-    begin = max(len(course.starts) - _SHOWN_WINDOWS, 0)
+    """Yield the charts of the shifts, then of the first figure of each drifted column. The windows are in the order of
+    time, because judged windows may be between windows of the reference."""
+    in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
+    end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
+    shown_windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
     chosen: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
     shown = {course.series[place].key for place in chosen}
     for key in drifted:
@@ -186,14 +202,11 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
     for place, shift in [*chosen.items()][:_MOST_CHARTS]:
         series, values = course.series[place], course.windows.values[:, place]
         usual = values - course.tracking.levels[:, place] + course.tracking.mean[place]
-        onsets = None
-        if shift is not None:
-            onsets = (course.starts[shift.onset], course.starts[shift.earliest], course.starts[shift.latest])
         yield LevelSeries(
             title=f"{series.key}, {_name(course, series)}",
-            starts=course.starts[begin:],
-            values=values[begin:].tolist(),
-            usual=usual[begin:].tolist(),
+            starts=[course.starts[index] for index in shown_windows],
+            values=values[shown_windows].tolist(),
+            usual=usual[shown_windows].tolist(),
             deviation=float(course.tracking.deviation[place]),
-            onset=onsets,
+            onset=_onset(course, shift) if shift is not None else None,
         )

@@ -11,6 +11,8 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors.budget import accept_alarms, check_change
 from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due, run_window
+from mlflow_deploy_plugin.controller.monitors.schedule import overviews
+from mlflow_deploy_plugin.controller.monitors.window_runner import consecutive_alarms
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import parse_window
@@ -28,7 +30,7 @@ from tests.support.results import result_of
 from tests.support.tracking import tracking_at
 
 SINCE = (CALM + 2 * DAY).isoformat()
-SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y", "missing(x)"), {"x/level": SINCE})
+SHIFTED = Evidence("bins", {"x/level": 9.0, "y/level": 0.0}, ("x", "y"), {"x/level": SINCE})
 
 
 @pytest.fixture
@@ -59,17 +61,83 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     judged(store, CALM + 9.5 * DAY, Evidence("other", {"w/level": 1.0}, ("w",)))  # not a window of the schedule
     record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
 
-    baseline = accept_alarms(deployments, "flights", "daily", "a new carrier")
+    accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
 
+    baseline = accepted.baseline
+    assert accepted.still_open == ()
     assert baseline == {"x": SINCE, "y": (CALM + 9 * DAY).isoformat()}
     assert monitors.state("flights", "daily").baseline == {"z": SINCE, **baseline}
     assert Alerts(store).firing() == []
     (ended,) = Alerts(store).recent()
-    assert mentions(ended.detail["lines"][0], "x since 2013-07-03", "y since 2013-07-10", "a new carrier")
+    texts = ("x is normal since the window of 3 July 2013", "y is normal since the window of 10 July 2013")
+    assert mentions(ended.detail["lines"][0], *texts, "a new carrier")
     event = [*store.events("flights")][-1]
     assert (event.action, event.why) == ("monitor.accept", "a new carrier")
     assert event.detail["monitor"] == "daily"
     assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00")
+
+
+def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(
+    deployments: Deployments,
+) -> None:
+    store, monitors = deployments.store, Monitors(deployments.store)
+    configure(store, {"alarms.false_per_year": 1})
+    series = ["x/level", "carrier=AA/x/level", "y/level", "a/x/level"]
+    alarms = ("x", "carrier=AA/x", "y", "a/x")
+    judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
+    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+    start = (CALM + 9 * DAY).isoformat()
+
+    first = accept_alarms(deployments, "flights", "daily", columns=["x"])
+    after_first = overviews(store, "flights")[0].last
+    firing = len(Alerts(store).firing())
+    second = accept_alarms(deployments, "flights", "daily", columns=["a/x", "y"])
+    after_second = overviews(store, "flights")[0].last
+
+    assert (first.baseline, first.still_open) == ({"x": start, "carrier=AA/x": start}, ("y", "a/x"))
+    assert (second.baseline, second.still_open) == ({"a/x": start, "y": start}, ())
+    assert after_first is not None
+    assert after_second is not None
+    assert (after_first.outcome, firing) == ("drift", 1)
+    assert (after_second.outcome, Alerts(store).firing()) == ("accepted", [])
+    assert (after_second.verdict, {*after_second.accepted}) == ("drift", {*alarms})
+    assert monitors.state("flights", "daily").baseline.keys() == {*alarms}
+    with refused(NotFound, "no open alarm"):
+        accept_alarms(deployments, "flights", "daily")
+
+
+def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_one(deployments: Deployments) -> None:
+    configure(deployments.store, {"alarms.false_per_year": 1})
+    judged(deployments.store, CALM + 9 * DAY, SHIFTED)
+
+    with refused(NotFound, "'daily'", "no open alarm", "'weather'", "x, y"):
+        accept_alarms(deployments, "flights", "daily", columns=["x", "weather"])
+
+    assert Monitors(deployments.store).state("flights", "daily").baseline == {}
+
+
+def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deployments) -> None:
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=("x", "y", "missing(x)")))
+    record_result(store, deployments.settings, result_of(9, x=9.0), "", MonitorSpec())
+
+    accepted = accept_alarms(deployments, "flights", "daily")
+
+    assert ({*accepted.baseline}, accepted.still_open) == ({"x", "y"}, ("missing(x)",))
+    assert len(Alerts(store).firing()) == 1
+
+
+def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments: Deployments) -> None:
+    store = deployments.store
+    configure(store, {"alarms.false_per_year": 1})
+    judged(store, CALM + 9 * DAY, SHIFTED)
+    Monitors(store).update_state("flights", "daily", consecutive=3)
+    accept_alarms(deployments, "flights", "daily")
+    assert Monitors(store).state("flights", "daily").consecutive == 0
+    judged(store, CALM + 10 * DAY, SHIFTED)
+
+    assert consecutive_alarms(Monitors(store).windows("flights", "daily")) == 1
 
 
 @pytest.mark.parametrize("segment", ["", "carrier=AA/"])
@@ -82,7 +150,7 @@ def test_an_accepted_alarm_about_relations_has_their_name(
     shifts = {str(series): SINCE} if is_shift else {}
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts))
 
-    baseline = accept_alarms(deployments, "flights", "daily")
+    baseline = accept_alarms(deployments, "flights", "daily").baseline
 
     assert baseline == {series.key: SINCE if is_shift else (CALM + 9 * DAY).isoformat()}
     assert series.key == segment + RELATIONS
@@ -94,7 +162,7 @@ def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deploym
     levels = {str(FigureSeries("", name, "spread")): 0.0 for name in ("x", PROJECTIONS[0])}
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", levels, ("x",), {"x/spread": SINCE}))
 
-    assert accept_alarms(deployments, "flights", "daily") == {"x": SINCE, RELATIONS: SINCE}
+    assert accept_alarms(deployments, "flights", "daily").baseline == {"x": SINCE, RELATIONS: SINCE}
 
 
 @pytest.mark.long
@@ -111,14 +179,14 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
         chosen = find_monitor(deployments, "flights", "daily")
         windows = list(run_due(deployments, chosen, print))
         (alert,) = Alerts(store).firing()
-        baseline = accept_alarms(deployments, "flights", "daily")
+        baseline = accept_alarms(deployments, "flights", "daily").baseline
         again, _ = run_window(deployments, chosen, parse_window("2013-07-06/1d"), judge_and_log)
 
     verdicts = [window.verdict for window in windows]
     assert verdicts[:2] == ["no drift", "no drift"]
     assert set(verdicts[5:]) == {"drift", "not judged"}  # The later days have no rows.
     assert mentions(
-        "\n".join(alert.detail["lines"]), "x", "shift", "higher", "since 2013-07-03", "false alarms per year"
+        "\n".join(alert.detail["lines"]), "x", "shift", "higher", "since the window of 3 July 2013", "false alarms per year"
     )
     assert baseline == {"x": (CALM + 2 * DAY).isoformat()}
     assert Alerts(store).firing() == []

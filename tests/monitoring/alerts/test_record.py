@@ -140,14 +140,14 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
     see: Callable[..., Any], receiver: Receiver
 ) -> None:
     change = "mean 3.2 → 8.9, higher"
-    since = "2013-06-29T14:00:00+00:00"
-    wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, since=since, in_a_row=3)
+    hour = {"since": "2013-06-29T14:00:00+00:00", "since_end": "2013-06-29T15:00:00+00:00"}
+    wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, in_a_row=3, **hour)
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
     see(result_of(0, findings=(wind, gone)))
 
     told = receiver.got["/ops"][0]["message"]
-    history = ("mean 3.2 → 8.9, higher", "since 2013-06-29 14:00 UTC", "window 3")
+    history = ("mean 3.2 → 8.9, higher", "since the window of 29 June 2013, 14:00 to 15:00 UTC", "window 3")
     assert mentions(told, "wind", "distribution 6", "threshold 3", *history, "far")
     assert mentions(told, "humid", "presence", gone.reason)
 
@@ -161,7 +161,8 @@ SHIFT = Finding(
     segment="carrier=AA",
     change="mean 3.2 → 8.9, higher",
     since="2013-06-08T00:00:00+00:00",
-    since_range=("2013-06-05T00:00:00+00:00", "2013-06-10T00:00:00+00:00"),
+    since_end="2013-06-09T00:00:00+00:00",
+    since_range=("2013-06-05T00:00:00+00:00", "2013-06-11T00:00:00+00:00"),
 )
 
 
@@ -176,7 +177,7 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
     told = receiver.got["/ops"][0]["message"]
-    since = "since 2013-06-08 (2013-06-05 to 2013-06-10)"
+    since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013)"
     assert mentions(told, "wind [carrier=AA]", "shift", SHIFT.change, since, SHIFT.reason, "0.2 false alarms")
 
 

@@ -699,7 +699,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endp
     last = found[4].findings[0]
     assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
     assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
-    assert mentions(found[4].reason, last.change, "since 2013-04-04", "window 2", last.reason)
+    assert mentions(found[4].reason, last.change, "since the window of 4 April 2013", "window 2", last.reason)
 
 
 @pytest.mark.parametrize(

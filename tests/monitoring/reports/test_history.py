@@ -19,8 +19,8 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     to_metrics,
     trend_lines,
 )
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State
-from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State, describe_span
+from mlflow_deploy_plugin.monitoring.sequential.evidence import LevelSeries, Onset
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, result_of
 
@@ -80,8 +80,9 @@ def test_a_violated_figure_says_from_what_it_went_and_since_when(
 ) -> None:
     (found,) = add_history(judged(10, accuracy("violated", 0.7)), days(*windows)).findings
 
+    first = FIRST + since * DAY
     assert (found.change, found.in_a_row) == (change, in_a_row)
-    assert found.since == (FIRST + since * DAY).isoformat()
+    assert (found.since, found.since_end) == (first.isoformat(), (first + DAY).isoformat())
 
 
 def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
@@ -126,7 +127,8 @@ def test_the_reason_of_the_judgement_says_what_has_become_of_the_finding_that_it
 
     (found,) = result.findings
     assert mentions(found.reason, "0.7", "500 rows")
-    assert mentions(result.reason, "accuracy", "0.9", "0.7", "lower", "since 2013-07-10", "window 2", found.reason)
+    since = "since the window of 10 July 2013"
+    assert mentions(result.reason, "accuracy", "0.9", "0.7", "lower", since, "window 2", found.reason)
 
 
 def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside_none() -> None:
@@ -212,11 +214,11 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 
 
 def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> Finding:
-    """Return the finding of a shift that began between 2013-07-04 and 2013-07-06."""
+    """Return the finding of a shift that began on 2013-07-04 to 2013-07-06, and probably on 2013-07-05."""
     if state != "drift":
         return Finding(subject, "shift", state, segment=segment)
-    days = [(FIRST + day * DAY).isoformat() for day in (4, 3, 5)]
-    since: dict[str, Any] = {"since": days[0], "in_a_row": 6, "since_range": (days[1], days[2])}
+    start, end, earliest, latest = ((FIRST + day * DAY).isoformat() for day in (4, 5, 3, 6))
+    since: dict[str, Any] = {"since": start, "since_end": end, "in_a_row": 6, "since_range": (earliest, latest)}
     return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
 
 
@@ -226,7 +228,8 @@ def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
     told = add_history(result_of(10, findings=(shift(),)), past)
 
     assert told.findings == (shift(),)
-    assert mentions(shift().history, "drift since 2013-07-05 (2013-07-04 to 2013-07-06)", "window 6 in a row")
+    since = "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013), window 6 in a row"
+    assert shift().history == since
 
 
 def test_the_start_of_a_shift_is_in_the_reason_once_next_to_the_start_of_the_alarm_of_the_window() -> None:
@@ -238,7 +241,7 @@ def test_the_start_of_a_shift_is_in_the_reason_once_next_to_the_start_of_the_ala
     both = add_history(result_of(10, findings=(shift(), of_window), reason=reason), past_of(result_of(9, wind=5.0)))
 
     assert only.reason == of_shift
-    since = "drift since 2013-07-10, window 2 in a row"
+    since = "drift since the window of 10 July 2013, window 2 in a row"
     assert both.reason == f"wind: {since}; distance 5; lasting shift of {of_shift}"
 
 
@@ -251,10 +254,27 @@ def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() 
 
 
 def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
-    start = replace(shift(), since="2013-07-05T14:00:00+00:00")
+    start = replace(shift(), since="2013-07-05T14:00:00+00:00", since_end="2013-07-05T15:00:00+00:00")
 
-    assert start.since_text == "2013-07-05 14:00 (2013-07-04 to 2013-07-06)"
-    assert mentions(start.history, "2013-07-06) UTC")
+    assert start.since_text == "5 July 2013, 14:00 to 15:00 UTC (95 % interval: 4 to 6 July 2013)"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "text"),
+    [
+        ("2026-08-31", "2026-09-01", "31 August 2026"),
+        ("2026-08-29", "2026-09-01", "29 to 31 August 2026"),
+        ("2026-08-30", "2026-09-02", "30 August to 1 September 2026"),
+        ("2026-12-30", "2027-01-02", "30 December 2026 to 1 January 2027"),
+        ("2026-08-31T00:00", "2026-08-31T12:00", "31 August 2026, 00:00 to 12:00 UTC"),
+        ("2026-08-31T18:00", "2026-09-01T00:00", "31 August 2026 18:00 to 1 September 2026 00:00 UTC"),
+        ("2026-08-31T02:00+02:00", "2026-09-01T02:00+02:00", "31 August 2026"),
+    ],
+)
+def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(start: str, end: str, text: str) -> None:
+    first, last = (datetime.fromisoformat(time) for time in (start, end))
+
+    assert describe_span(*(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last))) == text
 
 
 SCORES: dict[str, Any] = {
@@ -420,7 +440,7 @@ def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
 def level(title: str, values: list[float], usual: float | None = 3.0, has_onset: bool = False) -> LevelSeries:
     """Return a level on the days up to the tenth, with the usual level and a deviation of 0.5."""
     starts = [FIRST + day * DAY for day in range(11 - len(values), 11)]
-    onset = (starts[-4], starts[-6], starts[-3]) if has_onset else None
+    onset = Onset(starts[-4], starts[-3], starts[-6], starts[-2]) if has_onset else None
     return LevelSeries(title, starts, values, [usual] * len(values) if usual else (), 0.5, onset)
 
 
@@ -444,7 +464,8 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert [line.title for line in scores] == ["largest score of a column", "wind (carrier=AA)"]
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
-    assert mentions(words, "since 2013-07-08 (2013-07-06 to 2013-07-09)", "newest 5, usual 3 ± 1", "newest 0.8;")
+    since = "since the window of 8 July 2013 (95 % interval: 6 to 9 July 2013)"
+    assert mentions(words, since, "newest 5, usual 3 ± 1", "newest 0.8;")
     assert words.index("delay, mean") < words.index("accuracy") < words.index("largest score")
     assert min(red_and_green(picture)) > 0
 
@@ -505,7 +526,7 @@ def test_a_long_name_leaves_room_for_the_start_of_the_shift() -> None:
     (line,) = level_lines(*levels_of(level(f"{'long' * 50}, mean", [3.0] * 11, has_onset=True)))
 
     assert line.title.startswith("longlong")
-    assert "…, since 2013-07-08 (" in line.title
+    assert line.title.endswith("…, since the window of 8 July 2013")
 
 
 def test_a_level_with_a_single_value_has_no_panel() -> None:

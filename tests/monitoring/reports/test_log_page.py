@@ -133,38 +133,39 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     assert 'src="http' not in page
 
 
-SINCE = "2013-06-29T00:00:00+00:00"
+SINCE, SINCE_END = "2013-06-29T00:00:00+00:00", "2013-06-30T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("check", ["distribution", "criterion"])
 def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> None:
     change = "0.84 (the window before) → 0.71, lower"
-    found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, since=SINCE, in_a_row=3)
+    since: dict[str, Any] = {"since": SINCE, "since_end": SINCE_END, "in_a_row": 3}
+    found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, **since)
 
     page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
 
-    heads = ["since (UTC)", "in a row", "value", "threshold", "change", "reason"]
+    heads = ["since the window of", "in a row", "value", "threshold", "change", "reason"]
     assert "".join(f"<th>{head}" for head in heads) in page in page
     rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
-    assert f"wind|{check}|drift|2013-06-29|3|6|3|{change}|on 500 rows" in rows
+    assert f"wind|{check}|drift|29 June 2013|3|6|3|{change}|on 500 rows" in rows
     assert "calm|distribution|no drift|||1|3||" in rows
     calm = build_report(result_of(calm=1.0))["report.html"]
-    assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
+    assert not any(name in calm for name in ("since the window", "in a row", "<th>change"))
 
 
 def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
-    interval = ("2013-06-25T00:00:00+00:00", "2013-07-01T00:00:00+00:00")
-    found = Finding("wind", "shift", "drift", "", 6.0, 3.0, since=SINCE, since_range=interval)
+    interval = ("2013-06-25T00:00:00+00:00", "2013-07-02T00:00:00+00:00")
+    found = Finding("wind", "shift", "drift", "", 6.0, 3.0, since=SINCE, since_end=SINCE_END, since_range=interval)
     starts = (FIRST - timedelta(days=1), FIRST)
     report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
 
     shifted, calm = (build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData()))
 
     row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
-    assert "|2013-06-29 |(2013-06-25 to 2013-07-01)||" in row
+    assert "|29 June 2013 |(95 % interval: 25 June to 1 July 2013)||" in row
     assert "|+6|" in row
-    assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "start of a shift")
-    assert "start of a shift" not in calm["report.html"]
+    assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "first window of a shift")
+    assert "first window of a shift" not in calm["report.html"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])

@@ -1,6 +1,6 @@
 """Days of rows with levels of their own, their reference, and requests to judge them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,9 +36,14 @@ def rows_of(day: int) -> dict[str, Any]:
     }
 
 
-def reference_of(days: int = REFERENCE_DAYS, length_us: int = DAY_US) -> DriftReference:
-    table = pa.concat_tables([pa.table(rows_of(day)) for day in range(days)])
-    times = (FIRST - EPOCH) // timedelta(microseconds=1) + np.arange(days * ROWS) * (DAY_US // ROWS)
+def reference_of(
+    days: int = REFERENCE_DAYS, length_us: int = DAY_US, left_out: Collection[int] = ()
+) -> DriftReference:
+    """Return the reference of the first `days`, except those that are `left_out`."""
+    kept = [day for day in range(days) if day not in left_out]
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in kept])
+    times = np.repeat(kept, ROWS) * DAY_US + np.tile(np.arange(ROWS) * (DAY_US // ROWS), len(kept))
+    times += (FIRST - EPOCH) // timedelta(microseconds=1)
     bins, _ = freeze_table(table, (), "the rows")
     return DriftReference(bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table)
 
@@ -49,22 +54,31 @@ def reference() -> DriftReference:
 
 
 class Stream:
-    """Judges one day after another; each verdict sees the evidence of the days before."""
+    """Judges one window after another, by default a day; each verdict sees the evidence of the windows before."""
 
-    def __init__(self, reference: DriftReference, **spec: Any) -> None:
+    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
         self.reference = reference
+        self._days_per_window = days_per_window
         self._spec = MonitorSpec(min_rows=30, **spec)
         self.past: list[PastLevels] = []
 
     def judge(
-        self, days: Sequence[int], change: Change = lambda rows: rows, per_year: float | None = 1.0, **context: Any
+        self,
+        days: Sequence[int],
+        change: Change = lambda rows: rows,
+        per_year: float | None = 1.0,
+        changed_from: int | None = None,
+        **context: Any,
     ) -> ShiftVerdict:
-        """Return the verdict on the last of the days."""
+        """Return the verdict on the last of the windows, which begin at the days. By default, all days are changed."""
+        first_changed = REFERENCE_DAYS + (days[0] if changed_from is None else changed_from)
         for day in days:
             start = FIRST + timedelta(days=REFERENCE_DAYS + day)
-            rows = pa.table(change(rows_of(REFERENCE_DAYS + day)))
+            in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
+            parts = [change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window]
+            rows = pa.concat_tables(map(pa.table, parts))
             alarms = AlarmContext(per_year if day == days[-1] else None, tuple(self.past), **context)
-            window = Window(start, start + timedelta(days=1))
+            window = Window(start, start + timedelta(days=self._days_per_window))
             request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), alarms=alarms)
             profile = sketch_batches(self.reference.bins, [rows])
             verdict = judge_shifts(request, self.reference, profile, {}, sorted(self.reference.bins))
