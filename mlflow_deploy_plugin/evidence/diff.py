@@ -20,6 +20,7 @@ _LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "m
 """The words in the name of a metric, such as `val_loss`, that tell its direction. A lower value is better if the name
 has words of both sets, such as `brier_score`."""
 
+
 @dataclass(frozen=True)
 class DiffRow:
     """A fact about two versions. The value of a version without the fact is None.
