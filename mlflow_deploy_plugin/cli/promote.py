@@ -351,8 +351,8 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.
 
-    The command shows which recorded data, code, parameters, metrics, signatures, graphs, environments, parity and gate
-    reports differ, and compares the predictions of the ONNX forms for the example rows.
+    The command shows which recorded metrics, gate reports, parameters, data, code, signatures, parity, environments
+    and graphs differ, and compares the predictions of the ONNX forms for the example rows.
 
     \b
       onnxserve diff models:/flight-delay/3 models:/flight-delay/4
@@ -366,8 +366,8 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
 
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
-    rows = [(row.section, row.name, _text(row.before), _text(row.after)) for row in compared.rows]
-    yield from align_columns([("SECTION", "NAME", compared.before, compared.after), *rows])
+    rows = [(row.section, row.name, _text(row.before), _text(row.after), row.trend) for row in compared.rows]
+    yield from align_columns([("SECTION", "NAME", compared.before, compared.after, "TREND"), *rows])
     if isinstance(compared.predictions, Refused):
         yield f"predictions: not compared; {compared.predictions.reason}"
     else:

@@ -1,7 +1,9 @@
 """The comparison of two versions of a registered model: their records, and their predictions for the example rows."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
@@ -11,17 +13,34 @@ from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel, compare_outpu
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 Value = str | float | None
+Trend = Literal["better", "worse", ""]
+
+_HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
+_LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"))
+"""The words in the name of a metric, such as `val_loss`, that tell its direction. A lower value is better if the name
+has words of both sets, such as `brier_score`."""
 
 
 @dataclass(frozen=True)
 class DiffRow:
-    """A fact about two versions. The value of a version without the fact is None."""
+    """A fact about two versions. The value of a version without the fact is None.
+
+    `trend` is empty if the values are equal, or if neither direction is known to be better.
+    """
 
     section: str
     name: str
     before: Value
     after: Value
     is_changed: bool
+    trend: Trend = ""
+
+    @property
+    def difference(self) -> float | None:
+        """The number by which the value has grown; None unless both values are numbers."""
+        if isinstance(self.before, str | None) or isinstance(self.after, str | None):
+            return None
+        return self.after - self.before
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,9 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         for name in dict.fromkeys([*old[section], *new[section]]):
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
-                rows.append(DiffRow(section, name, *values, is_changed=repr(values[0]) != repr(values[1])))
+                is_changed = repr(values[0]) != repr(values[1])
+                row = DiffRow(section, name, *values, is_changed)
+                rows.append(replace(row, trend=_trend(row)))
     notes = []
     for side in (before, after):
         if side.original:
@@ -81,17 +102,14 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     run, gate, checks = record.run, record.gate, record.gate.checks if record.gate else ()
     provenance, parity = record.section.get("provenance", {}), record.section.get("parity", {})
     return {
+        "metrics": run.metrics if run else {},
+        "gate": {"state": gate.status.state if gate else None}
+        | {check.name: check.state for check in checks}
+        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+        "parameters": run.params if run else {},
         "data": record.datasets,
         "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
-        "parameters": run.params if run else {},
-        "metrics": run.metrics if run else {},
         "signature": record.signature,
-        "graph": record.graph,
-        "environment": {
-            "python": provenance.get("python_version"),
-            **{f"{name} (serving)": version for name, version in record.requirements.items()},
-            **{f"{name} (training)": version for name, version in record.environment.items()},
-        },
         "parity": {name: value for name, value in parity.items() if name != "outputs"}
         | {
             f"{item['name']} {name}": item[name]
@@ -99,10 +117,28 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
             for name in item
             if name != "name"
         },
-        "gate": {"state": gate.status.state if gate else None}
-        | {check.name: check.state for check in checks}
-        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+        "environment": {
+            "python": provenance.get("python_version"),
+            **{f"{name} (serving)": version for name, version in record.requirements.items()},
+            **{f"{name} (training)": version for name, version in record.environment.items()},
+        },
+        "graph": record.graph,
     }
+
+
+def _trend(row: DiffRow) -> Trend:
+    """Return whether the second version is better, from the direction of a metric or the state of a gate's check."""
+    if row.section == "gate" and row.is_changed and "failed" in (row.before, row.after) and row.before and row.after:
+        return "worse" if row.after == "failed" else "better"
+    difference = row.difference or 0.0
+    if row.section != "metrics" or not abs(difference) > 0:
+        return ""
+    words = frozenset(re.split(r"[^a-z0-9]+", row.name.lower()))
+    if words & _LOWER_IS_BETTER:
+        return "better" if difference < 0 else "worse"
+    if words & _HIGHER_IS_BETTER:
+        return "better" if difference > 0 else "worse"
+    return ""
 
 
 def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:

@@ -134,10 +134,12 @@ def gate_version(
             tags.GATE_AGAINST_TAG: verdict.against,
             tags.GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
             tags.GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
-            tags.GATE_DIGEST_TAG: verdict.digest,  # This tag is set last, because it makes the verdict valid.
+            tags.GATE_DIGEST_TAG: verdict.digest,  # After an earlier verdict, this tag makes the verdict valid.
         }
         done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, verdict_tags), is_official)
         report = {tags.GATE_REPORT_TAG: done.report, tags.GATE_AT_TAG: verdict.at.isoformat(timespec="seconds")}
+        if is_official and not _has_verdict(candidate):  # Then no earlier verdict becomes valid for other files.
+            report |= {tags.GATE_DIGEST_TAG: verdict.digest}
         for key, value in (report | verdict_tags).items() if is_official else ():
             tags.tag_version(verdict.model, verdict.version, key, value)
         trail.record(
@@ -160,6 +162,11 @@ def gate_version(
             actor=actor,
         )
     return done
+
+
+def _has_verdict(candidate: ResolvedModel) -> bool:
+    with registry_errors(f"model {candidate.name} version {candidate.version}"):
+        return tags.GATE_TAG in registry_client().get_model_version(candidate.name, candidate.version).tags
 
 
 @contextmanager

@@ -289,6 +289,7 @@ class _Console:
             "onnxserve_console.html",
             overview=overview,
             job=job,
+            judged=self._jobs.judged_versions(),
             error=error,
             who=who,
             csrf_field=access.TOKEN_FIELD,

@@ -25,6 +25,8 @@ from mlflow_deploy_plugin.store import Json, person_key
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
 """The maximum numbers of running jobs, in total and per user, so that no user can block the rollbacks of others."""
+GATE_ACTIONS = ("gate", "promote", "request")
+"""The actions that run the gate, at least without a fresh verdict."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
 """The timeout of a job. A gate takes minutes, and a job that hangs must not block other jobs."""
@@ -118,6 +120,12 @@ class Jobs:
             )
         threading.Thread(target=self._wait_for_end, args=(path, process), daemon=True).start()
         return job.model_copy(update={"pid": process.pid})
+
+    def judged_versions(self) -> set[tuple[str, str]]:
+        """Return the model and the version of each running job that may run the gate."""
+        jobs = [self.get(path.stem) for path in self.folder.glob("*.json")]
+        arguments = [job.arguments for job in jobs if job is not None and job.state == "running"]
+        return {(known["model"], known["version"]) for known in arguments if known.get("action") in GATE_ACTIONS}
 
     def get(self, id: str) -> Job | None:
         if len(id) != 16 or not id.isalnum():

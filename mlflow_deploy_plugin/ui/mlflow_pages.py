@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.monitoring.result import mark_of
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.settings import workspace_query
 from mlflow_deploy_plugin.store import MonitorWindow
 
 if TYPE_CHECKING:
     from mlflow.store.tracking.abstract_store import AbstractStore
 
+_NAMED = 3
+"""The most columns and criteria of an alarm that a sentence names."""
 Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
 
 
@@ -39,6 +42,18 @@ class MonitorVerdict:
             return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))))
         end_format = "%H:%M" if start.date() == end.date() else "%Y-%m-%d %H:%M"
         return f"{start:%Y-%m-%d %H:%M} – {end.strftime(end_format)}"
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict without its statistics: the columns and criteria of an alarm, at most three by name."""
+        alarms = Evidence.from_json(self.stored.evidence).alarms
+        if self.mark == "fine" and self.stored.reason:
+            return "there is no alarm"
+        if self.mark != "alarm" or not alarms:
+            return self.stored.reason
+        named = ", ".join(alarms[:_NAMED])
+        others = len(alarms) - _NAMED
+        return f"in {named} and {others} more" if others > 0 else f"in {named}"
 
     @property
     def words(self) -> str:

@@ -27,9 +27,10 @@ from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAl
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import Span
-from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Rollout, Store
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
+from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
 
@@ -94,7 +95,10 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant with its served version and counters. `page` is the URL of the version in MLflow, or empty."""
+    """A variant with its served version, and the counters of all versions that it has served since its servers started.
+
+    `page` is the URL of the version in MLflow, or empty.
+    """
 
     name: str
     spec: VariantSpec
@@ -109,11 +113,12 @@ class EndpointCard:
     """An endpoint on the page.
 
     Attributes:
-        health: a word for the state. If the word is not `healthy`, `reason` contains the reason.
+        health: a word for the state, such as `alarm` if the newest verdict of a monitor is an alarm. If the word is not
+            `healthy`, `reason` contains the reason.
         no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
         rollback_to: the version or model to which a rollback would return; empty if unknown.
-        monitors: the monitors with their newest windows; empty on the page of a single endpoint, which shows charts.
+        monitors: the monitors with their newest windows.
         spec: the spec, or None if it cannot be read.
         pictures: the charts, or None if the page's script loads the charts when they become visible.
     """
@@ -150,7 +155,7 @@ class Overview:
     alerts: tuple[Alert, ...] = ()
     models: tuple[ModelCard, ...] = ()
     rollouts: tuple[Rollout, ...] = ()
-    events: tuple[AuditEvent, ...] = ()
+    events: tuple[EventRow, ...] = ()
     requests: tuple[RequestRow, ...] = ()
     hidden: int = 0
 
@@ -197,7 +202,7 @@ def build_overview(
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     specs = [observed.endpoint.spec for observed in readable]
     cards = [
-        _endpoint_card(observed, counted, pictures, pages, store, bool(only))
+        _endpoint_card(observed, counted, pictures, pages, store)
         for observed, counted, pictures in zip_longest(readable, metrics, drawn)
     ]
     cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
@@ -211,7 +216,7 @@ def build_overview(
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
         models=tuple(_model_cards(specs)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS]),
+        events=event_rows(access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS]),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
@@ -219,12 +224,7 @@ def build_overview(
 
 
 def _endpoint_card(
-    observed: ObservedEndpoint,
-    metrics: MetricsByServer,
-    pictures: Pictures | None,
-    pages: MlflowPages,
-    store: Store,
-    is_alone: bool,
+    observed: ObservedEndpoint, metrics: MetricsByServer, pictures: Pictures | None, pages: MlflowPages, store: Store
 ) -> EndpointCard:
     spec, observation = observed.endpoint.spec, observed.observation
     may_act = access.may_act_on(registered_model_names(spec))
@@ -237,6 +237,10 @@ def _endpoint_card(
         health = "degraded" if reason else "healthy"
         if silent and len(silent) == len(metrics):
             health = "silent"
+    monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
+    if health == "healthy" and (alarms := _alarms(spec.name, monitors, store)):
+        health = "alarm"
+        reason = "; ".join(alarms)
     no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
@@ -253,7 +257,7 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
-        monitors=() if is_alone else monitor_timelines(spec, store, pages, _LOOKED_AT),
+        monitors=monitors,
         pictures=pictures,
         may_act=may_act,
         spec=spec,
@@ -264,18 +268,35 @@ def _endpoint_card(
     )
 
 
+def _alarms(endpoint: str, monitors: Iterable[Timeline], store: Store) -> list[str]:
+    """Return a sentence for each monitor whose newest verdict is an alarm, with the number of its alarms in a row."""
+    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(endpoint)}
+    sentences = []
+    for timeline in monitors:
+        if timeline.latest is None or timeline.latest.mark != "alarm":
+            continue
+        count = in_a_row.get(timeline.monitor, 0)
+        more = f", {count} in a row" if count > 1 else ""
+        sentences.append(f"the monitor {timeline.monitor} raises an alarm{more}")
+    return sentences
+
+
 def _variant_row(observed: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
     spec, observation = observed.endpoint.spec.variants[name], observed.observation
     requested = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = requested.model if requested is not None else parse_model_uri(spec.model).name
+    counters = VersionCounters()
+    for (of_endpoint, of_variant, _, _), counted in metrics.counters.items():
+        if (of_endpoint, of_variant) == (observed.endpoint.name, name):
+            counters = counters.plus(counted)
     return VariantRow(
         name=name,
         spec=spec,
         version=version,
         error=observation.errors.get(name, ""),
-        counters=metrics.of(observed.endpoint.name, name, model, version),
+        counters=counters,
         page=pages.version(model, version) if version.isdigit() else "",
     )
 

@@ -34,7 +34,7 @@ def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> N
     done = toy("models:/toy/1", "models:/toy/3")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0] == ["SECTION", "NAME", "models:/toy/1", "models:/toy/3"]
+    assert lines[0] == ["SECTION", "NAME", "models:/toy/1", "models:/toy/3", "TREND"]
     assert lines[1:5] == [
         ["parity", "state", "proven", "warned"],
         ["OUTPUT", "CHANGED", "ROWS", "LARGEST", "DIFFERENCE"],
@@ -49,9 +49,15 @@ def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> N
 
 def test_json_has_the_values_as_numbers(toy: Command) -> None:
     document = json.loads(toy("models:/toy/1", "models:/toy/3", "--all", "-o", "json").stdout)
-    assert {"section": "graph", "name": "operator MatMul", "before": 1, "after": 1, "is_changed": False} in document[
-        "rows"
-    ]
+    operator = {
+        "section": "graph",
+        "name": "operator MatMul",
+        "before": 1,
+        "after": 1,
+        "is_changed": False,
+        "trend": "",
+    }
+    assert operator in document["rows"]
     assert document["predictions"][1] == {"output": "probabilities", "rows": 1, "changed_rows": 0, "largest": 0.0}
     document = json.loads(toy("models:/toy/1", "models:/toy/2", "-o", "json").stdout)
     assert document["rows"] == []

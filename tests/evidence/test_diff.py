@@ -29,6 +29,41 @@ def test_each_section_has_its_differences(registry: MlflowClient) -> None:
     assert mentions(diff.notes[0], "models:/toy/2", "gate")
 
 
+def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last(registry: MlflowClient) -> None:
+    first, second = (registry.get_model_version("toy", number).run_id for number in ("1", "2"))
+    for run_id, figures in (
+        (first, {"val_loss": 0.5, "training_f1_score": 0.5, "brier_score": 0.1, "rows": 10.0}),
+        (second, {"val_loss": 0.4, "training_f1_score": 0.4, "brier_score": 0.2, "rows": 20.0}),
+    ):
+        for name, value in figures.items():
+            registry.log_metric(run_id, name, value)
+
+    diff = diff_versions("models:/toy/1", "models:/toy/2")
+
+    sections = list(dict.fromkeys(row.section for row in diff.rows))
+    assert (sections[:2], sections[-1]) == (["metrics", "gate"], "graph")
+    assert {row.name: row.trend for row in diff.rows if row.section == "metrics"} == {
+        "accuracy": "better",
+        "val_loss": "better",
+        "training_f1_score": "worse",
+        "brier_score": "worse",
+        "rows": "",
+    }
+    differences = {(row.section, row.name): row.difference for row in diff.rows}
+    assert (differences["metrics", "rows"], differences["parameters", "C"]) == (10.0, None)
+
+
+def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient) -> None:
+    for number, state in (("1", "passed"), ("2", "failed")):
+        for name, value in (("", state), (".digest", "a digest")):
+            registry.set_model_version_tag("toy", number, f"onnxserve.gate{name}", value)
+    trends = [
+        {row.name: row.trend for row in diff_versions(*uris).rows if row.section == "gate"}["state"]
+        for uris in (("models:/toy/1", "models:/toy/2"), ("models:/toy/2", "models:/toy/1"))
+    ]
+    assert trends == ["worse", "better"]
+
+
 def test_the_graph_is_compared_by_its_operators_and_sizes(registry: MlflowClient, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "other", extra="y = Abs(x)  z = Identity(y)")
     registry.create_model_version("toy", folder.as_uri())

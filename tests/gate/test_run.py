@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry import resolve, tags
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
@@ -57,6 +57,21 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     (event,) = events()
     assert (event.action, event.actor, event.version, event.after) == ("gate", "eva", "2", "passed")
     assert event.detail["checks"]["evaluation"]["difference"] == 0
+
+
+def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are_written(
+    policy: None, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, seen = tags.tag_version, list[str]()
+
+    def write_and_read(name: str, version: str, key: str, value: str) -> None:
+        write(name, version, key, value)
+        seen.append(tags.gate_status_of(registry.get_model_version(name, version).tags).reason)
+
+    monkeypatch.setattr(tags, "tag_version", write_and_read)
+    run_gate("toy", "2")
+    assert {reason for reason in seen if "again" in reason} == set()
+    assert {"it has not been through the gate", seen[-1]} == {*seen}
 
 
 @pytest.mark.long

@@ -61,7 +61,7 @@ def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") 
 
 
 def rows(html: str) -> dict[str, tuple[str, str]]:
-    found = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', html)
+    found = re.findall(r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>', html)
     return {name: (before, after) for name, before, after in found}
 
 
@@ -76,6 +76,16 @@ def test_the_page_shows_what_differs_and_names_the_command_for_predictions(mlflo
     assert f'<a href="/#/models/{model}/versions/2">2</a>' in html
     assert mentions(html, f"onnxserve diff models:/{model}/1 models:/{model}/2")
     assert mentions(html, f"models:/{model}/2, gate")
+
+
+def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app: Any, model: str) -> None:
+    html = open_diff(mlflow_app, model)[1]
+    sections = re.findall(r'<h2 id="section-(\w+)">', html)
+    assert sections[:3] == ["metrics", "gate", "parameters"]
+    accuracy = html[html.index(">accuracy<") :]
+    change = re.search(r'data-label="Change">(.*?)</td>', accuracy)
+    assert change is not None
+    assert re.sub("<[^>]*>", "", change[1]) == "+0.1 better"
 
 
 def test_a_caller_who_is_not_an_administrator_sees_no_run(

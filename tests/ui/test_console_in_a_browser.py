@@ -80,6 +80,28 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
     assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
 
 
+def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complete(
+    page: Any, url: str, mlflow_app: Any, endpoint: str
+) -> None:
+    model = endpoint.removeprefix("of-")
+    mlflow_app.registry.set_registered_model_alias(model, "challenger-of-the-week", "1")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(url)
+    served = page.locator('.variants td[data-label="Model"]', has_text=f"models:/{model}/Production")
+    assert served.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
+    aliases = page.locator('.versions td[data-label="Stage and aliases"]', has_text="@challenger-of-the-week")
+    # The label is a float, which is in front of the value and makes the cell at least as high as the label.
+    label = aliases.evaluate("cell => getComputedStyle(cell, '::before').getPropertyValue('height')")
+    assert float(label.removesuffix("px")) <= aliases.bounding_box()["height"]
+    beginning = """cell => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return range.getBoundingClientRect().left - cell.getBoundingClientRect().left;
+    }"""
+    width = aliases.evaluate("cell => getComputedStyle(cell, '::before').getPropertyValue('width')")
+    assert aliases.evaluate(beginning) >= float(width.removesuffix("px"))
+
+
 def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     page: Any, url: str, mlflow_app: Any, endpoint: str
 ) -> None:

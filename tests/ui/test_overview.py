@@ -1,5 +1,6 @@
 """Tests of endpoints, rollouts, verdicts and models on the page."""
 
+import os
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,16 @@ from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.registry.transitions import STARTED_AT
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import WorkerState
+from mlflow_deploy_plugin.statedir.files import write_state
 from mlflow_deploy_plugin.statedir.models import LoadedVariant
 from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, move_detail
 from mlflow_deploy_plugin.store.tables import EndpointRow
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
@@ -42,14 +47,14 @@ def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any)
     mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
     mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    assert re.findall(r'data-label="Action">(\w+)</td>\s*<td data-label="Subject"> <bdi>stepped', html) == ["promote"]
+    assert re.findall(r'data-label="What" [^>]*>([^<]*)<bdi>stepped', html) == ["promoted version 7 of "]
 
 
 def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str) -> None:
     Monitors(mlflow_app.store).pause(endpoint, "hits", actor="ada")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
     Monitors(mlflow_app.store).pause(endpoint, "hits", paused=False)
-    assert re.search(rf'data-label="Action">monitor\.pause</td>\s*<td data-label="Subject">{endpoint} hits <bdi>', html)
+    assert f">paused the monitor hits of {endpoint}<" in html
 
 
 def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
@@ -129,7 +134,8 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
     assert (counted.requests, counted.errors) == (100, 5)
-    assert numbers == ["100", "3", "2", "100 ms"]  # The errors of a rollout are the refused and the failed requests.
+    # The errors of a rollout are the refused and the failed requests. The page also counts 8 requests to version 5.
+    assert numbers == ["108", "3", "2", "100 ms"]
 
 
 def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
@@ -240,7 +246,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
 
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
     requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert [int(one) for one in (requests, refused, failures)] == [one * (2 - len(unread)) for one in (100, 3, 2)]
+    assert [int(one) for one in (requests, refused, failures)] == [one * (2 - len(unread)) for one in (108, 3, 2)]
     assert all(f"{pod}: no command" in html for pod in unread)
 
 
@@ -270,6 +276,57 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     assert "<h3>Monitors</h3>" in html
     assert f'mark-{mark}">{state}</span>' in html
     assert mentions(html, "accuracy: 0.84", "lower", f"{state} &lt;since&gt; 2013-07-09")
+
+
+def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_sentence_before_the_charts(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, name, monitors = mlflow_app.store, "alarmed", Monitors(mlflow_app.store)
+    stored = store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}))
+    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "get_endpoint", lambda *asked: one)
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+    before = mlflow_app.client.get(f"{PAGE}?endpoint={name}").text
+    reason = "hour: mean 13.2 → 17.9, higher; also 4 more (p = 0.0003 compared with 181 windows)"
+    for day in range(10):
+        start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(days=day)
+        window = monitors.add(name, "hits", start, start + timedelta(days=1))
+        evidence = Evidence(alarms=("hour", "carrier=AA/delay", "origin", "dest", "distance")).to_json()
+        monitors.update(replace(window, state="judged", verdict="drift", reason=reason, evidence=evidence))
+    monitors.update_state(name, "hits", consecutive=10)
+    pages = [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?endpoint={name}")]
+    store.remove_endpoint(name)
+
+    assert 'mark-healthy">healthy<' in before
+    for html in pages:
+        assert "healthy" not in html
+        assert '<span class="mark mark-alarm">alarm</span>' in html
+        assert mentions(html, "hits", "10 in a row")
+        (row,) = rows_of_monitors(html, name)
+        shown, _, statistics = row.partition(" Statistics ")
+        assert shown == "hits 2013-07-18 drift in hour, carrier=AA/delay, origin and 2 more"
+        assert reason in statistics
+        assert html.index(f'data-part="monitors {name}"') < html.index('class="pictures')
+
+
+def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
+    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = endpoint.removeprefix("of-")
+    jobs = Jobs(load_settings().home_path / "console" / "jobs")
+    arguments = {"action": "gate", "model": model, "version": "2", "to": "", "why": ""}
+    job = Job(description="run the gate", actor="ada", arguments=arguments, pid=os.getpid())
+    write_state(jobs.folder / f"{job.id}.json", job)
+    during = " ".join(mlflow_app.client.get(PAGE).text.split())
+    write_state(jobs.folder / f"{job.id}.json", job.ended("done", "passed"))
+    after = " ".join(mlflow_app.client.get(PAGE).text.split())
+
+    assert 'mark-gate-running">running<' in during
+    assert 'disabled title="the gate is running"' in offered(during, model, "2")
+    assert 'title="the gate is running"' not in offered(during, model, "1")
+    for text in ("mark-gate-running", "the gate is running"):
+        assert text not in after
 
 
 def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
@@ -351,7 +408,7 @@ def rows_of_monitors(html: str, endpoint: str) -> list[str]:
 
 def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:
     mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
-    assert "<bdi>مرحبا</bdi> 2" in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).get_data(as_text=True)
 
 
 def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:

@@ -1,0 +1,91 @@
+"""Events of the audit trail in words, such as `promoted version 7 of flight-delay to @champion`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from mlflow_deploy_plugin.store import AuditEvent
+
+_VERSION = "version {version} of <bdi>{model}</bdi>"
+_WORDS = {
+    "create": "created the endpoint {endpoint}",
+    "update": "changed the settings of {endpoint}",
+    "delete": "deleted the endpoint {endpoint}",
+    "start": "started the server of {endpoint}",
+    "stop": "stopped the server of {endpoint}",
+    "traffic": "changed the traffic of {endpoint}",
+    "follow": "let {endpoint} follow an alias instead of a stage",
+    "load": "loaded {endpoint} by model control",
+    "unload": "unloaded {endpoint} by model control",
+    "transition": f"moved {_VERSION} to another stage",
+    "alias": f"moved an alias of {_VERSION}",
+    "tag": f"changed the tag {{tag}} of {_VERSION}",
+    "register": f"registered {_VERSION}",
+    "rename": "renamed the model <bdi>{model}</bdi>",
+    "refused": f"was refused a change of {_VERSION}",
+    "promote": f"promoted {_VERSION}",
+    "gate": f"ran the gate for {_VERSION}: {{after}}",
+    "request": f"requested the promotion of {_VERSION} to {{after}}",
+    "approve": f"approved the promotion of {_VERSION} to {{after}}",
+    "decline": f"declined the promotion of {_VERSION} to {{after}}",
+    "copy": f"copied {_VERSION}",
+    "rollout.start": f"started a rollout of {_VERSION} on {{endpoint}}",
+    "rollout.step": f"moved the rollout of {_VERSION} on {{endpoint}} to another share of the traffic",
+    "rollout.end": f"ended the rollout of {_VERSION} on {{endpoint}}",
+    "rollback": f"rolled {{endpoint}} back to {_VERSION}",
+    "retrain.start": "started a retraining of <bdi>{model}</bdi>",
+    "retrain.refused": "started no retraining of {endpoint}",
+    "retrain.run": "started the training run of <bdi>{model}</bdi>",
+    "retrain.version": f"registered {_VERSION} from a retraining",
+    "retrain.end": "ended the retraining of <bdi>{model}</bdi>",
+    "monitor.pause": "paused the monitor {monitor} of {endpoint}",
+    "monitor.resume": "resumed the monitor {monitor} of {endpoint}",
+    "monitor.accept": "accepted an alarm of the monitor {monitor} of {endpoint}",
+    "silence": "silenced the alerts of {endpoint}",
+    "silence.end": "ended the silence of {endpoint}",
+    "key.create": "created an API key",
+    "key.revoke": "revoked an API key",
+}
+_OF_A_MODEL = {
+    "delete": "deleted the model <bdi>{model}</bdi>",
+    "refused": "was refused a change of <bdi>{model}</bdi>",
+    "tag": "changed the tag {tag} of <bdi>{model}</bdi>",
+}
+"""The words for an event of a whole model, whose action may also concern an endpoint or a version."""
+_WITHOUT_CHANGE = ("register", "gate", "request", "approve", "decline")
+"""The actions whose words contain the values of the event."""
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """An event, a phrase about its actor, and the values before and after that the phrase lacks, or an empty text."""
+
+    event: AuditEvent
+    words: Markup
+    change: str
+
+
+def event_rows(events: Iterable[AuditEvent]) -> tuple[EventRow, ...]:
+    return tuple(EventRow(event, _words(event), _change(event)) for event in events)
+
+
+def _words(event: AuditEvent) -> Markup:
+    action = event.action
+    words = _WORDS.get(action, f"{action}: {{endpoint}} <bdi>{{model}}</bdi> {{version}}")
+    if event.model and not event.version and not event.endpoint:
+        words = _OF_A_MODEL.get(action, words)
+    return Markup(words).format(
+        endpoint=event.endpoint,
+        model=event.model,
+        version=event.version,
+        after=event.after,
+        monitor=event.detail.get("monitor", ""),
+        tag=event.detail.get("tag", ""),
+    )
+
+
+def _change(event: AuditEvent) -> str:
+    if event.action in _WITHOUT_CHANGE or not (event.before or event.after):
+        return ""
+    return f"{event.before} → {event.after or 'nothing'}" if event.before else event.after
