@@ -20,8 +20,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import (
+    GateRefused,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address, resolve
+from mlflow_deploy_plugin.registry.approved_files import Approval, approval_of
 from mlflow_deploy_plugin.registry.model_files import download, refuse_links
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime import (
@@ -66,7 +74,7 @@ class ModelCache:
 
         Args:
             identity: the registry and the version, whose files are fetched only once; None for files that may change.
-            judged: the digest of the files that the gate has judged; a cached copy with a different digest is not used.
+            judged: the digest of the judged or approved files; a cached copy with a different digest is not used.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they contain links.
@@ -157,8 +165,13 @@ class MlflowRegistry:
         return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is not copied. Raises as `ModelCache.fetch`."""
+        """Fetch and verify a version. A folder on this disk is not copied.
+
+        If the model requires approvals, an approved version needs the files that were approved. Raises as
+        `ModelCache.fetch`, GateRefused for other files, and the errors of `approval_of`.
+        """
         kind = parse_model_uri(resolved.source).kind
+        approval = approval_of(resolved.name, resolved.version) if kind == "version" else Approval()
         if kind == "path":
             folder = Path(resolved.source)
             refuse_links(folder)
@@ -168,8 +181,11 @@ class MlflowRegistry:
             # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
-            folder = self.cache.fetch(resolved.source, identity, resolved.gate_status.digest)
+            judged = approval.files[0] if approval.files else resolved.gate_status.digest
+            folder = self.cache.fetch(resolved.source, identity, judged)
             self.cache.prune()
+            if approval.files and folder.name not in approval.files:
+                raise GateRefused(_unapproved_files(resolved, folder.name, approval.files[0]))
             artifact = read_served_artifact(folder)
         from_files = {
             "flavor": artifact.flavor,
@@ -187,6 +203,7 @@ class MlflowRegistry:
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
             digest="" if kind == "path" else folder.name,
+            unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
@@ -208,6 +225,13 @@ class MlflowRegistry:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
             return isinstance(unreachable, RegistryRefused)
         return True
+
+
+def _unapproved_files(resolved: ResolvedModel, digest: str, approved: str) -> str:
+    return (
+        f"its files differ from the files that were approved (sha256 {digest[:12]}, approved {approved[:12]}); restore "
+        f"the approved files, or request the promotion of {resolved.name} version {resolved.version} again"
+    )
 
 
 def _key(text: str) -> str:

@@ -2,7 +2,7 @@
 reference, the file has the served version, and the previous version in case the served version cannot be loaded."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,11 @@ class ModelRef(NamedTuple):
             return parse_model_uri(self.uri).followed
         except InvalidConfig:
             return False
+
+    def is_gated_by(self, places: Collection[str]) -> bool:
+        """Return True if the URI is one of these stages and @aliases."""
+        uri = parse_model_uri(self.uri)
+        return uri.kind in ("stage", "alias") and uri.place.lower() in {place.lower() for place in places}
 
 
 def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:

@@ -31,6 +31,8 @@ _COVERED_SECONDS = 3600.0
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
 """The time without bytes after which a fetch has stalled. MLflow's server may need minutes before the first byte."""
+_REFUSED_SECONDS = 60.0
+"""The time after which a version without an approval, or with other files than the approved files, is tried again."""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 """The registry's metadata that can change while the resolved version remains the same."""
 
@@ -256,6 +258,9 @@ class VersionResolver:
         except errors.ModelError as error:
             model.rejection = _rejection(target, "artifact", error.message)
             return
+        except errors.GateRefused as error:
+            model.rejection = _rejection(target, "gate", error.message, self.polling.clock() + _REFUSED_SECONDS)
+            return
         except errors.OnnxserveError as error:
             model.fetch_failures += 1
             retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
@@ -268,6 +273,14 @@ class VersionResolver:
             model.rejection = _gate_rejection(ref, target, status, NEVER)
             # Poll regularly, because the gate may have a new verdict.
             model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            return
+        if not is_served and ref.is_gated_by(fetched.unapproved_at):
+            reason = (
+                f"MLflow's server has no record of approved files of {target.name} version {target.version}. The agent "
+                f"needs MLflow's server with onnxserve; there, promote the version again, or set the policy again, "
+                "which records the files of the served versions"
+            )
+            model.rejection = _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
             return
         try:
             if fetched.runs_code:

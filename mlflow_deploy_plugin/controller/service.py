@@ -12,9 +12,14 @@ from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, 
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring import send_due
+from mlflow_deploy_plugin.monitoring.alerts.record import announce_changed_files
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY
+from mlflow_deploy_plugin.registry.approved_files import changed_files
+from mlflow_deploy_plugin.store import Store
 
 _REPEAT_SECONDS = 5.0
+_FILES_SECONDS = 900.0
+"""The pause between two searches for changed files of versions in gated stages and aliases."""
 _AWAITED_SECONDS = 0.5  # the repeat interval for a retraining that a command waits for
 
 
@@ -35,6 +40,7 @@ def run_controller(
         repeat(RetrainingRunner(context).advance, _REPEAT_SECONDS),
         repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY), _REPEAT_SECONDS),
         partial(maintain_logs, deployments),
+        repeat(partial(announce_changes_of_files, store), _FILES_SECONDS),
     )
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
@@ -50,6 +56,15 @@ def run_controller(
         finally:
             ended.set()
         leading.result()
+
+
+def announce_changes_of_files(store: Store) -> None:
+    """Record an alert for each version in a gated stage or alias whose files have changed.
+
+    MLflow's server reads the files, and finds none without the app. An error is logged, and the next search follows.
+    """
+    for changed in changed_files():
+        announce_changed_files(store, changed)
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
+from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags, transitions
@@ -123,7 +124,7 @@ def promote(
             request.record(trail, "refused", tags.GateStatus(False, status.state, refusal, status.report))
             raise GateRefused(refusal)
         if not status.passed:
-            status = request.tag_forced(status)
+            status = request.record_forced(trail, status)
         elif not force and chosen.policy.gates(target):
             now = transitions.version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
@@ -199,15 +200,14 @@ class _Request:
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 
-    def tag_forced(self, status: tags.GateStatus) -> tags.GateStatus:
-        """Tag the version as forced before the move, because endpoints that require the gate read the tag."""
+    def record_forced(self, store: Store, status: tags.GateStatus) -> tags.GateStatus:
+        """Record that the version is forced before the move, because endpoints that require the gate read its tag."""
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
-        for key, value in (
-            (tags.GATE_DIGEST_TAG, status.digest),
-            (tags.GATE_REASON_TAG, reason),
-            (tags.GATE_TAG, "forced"),
-        ):
-            tags.tag_version(self.candidate.name, self.candidate.version, key, value)
+        name, version = self.candidate.name, self.candidate.version
+        forced = VerdictRecord(
+            model=name, version=version, state="forced", reason=reason, files=status.digest, actor=self.actor
+        )
+        write_verdict(forced, store)
         return tags.GateStatus(True, "forced", reason, status.report, status.digest)
 
     def record(self, store: Store, action: str, status: tags.GateStatus) -> None:

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
+from mlflow_deploy_plugin.gate.recording import VerdictRecord, finite, write_verdict
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import registered_version, registry_client, registry_errors, resolve, tags
@@ -129,44 +130,29 @@ def gate_version(
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original, trail)
         progress("logging the report to MLflow")
-        verdict_tags = {
-            tags.GATE_REASON_TAG: verdict.reason[: tags.MAX_TAG_LENGTH],
-            tags.GATE_AGAINST_TAG: verdict.against,
-            tags.GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-            tags.GATE_TAG: verdict.state,  # This tag is set after the details of the verdict.
-            tags.GATE_DIGEST_TAG: verdict.digest,  # After an earlier verdict, this tag makes the verdict valid.
-        }
-        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, verdict_tags), is_official)
-        report = {tags.GATE_REPORT_TAG: done.report, tags.GATE_AT_TAG: verdict.at.isoformat(timespec="seconds")}
-        if is_official and not _has_verdict(candidate):  # Then no earlier verdict becomes valid for other files.
-            report |= {tags.GATE_DIGEST_TAG: verdict.digest}
-        for key, value in (report | verdict_tags).items() if is_official else ():
-            tags.tag_version(verdict.model, verdict.version, key, value)
-        trail.record(
-            "gate",
+        record = VerdictRecord(
             model=verdict.model,
             version=verdict.version,
-            before=verdict.against,
-            after=verdict.state,
-            why=verdict.reason,
-            detail={
-                "report": done.report,
-                "run_id": done.run.run_id,
-                "policy": chosen.where,
-                "tagged": is_official,
-                "files": verdict.digest,
-                "policy_digest": verdict.policy_digest,
-                "report_digest": hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
-                "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
-            },
-            actor=actor,
+            state=verdict.state,
+            reason=verdict.reason,
+            files=verdict.digest,
+            policy=chosen.where,
+            policy_digest=verdict.policy_digest,
+            against=verdict.against,
+            at=verdict.at.isoformat(timespec="seconds"),
+            report_digest=hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
+            checks={check.name: {"state": check.state, **finite(check.figures)} for check in verdict.checks},
+            actor=actor or trail.user,
         )
+        logged = (tags.GATE_REASON_TAG, tags.GATE_AGAINST_TAG, tags.GATE_POLICY_DIGEST_TAG, tags.GATE_TAG)
+        verdict_tags = {key: record.tags[key] for key in (*logged, tags.GATE_DIGEST_TAG)}
+        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, verdict_tags), is_official)
+        record = record.model_copy(update={"report": done.report, "run_id": done.run.run_id})
+        if is_official:
+            write_verdict(record, trail)
+        else:
+            record.record(trail, record.actor, is_tagged=False)
     return done
-
-
-def _has_verdict(candidate: ResolvedModel) -> bool:
-    with registry_errors(f"model {candidate.name} version {candidate.version}"):
-        return tags.GATE_TAG in registry_client().get_model_version(candidate.name, candidate.version).tags
 
 
 @contextmanager

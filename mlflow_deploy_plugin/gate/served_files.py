@@ -5,8 +5,14 @@ edit a model can replace its files.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.gate.approvals import approval_status, promotion_requests, subject_of
+from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 SERVED = "served"
 """The key of the list of `served_entry` in the detail of an event that sets a policy or renames a model."""
@@ -29,6 +35,27 @@ def served_files(store: Store, model: str, version: str, place: str) -> str:
         if event.action in ("rename", "delete") and not event.endpoint:
             break  # Earlier versions belong to a different model.
     return ""
+
+
+def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") -> tuple[str, ...]:
+    """Return the digests of the files of the version that may be served, if the policy requires approvals.
+
+    These are the files of promotions with all approvals, also before the version is moved, and the files with which the
+    version moved to a gated place. Raises StoreUnavailable.
+    """
+    name, number = version.name, str(version.version)
+    requests = [request for request in promotion_requests(store, name) if request.version == number]
+    files: list[str] = []
+    for place in policy.gated_places:
+        for request in requests:
+            subject = subject_of(version, place, request.subject.files, policy)
+            required = policy.approvals_for(place)
+            if required is None or request.subject.key != subject.key:
+                continue
+            if approval_status(required, request, subject, store.now()).is_complete:
+                files.append(subject.files)
+        files.append(served_files(store, name, number, str(place)))
+    return tuple(dict.fromkeys(filter(None, files)))
 
 
 def _entries(event: AuditEvent) -> Iterator[Json]:

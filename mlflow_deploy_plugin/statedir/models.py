@@ -188,7 +188,8 @@ class AgentState(State):
 class FetchedVersion(State):
     """A version whose verified files from `source` are on this disk. `identity` is empty for a version that was
     restored from wanted.json. `runs_code` is True for a version without an ONNX form. `digest` is the digest of all
-    fetched files; empty for a folder that is served in place."""
+    fetched files; empty for a folder that is served in place. `unapproved_at` has the gated stages and @aliases of the
+    model if it requires approvals and the version has none."""
 
     model: str
     version: str
@@ -198,6 +199,7 @@ class FetchedVersion(State):
     source: str = ""
     runs_code: bool = False
     digest: str = ""
+    unapproved_at: tuple[str, ...] = ()
 
 
 class FollowedReference(State):

@@ -26,6 +26,8 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
+from mlflow_deploy_plugin.gate.recording import PATH as VERDICTS
+from mlflow_deploy_plugin.registry.approved_files import APPROVED, CHANGED_FILES
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.registry.connection import CALLER
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
@@ -34,6 +36,7 @@ from mlflow_deploy_plugin.statedir import Span
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
+from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
@@ -41,6 +44,7 @@ from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
+from mlflow_deploy_plugin.ui.verdicts import record_verdict
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _REQUESTS = "/requests"
+_JSON_PATHS = (_REQUESTS, VERDICTS, APPROVED, CHANGED_FILES)
+"""The ends of the paths whose errors are JSON documents."""
 _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -89,6 +95,9 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         (_REQUESTS, "POST"): console.decide,
         (CHANGES.removeprefix(_PATH), "GET"): console.changes,
         (CALLER.removeprefix(_PATH), "GET"): console.caller,
+        (VERDICTS.removeprefix(_PATH), "POST"): console.record_verdict,
+        (APPROVED.removeprefix(_PATH), "GET"): console.approved,
+        (CHANGED_FILES.removeprefix(_PATH), "GET"): console.changed_files,
     }
     for (path, method), view in views.items():
         pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
@@ -123,7 +132,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
-        if request.path.endswith(_REQUESTS):
+        if request.path.endswith(_JSON_PATHS):
             return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
         return make_response(error.message, error.http_status, _TEXT)
 
@@ -178,6 +187,7 @@ class _Console:
         self._trail = trail
         self._prefix = prefix
         self._base = f"{prefix}{_PATH}"
+        self._changed_files = ChangedFilesSearch(trail)
         self.feed = ChangeFeed()
 
     @property
@@ -249,6 +259,18 @@ class _Console:
     def caller(self) -> Response:
         """Return the name of the caller's account as JSON; empty without a login."""
         return jsonify(user=access.caller().user)
+
+    def record_verdict(self) -> Response:
+        record_verdict(self._trail)
+        return jsonify({})
+
+    def approved(self) -> Response:
+        """Return the approval of ?version= of ?model= as JSON."""
+        approval = version_approval(self._trail, request.args.get("model", ""), request.args.get("version", ""))
+        return jsonify(approval.model_dump(mode="json"))
+
+    def changed_files(self) -> Response:
+        return jsonify([entry.model_dump(mode="json") for entry in self._changed_files.find()])
 
     def changes(self) -> Response:
         return self.feed.subscribe(self._trail.store())

@@ -12,8 +12,8 @@ Every version in a gated stage or alias has the files that were judged or, with 
 endpoint may follow records the digest of the version's files (`gate/served_files.py`).
 
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
-MLmodel file changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of
-the notification of the agents never fails a request to MLflow.
+MLmodel file changes, or for each decision if the policy requires approvals. The MLmodel file contains the digests of
+our flavor's files. A failure of the audit trail or of the notification of the agents never fails a request to MLflow.
 """
 
 import logging
@@ -63,7 +63,6 @@ _RECORD_BYTES = 50_000_000
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
-_VERDICT_TAGS = (tags.GATE_TAG, tags.GATE_POLICY_DIGEST_TAG, tags.GATE_DIGEST_TAG)
 
 
 class AuditTrail:
@@ -198,13 +197,13 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     if not new_name or why:
         return change
     entries = [
-        served_entry(number, str(place), _recorded_files(trail, model.name, number, place))
-        for place, number in _holders(model)
+        served_entry(number, str(place), recorded_files(trail, model.name, number, place))
+        for place, number in holders(model)
     ]
     return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
 
 
-def _holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
+def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
     """Yield the stages and aliases that endpoints may follow, with the version that they serve."""
     for version in model.latest_versions:
         if version.current_stage not in _UNSERVED_STAGES:
@@ -213,7 +212,7 @@ def _holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
         yield StageOrAlias(alias=alias), str(number)
 
 
-def _recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
+def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
     """Return the digest of the files with which the version moved to the place; empty if it is not known."""
     with suppress(OnnxserveError):
         return served_files(trail.store(), model, version, str(place))
@@ -230,19 +229,21 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
     except InvalidConfig:
         return []
     entries: list[Json] = []
-    for place, number in _holders(model):
-        if gates is None or not gates.gates(place) or _recorded_files(trail, model.name, number, place):
+    for place, number in holders(model):
+        if gates is None or not gates.gates(place) or recorded_files(trail, model.name, number, place):
             continue
         with suppress(NotFound):
-            entries.append(served_entry(number, str(place), _digest_now(model.name, number)))
+            entries.append(served_entry(number, str(place), files_digest(model.name, number, gates)))
     return entries
 
 
 def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to set or delete a tag, so that the trail records manual changes of a verdict or a policy."""
+    """Read the request to set or delete a tag. Only this server sets the tags of a verdict (`ui/verdicts.py`)."""
     is_of_version, is_deleted = hasattr(message, "version"), not hasattr(message, "value")
-    deletable = (ROLLED_BACK_TAG,) if is_deleted else ()
-    if message.key not in ((*_VERDICT_TAGS, *deletable) if is_of_version else (tags.GATE_POLICY_TAG,)):
+    is_of_verdict = is_of_version and message.key.startswith(tags.GATE_TAG)
+    is_rolled_back = is_of_version and is_deleted and message.key == ROLLED_BACK_TAG
+    is_policy = not is_of_version and message.key == tags.GATE_POLICY_TAG
+    if not (is_of_verdict or is_rolled_back or is_policy):
         return None
     number = why = ""
     if is_of_version:
@@ -251,10 +252,14 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     else:
         tagged = registry().get_registered_model(message.name)
         why = _policy_refusal(tagged, f"change its tag {message.key}")
+    if is_of_verdict:
+        why = (
+            f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} {number}` judges the "
+            "version and records the verdict"
+        )
     before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
     detail: Json = {"tag": message.key}
-    is_policy = bool(after) and not is_of_version and not why
-    if is_policy and (adopted := _adopted_files(trail, tagged, after)):
+    if is_policy and after and not why and (adopted := _adopted_files(trail, tagged, after)):
         detail[SERVED] = adopted
     return RegistryChange("tag", message.name, number, before, after, why, bool(why), detail)
 
@@ -339,7 +344,7 @@ def _decide(
         return accepted
     files, unreadable = "", ""
     try:
-        files = _digest_now(model.name, number)
+        files = files_digest(model.name, number, policy)
     except NotFound as error:
         unreadable = error.message
     moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
@@ -371,7 +376,7 @@ def _decide(
 
 def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str) -> str:
     """Return why `files` are not the files with which the version moved to the place; empty if they are."""
-    recorded = _recorded_files(trail, model, version, place)
+    recorded = recorded_files(trail, model, version, place)
     if files and recorded == files:
         return ""
     if not recorded:
@@ -399,7 +404,7 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
         return ""
     below = str(numbers[1])
     try:
-        changed = _changed_files(trail, model.name, below, stage, _digest_now(model.name, below))
+        changed = _changed_files(trail, model.name, below, stage, files_digest(model.name, below, policy))
     except NotFound as error:
         changed = error.message
     return changed and (
@@ -438,7 +443,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no approvals")
-    return policy, subject_of(entry, place, _digest_now(model, str(entry.version)), policy)
+    return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 
 
 def report_digest(run_id: str) -> str:
@@ -496,7 +501,12 @@ def _reading(what: str) -> Iterator[None]:
         raise NotFound(f"{what} cannot be read (see the log of MLflow's server)") from None
 
 
-def _digest_now(model: str, version: str) -> str:
+def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
+    """Return the digest of all files of a version. Raises NotFound if they cannot be read.
+
+    If the policy requires approvals, all files are read. Otherwise, files with the same names and sizes and the same
+    MLmodel file are read only once.
+    """
     with _reading(f"version {version} of {model}"):
         uri = registry().get_model_version_download_uri(model, version)
         store, root = _artifact_store(uri)
@@ -508,7 +518,8 @@ def _digest_now(model: str, version: str) -> str:
                 elif not is_loading_trace(Path(entry.path).relative_to(root)):
                     files.append((entry.path, entry.file_size))
         mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
-        return _digest_of_files(uri, root, tuple(sorted(files)), mlmodel)
+        read = _digest_of_files if policy is None or policy.approvals is None else _digest_of_files.__wrapped__
+        return read(uri, root, tuple(sorted(files)), mlmodel)
 
 
 @lru_cache(maxsize=256)
@@ -612,13 +623,13 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
         response = make_response(view(**arguments))
         if response.status_code != 200:
             return response
-        for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
-            trail.notify_agents(model)
         if change is not None:
             if change.before != change.after:
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+        for model in {asked.name, getattr(asked, "new_name", "")} - {""}:
+            trail.notify_agents(model)  # Agents then ask for the recorded files.
         return response
 
     return guarded

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlflow_deploy_plugin.errors import GateRefused
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 
@@ -82,3 +83,38 @@ def test_a_demand_that_comes_later_takes_nothing_away(case: Case, is_restarted: 
     case.move("2")
     assert mentions(follower.round().error, "version 2", "is not served")
     assert case.versions == {"v1": "1"}
+
+
+def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: Case) -> None:
+    follower = case.serving("1")
+    case.world.unapproved.add("2")
+    case.move("2")
+    state = follower.round()
+    assert case.versions == {"v1": "1"}
+    assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
+    assert mentions(state.error, "version 2", "no record of approved files", "version 1 is still served")
+    case.world.unapproved.clear()
+    case.now += 61
+    state = follower.round()
+    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+
+
+def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(case: Case) -> None:
+    case.spec("models:/tiny/2")
+    case.world.versions["models:/tiny/2"] = "2"
+    case.world.unapproved.add("2")
+    assert case.follower().round().error == ""
+    assert case.versions == {"v1": "2"}
+
+
+def test_other_files_than_the_approved_ones_are_not_served_until_they_are_back(case: Case) -> None:
+    follower = case.serving("1")
+    case.world.unusable["2"] = GateRefused("its files differ from the files that were approved")
+    case.move("2")
+    state = follower.round()
+    assert (case.versions, [one.cause for one in state.refused]) == ({"v1": "1"}, ["gate"])
+    assert mentions(state.error, "version 2", "differ", "approved")
+    del case.world.unusable["2"]
+    case.now += 61
+    state = follower.round()
+    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())

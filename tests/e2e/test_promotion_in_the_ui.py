@@ -219,8 +219,7 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
     before = platform.traffic.version
     client = MlflowClient()
     client.set_registered_model_tag(MODEL, POLICY_TAG, "gated_stages: [Production]")
-    client.set_model_version_tag(MODEL, "3", "onnxserve.gate", "failed")
-    client.set_model_version_tag(MODEL, "3", "onnxserve.gate.reason", "evaluation: accuracy 0.71 against 0.80")
+    pass_gate(MODEL, "3", "failed", "evaluation: accuracy 0.71 against 0.80")
     try:
         move_in_the_ui(platform, "3", "Production")
         said = "version 3 of adder may not become Production: evaluation: accuracy 0.71 against 0.80"

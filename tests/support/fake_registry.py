@@ -74,6 +74,8 @@ class World:
     gates: dict[str, str] = field(default_factory=dict)
     judged: dict[str, str] = field(default_factory=dict)
     """The digest of the files that the gate judged; by default, the digest of the version's files."""
+    unapproved: set[str] = field(default_factory=set)
+    """The versions without the approvals that Production requires."""
     calls: int = 0
     received: int = 0
     is_deaf: bool = False
@@ -105,6 +107,7 @@ class World:
             source=resolved.source,
             runs_code=runs_code,
             digest="own",
+            unapproved_at=("Production",) if resolved.version in self.unapproved else (),
         )
 
     def received_bytes(self, resolved: ResolvedModel) -> int:

@@ -46,10 +46,17 @@ def tracking_at(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def pass_gate(model: str, version: str) -> None:
-    """Write the tags of a passed gate on a version of the current registry: the state and the digest of the files."""
-    from mlflow_deploy_plugin.registry.model_files import version_digest
-    from mlflow_deploy_plugin.registry.tags import GATE_DIGEST_TAG, GATE_TAG, tag_version
+def pass_gate(model: str, version: str, state: str = "passed", reason: str = "") -> None:
+    """Record a verdict on the files of a version of the current registry, as `onnxserve gate` does."""
+    from contextlib import closing
 
-    tag_version(model, version, GATE_TAG, "passed")
-    tag_version(model, version, GATE_DIGEST_TAG, version_digest(f"models:/{model}/{version}"))
+    from mlflow_deploy_plugin.gate import choose_policy
+    from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
+    from mlflow_deploy_plugin.registry.model_files import version_digest
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    files, policy = version_digest(f"models:/{model}/{version}"), choose_policy(model).policy.digest
+    record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}
+    with closing(open_store(load_settings().store_url)) as store:
+        write_verdict(VerdictRecord.model_validate({"model": model, "version": version, **record}), store)

@@ -13,6 +13,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.gate.recording import PATH as VERDICTS
 from mlflow_deploy_plugin.registry.change_feed import CHANGES, Selected, read_changes
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
@@ -101,7 +102,8 @@ def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
     """Endpoints with `require: gate=passed` wait for it."""
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
-        MlflowClient(server.url).set_model_version_tag("X", "1", "onnxserve.gate", "failed")
+        verdict = {"model": "X", "version": "1", "state": "failed", "reason": "worse", "files": "ab12"}
+        assert requests.post(f"{server.url}{VERDICTS}", json=verdict, timeout=60).ok
         (resolved,) = next(selected for selected in events if selected).values()
     assert resolved is not None
     assert (resolved.version, resolved.gate_status.state) == ("1", "failed")

@@ -248,18 +248,19 @@ def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) 
         assert move(mlflow_app, model, "1", "Production").status_code == status
 
 
-def test_who_writes_a_verdict_or_a_policy_by_hand_is_in_the_trail(mlflow_app: Any) -> None:
+def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=None)
     policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
     verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
     other = {"name": model, "version": "1", "key": "team", "value": "flights"}
     for path, asked in (("registered-models", policy), ("model-versions", verdict), ("model-versions", other)):
-        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=asked).status_code == 200
+        status = 403 if asked is verdict else 200
+        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=asked).status_code == status
     asked = {"name": model, "key": "onnxserve.gate.policy"}
     assert mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=asked).status_code == 200
     assert [(event.action, event.version, event.before, event.after) for event in events(mlflow_app, model)] == [
         ("tag", "", "", "gated_stages: [Production]"),
-        ("tag", "1", "", "passed"),
+        ("refused", "1", "", "passed"),
         ("tag", "", "gated_stages: [Production]", ""),
     ]
 
@@ -279,18 +280,23 @@ def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app: Any) -> Non
     assert point(mlflow_app, model, "champion", "1").status_code == 403
 
 
-def test_who_makes_a_stale_verdict_count_is_in_the_trail(mlflow_app: Any) -> None:
+@pytest.mark.parametrize("key", ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"])
+def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
-    model, digest = mlflow_app.model(), "onnxserve.gate.policy_digest"
-    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(digest, "old"))
-    asked = {"name": model, "version": "1", "key": digest}
-    assert mlflow_app.client.post(f"{API}/model-versions/set-tag", json={**asked, "value": "new"}).status_code == 200
-    assert mlflow_app.client.delete(f"{API}/model-versions/delete-tag", json=asked).status_code == 200
-    assert [(event.before, event.after, event.detail["tag"]) for event in events(mlflow_app, model)] == [
-        ("old", "new", digest),
-        ("new", "", digest),
-    ]
+    model = mlflow_app.model(policy=None)
+    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(key, "old"))
+    asked = {"name": model, "version": "1", "key": key}
+    for base in (API, AJAX):
+        answer = mlflow_app.client.post(f"{base}/model-versions/set-tag", json={**asked, "value": "new"})
+        assert answer.status_code == 403
+        assert mentions(answer.json["message"], key, f"`onnxserve gate {model} 1`")
+        assert mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=asked).status_code == 403
+    assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
+    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+        ("refused", "old", "new"),
+        ("refused", "old", ""),
+    ] * 2
 
 
 def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(mlflow_app: Any) -> None:

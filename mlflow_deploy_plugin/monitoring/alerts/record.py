@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.registry import registry_address, registry_errors
+from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.registry.connection import app_answer
 from mlflow_deploy_plugin.settings import Settings, active_workspace
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -94,6 +95,21 @@ def announce_request(store: Store, model: str, text: str, link: str, step: str) 
     content = AlertContent(f"request/{model}/{now.isoformat()}", model, "", lines=(_short(text),), link=link, next=step)
     detail = content.event_detail("said", now, None)
     Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
+
+
+def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
+    """Record a message, which is sent once per digest, that the files of a version in a gated place have changed."""
+    model, version = changed.model, changed.version
+    compared = f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}" if changed.now else "they cannot be read"
+    text = (
+        f"the files of {model} version {version}, which is in {changed.place}, are no longer the files that the gate "
+        f"let in ({compared}). Servers that have the version keep serving the earlier files"
+    )
+    step = f"restore the files, or promote another version: onnxserve history --model {model} shows the moves"
+    now, fingerprint = store.now(), f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
+    content = AlertContent(fingerprint, model, "", lines=(_short(text),), next=step)
+    detail = content.event_detail("said", now, None)
+    Alerts(store).add_once(Alert(fingerprint, model, "", "said", now, now, detail=detail))
 
 
 def _failing(endpoint: str, monitor: str) -> str:

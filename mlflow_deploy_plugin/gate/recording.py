@@ -1,0 +1,134 @@
+"""Records of verdicts: the tags of a version and an event in the audit trail.
+
+MLflow's server with onnxserve writes both, because it refuses changes of these tags by its callers. It compares the
+files of the version, the policy and the report with the record, and names the account that sent it. Without the app,
+this process writes both.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mlflow_deploy_plugin.errors import NotFound, error_of_status
+from mlflow_deploy_plugin.registry import registry_errors, tags
+from mlflow_deploy_plugin.registry.connection import app_answer
+from mlflow_deploy_plugin.store import Json, Store
+
+PATH, _JSON = "/onnxserve/verdicts", "application/json"
+_SECONDS = 120
+"""The timeout of a request. The server may have to read all files of a version."""
+
+
+class VerdictRecord(BaseModel):
+    """A verdict of the gate on the files of a version, or a forced promotion of these files.
+
+    Attributes:
+        files: the digest of all files (`runtime.combine_hashes`).
+        policy / policy_digest: the origin and the digest of the policy.
+        against: the compared version, or empty.
+        at: the time of the verdict in ISO 8601.
+        report / run_id / report_digest: the URL, the MLflow run and the SHA-256 of the report; empty without a report.
+        checks: the state and the figures of each check.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    state: tags.VerdictState | Literal["forced"]
+    reason: str
+    files: str
+    policy: str = ""
+    policy_digest: str = ""
+    against: str = ""
+    at: str = ""
+    report: str = ""
+    run_id: str = ""
+    report_digest: str = ""
+    checks: dict[str, dict[str, Any]] = {}
+    actor: str = ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return the tags in the order in which they are set. The last tag makes the verdict valid."""
+        verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
+        reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
+        if self.state == "forced":
+            return reason | verdict
+        details = {
+            tags.GATE_REPORT_TAG: self.report,
+            tags.GATE_AT_TAG: self.at,
+            tags.GATE_AGAINST_TAG: self.against,
+            tags.GATE_POLICY_DIGEST_TAG: self.policy_digest,
+        }
+        return details | reason | verdict
+
+    def record(self, store: Store, actor: str, is_tagged: bool, **more: str) -> None:
+        """Write the event. `more` is added to its detail."""
+        detail: Json = {
+            "report": self.report,
+            "run_id": self.run_id,
+            "policy": self.policy,
+            "tagged": is_tagged,
+            "files": self.files,
+            "policy_digest": self.policy_digest,
+            "report_digest": self.report_digest,
+            "checks": self.checks,
+        }
+        store.record(
+            "gate",
+            model=self.model,
+            version=self.version,
+            before=self.against,
+            after=self.state,
+            why=self.reason,
+            detail=detail | more,
+            actor=actor,
+        )
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures that JSON can contain."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def write_verdict(record: VerdictRecord, store: Store) -> None:
+    """Write the verdict through MLflow's server or, if the server does not run the app, from this process.
+
+    If `store` is not the store of MLflow's server, the event is written to both. Raises GateRefused if the files, the
+    policy or the report have changed, ScopeMissing, NotFound, RegistryUnavailable and StoreUnavailable.
+    """
+    is_written = _send(record)
+    if not is_written:
+        for key, value in record.tags.items():
+            tags.tag_version(record.model, record.version, key, value)
+    if record.state == "forced":  # The promotion has an event of its own.
+        return
+    if not (is_written and _is_in(store, record)):
+        record.record(store, record.actor, is_tagged=True)
+
+
+def _is_in(store: Store, record: VerdictRecord) -> bool:
+    events = store.events(model=record.model, actions=("gate",), newest_first=True)
+    newest = next((event for event in events if event.version == record.version), None)
+    return newest is not None and (newest.after, newest.detail["run_id"]) == (record.state, record.run_id)
+
+
+def _send(record: VerdictRecord) -> bool:
+    """Send the verdict to MLflow's server. Return False if the server does not run the app."""
+    from mlflow.utils.rest_utils import verify_rest_response  # The import takes a second.
+
+    with registry_errors(f"the verdict on {record.model} version {record.version}"):
+        document = record.model_dump(mode="json")
+        try:
+            answer = app_answer(PATH, _JSON, "POST", {}, json=document, timeout=_SECONDS)
+        except NotFound:
+            return False
+        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
+        error = answer.json() if is_json and not answer.ok else {}
+        if "error_code" not in error:
+            verify_rest_response(answer, PATH)
+            return True
+    raise error_of_status(answer.status_code)(error["message"])

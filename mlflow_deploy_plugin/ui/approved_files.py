@@ -1,0 +1,94 @@
+"""The approved files of versions, which agents ask from MLflow's server, and the search for changed files.
+
+Only this server knows them: the audit trail has the approvals and the digests, and its store may be unreachable for
+agents.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.gate.served_files import approved_files
+from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.registry.approved_files import Approval, ChangedFiles
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.settings import active_workspace
+from mlflow_deploy_plugin.ui import access, guard
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
+
+_MODELS_AT_ONCE = 1000
+_PAUSE_SECONDS = 60.0
+"""The time after which this process reads the files again, so that callers cannot keep the artifact store busy."""
+
+
+def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Approval:
+    """Return the approval of a version. Raises NotFound, InvalidConfig for an invalid policy, and StoreUnavailable."""
+    from mlflow.exceptions import MlflowException
+
+    if not access.may_read(model):
+        raise NotFound(f"there is no registered model {model!r}, or you may not read it")
+    try:
+        registered = guard.registry().get_registered_model(model)
+        entry = guard.registry().get_model_version(model, version)
+    except MlflowException as error:
+        raise NotFound(one_line(error)) from None
+    policy = policy_from_tags(model, registered.tags)
+    if policy is None or policy.approvals is None:
+        return Approval()
+    return Approval(
+        is_required=True,
+        files=approved_files(trail.store(), policy, entry),
+        places=tuple(map(str, policy.gated_places)),
+    )
+
+
+class ChangedFilesSearch:
+    """The search for versions in gated places whose files are not the recorded files. One search runs at a time."""
+
+    def __init__(self, trail: guard.AuditTrail) -> None:
+        self._trail = trail
+        self._lock = threading.Lock()
+        self._found: dict[str, tuple[float, list[ChangedFiles]]] = {}
+
+    def find(self) -> list[ChangedFiles]:
+        """Return the versions of the models that the caller may read. A result is used for `_PAUSE_SECONDS`."""
+        workspace = active_workspace()
+        with self._lock:
+            searched_at, found = self._found.get(workspace, (-math.inf, []))
+            if time.monotonic() - searched_at > _PAUSE_SECONDS:
+                found = [changed for model in _models() for changed in _changed_files(self._trail, model)]
+                self._found[workspace] = time.monotonic(), found
+        return [changed for changed in found if access.may_read(changed.model)]
+
+
+def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
+    try:
+        policy = policy_from_tags(model.name, model.tags) or GatePolicy()
+    except InvalidConfig:
+        return
+    for place, version in guard.holders(model):
+        recorded = guard.recorded_files(trail, model.name, version, place) if policy.gates(place) else ""
+        if not recorded:
+            continue
+        try:
+            now = guard.files_digest(model.name, version, policy)
+        except NotFound:
+            now = ""
+        if now != recorded:
+            yield ChangedFiles(model=model.name, version=version, place=str(place), recorded=recorded, now=now)
+
+
+def _models() -> Iterator["RegisteredModel"]:
+    token = None
+    while True:
+        page = guard.registry().search_registered_models(max_results=_MODELS_AT_ONCE, page_token=token)
+        yield from (model for model in page if GATE_POLICY_TAG in model.tags)
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,70 @@
+"""Verdicts of the gate on MLflow's server, which records them and refuses other changes of their tags.
+
+Everybody who may edit a model may record a verdict, under the own name. The server compares the record with the files
+of the version, the policy of the model and, if people must approve, the report, but does not repeat the checks.
+"""
+
+from flask import request
+from pydantic import ValidationError
+
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.gate.recording import VerdictRecord
+from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.ui import access, guard
+
+
+def record_verdict(trail: guard.AuditTrail) -> None:
+    """Record the verdict in the JSON body of the current request as the caller.
+
+    Raises InvalidConfig if it is not a verdict, NotFound if the caller may not read the model, ScopeMissing if the
+    caller may not edit it, GateRefused if the verdict does not match the version, and StoreUnavailable.
+    """
+    from mlflow.entities.model_registry import ModelVersionTag
+    from mlflow.exceptions import MlflowException
+
+    access.require_own_site()
+    try:
+        record = VerdictRecord.model_validate(request.get_json(silent=True))
+    except ValidationError as error:
+        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
+    if not access.may_read(record.model):
+        raise NotFound(f"there is no registered model {record.model!r}, or you may not read it")
+    if not access.may_act_on([record.model]):
+        raise ScopeMissing(f"you may not record a verdict on {record.model}: this needs the permission to edit it")
+    try:
+        registered = guard.registry().get_registered_model(record.model)
+        version = str(guard.registry().get_model_version(record.model, record.version).version)
+    except MlflowException as error:
+        raise NotFound(one_line(error)) from None
+    record = record.model_copy(update={"version": version})
+    _require_match(record, policy_from_tags(record.model, registered.tags))
+    who = access.caller()
+    actor = who.user or record.actor or who.actor
+    record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address)
+    for key, value in record.tags.items():
+        guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
+    trail.notify_agents(record.model)
+
+
+def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
+    """Raise GateRefused if the verdict is on other files or by another policy, or if its report was replaced."""
+    subject = f"{record.model} version {record.version}"
+    again = f"run `onnxserve gate {record.model} {record.version}` again"
+    try:
+        now = guard.files_digest(record.model, record.version, policy)
+    except NotFound:
+        if policy is not None:
+            raise
+        now = record.files  # Without a policy, this server may lack access to the files. Agents compare the files.
+    if now != record.files:
+        compared = f"sha256 {now[:12]}, judged {record.files[:12] or 'unknown'}"
+        raise GateRefused(f"the files of {subject} differ from the files that the gate judged ({compared}); {again}")
+    if policy is None or record.state == "forced":
+        return
+    if record.policy_digest != policy.digest:
+        raise GateRefused(
+            f"the policy of {record.model} has changed since the gate judged version {record.version}; {again}"
+        )
+    if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
+        raise GateRefused(f"the report of the gate on {subject} in MLflow is not the report of this verdict; {again}")

@@ -1,0 +1,100 @@
+"""Tests of the agent's fetch from a server with accounts: it loads only the files that people have approved."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.controller.service import announce_changes_of_files
+from mlflow_deploy_plugin.errors import GateRefused
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.approved_files import approval_of, changed_files
+from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.store import Alerts
+from tests.support.accounts import People, people
+from tests.support.classifiers import write_classifier
+from tests.support.refusals import mentions
+
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1}"
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("approved"), new_database, "alice") as found:
+        yield found
+
+
+def run(server: People, user: str, line: str) -> None:
+    with server.logged_in(user):
+        result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 0, result.output
+
+
+def promoted(server: People) -> str:
+    """Register a model whose version 1 is approved and promoted, and return its name."""
+    model = server.register("alice", POLICY)
+    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    run(server, "admin", f"approve {model} 1 --to @champion")
+    run(server, "alice", f"promote {model} 1 --to @champion --wait 0")
+    return model
+
+
+def agent(folder: Path) -> MlflowRegistry:
+    """Return the registry of an agent on a machine with an empty cache."""
+    return MlflowRegistry(ModelCache(folder / "cache", folder / "state"))
+
+
+def test_an_approved_version_is_loaded_only_with_the_approved_files(server: People, tmp_path: Path) -> None:
+    model = promoted(server)
+    with server.logged_in("alice") as client:
+        approved = version_digest(f"models:/{model}/1")
+        assert approval_of(model, "1").files == (approved,)
+        first = agent(tmp_path / "first")
+        assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved
+
+        run_id = client.get_model_version(model, "1").run_id
+        other = write_classifier(tmp_path / "other", (9.0, 9.0))
+        client.log_artifacts(run_id, str(other), "model")
+        replaced = version_digest(f"models:/{model}/1")
+        with pytest.raises(MlflowException, match=r"PERMISSION_DENIED.*onnxserve\.gate\.digest"):
+            client.set_model_version_tag(model, "1", "onnxserve.gate.digest", replaced)
+
+        for uri in (f"models:/{model}@champion", f"models:/{model}/1"):
+            with pytest.raises(GateRefused) as refused:
+                agent(tmp_path / "second").fetch(resolve(uri))
+            assert mentions(refused.value.message, "differ", approved[:12], replaced[:12])
+        assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved  # From the cache.
+
+
+def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People, tmp_path: Path) -> None:
+    model = promoted(server)
+    with server.logged_in("alice") as client:
+        approved = version_digest(f"models:/{model}/1")
+        other = write_classifier(tmp_path / "other", (9.0, 9.0))
+        client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
+        now = version_digest(f"models:/{model}/1")
+        (changed,) = (entry for entry in changed_files() if entry.model == model)
+        assert (changed.version, changed.place, changed.recorded, changed.now) == ("1", "@champion", approved, now)
+        for _ in range(2):
+            announce_changes_of_files(server.store)
+    alerts = [
+        alert for alert in Alerts(server.store).recent() if alert.endpoint == model and "files/" in alert.fingerprint
+    ]
+    assert len(alerts) == 1
+    assert mentions(alerts[0].detail["lines"][0], model, "version 1", "@champion", now[:12])
+
+
+def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(server: People, tmp_path: Path) -> None:
+    """The alias is moved in MLflow's database, without the server."""
+    model = server.register("alice", POLICY)
+    database = f"sqlite:///{server.server.folder}/mlflow.db"
+    MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(model, "champion", "1")
+    with server.logged_in("alice"):
+        fetched = agent(tmp_path).fetch(resolve(f"models:/{model}@champion"))
+    assert fetched.unapproved_at == ("@champion", "Production")

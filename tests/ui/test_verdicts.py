@@ -1,0 +1,135 @@
+"""Tests of verdicts that `onnxserve gate` sends to MLflow's server, which writes their tags and events."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import request
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.gate.policy import parse_policy
+from mlflow_deploy_plugin.gate.recording import PATH
+from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
+from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
+from tests.support.console import POLICY, events, move
+from tests.support.refusals import mentions
+
+APPROVALS = f"{POLICY}\napprovals: {{count: 1}}"
+
+
+class Editors(Login):
+    """A login that believes the name in a header. Eva may edit all models, and rob may read them."""
+
+    def user(self) -> str:
+        return request.headers.get("X-User", "")
+
+    def is_administrator(self) -> bool:
+        return not self.user()
+
+    def permission(self, model: str) -> ModelPermission:
+        return ModelPermission(self.user() in ("eva", "rob"), self.user() == "eva")
+
+
+@pytest.fixture(autouse=True)
+def editors(mlflow_app: Any) -> Iterator[None]:
+    extensions = mlflow_app.app.extensions
+    before = extensions["onnxserve.login"]
+    extensions["onnxserve.login"] = Editors()
+    yield
+    extensions["onnxserve.login"] = before
+
+
+def verdict(mlflow_app: Any, model: str, policy: str = POLICY, **more: Any) -> dict[str, Any]:
+    files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
+    digest = parse_policy(policy, "the test").digest
+    document = {"model": model, "version": "1", "state": "passed", "reason": "all checks passed", "files": files}
+    return document | {"policy_digest": digest, "at": "2026-11-26T10:00:00+00:00", "actor": "root@vm"} | more
+
+
+def send(mlflow_app: Any, document: object, user: str = "eva", **headers: str) -> Any:
+    return mlflow_app.client.post(PATH, json=document, headers={"X-User": user, **headers})
+
+
+def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_the_account(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    document = verdict(mlflow_app, model, run_id="r1", checks={"parity": {"state": "passed"}})
+    assert send(mlflow_app, document).status_code == 200
+    tags = mlflow_app.registry.get_model_version(model, "1").tags
+    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("passed", document["files"])
+    assert (tags["onnxserve.gate.reason"], tags["onnxserve.gate.at"]) == ("all checks passed", document["at"])
+    (event,) = events(mlflow_app, model)
+    assert (event.actor, event.action, event.version, event.after) == ("eva", "gate", "1", "passed")
+    assert (event.detail["files"], event.detail["tagged"]) == (document["files"], True)
+    assert event.detail["checks"] == {"parity": {"state": "passed"}}
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+
+def test_a_server_without_accounts_records_the_name_that_the_command_knows(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=None)
+    assert send(mlflow_app, verdict(mlflow_app, model, "{}"), user="").status_code == 200
+    assert [event.actor for event in events(mlflow_app, model)] == ["root@vm"]
+
+
+def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    forced = verdict(mlflow_app, model, state="forced", reason="forced by eva: a drill", policy_digest="")
+    assert send(mlflow_app, forced | {"files": ""}).status_code == 403
+    assert send(mlflow_app, forced).status_code == 200
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: never judged")
+    assert send(mlflow_app, forced).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("user", "changed", "status", "named"),
+    [
+        ("rob", {}, 403, ["may not record", "edit"]),
+        ("mallory", {}, 404, ["no registered model"]),
+        ("eva", {"version": "7"}, 404, ["7"]),
+        ("eva", {"files": "0" * 64}, 403, ["files", "differ", "`onnxserve gate"]),
+        ("eva", {"policy_digest": "0" * 16}, 403, ["policy", "changed"]),
+        ("eva", {"state": "approved"}, 400, ["not a verdict"]),
+        ("eva", {"files": None}, 400, ["not a verdict"]),
+    ],
+)
+def test_a_verdict_that_does_not_match_the_version_is_refused_and_not_recorded(
+    user: str, changed: dict[str, Any], status: int, named: list[str], mlflow_app: Any
+) -> None:
+    model = mlflow_app.model()
+    answer = send(mlflow_app, verdict(mlflow_app, model) | changed, user)
+    assert answer.status_code == status
+    assert mentions(answer.json["message"], *named)
+    assert mlflow_app.registry.get_model_version(model, "1").tags == {}
+    assert events(mlflow_app, model) == []
+
+
+def test_another_site_records_no_verdict(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    answer = send(mlflow_app, verdict(mlflow_app, model), Origin="https://elsewhere.example")
+    assert answer.status_code == 403
+    assert events(mlflow_app, model) == []
+
+
+def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=APPROVALS)
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    client.log_text(run_id, "judged", "gate_report.html")
+    right = combine_hashes({})  # Any other digest.
+    document = verdict(mlflow_app, model, APPROVALS, run_id=run_id, report_digest=right)
+    answer = send(mlflow_app, document)
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "report")
+    with mlflow_app.app.test_request_context():
+        from mlflow_deploy_plugin.ui import guard
+
+        document["report_digest"] = guard.report_digest(run_id)
+    assert send(mlflow_app, document).status_code == 200
+
+
+def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_without_a_policy(mlflow_app: Any) -> None:
+    for policy, status in ((POLICY, 404), (None, 200)):
+        model = mlflow_app.model(policy=policy)
+        document = verdict(mlflow_app, model)
+        (mlflow_app.files(model, "1") / "MLmodel").unlink()
+        assert send(mlflow_app, document).status_code == status
