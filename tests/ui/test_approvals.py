@@ -1,5 +1,6 @@
 """Tests of requests for promotions on MLflow's server: the JSON API, the section of the page and its forms."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -314,3 +315,21 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app: Any, m
         TO,
         "faster",
     )
+
+
+def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_the_button(
+    mlflow_app: Any, model: str, started: list[Job]
+) -> None:
+    mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
+    refusal = point(mlflow_app, model, "champion", "2").json["message"]
+    (link,) = re.findall(r"http://[^ ]+/onnxserve\?[\w=&-]+", refusal)
+    shown = mlflow_app.client.get(link, headers={"X-User": "alice"}).text
+    assert f"Target of version 2 of {model}" in shown
+    assert f'value="{TO}">{TO} – needs approvals' in shown
+    assert f'aria-label="Request promotion of version 2 of {model}"' in shown
+    assert mentions(shown, "all checks passed", "accuracy 0.71")
+    _, answer = press(mlflow_app, "alice", model, "request", why="the first")
+    assert answer.status_code == 303
+    assert [job.arguments["to"] for job in started] == [TO]
+    assert f"Target of version 2 of {model}" not in page(mlflow_app, "nobody", model=model)
+    assert f"Request promotion of version 2 of {model}" not in page(mlflow_app, "carol", model=model)
