@@ -251,7 +251,7 @@ def page(mlflow_app: Any, user: str, **query: str) -> str:
 
 def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> tuple[Any, Any]:
     """Press a button of the page, and return the browser and the answer."""
-    browser, _, token = open_page(mlflow_app, headers={"X-User": user})
+    browser, _, token = open_page(mlflow_app, f"{PAGE}?model={model}", headers={"X-User": user})
     form = {"csrf_token": token, "action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
     return browser, browser.post(f"{PAGE}?model={model}", data=form, headers={"X-User": user})
 
@@ -322,7 +322,7 @@ def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_
 ) -> None:
     mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
     refusal = point(mlflow_app, model, "champion", "2").json["message"]
-    (link,) = re.findall(r"http://[^ ]+/onnxserve\?[\w=&-]+", refusal)
+    (link,) = re.findall(r"http:[^ ]+/onnxserve[?][\w=&-]+", refusal)
     shown = mlflow_app.client.get(link, headers={"X-User": "alice"}).text
     assert f"Target of version 2 of {model}" in shown
     assert f'value="{TO}">{TO} – needs approvals' in shown
