@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -164,13 +165,15 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
         raise click.UsageError("--due cannot be combined with --window, -o or --engine")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
+        from mlflow_deploy_plugin.gate import request_is_over
         from mlflow_deploy_plugin.monitoring import send_due
 
         chosen = find_monitor(deployments, name, monitor_name)
         try:
             states = [judged.state for judged in run_due(deployments, chosen, click.echo)]
         finally:
-            send_due(deployments.store, deployments.settings)
+            is_over = partial(request_is_over, deployments.store)
+            send_due(deployments.store, deployments.settings, is_over=is_over)
     if not states:
         click.echo(f"{name}: monitor {chosen.name}: no window is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.gate import request_is_over
 from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_changed_files
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY
@@ -35,10 +36,11 @@ def run_controller(
     scheduler = MonitorScheduler(
         deployments, process_name(), at_once=judge_at_once, judging_seconds=judge_seconds, lease_seconds=lease_seconds
     )
+    is_over = partial(request_is_over, store)
     store_tasks = (
         scheduler.run,
         repeat(RetrainingRunner(context).advance, _REPEAT_SECONDS),
-        repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY), _REPEAT_SECONDS),
+        repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY, is_over), _REPEAT_SECONDS),
         partial(maintain_logs, deployments),
         repeat(partial(announce_changes_of_files, store), _FILES_SECONDS),
     )

@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Sc
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.registry.tags import PASSED_STATES
+from mlflow_deploy_plugin.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.spec.types import length_of
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store, name_refusal, person_key
+from mlflow_deploy_plugin.store import Alert, AuditEvent, Json, Store, name_refusal, person_key
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -145,6 +145,21 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     return _open(promotion_requests(store, subject.model), subject)
 
 
+def request_is_over(store: Store, alert: Alert) -> bool:
+    """Return True for a message about a request that has ended, or that has as many approvals as it needed."""
+    if (request := alert.detail.get("request")) is None:
+        return False
+    for entry in promotion_requests(store, request["model"]):
+        if request.items() >= request_identity(entry).items():
+            return len(entry.approvals) >= request["count"]
+    return True
+
+
+def request_identity(entry: PromotionRequest) -> Json:
+    """Return the values that distinguish the request from all other requests, for the detail of its message."""
+    return {"model": entry.model, "version": entry.version, "to": entry.to, "at": entry.at.isoformat()}
+
+
 def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
     """Return why a promotion lacks approvals; empty if it needs none, or has all. `page` is the URL of its requests."""
     if (required := policy.approvals_for(subject.place)) is None:
@@ -188,12 +203,16 @@ def request_promotion(
 
     A request for the same subject is kept with its approvals. A request that has lapsed is replaced.
 
-    Raises InvalidConfig if the promotion needs no approvals, Unauthenticated, and ScopeMissing.
+    Raises InvalidConfig if the promotion needs no approvals, GateRefused if the gate passed without an evaluation that
+    the policy requires, Unauthenticated, and ScopeMissing.
     """
-    policy.required_approvals(subject.model, subject.place)
+    required = policy.required_approvals(subject.model, subject.place)
     _require_login(person)
     if not person.may_edit:
         raise ScopeMissing(f"{person.user} may not request {subject}, because {person.user} may not edit the model")
+    reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
+    report = reports.get((subject.version, subject.files, subject.policy), {})
+    _require_evaluation(required, subject, report.get("verdict", ""))
     authors = version_authors(store, subject.version, subject.created)
 
     def decide(known: PromotionRequest | None) -> AuditEvent | None:
@@ -254,6 +273,7 @@ def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, sub
     if not request.report_digest:
         command = f"onnxserve gate {subject.model} {subject.version}"
         raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
+    _require_evaluation(required, subject, request.verdict)
 
 
 def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
@@ -272,13 +292,11 @@ def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]
 def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[tuple[str, str, str], PromotionRequest] = {}
-    reports: dict[tuple[str, str, str], Json] = {}
+    events = list(events)
+    reports = _gate_reports(events)
     for event in events:
         detail, key = event.detail, (event.model, event.version, event.after.lower())
-        if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
-            report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
-            reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
-        elif event.action == "request":
+        if event.action == "request":
             live.pop(key, None)
             request = {"model": event.model, "version": event.version, "to": event.after, **detail}
             request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
@@ -296,6 +314,17 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         entry.model_copy(update=reports.get((entry.version, entry.subject.files, entry.subject.policy)))
         for entry in live.values()
     ]
+
+
+def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Json]:
+    """Return the fields of a request about its gate report, by the version, its files and the policy of the report."""
+    reports: dict[tuple[str, str, str], Json] = {}
+    for event in events:
+        detail = event.detail
+        if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
+            report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
+            reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
+    return reports
 
 
 def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRequest | None:
@@ -322,6 +351,16 @@ def _record(
 def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:
     model, version, place = subject.model, subject.version, subject.place
     return AuditEvent(store.now(), person.user, action, "", model, version, after=place, why=why, detail=detail)
+
+
+def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str) -> None:
+    """Raise GateRefused if the approvers would see no figure of the version's quality, unless the policy allows it."""
+    if required.evaluation == "required" and verdict == PASSED_WITHOUT_EVALUATION:
+        raise GateRefused(
+            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its quality. "
+            f"Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
+            f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy"
+        )
 
 
 def _require_login(person: Person) -> None:

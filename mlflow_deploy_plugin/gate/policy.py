@@ -161,6 +161,10 @@ class ApprovalPolicy(_Part):
     not_author: bool = Field(
         default=True, description="True if neither the requester nor the person who registered the version may approve."
     )
+    evaluation: Literal["required", "optional"] = Field(
+        default="required",
+        description="`optional` if people may approve a version that passed the gate without an evaluation.",
+    )
     valid_for: Duration = Field(default="72h", description="The time after which an approval expires, e.g. `72h`.")
 
 

@@ -1,6 +1,7 @@
 """Requests for promotions on MLflow's server: the list of requests, and the decisions of the server's callers."""
 
 import logging
+import threading
 from collections.abc import Collection
 from functools import partial
 
@@ -12,9 +13,10 @@ from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import Person, PromotionRequest, Subject
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.monitoring import send_until_accepted
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store import Json, Store
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
@@ -109,7 +111,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     if action == "request":
         entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
         if is_new:
-            _announce(store, entry)
+            _announce(store, entry, policy.required_approvals(model, place).count)
     elif action == "approve":
         known = approvals.open_request(store, subject)
         if known and known.report_run and guard.report_digest(known.report_run) != known.report_digest:
@@ -122,12 +124,31 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     return _row(store, entry)
 
 
-def _announce(store: Store, entry: PromotionRequest) -> None:
-    """Send the request through the alert channels. A failure is logged, because the request is already recorded."""
-    link = guard.model_page(entry.model) if load_settings().mlflow_url or access.is_host_allowed() else ""
+def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
+    """Send the request through the alert channels. A failure is logged, because the request is already recorded.
+
+    This server sends the message in the background, and repeats failed attempts for a few minutes. A controller repeats
+    them afterwards. The message is dropped if the request ends, or has `count` approvals, before it was sent.
+    """
+    settings = load_settings()
+    link = guard.model_page(entry.model) if settings.mlflow_url or access.is_host_allowed() else ""
     text = f"{entry.requested_by} requests {entry}{entry.why and f': {entry.why}'}"
     step = f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve decline with a reason"
+    request = {**approvals.request_identity(entry), "count": count}
     try:
-        announce_request(store, entry.model, text, link, step)
+        announce_request(store, entry.model, text, link, step, request)
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.
         _log.exception("not announced: the request for %s", entry)
+        return
+    if settings.alert_config is not None:
+        threading.Thread(target=_send, args=(store, settings, entry), name="onnxserve-request", daemon=True).start()
+
+
+def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
+    try:
+        send_until_accepted(store, settings, entry.model, partial(approvals.request_is_over, store))
+    except ModuleNotFoundError as missing:
+        command = "pip install 'mlflow-onnxserve[monitoring]'"
+        _log.error("not sent by this server: the request for %s, because it needs %s: %s", entry, missing.name, command)
+    except Exception:  # noqa: BLE001 - Nothing waits for this thread.
+        _log.exception("not sent by this server: the request for %s", entry)

@@ -64,7 +64,7 @@ class VersionRow:
     """A version of a registered model.
 
     `rolled_back` contains the endpoint and the reason if the version was rolled back, or is empty. `targets` contains
-    the followed stages and aliases, followed by the other stages.
+    the followed stages and aliases (the gated aliases, if no endpoint follows one), then the other stages.
     """
 
     number: str
@@ -171,7 +171,8 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is a single endpoint, shown with all its charts. `model` restricts the page to the endpoints of a model.
+    `only` is a single endpoint, shown with all its charts. `model` restricts the page to the endpoints of a model, and
+    shows the versions of this model also without an endpoint, because its first promotion comes before its endpoint.
     Without `only` and `model`, all endpoints are shown. `beginning` is a name that is sorted onto the requested page.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
@@ -214,7 +215,7 @@ def build_overview(
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
         shown=page_index,
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
-        models=tuple(_model_cards(specs)),
+        models=tuple(_model_cards(specs, model)),
         rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
         events=event_rows(access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS]),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
@@ -301,8 +302,11 @@ def _variant_row(observed: ObservedEndpoint, name: str, metrics: ServerMetrics, 
     )
 
 
-def _model_cards(specs: Iterable[EndpointSpec]) -> list[ModelCard]:
+def _model_cards(specs: Iterable[EndpointSpec], model: str) -> list[ModelCard]:
+    """Return the models that the endpoints serve, and the `model` of the page if the caller may read it."""
     followed: defaultdict[str, set[str]] = defaultdict(set)
+    if model and access.may_read(model):
+        followed[model] = set()
     for spec in specs:
         for reference in registered_model_uris(spec):
             places = {"stage": {reference.selector.title()}, "alias": {f"@{reference.selector}"}}
@@ -332,6 +336,7 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
+    followed = followed or {f"@{alias}" for alias in applied.gated_aliases}
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
     holders = {place: _holders(model, entries, place) for place in map(transitions.parse_stage_or_alias, names)}

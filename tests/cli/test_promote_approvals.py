@@ -1,6 +1,7 @@
 """Tests of `onnxserve requests`, `approve`, `decline` and `promote --request`, on a server with MLflow's basic auth."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(serve
         ("key.create", "alice"),
     ]
     assert {event.detail["machine"] for event in events} == {current_actor()}
-    assert mentions(history, "  alice  promote  ", f"machine {current_actor()}")
-    assert f"  {current_actor()}  " not in history
+    assert re.search(r" alice +promote ", history)
+    assert not re.search(rf" {current_actor()} +promote ", history)
 
 
 @pytest.mark.long

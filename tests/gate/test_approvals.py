@@ -323,6 +323,27 @@ def test_after_a_failure_only_approvals_of_its_report_count(store: Store) -> Non
     ]
 
 
+def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_the_policy_allows_it(
+    store: Store,
+) -> None:
+    record_gate(store, SUBJECT, state="passed without an evaluation")
+    with refused(GateRefused, "without an evaluation", "evaluation.dataset", "approvals.evaluation: optional"):
+        ask(store)
+    record_gate(store, SUBJECT)
+    ask(store)
+    record_gate(store, SUBJECT, "n" * 64, state="passed without an evaluation")
+    with refused(GateRefused, "without an evaluation"):
+        vote(store, "ada", report="n" * 64)
+
+    approvals = ApprovalPolicy(count=1, groups=("risk",), evaluation="optional")
+    policy = POLICY.model_copy(update={"approvals": approvals})
+    subject = replace(SUBJECT, version="4", policy=policy.digest)
+    record_gate(store, subject, state="passed without an evaluation")
+    assert ask(store, subject=subject, policy=policy)
+    assert vote(store, "ada", subject, policy)
+    assert status(store, subject, policy).is_complete
+
+
 def test_a_version_without_a_report_on_its_files_cannot_be_approved(store: Store) -> None:
     changed = replace(SUBJECT, files="0" * 64)
     ask(store, subject=changed)

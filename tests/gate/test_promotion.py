@@ -214,7 +214,7 @@ def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
 
 
-APPROVED = "skip: [evaluation, robustness, budget]\napprovals: {count: 2, groups: [risk]}"
+APPROVED = "skip: [evaluation, robustness, budget]\napprovals: {count: 2, groups: [risk], evaluation: optional}"
 
 
 def approve_as(toy: MlflowClient, version: str, *users: str) -> None:

@@ -1,20 +1,27 @@
 """Tests of requests for promotions on MLflow's server: the JSON API, the section of the page and its forms."""
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import request
 
+from mlflow_deploy_plugin.gate import request_is_over
+from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Alerts
+from mlflow_deploy_plugin.store import Alerts, move_detail
 from mlflow_deploy_plugin.ui import approvals, guard
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import PAGE, events, open_page, point
 from tests.support.refusals import mentions
+from tests.support.services.alert_receiver import Receiver, receiver
 from tests.support.waiting import wait_until
 
 REQUESTS = f"{PAGE}/requests"
@@ -236,6 +243,42 @@ def test_a_request_is_announced_once(mlflow_app: Any, model: str, monkeypatch: p
     assert alert.detail["link"] == f"http://localhost{PAGE}?model={model}"
 
 
+@pytest.fixture
+def channel(tmp_path: Path) -> Iterator[Receiver]:
+    """A web server that receives the alerts of processes with the file `alerts.yaml`."""
+    with receiver() as kept:
+        (tmp_path / "alerts.yaml").write_text(f"urls:\n  - {kept.url('risk')}\n")
+        yield kept
+
+
+def test_the_server_that_records_a_request_sends_it(
+    mlflow_app: Any, model: str, channel: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_ALERT_CONFIG", str(tmp_path / "alerts.yaml"))
+    send(mlflow_app, "alice", "request", model, why="faster")
+    wait_until(lambda: bool(channel.got), 30, "the message is received")
+    (message,) = channel.got["/risk"]
+    assert mentions(message["message"], "alice", "version 2", "faster", f"onnxserve approve {model} 2 --to {TO}")
+    assert send_due(mlflow_app.store, load_settings(), endpoint=model) == 0
+
+
+@pytest.mark.parametrize("ending", ["none", "decline", "approve", "promote", "delete"])
+def test_a_controller_sends_a_request_only_before_its_end(
+    mlflow_app: Any, model: str, channel: Receiver, tmp_path: Path, ending: str
+) -> None:
+    send(mlflow_app, "alice", "request", model)
+    if ending in ("decline", "approve"):
+        assert send(mlflow_app, "carol", ending, model, why="no").status_code == 200
+    elif ending != "none":
+        mlflow_app.store.record(ending, model=model, version="2", detail=move_detail(TO, "1"))
+    settings = load_settings().model_copy(update={"alert_config": tmp_path / "alerts.yaml"})
+    is_over = partial(request_is_over, mlflow_app.store)
+    is_sent = ending == "none"
+    assert send_due(mlflow_app.store, settings, is_over=is_over, endpoint=model) == int(is_sent)
+    assert send_due(mlflow_app.store, settings, endpoint=model) == 0
+    assert bool(channel.got) is is_sent
+
+
 def test_a_request_does_not_depend_on_the_alert_channels(
     mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +293,7 @@ def page(mlflow_app: Any, user: str, **query: str) -> str:
 
 def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> tuple[Any, Any]:
     """Press a button of the page, and return the browser and the answer."""
-    browser, _, token = open_page(mlflow_app, headers={"X-User": user})
+    browser, _, token = open_page(mlflow_app, f"{PAGE}?model={model}", headers={"X-User": user})
     form = {"csrf_token": token, "action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
     return browser, browser.post(f"{PAGE}?model={model}", data=form, headers={"X-User": user})
 
@@ -314,3 +357,21 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app: Any, m
         TO,
         "faster",
     )
+
+
+def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_the_button(
+    mlflow_app: Any, model: str, started: list[Job]
+) -> None:
+    mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
+    refusal = point(mlflow_app, model, "champion", "2").json["message"]
+    (link,) = re.findall(r"http:[^ ]+/onnxserve[?][\w=&-]+", refusal)
+    shown = mlflow_app.client.get(link, headers={"X-User": "alice"}).text
+    assert f"Target of version 2 of {model}" in shown
+    assert f'value="{TO}">{TO} – needs approvals' in shown
+    assert f'aria-label="Request promotion of version 2 of {model}"' in shown
+    assert mentions(shown, "all checks passed", "accuracy 0.71")
+    _, answer = press(mlflow_app, "alice", model, "request", why="the first")
+    assert answer.status_code == 303
+    assert [job.arguments["to"] for job in started] == [TO]
+    assert f"Target of version 2 of {model}" not in page(mlflow_app, "nobody", model=model)
+    assert f"Request promotion of version 2 of {model}" not in page(mlflow_app, "carol", model=model)

@@ -21,7 +21,11 @@ from tests.support.waiting import wait_until
 pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {groups: [risk], valid_for: %s}"
+POLICY = """
+gated_aliases: [champion]
+skip: [evaluation, robustness, budget]
+approvals: {groups: [risk], evaluation: optional, valid_for: %s}
+"""
 TO = "@champion"
 JOB_MS = 120_000
 

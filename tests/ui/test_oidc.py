@@ -31,7 +31,8 @@ reader and the stranger have a model each, so that their pages have forms.
 """
 OWNERS = {"Reading": "reader", "Strange": "stranger"}
 SECONDS = 60
-APPROVALS = f"gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {{groups: [{RISK}]}}"
+SKIPPED = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]"
+APPROVALS = f"{SKIPPED}\napprovals: {{groups: [{RISK}], evaluation: optional}}"
 
 
 @dataclass

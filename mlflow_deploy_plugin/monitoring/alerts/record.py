@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.registry.connection import app_answer
 from mlflow_deploy_plugin.settings import Settings, active_workspace
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Alert, Alerts, Store
+from mlflow_deploy_plugin.store import Alert, Alerts, Json, Store
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
@@ -89,11 +89,14 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
 
 
-def announce_request(store: Store, model: str, text: str, link: str, step: str) -> None:
-    """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint."""
+def announce_request(store: Store, model: str, text: str, link: str, step: str, request: Json) -> None:
+    """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint.
+
+    The detail `request` identifies the request, so that the message is dropped if the request ends first.
+    """
     now = store.now()
     content = AlertContent(f"request/{model}/{now.isoformat()}", model, "", lines=(_short(text),), link=link, next=step)
-    detail = content.event_detail("said", now, None)
+    detail = {**content.event_detail("said", now, None), "request": request}
     Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
 
 

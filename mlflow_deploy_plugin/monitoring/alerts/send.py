@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -33,6 +33,7 @@ GROUPING_DELAY = timedelta(seconds=5)
 """The time that an endpoint's alerts wait, so that the alerts of one round are sent together."""
 _LONGEST_PAUSE = timedelta(hours=1)
 _MOST_TRIES = 30  # Thirty tries take more than a day.
+_TRIES_AT_ONCE = 5
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
 _SECONDS = 20.0
@@ -131,10 +132,37 @@ def _shut_log() -> None:
         connections.setLevel(logging.INFO)
 
 
-def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
+def send_until_accepted(store: Store, settings: Settings, endpoint: str, is_over: Callable[[Alert], bool]) -> None:
+    """Send the due alerts of an endpoint now, and repeat failed attempts for a few minutes.
+
+    Later attempts are left to the controller. `is_over` is explained at `send_due`.
+    """
+    for tries in range(1, _TRIES_AT_ONCE + 1):
+        send_due(store, settings, is_over=is_over, endpoint=endpoint)
+        if tries == _TRIES_AT_ONCE or not _due(store, timedelta(0), endpoint):
+            return
+        time.sleep(_pause_seconds(tries) + 1)
+
+
+def send_due(
+    store: Store,
+    settings: Settings,
+    wait: timedelta = timedelta(0),
+    is_over: Callable[[Alert], bool] = lambda alert: False,
+    endpoint: str | None = None,
+) -> int:
     """Send due alerts, and return the number of messages that channels have accepted. Failures are logged and retried
-    with exponential backoff. Alerts of an endpoint are sent only when its newest alert is at least `wait` old."""
-    due = _due(store, wait)
+    with exponential backoff. Alerts of an endpoint are sent only when its newest alert is at least `wait` old.
+
+    An alert for which `is_over` is true is dropped, because its message no longer matters. `endpoint` selects the
+    alerts of one endpoint.
+    """
+    due = []
+    for alert in _due(store, wait, endpoint):
+        if is_over(alert):
+            Alerts(store).change_by_id(alert.id, lambda old: replace(old, detail={**old.detail, "is_told": True}))
+        else:
+            due.append(alert)
     if not due or settings.alert_config is None:
         return 0
     try:
@@ -176,10 +204,11 @@ def _log_hourly(text: str, _hour: int) -> None:
     _log.error("%s", text)
 
 
-def _due(store: Store, wait: timedelta) -> list[Alert]:
-    """Return the alerts that at least one channel has not received yet, except silenced alerts."""
+def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
+    """Return the alerts (of one endpoint) that at least one channel has not received yet, except silenced alerts."""
     now = store.now()
-    untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
+    recent = (alert for alert in Alerts(store).recent() if endpoint in (None, alert.endpoint))
+    untold = [alert for alert in recent if not alert.detail.get("is_told", True)]
     if not untold:
         return []
     silences = Silences(store).active()
@@ -217,6 +246,11 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
     )
 
 
+def _pause_seconds(tries: int) -> float:
+    """Return the seconds after which an attempt that has failed `tries` times is repeated."""
+    return backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
+
+
 def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: Sequence[tuple[Channel, bool]]) -> None:
     now = store.now()
     subject = f"{alert.endpoint}, monitor {alert.monitor}"
@@ -229,7 +263,7 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: S
                 continue
             before = known.get(channel.id, {})
             tries = before.get("tries", 0) + 1
-            seconds = backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
+            seconds = _pause_seconds(tries)
             not_before = (now + timedelta(seconds=seconds)).isoformat()
             known[channel.id] = {**before, "tries": tries, "not_before": not_before}
             if tries < _MOST_TRIES:

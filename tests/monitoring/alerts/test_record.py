@@ -116,7 +116,8 @@ def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, 
 
 
 def test_a_request_is_sent_once_to_every_channel(store: Store, settings: Settings, receiver: Receiver) -> None:
-    announce_request(store, "flight-delay", "eva requests it: trained on more", RUN, "next: onnxserve approve")
+    text, step = "eva requests it: trained on more", "next: onnxserve approve"
+    announce_request(store, "flight-delay", text, RUN, step, {"model": "flight-delay"})
     announce(store, "flights", "daily", "version 7 waits", RUN)
     for _ in range(2):
         send_due(store, settings)
