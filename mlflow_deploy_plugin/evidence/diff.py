@@ -65,7 +65,8 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         for name in dict.fromkeys([*old[section], *new[section]]):
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
-                rows.append(DiffRow(section, name, *values, is_changed=repr(values[0]) != repr(values[1])))
+                shown = [_plain(value) for value in values]
+                rows.append(DiffRow(section, name, *shown, is_changed=repr(values[0]) != repr(values[1])))
     notes = []
     for side in (before, after):
         if side.original:
@@ -103,6 +104,11 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         | {check.name: check.state for check in checks}
         | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
     }
+
+
+def _plain(value: object) -> Value:
+    """Return a value of the MLmodel file, which may be a list or a date, as a text unless it is a text or a number."""
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
