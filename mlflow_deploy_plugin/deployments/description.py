@@ -142,8 +142,8 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
             mlmodel = fetch_mlmodel(resolve(model_uri).source)
             flavor = next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors), "")
             section = mlmodel.flavors.get(FLAVOR, {})
-            proof = section.get("parity", {"state": "no-original"})
-            parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else str(proof["state"])
+            proven = str(section.get("parity", {}).get("state", "no-original"))
+            parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else proven
             facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
             known |= facts | _texts(section.get("provenance", {}))
     return known | reported

@@ -187,6 +187,8 @@ class _Facts:
         record, run = self.record, self.record.run
         copied = record.original and f", as a copy of {record.original}"
         yield self.in_registry(f"The version was registered on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}")
+        if reason := record.missing.get("model"):
+            yield self.in_registry(f"The model cannot be read: {reason}")
         yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
         if run:
             params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"

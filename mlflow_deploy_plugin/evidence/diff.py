@@ -84,8 +84,8 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         for name in dict.fromkeys([*old[section], *new[section]]):
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
-                is_changed = repr(values[0]) != repr(values[1])
-                row = DiffRow(section, name, *values, is_changed)
+                shown = [_plain(value) for value in values]
+                row = DiffRow(section, name, *shown, is_changed=repr(values[0]) != repr(values[1]))
                 rows.append(replace(row, trend=_trend(row)))
     notes = []
     for side in (before, after):
@@ -139,6 +139,11 @@ def _trend(row: DiffRow) -> Trend:
     if words & _HIGHER_IS_BETTER:
         return "better" if difference > 0 else "worse"
     return ""
+
+
+def _plain(value: object) -> Value:
+    """Return a value of the MLmodel file, which may be a list or a date, as a text unless it is a text or a number."""
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG, ResolvedModel
 from mlflow_deploy_plugin.registry.runs import has_logged_models, log_flavor
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output, read_mlmodel
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
@@ -317,8 +317,8 @@ def load_folder(folder: Path, source: str) -> Original:
     if not (folder / MLMODEL).is_file():
         raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
     try:
+        flavors = read_mlmodel(folder).get("flavors", {})
         mlmodel = Model.load(str(folder))
-        flavors = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - invalid YAML may raise any error.
         raise errors.InvalidArtifact(

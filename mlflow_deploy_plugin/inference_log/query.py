@@ -190,6 +190,11 @@ def _configuration(folder: str) -> dict[str, str]:
 def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
     """Return the needed columns and the number of scans; raise InvalidConfig unless the query is a single SELECT."""
     for sql in filter(None, (query.statement, query.sql())):
+        try:
+            sql.encode()
+        except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
+            invalid = ascii(sql[error.start])
+            raise InvalidConfig(f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8") from None
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise InvalidConfig("a single SELECT is expected, because the log is read-only")

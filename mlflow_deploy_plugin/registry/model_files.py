@@ -75,15 +75,26 @@ def version_digest(source: str) -> str:
 
 
 def fetch_mlmodel(source: str) -> "Model":
-    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, and NotFound.
+    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, NotFound, and
+    InvalidArtifact.
 
     This function replaces MLflow's `Model.load`, which leaves a copy in TMPDIR unless the source is a local folder.
     """
     from mlflow.models import Model  # The import takes a second, and few commands need it.
 
+    from mlflow_deploy_plugin.runtime import read_mlmodel  # The import takes 0.25 s.
+    from mlflow_deploy_plugin.runtime.artifact import MALFORMED
+
     location, what = _location(source), f"the model {connection.redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, connection.registry_errors(what):
-        return Model.load(str(_local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what)))
+        own = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
+        document = read_mlmodel(own)
+        try:
+            model = Model.load(str(own))
+        except MALFORMED as error:
+            raise InvalidArtifact(f"{what}: the MLmodel file cannot be understood: {error}") from None
+        model.flavors = dict(document.get("flavors", {}))
+        return model
 
 
 def _location(source: str) -> str:

@@ -35,6 +35,11 @@ _MAX_ALIASED = 1_000_000
 _MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
 
 FLAVOR = "onnxserve"
+_MAPPINGS = ("categories", "digests", "optimization", "parity", "provenance", "reference", "refused", "tokenizer")
+_PLAIN_LISTS = ("classes", "prediction")
+_LISTS = ("inputs", "outputs", *_PLAIN_LISTS)
+"""The entries of the section `flavors.onnxserve` that are mappings, lists of plain values, and lists of any kind."""
+_PLAIN = (str, int, float)
 PYTHON_FUNCTION: Final = "python_function"
 
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
@@ -202,9 +207,9 @@ class Artifact:
 
 
 def read_mlmodel(folder: Path) -> Mapping[str, Any]:
-    """Return the parsed MLmodel file in `folder`. Callers share the result and must not modify it.
+    """Return the parsed MLmodel file in `folder` without null entries. Callers share it and must not modify it.
 
-    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier.
+    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier or section.
     """
     file = folder / MLMODEL
     try:
@@ -212,6 +217,7 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
         document = _read(file, status.st_mtime_ns, status.st_size)
         if not isinstance(document, Mapping):
             raise InvalidArtifact("the MLmodel file is not a mapping")
+        document = _checked_document(document)
         identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
     except FileNotFoundError:
         raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
@@ -223,6 +229,50 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
                 f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected"
             )
     return document
+
+
+def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document without null entries, whose sections have the types that all readers expect."""
+    document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
+    flavors = document.get("flavors", {})
+    flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
+    sections = {name: _checked_mappings(section, f"flavors.{name}.", ()) for name, section in flavors.items()}
+    if FLAVOR in sections:
+        sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
+    return {**document, "flavors": sections} if "flavors" in document else document
+
+
+def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    own = _checked_mappings(section, where, _MAPPINGS)
+    listed = {name: own.get(name, []) for name in _LISTS}
+    parity = own.get("parity", {})
+    _check_type(parity.get("rows", 0), int, "a whole number", f"{where}parity.rows")
+    listed["parity.outputs"] = parity.get("outputs", [])
+    for name, entries in listed.items():
+        _check_type(entries, list, "a list", where + name)
+        for entry in entries:
+            if name in _PLAIN_LISTS:
+                _check_type(entry, _PLAIN, "a text or a number", where + name)
+                continue
+            _check_type(entry, Mapping, "a mapping", where + name)
+            _check_type(entry.get("name"), str, "a text", f"{where}{name}.name")
+            _check_type(entry.get("shape", []), list, "a list", f"{where}{name}.shape")
+    return own
+
+
+def _checked_mappings(parent: Mapping[str, Any], where: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping without null entries, in which the entries `names` are mappings."""
+    present = {name: value for name, value in parent.items() if value is not None}
+    for name in present.keys() & set(names):
+        _check_type(present[name], Mapping, "a mapping", f"{where}{name}")
+    return present
+
+
+def _check_type(value: object, expected: type | tuple[type, ...], description: str, where: str) -> None:
+    if not isinstance(value, expected):
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; {description} is expected"
+        )
 
 
 @lru_cache(maxsize=8)

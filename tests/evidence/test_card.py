@@ -249,6 +249,15 @@ def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -
         assert mentions(texts(card, section), section, "cannot be understood")
 
 
+def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry) -> None:
+    registry.register("odd")
+    (registry.folder / "model" / "MLmodel").write_text("flavors: {onnxserve: 5}")
+    card = make_card("models:/odd/1", registry.store)
+    texts = [statement.text for statement in card.model_details["origin"]]
+    words = "The model cannot be read: the MLmodel file cannot be understood: flavors.onnxserve is 5"
+    assert [text for text in texts if text.startswith(words)]
+
+
 def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry: Registry) -> None:
     registry.store.record("approve", model="again", version="1", after="@champion", actor="ada")
     registry.register("again")

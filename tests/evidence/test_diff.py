@@ -124,3 +124,13 @@ def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:
     registry.copy_model_version("models:/toy/1", "copies")
     with refused(InvalidConfig, "toy", "copies"):
         diff_versions("models:/toy/1", "models:/copies/1")
+
+
+@pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
+def test_a_section_of_another_type_is_a_note(registry: MlflowClient, section: str) -> None:
+    Path("2", "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
+    diff = diff_versions("models:/toy/1", "models:/toy/2")
+    assert any(note.startswith("models:/toy/2, model: the MLmodel file cannot be understood") for note in diff.notes)
+    assert changed(diff, "metrics")["accuracy"] == (0.91, 0.92)
+    assert isinstance(diff.predictions, Refused)
+    assert "cannot be understood: flavors.onnxserve" in diff.predictions.reason

@@ -97,6 +97,7 @@ def test_a_record_names_the_version_that_the_gate_report_is_about(registry: Mlfl
     ("file", "content", "part"),
     [
         ("MLmodel", "[onnx]", "model"),
+        ("MLmodel", "flavors: {onnxserve: 5}", "model"),
         ("MLmodel", "flavors: {onnx: {data: ../1/MLmodel}}", "graph"),
         ("MLmodel", "signature: {inputs: '{'}", "signature"),
         ("model.onnx", "not a graph", "graph"),

@@ -149,6 +149,8 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         ({"statement": "COPY (SELECT 1) TO 'x.csv'"}, "a single SELECT is expected"),
         ({"statement": "SET enable_external_access = true"}, "a single SELECT is expected"),
         ({"where": "_label = '1'", "labels": False}, "no column '_label'"),
+        ({"where": "carrier = '\udcff'"}, r"the SQL has '\udcff', which is not valid Unicode"),
+        ({"statement": "SELECT '\ud83d' FROM log"}, r"the SQL has '\ud83d', which is not valid Unicode"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_would_be_right(

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import MLMODEL, read_artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime import MLMODEL, OnnxModel, read_artifact, read_mlmodel
+from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 
 BOMB = "a: &0 [x, x]\n" + "".join(f"a{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 40)) + "model_id: *39"
@@ -30,7 +32,7 @@ BROKEN: list[tuple[str, str, str]] = [
         "RecursionError",
     ),
     ("a name that no file can have", f"flavors: {{onnx: {{data: {'x' * 500}}}}}", "the model's file 'xxx"),
-    ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
+    ("flavors that are a list", "flavors: [onnx]", "flavors is .* a mapping is expected"),
     ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
     ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
     (
@@ -133,6 +135,43 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, word
     with pytest.raises(InvalidArtifact, match=words) as caught:
         read_mlmodel(tmp_path)
     assert "\n" not in caught.value.message
+
+
+ODD: list[tuple[str, str]] = [
+    ("flavors: 5", "flavors is 5; a mapping"),
+    ("flavors: {onnxserve: 5}", "flavors.onnxserve is 5; a mapping"),
+    ("flavors: {onnx: [1]}", r"flavors.onnx is \[1\]; a mapping"),
+    ("flavors: {}\nmetadata: x", "metadata is 'x'; a mapping"),
+    ("flavors: {onnxserve: {parity: [1]}}", r"flavors.onnxserve.parity is \[1\]; a mapping"),
+    ("flavors: {onnxserve: {parity: {rows: many}}}", "flavors.onnxserve.parity.rows is 'many'; a whole number"),
+    ("flavors: {onnxserve: {parity: {outputs: [{}]}}}", "flavors.onnxserve.parity.outputs.name is None; a text"),
+    ("flavors: {onnxserve: {provenance: 3}}", "flavors.onnxserve.provenance is 3; a mapping"),
+    ("flavors: {onnxserve: {outputs: [1]}}", "flavors.onnxserve.outputs is 1; a mapping"),
+    ("flavors: {onnxserve: {outputs: [{name: y, shape: 1}]}}", "flavors.onnxserve.outputs.shape is 1; a list"),
+    ("flavors: {onnxserve: {prediction: [[1]]}}", r"flavors.onnxserve.prediction is \[1\]; a text or a number"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), ODD)
+def test_a_section_of_another_type_is_refused_where_it_is_read(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / MLMODEL).write_text(text)
+    with pytest.raises(InvalidArtifact, match=f"cannot be understood: {words}") as caught:
+        read_mlmodel(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_an_empty_entry_is_like_a_missing_entry(tmp_path: Path) -> None:
+    (tmp_path / MLMODEL).write_text("flavors: {onnxserve: {parity: null, data: x}, onnx: null}\nsignature: null")
+    assert read_mlmodel(tmp_path) == {"flavors": {"onnxserve": {"data": "x"}}}
+
+
+def test_a_graph_with_inputs_needs_a_signature(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path)
+    document = yaml.safe_load((folder / MLMODEL).read_text())
+    del document["signature"]
+    (folder / MLMODEL).write_text(yaml.safe_dump(document))
+    with pytest.raises(InvalidArtifact, match="the signature has no inputs"):
+        OnnxModel.load(folder)
 
 
 def test_a_folder_without_the_file_is_no_model(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_a_file_outside_of_the_version_or_too_large_is_not_read(
     assert mentions(open_diff(mlflow_app, model)[1], f"models:/{model}/1, graph", f"models:/{model}/1, model")
 
 
+@pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
+def test_a_section_of_another_type_is_a_note(mlflow_app: Any, model: str, tmp_path: Path, section: str) -> None:
+    (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
+    status, html = open_diff(mlflow_app, model)
+    assert (status, mentions(html, f"models:/{model}/2, model", "cannot be understood")) == (200, True)
+    assert rows(html)["accuracy"] == ("0.1", "0.2")
+
+
 def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
     name = mlflow_app.model(versions=0)
     for _ in range(2):

@@ -387,6 +387,8 @@ def compile_schema(
     names = Counter(field.name for field in columns or tensors)
     if doubled := [name for name, count in names.items() if count > 1]:
         raise InvalidArtifact(f"the signature contains {doubled[0]!r} twice")
+    if inputs and not names:
+        raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, but the signature has no inputs")
     for entry in inputs:
         if columns and (not entry.columns or any(name not in names for name in entry.columns)):
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
