@@ -309,7 +309,7 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
     """Accept the open alarms of the monitor MONITOR as normal.
 
     The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift. If no
-    alarm of the window remains open, the verdict is shown as `accepted`, and the alert of the monitor ends. The endpoint
+    alarm of the window remains open, the window is shown as `accepted`, and the alert of the monitor ends. The endpoint
     needs a budget of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:

@@ -44,7 +44,8 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in `unit`; None if the check was not judged. A value is also None if only its bounds are known.
+        value, threshold: in `unit`; None if the check was not judged. A value is also None if only its bounds are
+            known.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
@@ -110,7 +111,7 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June 2013, …`."""
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June …`."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""

@@ -212,9 +212,11 @@ class TrendLine:
 @dataclass(frozen=True)
 class LevelLine:
     """A level that is drawn over the windows. `key` is the `alarm_key` of its column if the column is an alarm, and
-    `alarms` are the starts of the windows in which the column was an alarm."""
+    `alarms` are the starts of the windows in which the column was an alarm. `judged` is the start of the judged window,
+    which may be before windows of the reference."""
 
     series: LevelSeries
+    judged: datetime
     key: str = ""
     alarms: Set[datetime] = frozenset()
 
@@ -228,8 +230,9 @@ class LevelLine:
         return f"{_cut(self.series.title, max(_TITLE_LENGTH - len(since), _SHORTEST_NAME))}{since}"
 
     def describe(self) -> str:
-        """Return a text about the newest known value."""
-        newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
+        """Return a text about the newest known value until the judged window."""
+        known = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
+        newest = max([index for index in known if self.series.starts[index] <= self.judged] or known)
         onset = self.series.onset
         interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
         text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
@@ -262,7 +265,7 @@ def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[Le
         own = [key for key in alarms if series.title.startswith(f"{key}, ")] if len(series.usual) else []
         key = max(own, key=len, default="")
         starts = {window.start for window in windows if key in alarms and _was_alarm(result, alarms[key], window)}
-        lines.append(LevelLine(shown, key, starts))
+        lines.append(LevelLine(shown, result.window.start, key, starts))
     return lines
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
+from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports.history import (
     PastWindow,
     TrendLine,
@@ -461,16 +462,22 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     picture, words = draw_trend(scores, windows, DAY, lines)
 
     assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
-    assert [line.title for line in scores] == [
-        "largest score of a column, in SD",
-        "wind (carrier=AA), score in SD",
-    ]
+    assert [line.title for line in scores] == ["largest score of a column, in SD", "wind (carrier=AA), score in SD"]
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
     since = "since the window of 8 July 2013 (95 % interval: 6 to 9 July 2013)"
     assert mentions(words, since, "newest 5, usual 3 ± 1", "newest 0.8;")
     assert words.index("delay, mean") < words.index("accuracy") < words.index("largest score")
     assert min(red_and_green(picture)) > 0
+
+
+def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one_of_the_reference() -> None:
+    result, windows = levels_of(level("delay, mean", [3.0, 3.0, 5.0, 4.0]))
+    earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
+
+    (line,) = level_lines(earlier, windows)
+
+    assert mentions(line.describe(), "newest 5")
 
 
 def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:

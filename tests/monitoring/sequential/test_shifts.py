@@ -73,7 +73,9 @@ def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_
 
     chart = verdict.charts[0]
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
-    judged, others = ([chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False))
+    judged, others = (
+        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False)
+    )
     assert np.mean(judged) - np.mean(others) == pytest.approx(1.5, abs=0.5)
 
 
@@ -89,9 +91,24 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
 @pytest.mark.parametrize(
     ("change", "subject", "words", "measure"),
     [
-        (lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])}, "carrier", "UA", "share of 'UA'"),
-        (lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])}, "delay", "missing", "share of missing values"),
-        (lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])}, "temp", "missing", "share of missing values"),
+        (
+            lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])},
+            "carrier",
+            "UA",
+            "share of 'UA'",
+        ),
+        (
+            lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])},
+            "delay",
+            "missing",
+            "share of missing values",
+        ),
+        (
+            lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])},
+            "temp",
+            "missing",
+            "share of missing values",
+        ),
         (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "logarithm of the deviation"),
     ],
 )
