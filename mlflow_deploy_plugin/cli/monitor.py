@@ -312,7 +312,7 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
     """Accept the open alarms of the monitor MONITOR as normal.
 
     The baseline of each column with an alarm in the newest window of the endpoint NAME now begins with its shift. If no
-    alarm of the window remains open, the verdict is shown as `accepted`, and the alert of the monitor ends. The endpoint
+    alarm of the window remains open, the window is shown as `accepted`, and the alert of the monitor ends. The endpoint
     needs a budget of alarms (alarms.false_per_year).
     """
     with opened_deployments() as deployments:
@@ -541,6 +541,8 @@ def _window_document(window: "MonitorWindow") -> dict[str, object]:
 
 def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
     """Yield the lines of `monitor run`: the verdict, the worst findings and the address of the report."""
+    from mlflow_deploy_plugin.monitoring.result import SD_LEGEND
+
     result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
@@ -551,13 +553,15 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
     rows = []
     own = [finding for finding in result.findings if finding.reason != result.reason]
     for finding in own[:_SHOWN_FINDINGS]:
-        value = "" if finding.value is None else f"{finding.value:{'+' if finding.check == 'shift' else ''}.4g}"
-        threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
+        value = f"{finding.measure} {finding.value_text}".strip() if finding.value_text else ""
+        threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
         why = finding.history or ("" if finding.value is not None else finding.reason)
         status = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
         rows.append((f"  {one_line(finding.title)}", finding.check, value, threshold, status))
     if rows:
         yield from align_columns(rows)
+    if any(finding.unit == "SD" for finding in own[:_SHOWN_FINDINGS]):
+        yield f"  {SD_LEGEND}"
     if rest := len(own) - len(rows):
         yield f"  and {rest} more {'finding' if rest == 1 else 'findings'}, in the report"
     for note in result.notes:

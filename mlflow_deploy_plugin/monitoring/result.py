@@ -26,6 +26,7 @@ Check = Literal["distribution", "missing", "unseen", "type", "presence", "consta
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
+SD_LEGEND = "SD: standard deviations of the measure in the reference's own windows, counted from its mean there"
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 _DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
 ALARMS = ("drift", "violated")
@@ -43,8 +44,8 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in the units of the check; None if the check was not judged. A value is also None if only its
-            bounds are known.
+        value, threshold: in `unit`; None if the check was not judged. A value is also None if only its bounds are
+            known.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
         change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
@@ -52,6 +53,9 @@ class Finding:
             shift, this is the window in which the shift began by estimation, and `since_range` is the start and end of
             the 95 % interval.
         in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
+        measure: the measured figure of a column, such as `Wasserstein distance`; empty if the subject is the figure.
+        unit: `SD`: the value is the difference of the measure from its mean in the reference's own windows, in standard
+            deviations of these windows; `s` for seconds; empty for shares, counts and exact checks.
     """
 
     subject: str
@@ -66,6 +70,8 @@ class Finding:
     since_end: str = ""
     in_a_row: int = 0
     since_range: tuple[str, str] | None = None
+    measure: str = ""
+    unit: str = ""
 
     @property
     def is_alarm(self) -> bool:
@@ -81,6 +87,21 @@ class Finding:
         return f"{self.subject} ({self.segment})" if self.segment else self.subject
 
     @property
+    def value_text(self) -> str:
+        """Return the value with its unit, such as `6.13 SD`, with a sign for a shift; empty without a value to show."""
+        return self._with_unit(self.value)
+
+    @property
+    def threshold_text(self) -> str:
+        return self._with_unit(self.threshold)
+
+    def _with_unit(self, number: float | None) -> str:
+        if number is None or math.isnan(number) or self.check in EXACT:
+            return ""
+        text = f"{number:+.4g}" if self.check == "shift" else format_number(number)
+        return f"{text} {self.unit}".rstrip()
+
+    @property
     def weight(self) -> float:
         """The ratio of value to threshold: 1 at the threshold, at most 10."""
         if self.value is None or not self.threshold:
@@ -90,7 +111,7 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June 2013, …`."""
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since the window of 29 June …`."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
@@ -105,6 +126,12 @@ class Finding:
             return window
         interval = describe_span(*map(datetime.fromisoformat, self.since_range))
         return f"{window} (95 % interval: {interval})"
+
+
+def format_number(number: float) -> str:
+    """Return a whole number with separators, and any other number with four significant digits."""
+    is_whole = number == int(min(max(number, -1e15), 1e15))
+    return f"{number:,.0f}" if is_whole else f"{number:.4g}"
 
 
 def format_time(iso: str) -> str:

@@ -28,7 +28,7 @@ def describe(answer: EvaluatedWindow) -> str:
     if statistic is None or threshold is None:
         return f"{judgement.state}: {judgement.reason}"
     return (
-        f"{judgement.state:8}  score {statistic:6.1f}, threshold {threshold:.1f}, "
+        f"{judgement.state:8}  score {statistic:6.1f} SD, threshold {threshold:.1f} SD, "
         f"{judgement.rows:,} rows, most in {judgement.findings[0].subject}"
     )
 

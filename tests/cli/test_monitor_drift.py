@@ -84,7 +84,10 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     assert drifted.stdout.startswith("flights drift 2013-07-02/2013-07-03: drift\n")
     history = r"mean -0\.\d+ \(Tuesdays\) → 9\.\d+, higher; drift since the window of 2 July 2013"
     assert re.search(rf"\n  x: {history}; Wasserstein distance", drifted.stdout)
-    assert re.search(rf"\n  x .* {history}\n", drifted.stdout)
+    figures = r"distribution +Wasserstein distance [\d.]+ SD +threshold [\d.]+ SD"
+    assert re.search(rf"\n  x +{figures} .*{history}\n", drifted.stdout)
+    assert "\n  SD: standard deviations of the measure in the reference's own windows" in drifted.stdout
+    assert [values["findings"][0][name] for name in ("measure", "unit")] == ["Wasserstein distance", "SD"]
     times = [values["findings"][0][name] for name in ("since", "since_end")]
     assert (times, values["findings"][0]["in_a_row"]) == (["2013-07-02T00:00:00+00:00", "2013-07-03T00:00:00+00:00"], 1)
     assert values["findings"][0]["change"].endswith(", higher")

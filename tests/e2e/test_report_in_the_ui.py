@@ -80,7 +80,7 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
 
     expect(frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift")).to_be_visible()
     expect(frame.get_by_role("cell", name="temperature").first).to_be_visible()
-    picture = frame.get_by_role("img", name="largest score of a column: newest 6.5, threshold 3")
+    picture = frame.get_by_role("img", name="largest score of a column, in SD: newest 6.5, threshold 3")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
     expect(frame.locator(".js-plotly-plot")).to_be_visible()

@@ -118,7 +118,9 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     }
     assert wanted.items() <= logged.data.tags.items()
     (first, *_) = result.findings
-    assert mentions(logged.data.tags["onnxserve.reason"], first.subject, first.change, "since the window of 1 July 2013")
+    assert mentions(
+        logged.data.tags["onnxserve.reason"], first.subject, first.change, "since the window of 1 July 2013"
+    )
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
     assert metrics["p_value"] <= metrics["false_alarm_rate"] == 0.05

@@ -111,21 +111,14 @@ def accept_alarms(
         windows = monitors.judged_windows((name, monitor), spec, "evidence")
         judged = ((start, Evidence.from_json(evidence)) for start, evidence in reversed(windows.items()))
         start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
-        known = {series.rpartition("/")[0] for series in evidence.levels}
-        baseline = {key: start.isoformat() for key in evidence.alarms if key in known}
-        # If several figures of a column have shifted, the baseline starts with the last shift.
-        shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
-        baseline |= {key: since for since, key in shifts}
-        baseline = {key: since for key, since in baseline.items() if key not in evidence.accepted}
-        if columns:
-            baseline = _chosen(baseline, columns, f"monitor {monitor!r} of endpoint {name!r}")
-        for relations in sorted(key for key in known if key.rpartition("/")[2] == RELATIONS):
-            # A column that has changed also changes the relations, perhaps only in later windows.
-            own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
-            baseline |= {relations: max(own)} if own else {}
+        baseline = _new_baseline(evidence, start)
+        where = f"monitor {monitor!r} of endpoint {name!r}"
         if not baseline:
-            missing = f"monitor {monitor!r} of endpoint {name!r} has no open alarm of a column to accept"
-            raise NotFound(f"{missing}: `onnxserve monitor list {name}` shows its last verdict")
+            remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+            raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
+        if columns:
+            baseline = _chosen(baseline, columns, where)
+        baseline |= _relations(baseline, evidence)
         length = length_of(spec.every)
         still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
         accepted = AcceptedAlarms(baseline, length, still_open)
@@ -138,6 +131,29 @@ def accept_alarms(
     return accepted
 
 
+def _columns(evidence: Evidence) -> set[str]:
+    return {series.rpartition("/")[0] for series in evidence.levels}
+
+
+def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
+    """Return each column with an open alarm in the window that begins at `start`, and the start of its shift: the last
+    shift if several figures of a column have shifted."""
+    alarms = {key: start.isoformat() for key in evidence.alarms if key in _columns(evidence)}
+    shifts = sorted((since, series.rpartition("/")[0]) for series, since in evidence.shifts.items())
+    baseline = alarms | {key: since for since, key in shifts}
+    return {key: since for key, since in baseline.items() if key not in evidence.accepted}
+
+
+def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
+    """Return the start of the new baseline of the relations: a changed column also changes them, perhaps later."""
+    starts: dict[str, str] = {}
+    for relations in sorted(key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS):
+        own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
+        if own:
+            starts[relations] = max(own)
+    return starts
+
+
 def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -> dict[str, str]:
     """Return the entries of the columns. Raises NotFound if a column has none."""
     chosen: dict[str, str] = {}
@@ -145,7 +161,7 @@ def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -
         segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
         own = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
         if not own:
-            known = f"the columns with an open alarm are {join_names(sorted(baseline))}" if baseline else ""
+            known = f"the columns with an open alarm are {join_names(sorted(baseline))}"
             raise NotFound(f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}")
         chosen |= own
     return chosen

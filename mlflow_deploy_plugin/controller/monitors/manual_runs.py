@@ -261,7 +261,7 @@ def run_files(
     """
     empty_endpoint(name)
     evaluation.use_compact_memory()
-    data, against = load_datasets([rows, reference])
+    data, against = load_datasets([rows, reference], exclude=bounds.get("exclude", ()))
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
     del against  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.monitoring.result import EXACT, UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.registry import registry_address, registry_errors
 from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.registry.connection import app_answer
@@ -201,9 +201,9 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
         lines.append(_short(result.reason))
     for finding in alarms[:_MOST_FINDINGS]:
         name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
-        figures = ""
-        if finding.value is not None and finding.threshold is not None and finding.check not in EXACT:
-            figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
+        figures = f", {finding.measure}" if finding.measure else ""
+        if finding.value_text and finding.threshold_text:
+            figures += f" {finding.value_text} (threshold {finding.threshold_text})"
         why = _short("; ".join(filter(None, (finding.history, finding.reason))))
         lines.append(f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}")
     if len(alarms) > _MOST_FINDINGS:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The name of the check for each of the four figures in `threshold/null.py`, in the order of the figures."""
+_MEASURES: Mapping[Check, str] = {
+    "missing": "share of missing values",
+    "unseen": "share of new values",
+    "range": "share out of range",
+}
 _SHOWN = 3
 _UNLIKELY = 1e-6
 """The probability, given the frequencies of values in the reference, below which a constant column is drift."""
@@ -197,7 +202,8 @@ def judge_columns(
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
-            findings.append(Finding(subject, check, state, reason, own, threshold, group.segment, seen))
+            finding = Finding(subject, check, state, reason, own, threshold, group.segment, seen)
+            findings.append(replace(finding, measure=column.measure(check), unit="SD"))
     return findings, figures
 
 
@@ -219,6 +225,14 @@ class _JudgedColumn:
     missing: float
     missing_before: float
 
+    def measure(self, check: Check) -> str:
+        """Return the measure of a check, such as `Wasserstein distance`."""
+        if check != "distribution":
+            return _MEASURES[check]
+        if not isinstance(self.bins, OrderedBins):
+            return "Jensen–Shannon distance"
+        return "spread of a projection" if self.bins.tables else "Wasserstein distance"
+
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
         """Return the text about a check, in the units of the check, and the change of the column (empty if unknown).
         `usual` and `spread` are the mean and standard deviation of the reference's own windows."""
@@ -227,9 +241,8 @@ class _JudgedColumn:
             usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
             if isinstance(self.bins, OrderedBins) and self.bins.tables:
                 return f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}", ""
-            is_ordered = isinstance(self.bins, OrderedBins)
-            name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
-            return f"{name} distance {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
+            unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
+            return f"{self.measure(check)} {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
         if check == "missing":
             first, now = self.missing_before, self.missing
             change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"

@@ -413,6 +413,7 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
             share,
             requirement.value,
             change=_share_change(compared, requirement.name, name, share),
+            measure="share of rows",
         )
 
 

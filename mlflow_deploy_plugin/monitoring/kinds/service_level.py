@@ -198,7 +198,7 @@ def _findings(
             f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
-        yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
+        yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment, unit="s")
 
 
 _NO_ANSWER = Refused("no answered request has a latency")

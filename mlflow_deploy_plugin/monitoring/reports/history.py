@@ -44,7 +44,7 @@ _SHIFT_STATE = "shift_state"
 """The metric of a shift's state: 1 for an alarm. The detector restarts, so its score does not show a lasting alarm."""
 _LARGEST = 1e300  # The range of an axis is a float64.
 _TITLE_LENGTH = 72  # A longer title would not fit on the picture.
-_SHORTEST_NAME = 20
+_SHORTEST_NAME, _SCORE = 20, ", score in SD"
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
@@ -212,9 +212,11 @@ class TrendLine:
 @dataclass(frozen=True)
 class LevelLine:
     """A level that is drawn over the windows. `key` is the `alarm_key` of its column if the column is an alarm, and
-    `alarms` are the starts of the windows in which the column was an alarm."""
+    `alarms` are the starts of the windows in which the column was an alarm. `judged` is the start of the judged window,
+    which may be before windows of the reference."""
 
     series: LevelSeries
+    judged: datetime
     key: str = ""
     alarms: Set[datetime] = frozenset()
 
@@ -228,8 +230,9 @@ class LevelLine:
         return f"{_cut(self.series.title, max(_TITLE_LENGTH - len(since), _SHORTEST_NAME))}{since}"
 
     def describe(self) -> str:
-        """Return a text about the newest known value."""
-        newest = max(index for index, value in enumerate(self.series.values) if math.isfinite(value))
+        """Return a text about the newest known value until the judged window."""
+        known = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
+        newest = max([index for index in known if self.series.starts[index] <= self.judged] or known)
         onset = self.series.onset
         interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
         text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
@@ -262,7 +265,7 @@ def level_lines(result: MonitorResult, windows: Sequence[PastWindow]) -> list[Le
         own = [key for key in alarms if series.title.startswith(f"{key}, ")] if len(series.usual) else []
         key = max(own, key=len, default="")
         starts = {window.start for window in windows if key in alarms and _was_alarm(result, alarms[key], window)}
-        lines.append(LevelLine(shown, key, starts))
+        lines.append(LevelLine(shown, result.window.start, key, starts))
     return lines
 
 
@@ -273,7 +276,7 @@ def trend_lines(
     rows. Without requirements, the first line is the largest score of all columns."""
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
-        drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
+        drawn[""] = TrendLine("largest score of a column, in SD", "statistic", "threshold")
     judged = [line.key for line in levels if line.key]
     alarms = [one for one in result.findings if one.is_alarm and one.key not in judged]
     required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
@@ -282,13 +285,14 @@ def trend_lines(
         score = metric_of(f"{finding.check}_score", finding, figures)
         if finding.check == "criterion":
             value, threshold, state = (metric_of(kind, finding, figures) for kind in _CRITERION)
-            line = TrendLine(name, value, threshold, state)
+            line = TrendLine(f"{name}, in {finding.unit}" if finding.unit else name, value, threshold, state)
         elif finding.check in EXACT:
             line = TrendLine(f"{name}: {finding.change or finding.check}", score, is_column=True)
         else:
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
             own = "" if finding.check == "shift" else score  # The threshold is not the threshold of a shift.
-            line = TrendLine(name, _found(largest + finding.subject, figures) or own, "threshold", is_column=True)
+            title = f"{_cut(name, _TITLE_LENGTH - len(_SCORE))}{_SCORE}"
+            line = TrendLine(title, _found(largest + finding.subject, figures) or own, "threshold", is_column=True)
         if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
     return list(drawn.values())[: _MOST_PANELS - len(judged)]

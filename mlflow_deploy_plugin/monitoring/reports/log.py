@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.reports import history
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.monitoring.result import MonitorResult, mark_of, to_document
+from mlflow_deploy_plugin.monitoring.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
 from mlflow_deploy_plugin.registry import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
 from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
@@ -90,6 +90,7 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
         picture=base64.b64encode(picture).decode(),
         words=words,
         most_findings=_MOST_FINDINGS,
+        sd_legend=SD_LEGEND,
         figures=list(islice(result.figures.items(), _MOST_FIGURES)),
     )
     page = (drawn.page or _EMPTY).replace("</head>", f"<title>{html.escape(title)}</title></head>", 1)
@@ -97,12 +98,8 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     return page[:end] + main + page[end:]
 
 
-def _number(value: float | None, is_signed: bool = False) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    if is_signed:
-        return f"{value:+.4g}"
-    return f"{value:,.0f}" if value == int(min(max(value, -1e15), 1e15)) else f"{value:.4g}"
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else format_number(value)
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline,
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.types import duration_text, length_of
 
@@ -74,6 +75,14 @@ def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Arra
 
 def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
     """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
+    if reference.pieces.total.rows and not reference.pieces.grid.windows:
+        remedy = "log the model with event_time= (the column or the values with the time of each row)"
+        if spec.reference.startswith("dataset:"):
+            remedy = f"add the column {EVENT_TIME} with the time of each row"
+        raise InvalidConfig(
+            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
+            f"{spec.reference}, which has no event times and therefore no windows: {remedy}"
+        )
     windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
         shorter = next((length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows), None)

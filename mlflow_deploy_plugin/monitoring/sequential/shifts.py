@@ -150,6 +150,8 @@ def _finding(course: Course, shift: Shift) -> Finding:
         since_end=onset.end.isoformat(),
         in_a_row=len(own),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
+        measure=_measure(course, series),
+        unit="SD",
     )
 
 
@@ -175,6 +177,13 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
         return f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, {'wider' if is_up else 'narrower'}"
     direction = ("more" if is_up else "fewer") if series.figure == MISSING else f"{'more' if is_up else 'less'} often"
     return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
+
+
+def _measure(course: Course, series: FigureSeries) -> str:
+    if series.figure == MISSING:
+        return "share of missing values"
+    name = _name(course, series)
+    return name if series.figure != "frequent" or name.startswith("share") else f"share of {name}"
 
 
 def _name(course: Course, series: FigureSeries) -> str:

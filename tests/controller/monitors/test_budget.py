@@ -186,7 +186,12 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     assert verdicts[:2] == ["no drift", "no drift"]
     assert set(verdicts[5:]) == {"drift", "not judged"}  # The later days have no rows.
     assert mentions(
-        "\n".join(alert.detail["lines"]), "x", "shift", "higher", "since the window of 3 July 2013", "false alarms per year"
+        "\n".join(alert.detail["lines"]),
+        "x",
+        "shift",
+        "higher",
+        "since the window of 3 July 2013",
+        "false alarms per year",
     )
     assert baseline == {"x": (CALM + 2 * DAY).isoformat()}
     assert Alerts(store).firing() == []

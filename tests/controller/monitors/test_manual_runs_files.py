@@ -117,6 +117,28 @@ def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
     return run_files("mine", rows, reference, load_settings(), judge, **bounds)[1].result
 
 
+def with_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the two columns of times of the same rows."""
+    return rows.assign(signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"), seen_at=rows["at"]).drop(columns="at")
+
+
+def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
+    with_times(table(144, 3.0, "2024-03-01")).to_csv("rows.csv", index=False)
+    with_times(table(144 * 40, 0.0, "2024-01-01")).to_parquet("reference.parquet")
+
+    with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
+        compared("rows.csv", "reference.parquet", min_rows=100)
+    without = compared("rows.csv", "reference.parquet", exclude=("signup_date", "seen_at"), min_rows=100)
+    in_time = compared("rows.csv", "reference.parquet", exclude=("signup_date",), min_rows=100)
+
+    assert (without.state, in_time.state) == ("drift", "drift")
+    assert without.notes[0].startswith("neither file has event times")
+    assert str(in_time.window) == "2024-03-01/2024-03-02"
+    assert not any("independent" in note for note in in_time.notes)
+    reasons = {finding.subject: finding.reason for finding in without.findings}
+    assert reasons["signup_date"] == reasons["seen_at"] == "--exclude excludes it"
+
+
 def written(name: str, columns: dict[str, Any]) -> list[str]:
     """Write the same rows as CSV and as Parquet, and return the names of the files."""
     table = pa.table(columns)

@@ -31,8 +31,8 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
         [
             "Alarm: monitor daily",
             "flights, flight-delay version 1, 2013-07-02/2013-07-03: drift",
-            "- temperature, distribution 6 (threshold 3)",
-            "- wind, distribution 4 (threshold 3)",
+            "- temperature, distribution, Wasserstein distance 6 SD (threshold 3 SD)",
+            "- wind, distribution, Wasserstein distance 4 SD (threshold 3 SD)",
             f"{RUN}/artifacts/report.html",
             "next: onnxserve monitor list flights, or onnxserve silence flights --monitor daily --for 2h",
         ]

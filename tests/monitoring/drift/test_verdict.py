@@ -149,6 +149,29 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "values", "subject", "check", "measure"),
+    [
+        ("noise", [9.0] * ROWS, "noise", "distribution", "Wasserstein distance"),
+        ("carrier", ["a"] * ROWS, "carrier", "distribution", "Jensen–Shannon distance"),
+        ("noise", [9.0] * ROWS, RELATIONS, "distribution", "spread of a projection"),
+        ("noise", [None] * 30 + [0.0] * 30, "noise", "missing", "share of missing values"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "carrier", "unseen", "share of new values"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "temperature", "range", "share out of range"),
+    ],
+)
+def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
+    days: DriftReference, name: str, values: list[Any], subject: str, check: str, measure: str
+) -> None:
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    finding = found(verdict, subject, check)
+    assert (finding.measure, finding.unit) == (measure, "SD")
+    assert finding.threshold == verdict.figures["threshold"]
+    assert finding.value_text.endswith(" SD")
+    assert finding.threshold_text == f"{verdict.figures['threshold']:.4g} SD"
+
+
+@pytest.mark.parametrize(
     ("name", "values", "check", "reason"),
     [
         ("noise", [None] * 30 + [0.0] * 30, "missing", "50.0% missing"),

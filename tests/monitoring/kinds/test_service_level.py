@@ -34,6 +34,7 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWo
     assert (judged.state, one.state) == (state, state)
     assert mentions(one.reason, f"{slow:.2%}", "1,000", "0.2 s")
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
+    assert one.threshold_text == "0.2 s"
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 

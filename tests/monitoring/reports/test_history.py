@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
+from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports.history import (
     PastWindow,
     TrendLine,
@@ -339,11 +340,11 @@ def test_each_column_that_is_named_has_a_line() -> None:
     drawn = trend_lines(result, figures)
 
     assert [(one.title, one.value) for one in drawn] == [
-        ("largest score of a column", "statistic"),
-        ("temperature", "drift_score/temperature"),
-        ("temperature (carrier=AA)", "distribution_score/temperature/carrier_AA"),
+        ("largest score of a column, in SD", "statistic"),
+        ("temperature, score in SD", "drift_score/temperature"),
+        ("temperature (carrier=AA), score in SD", "distribution_score/temperature/carrier_AA"),
         ("wind: gone", "presence_score/wind"),
-        ("humid", "missing_score/humid"),
+        ("humid, score in SD", "missing_score/humid"),
     ]
     assert {one.value for one in drawn} <= set(figures)
     assert trend_lines(result_of(9, temperature=1.0), {}) == drawn[:1]
@@ -361,7 +362,7 @@ def test_each_requirement_has_a_line_and_so_has_what_is_named_beside_them() -> N
 
     assert [(one.title, one.value, one.threshold) for one in drawn] == [
         ("f1 (carrier=AA)", "criterion/f1/carrier_AA", "criterion_threshold/f1/carrier_AA"),
-        ("wind", "missing_score/wind", "threshold"),
+        ("wind, score in SD", "missing_score/wind", "threshold"),
         ("f1", "criterion/f1", "criterion_threshold/f1"),
     ]
 
@@ -372,7 +373,7 @@ def test_every_column_that_an_alert_names_has_a_line() -> None:
 
     drawn = trend_lines(result, to_metrics(result))
 
-    assert [one.title for one in drawn[1:]] == [f"column_{number}" for number in range(5)]
+    assert [one.title for one in drawn[1:]] == [f"column_{number}, score in SD" for number in range(5)]
 
 
 def test_a_window_with_a_requirement_that_could_not_be_told_is_grey_in_its_line() -> None:
@@ -461,7 +462,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     picture, words = draw_trend(scores, windows, DAY, lines)
 
     assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
-    assert [line.title for line in scores] == ["largest score of a column", "wind (carrier=AA)"]
+    assert [line.title for line in scores] == ["largest score of a column, in SD", "wind (carrier=AA), score in SD"]
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
     since = "since the window of 8 July 2013 (95 % interval: 6 to 9 July 2013)"
@@ -470,13 +471,23 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert min(red_and_green(picture)) > 0
 
 
+def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one_of_the_reference() -> None:
+    result, windows = levels_of(level("delay, mean", [3.0, 3.0, 5.0, 4.0]))
+    earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
+
+    (line,) = level_lines(earlier, windows)
+
+    assert mentions(line.describe(), "newest 5")
+
+
 def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
     result, windows = levels_of(level("carrier=AA/wind, mean", [3.0] * 11))
 
     lines = level_lines(result, windows)
 
     assert [start.day for start in lines[0].alarms] == [11]
-    assert "wind (carrier=AA)" not in [line.title for line in trend_lines(result, to_metrics(result), lines)]
+    titles = [line.title for line in trend_lines(result, to_metrics(result), lines)]
+    assert not any(title.startswith("wind (carrier=AA)") for title in titles)
 
 
 def test_a_column_whose_name_begins_with_the_name_of_another_column_has_its_own_level() -> None:

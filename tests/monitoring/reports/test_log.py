@@ -99,7 +99,7 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert point.timestamp == given.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
     page = artifact(run.run_id, "report.html").decode()
-    words = "largest score of a column: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
+    words = "largest score of a column, in SD: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
     assert f"<img alt='{words}'" in page
     assert "<title>whole, daily, 2013-07-01/2013-07-02</title></head>" in page
     assert "name='viewport'" in page

@@ -144,13 +144,26 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> 
 
     page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
 
-    heads = ["since the window of", "in a row", "value", "threshold", "change", "reason"]
+    heads = ["since the window of", "in a row", "measure", "value", "threshold", "change", "reason"]
     assert "".join(f"<th>{head}" for head in heads) in page in page
     rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
-    assert f"wind|{check}|drift|29 June 2013|3|6|3|{change}|on 500 rows" in rows
-    assert "calm|distribution|no drift|||1|3||" in rows
+    assert f"wind|{check}|drift|29 June 2013|3||6|3|{change}|on 500 rows" in rows
+    assert "calm|distribution|no drift|||Wasserstein distance|1 SD|3 SD||" in rows
+    assert mentions(page, "SD: standard deviations")
     calm = build_report(result_of(calm=1.0))["report.html"]
     assert not any(name in calm for name in ("since the window", "in a row", "<th>change"))
+
+
+def test_an_exact_check_has_no_value_and_no_threshold_and_a_latency_is_in_seconds() -> None:
+    gone = Finding("wind", "presence", "drift", "not in the window", 1.0, 0.0)
+    slow = Finding("p99", "criterion", "violated", "2 % took longer", 0.31, 0.25, unit="s")
+
+    page = str(build_report(result_of(findings=(gone, slow)))["report.html"])
+
+    rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
+    assert "wind|presence|drift|–|–|not in the window" in rows
+    assert "p99|criterion|violated|0.31 s|0.25 s|2 % took longer" in rows
+    assert "SD: standard" not in page
 
 
 def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:

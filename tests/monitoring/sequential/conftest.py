@@ -36,9 +36,7 @@ def rows_of(day: int) -> dict[str, Any]:
     }
 
 
-def reference_of(
-    days: int = REFERENCE_DAYS, length_us: int = DAY_US, left_out: Collection[int] = ()
-) -> DriftReference:
+def reference_of(days: int = REFERENCE_DAYS, length_us: int = DAY_US, left_out: Collection[int] = ()) -> DriftReference:
     """Return the reference of the first `days`, except those that are `left_out`."""
     kept = [day for day in range(days) if day not in left_out]
     table = pa.concat_tables([pa.table(rows_of(day)) for day in kept])

@@ -1,12 +1,13 @@
 """What a reference can keep: its number of windows, its season, its correlation, and its own alarms."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries, ReferenceLevels
 from mlflow_deploy_plugin.runtime.feeds import Array
@@ -39,6 +40,20 @@ def test_a_reference_of_ten_days_is_refused_with_what_works() -> None:
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
     assert mentions(refused.value.message, "false_per_year", "20 windows", "10", "every=12h")
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"), [("training", "event_time="), ("dataset:rows.csv", "the column _event_time")]
+)
+def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(source: str, remedy: str) -> None:
+    timed = reference_of(40)
+    untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
+
+    with pytest.raises(InvalidConfig) as refused:
+        budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
+
+    assert mentions(refused.value.message, "false_per_year", source, "no event times", remedy)
+    assert "longer" not in refused.value.message
 
 
 def test_the_proposed_windows_are_enough() -> None:

@@ -27,6 +27,7 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
     verdict = stream.judge(range(20, 32), warmer)
     finding = verdict.findings[0]
     assert (finding.subject, finding.check, finding.state) == ("temp", "shift", "drift")
+    assert (finding.measure, finding.value_text) == ("mean", f"{finding.value:+.4g} SD")
     assert finding.value == pytest.approx(3, abs=1)
     assert "higher" in finding.change
     start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
@@ -72,7 +73,9 @@ def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_
 
     chart = verdict.charts[0]
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
-    judged, others = ([chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False))
+    judged, others = (
+        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False)
+    )
     assert np.mean(judged) - np.mean(others) == pytest.approx(1.5, abs=0.5)
 
 
@@ -86,21 +89,37 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "subject", "words"),
+    ("change", "subject", "words", "measure"),
     [
-        (lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])}, "carrier", "UA"),
-        (lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])}, "delay", "missing"),
-        (lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])}, "temp", "missing"),
-        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider"),
+        (
+            lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])},
+            "carrier",
+            "UA",
+            "share of 'UA'",
+        ),
+        (
+            lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])},
+            "delay",
+            "missing",
+            "share of missing values",
+        ),
+        (
+            lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])},
+            "temp",
+            "missing",
+            "share of missing values",
+        ),
+        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "logarithm of the deviation"),
     ],
 )
 def test_shares_missing_values_and_spreads_are_followed_too(
-    stream: Stream, change: Any, subject: str, words: str
+    stream: Stream, change: Any, subject: str, words: str, measure: str
 ) -> None:
     stream.judge(range(10))
     finding = stream.judge(range(10, 35), change).findings[0]
     assert finding.subject == subject
     assert mentions(finding.change, words)
+    assert finding.measure == measure
 
 
 def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:

@@ -216,7 +216,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         name_in_messages = f"the captured rows of {log_reference.span}"
         rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
     elif kind == "dataset":
-        (rows,) = load_datasets([rest], lambda: column_types(request, model, version))
+        (rows,) = load_datasets([rest], lambda: column_types(request, model, version), request.exclude)
     else:
         state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
         rows = load_training_rows(state_dir, model, version, cache)

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,7 +149,7 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
 
 
 def load_datasets(
-    uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict
+    uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict, exclude: Collection[str] = ()
 ) -> list[ReferenceRows]:
     """Return the rows of datasets: Parquet or CSV files, or folders of such files. Of more than `MAX_ROWS` rows, a
     uniform sample is returned. The event times are in `_event_time`, otherwise in the only column of times or dates.
@@ -158,6 +158,7 @@ def load_datasets(
         uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
         known_types: returns the known types of CSV columns. Other CSV columns have the type of the column in a Parquet
             dataset among the `uris`, otherwise the type that is inferred from the texts of all datasets.
+        exclude: columns that are not the event times.
 
     Raises NotFound, InvalidConfig if a dataset cannot be read or has several time columns, and RegistryUnavailable.
     """
@@ -168,7 +169,7 @@ def load_datasets(
         typed = typed_tables([datasets[index].table for index in texts], {**known, **known_types()})
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
-    return [dataset.reference_rows() for dataset in datasets]
+    return [dataset.reference_rows(exclude) for dataset in datasets]
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
@@ -188,12 +189,12 @@ class _Dataset:
     rows: int
     is_text: bool
 
-    def reference_rows(self) -> ReferenceRows:
+    def reference_rows(self, exclude: Collection[str]) -> ReferenceRows:
         name_in_messages, table = self.shown, self.table
         if not len(table):
             raise InvalidConfig(f"{name_in_messages} has no rows")
         with _reading(name_in_messages):
-            name = _time_column(table, name_in_messages)
+            name = _time_column(table, name_in_messages, exclude)
             times = event_times(table, name) if name else None
         if times is not None and name != EVENT_TIME:
             table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
@@ -272,11 +273,13 @@ def _open_parquet(path: Path) -> pa_dataset.Dataset:
     return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**options))
 
 
-def _time_column(table: pa.Table, shown: str) -> str:
-    """Return the name of the event time column; empty if the table has none."""
+def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
+    """Return the name of the event time column, which is not in `exclude`; empty if the table has none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
-    names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    names = [name for name in times if name not in exclude]
     if len(names) > 1:
-        raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): rename one to {EVENT_TIME}")
+        remedy = f"rename one to {EVENT_TIME}, or exclude the others (onnxserve drift run --exclude)"
+        raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): {remedy}")
     return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""
