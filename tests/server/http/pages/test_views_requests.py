@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromi
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
-from tests.support.servers import Running, gunicorn, ping, variant
+from tests.support.servers import Running, gunicorn, ping, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
@@ -423,3 +424,32 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
         page.get_by_role("link", name="the whole server").click()
         expect(page.get_by_role("columnheader", name="Endpoint")).to_be_visible()
     assert complaints == []
+
+
+@pytest.mark.long
+@NEEDS_CHROMIUM[0]
+@NEEDS_CHROMIUM[1]
+def test_a_business_id_that_is_typed_into_the_form_of_a_table_or_a_tensor_finds_the_request(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    folders = {"flights": model_folders["mixed"], "digits": page_models.digits_model(tmp_path / "digits")}
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    want(state_dir, 1, {name: {"v": variant(folder)} for name, folder in folders.items()}, keys=("ticket",))
+    write_spec(state_dir, "flights", ServerSpec())
+    with gunicorn(state_dir) as server, chromium() as browser:
+        page: Any = browser.new_page()
+        for endpoint in folders:
+            page.goto(f"{server.url}/endpoints/{endpoint}")
+            page.get_by_label("ticket").fill(f"of-{endpoint}")
+            page.get_by_role("button", name="Predict").click()
+            expect(page.locator("#told-headers")).to_contain_text("Prediction id")
+            wait_until_shared(server, 1, endpoint)
+            page.goto(f"{server.url}/endpoints/{endpoint}/requests")
+            page.get_by_label("Business id").fill(f"of-{endpoint}")
+            page.get_by_role("button", name="Find").click()
+            expect(page.locator("dl.ids")).to_have_text(re.compile(rf"ticket\s*of-{endpoint}"))
+            page.get_by_label("Business id").fill("of-another")
+            page.keyboard.press("Enter")
+            expect(page.locator(".empty")).to_be_visible()
+            assert accessibility_findings(page) == []
