@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from math import inf
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.gate.verdict import report_templates
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import console_page
@@ -26,25 +27,18 @@ from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, run_of_model
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, without_step_events
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 _SECTIONS = {
-    "model_details.purpose": "a description in MLflow's UI",
-    "model_details.origin": "",
-    "model_details.data": "`log_model` with `reference_data`",
-    "quantitative_analysis.parity": "`onnxserve wrap {0}`",
-    "quantitative_analysis.gate": "`onnxserve gate {1}`",
-    "quantitative_analysis.robustness": "`onnxserve robustness {0} --data FILE --target COLUMN --log`",
-    "quantitative_analysis.segments": "a monitor with the field `segments`",
-    "quantitative_analysis.explanations": "`onnxserve explain {0} --data reference --log`",
-    "considerations.approvals": "`onnxserve promote {1} --to @champion --request`",
-    "considerations.deployments": "`onnxserve promote {1} --to @champion`",
-    "considerations.monitors": "`onnxserve monitor add`",
+    "model_details": ("purpose", "origin", "data", "signature"),
+    "quantitative_analysis": ("metrics", "parity", "gate", "robustness", "segments", "explanations"),
+    "considerations": ("approvals", "deployments", "monitors"),
 }
-"""Each group and section, with the command that records its facts: {0} is the URI, {1} the name and the version."""
+"""The sections of each group. Each section is a method of `_Facts`."""
+_OWN_METRICS = "onnxserve."
 _LINEAGE = (tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, tags.PARENT_TAG, tags.CAUSE_TAG)
 
 
@@ -64,7 +58,7 @@ Sections = Mapping[str, Sequence[Statement]]
 
 @dataclass(frozen=True)
 class VersionCard:
-    """The statements about a version by group and section. A section without facts has a statement about this."""
+    """The statements about a version by group and section. A section without facts is left out."""
 
     name: str
     version: str
@@ -94,23 +88,24 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     # A deleted version may have had the same number.
     own = (event for event in store.events(model=record.name) if event.at >= record.created_at)
     facts = _Facts(record, run, without_step_events([event for event in own if event.version == record.version]))
-    for key, remedy in _SECTIONS.items():
-        group, _, section = key.partition(".")
-        statements = groups.setdefault(group, {}).setdefault(section, [])
-        try:
-            with registry_errors(f"the {section} of {record.uri}"):
-                statements.extend(getattr(facts, section)())
-        except MALFORMED as error:  # A user may have written the tags and the files of a run.
-            statements.append(facts.in_registry(f"A record about {section} cannot be understood: {error!r}"))
-        if not statements:
-            command = remedy.format(quote(record.uri), f"{quote(record.name)} {record.version}")
-            statements.append(facts.in_registry(f"No record about {section} exists; {command} creates a record"))
+    for group, sections in _SECTIONS.items():
+        found = {section: facts.statements(section) for section in sections}
+        groups[group] = {section: statements for section, statements in found.items() if statements}
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
 def _statement(text: str, kind: Literal["registry", "run", "tag", "event"], source: str, url: str) -> Statement:
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
     return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", kind, source, shown)
+
+
+def _column_text(entry: Mapping[str, Any]) -> str:
+    """Return an entry of MLflow's signature: `age (long, optional)`, or `float32 [-1, 4]` for a tensor without name."""
+    tensor = entry.get("tensor-spec")
+    kind = f"{tensor.get('dtype')} {tensor.get('shape')}" if tensor else str(entry.get("type"))
+    if not entry.get("required", True):
+        kind += ", optional"
+    return f"{entry['name']} ({kind})" if entry.get("name") else kind
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
@@ -126,6 +121,16 @@ class _Facts:
     record: VersionRecord
     run: LoggedRun | None
     events: Sequence[AuditEvent]
+
+    def statements(self, section: str) -> list[Statement]:
+        """Return the statements of a section, and a statement about a record that cannot be understood."""
+        statements: list[Statement] = []
+        try:
+            with registry_errors(f"the {section} of {self.record.uri}"):
+                statements.extend(getattr(self, section)())
+        except MALFORMED as error:  # A user may have written the tags and the files of a run.
+            statements.append(self.in_registry(f"A record about {section} cannot be understood: {error!r}"))
+        return statements
 
     def in_registry(self, text: str) -> Statement:
         return _statement(text, "registry", self.record.uri, self.record.url)
@@ -184,25 +189,64 @@ class _Facts:
             yield self.in_registry(f"The description of the version is: {own}")
 
     def origin(self) -> Statements:
-        record, run = self.record, self.record.run
+        record = self.record
         copied = record.original and f", as a copy of {record.original}"
-        yield self.in_registry(f"The version was registered on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}")
+        people = [event.actor for event in self.events if event.action == "register"]
+        people += [record.registered_by] if record.registered_by else []
+        by = f" by {people[0]}" if people else ""
+        yield self.in_registry(f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}")
         if reason := record.missing.get("model"):
             yield self.in_registry(f"The model cannot be read: {reason}")
         yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
-        if run:
+        yield from self.algorithm()
+        if run := record.run:
             params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
-            text = f"The run {run.tags.get('mlflow.runName')} of {run.started_at:%Y-%m-%d} logged the model"
+            user = run.tags.get("mlflow.user")
+            who = f" of {user}" if user else ""
+            text = f"The run {run.tags.get('mlflow.runName')}{who} of {run.started_at:%Y-%m-%d} logged the model"
             yield self.in_run(f"{text} with the parameters: {params}")
         if record.git_commit:
             dirty = " with uncommitted changes" if record.section.get("provenance", {}).get("git_dirty") else ""
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
+    def algorithm(self) -> Statements:
+        """Yield the class of the model, and the framework. MLflow's autologging tags the run with the class."""
+        section, run = self.record.section, self.record.run
+        framework = " ".join(str(section[name]) for name in ("framework", "framework_version") if section.get(name))
+        algorithm = section.get("provenance", {}).get("algorithm")
+        if not algorithm and run is not None:
+            algorithm = run.tags.get("estimator_class")
+        if algorithm and framework:
+            yield self.in_registry(f"The algorithm is {algorithm} of {framework}")
+        elif algorithm or framework:
+            yield self.in_registry(f"The algorithm is {algorithm or framework}")
+
     def data(self) -> Statements:
-        of_run = self.record.run.datasets if self.record.run else {}
+        run = self.record.run
+        of_run = run.datasets if run else {}
         for name, digest in self.record.datasets.items():
             state = self.in_run if name in of_run else self.in_registry
-            yield state(f"The dataset {name} has the digest {digest}")
+            rows = run.dataset_rows.get(name) if run else None
+            counted = "" if rows is None else f" and {rows:,} rows"
+            yield state(f"The dataset {name} has the digest {digest}{counted}")
+        reference = self.record.section.get("reference") or {}
+        if reference.get("rows"):
+            begin, end = (str(reference.get(name) or "") for name in ("begin", "end"))
+            dates = f", from {format_time(begin)} to {format_time(end)} UTC" if begin and end else ""
+            yield self.in_registry(f"The reference for monitors has {int(reference['rows']):,} rows{dates}")
+
+    def signature(self) -> Statements:
+        for side, columns in groupby(self.record.signature.items(), lambda item: item[0].partition(" ")[0]):
+            entries = [json.loads(text) for _, text in columns]
+            named = [_column_text(entry) for entry in entries]
+            yield self.in_registry(f"The {side} are: {join_names(named)}")
+
+    def metrics(self) -> Statements:
+        if run := self.record.run:
+            own = {name: value for name, value in run.metrics.items() if not name.startswith(_OWN_METRICS)}
+            if own:
+                measured = join_names(f"{name} {value:.6g}" for name, value in own.items())
+                yield self.in_run(f"The metrics of the run {run.tags.get('mlflow.runName')} are: {measured}")
 
     def parity(self) -> Statements:
         yield from self.in_tags(tags.FALLBACK_TAG)
@@ -217,9 +261,21 @@ class _Facts:
         if gate := self.record.gate:
             text = f"The verdict of the gate on {gate.judged} is {gate.status.state or 'not valid'}"
             yield _statement(f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url)
+            yield from self.verdict_of_served()
         yield from self.in_gate()
         if reason := self.record.missing.get("gate report"):
             yield self.in_registry(f"The report of the gate cannot be read: {reason}")
+
+    def verdict_of_served(self) -> Statements:
+        """Yield the verdict on the other version in the first gated alias or stage that has one."""
+        name, version = self.record.name, self.record.version
+        for place in choose_policy(name, None).policy.gated_places:
+            served = version_at(name, place, exclude=version)
+            if served is not None:
+                status = served.gate_status
+                text = f"The verdict of the gate on the served version {served.version} in {place} is"
+                yield self.in_registry(f"{text} {status.state or 'missing'}: {status.reason}")
+                return
 
     def robustness(self) -> Statements:
         yield from self.in_gate("robustness", "disturbances")

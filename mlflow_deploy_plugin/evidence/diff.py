@@ -17,8 +17,8 @@ Trend = Literal["better", "worse", ""]
 
 _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
 _LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"))
-"""The words in the name of a metric, such as `val_loss`, that tell its direction. A lower value is better if the name
-has words of both sets, such as `brier_score`."""
+"""The words in the name of a metric, such as `val_loss`, that have a known direction. A lower value is better if the
+name has words of both sets, such as `brier_score`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
         "parameters": run.params if run else {},
         "data": record.datasets,
-        "code": {"git commit": record.git_commit or None, "uncommitted changes": provenance.get("git_dirty")},
+        "code": {
+            "algorithm": provenance.get("algorithm"),
+            "git commit": record.git_commit or None,
+            "uncommitted changes": provenance.get("git_dirty"),
+        },
         "signature": record.signature,
         "parity": {name: value for name, value in parity.items() if name != "outputs"}
         | {

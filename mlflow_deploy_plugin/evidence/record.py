@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -43,7 +44,8 @@ FetchFile = Callable[[str, Path, str], Path]
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The run that logged the version. `datasets` has the digest of each dataset by its name."""
+    """The run that logged the version. `datasets` has the digest of each dataset by its name, and `dataset_rows` the
+    number of rows of each dataset whose profile has the number."""
 
     run_id: str
     started_at: datetime
@@ -51,6 +53,7 @@ class RecordedRun:
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     datasets: Mapping[str, str]
+    dataset_rows: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class VersionRecord:
 
     Attributes:
         uri / url: the address models:/NAME/VERSION, and the URL of the version's page or an empty text.
+        registered_by: the account that registered the version, if the registry has recorded it; otherwise empty.
         original: the version that this version is a copy of, such as models:/X/7; empty for any other version.
         mlmodel / signature: the content of the MLmodel file, and the type of each input, output and parameter.
         requirements / environment: the versions of the packages for serving, and of all packages of the training.
@@ -86,6 +90,7 @@ class VersionRecord:
     description: str
     tags: Mapping[str, str]
     created_at: datetime
+    registered_by: str
     original: str
     run: RecordedRun | None
     mlmodel: Mapping[str, Any]
@@ -162,6 +167,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             description=entry.description or "",
             tags=entry.tags,
             created_at=_time(entry.creation_timestamp),
+            registered_by=entry.user_id or "",
             original="" if original is entry else _uri(original),
             run=attempt("run", partial(_training_run, run_id, client), None),
             mlmodel=mlmodel,
@@ -233,8 +239,25 @@ def _training_run(run_id: str, client: Any) -> RecordedRun:
     if not run_id:
         raise NotFound("the version does not name a run")
     run = client.get_run(run_id)
-    data, datasets = run.data, {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
-    return RecordedRun(run_id, _time(run.info.start_time), data.params, data.metrics, data.tags, datasets)
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs]
+    counts = {dataset.name: _rows_of(dataset.profile) for dataset in datasets}
+    return RecordedRun(
+        run_id=run_id,
+        started_at=_time(run.info.start_time),
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+        datasets={dataset.name: dataset.digest for dataset in datasets},
+        dataset_rows={name: count for name, count in counts.items() if count is not None},
+    )
+
+
+def _rows_of(profile: str | None) -> int | None:
+    """Return the number of rows in the profile of an MLflow dataset; None if the profile has no such number."""
+    with suppress(ValueError, AttributeError):
+        count = json.loads(profile or "{}").get("num_rows")
+        return count if isinstance(count, int) else None
+    return None
 
 
 def _gate(entry: "ModelVersion") -> GateEvidence:

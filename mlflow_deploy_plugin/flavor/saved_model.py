@@ -15,6 +15,7 @@ import mlflow.utils.environment as environment
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from mlflow import pyfunc
@@ -119,7 +120,11 @@ def save_model(
     proofs: dict[str, object] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
     if wrapped.reference is not None:
         pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
-        proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
+        proofs["reference"] = {
+            "data": REFERENCE_FILE,
+            "rows": wrapped.reference.num_rows,
+            **_event_times(wrapped.reference),
+        }
     if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
         proofs["refused"] = refused
     learned = wrapped.converted.boundary_values.categories.items()
@@ -144,6 +149,14 @@ def save_model(
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+
+
+def _event_times(reference: pa.Table) -> dict[str, str]:
+    """Return the first and the last event time of the reference in ISO 8601; empty without event times."""
+    if EVENT_TIME not in reference.column_names:
+        return {}
+    ends = pc.min_max(reference[EVENT_TIME]).as_py()
+    return {name: ends[end].isoformat() for name, end in (("begin", "min"), ("end", "max")) if ends[end] is not None}
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:

@@ -76,9 +76,18 @@ def wrap(
         example=None if first is None else first.unnamed,
         data=judged,
         reference=sample,
-        provenance=saved_model.provenance_section(judged, lock),
+        provenance={**saved_model.provenance_section(judged, lock), "algorithm": _algorithm(model)},
         lock=lock,
     )
+
+
+def _algorithm(model: TrainedModel) -> str:
+    """Return the class of the model, with the classes of the steps of a scikit-learn pipeline."""
+    name = type(model).__name__
+    steps = getattr(model, "steps", None)
+    if not isinstance(steps, list):
+        return name
+    return f"{name}({', '.join(_algorithm(step) for _, step in steps)})"
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:

@@ -36,10 +36,12 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 SECTIONS = {
-    "model_details": ["purpose", "origin", "data"],
-    "quantitative_analysis": ["parity", "gate", "robustness", "segments", "explanations"],
+    "model_details": ["purpose", "origin", "data", "signature"],
+    "quantitative_analysis": ["metrics", "parity", "gate", "robustness", "segments", "explanations"],
     "considerations": ["approvals", "deployments", "monitors"],
 }
+
+BARE = {"model_details": ["origin", "signature"], "quantitative_analysis": ["parity"], "considerations": []}
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             client.create_registered_model("toy", {"onnxserve.gate.policy": policy}, "Predicts toys.")
             with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
                 mlflow.log_param("C", 1.0)
+                mlflow.log_metric("accuracy", 0.875)
+                mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
                 model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
-                onnxserve.log_model(model, "model", registered_model_name="toy", input_example=rows[[*COLUMNS]])
+                dated = rows[[*COLUMNS]].assign(day=pd.date_range("2013-01-01", "2013-12-31", len(rows)))
+                onnxserve.log_model(model, "model", registered_model_name="toy", input_example=dated, event_time="day")
             client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
             onnxserve.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
             onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
@@ -179,8 +184,14 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert (card.name, card.version) == ("toy", "1")
     assert mentions(texts(card, "purpose"), "Predicts toys")
     assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
-    (dataset,) = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
-    assert mentions(texts(card, "data"), dataset.dataset.digest)
+    assert mentions(texts(card, "origin"), "registered by anonymous@127.0.0.1", "LogisticRegression of sklearn")
+    datasets = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
+    for entry in datasets:
+        assert mentions(texts(card, "data"), f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows")
+    assert mentions(texts(card, "data"), "400 rows, from 2013-01-01 to 2013-12-31")
+    assert mentions(texts(card, "signature"), *(f"{name} (double)" for name in COLUMNS), "int64 [-1]")
+    assert mentions(texts(card, "metrics"), "accuracy 0.875")
+    assert "onnxserve.parity" not in texts(card, "metrics")
     assert mentions(texts(card, "parity"), "proven", "probabilities")
     assert mentions(texts(card, "gate"), "passed", "evaluation", "budget")
     assert mentions(texts(card, "robustness"), "noise", "1.0", "600 rows")
@@ -189,22 +200,29 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "approvals"), "eva", "ada", "request", "approve", "well done")
     assert mentions(texts(card, "deployments"), "promote", "version 1 in @champion")
     assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
-    assert "No record" not in json.dumps([statement.text for _, statement in statements(card)])
 
 
-def test_a_bare_version_lists_the_missing_records_and_the_commands_that_create_them(registry: Registry) -> None:
+def test_sections_without_records_are_left_out(registry: Registry, tmp_path: Path) -> None:
     registry.register("bare")
     card = make_card("models:/bare/1", registry.store)
-    assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
-    for section, command in {
-        "gate": "onnxserve gate bare 1",
-        "robustness": "onnxserve robustness models:/bare/1",
-        "explanations": "onnxserve explain models:/bare/1",
-        "approvals": "onnxserve promote bare 1 --to @champion --request",
-        "monitors": "onnxserve monitor add",
-    }.items():
-        assert mentions(texts(card, section), section, command)
+    assert {group: [*getattr(card, group)] for group in SECTIONS} == BARE
     assert {statement.url for _, statement in statements(card)} == {""}  # A database has no pages.
+    card.write(tmp_path / "out")
+    text = Page((tmp_path / "out" / "model_card.html").read_text()).texts
+    assert ("Model details" in text, "Considerations" in text, "No record" in text) == (True, False, False)
+
+
+def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Registry) -> None:
+    registry.register("pair")
+    registry.client.create_model_version("pair", (registry.folder / "model").as_uri())
+    registry.client.set_registered_model_alias("pair", "champion", "1")
+    for version, state in (("1", "passed"), ("2", "failed")):
+        for name, value in (("", state), (".reason", f"the reason of {version}"), (".digest", "a digest")):
+            registry.client.set_model_version_tag("pair", version, f"onnxserve.gate{name}", value)
+    own, served = texts(make_card("models:/pair/2", registry.store), "gate").splitlines()[:2]
+    assert mentions(own, "models:/pair/2 is failed", "the reason of 2")
+    assert mentions(served, "served version 1 in @champion is passed", "the reason of 1")
+    assert "served" not in texts(make_card("models:/pair/1", registry.store), "gate")
 
 
 def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> None:
@@ -229,7 +247,7 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: 
     registry.register("shared", run_id)
     report = {"model": "models:/shared/2", "rows": 7, "importance": [{"column": "a", "mean_abs": 1.0}]}
     registry.client.log_dict(run_id, report, "explain/explain.json")
-    assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "No record")
+    assert texts(make_card("models:/shared/1", registry.store), "explanations") == ""
     registry.client.log_dict(run_id, {**report, "model": "models:/shared/1"}, "explain/explain.json")
     assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "7 predictions", "a 1")
     registry.client.copy_model_version("models:/shared/1", "copied")
@@ -279,7 +297,7 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     assert done.exit_code == 0, done.output
     assert mentions(done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json")
     document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
-    assert {group: [*document[group]] for group in SECTIONS} == SECTIONS
+    assert {group: [*document[group]] for group in SECTIONS} == BARE
     assert datetime.fromisoformat(document["created_at"]) >= before
     page = Page((registry.folder / "toy-1-card" / "model_card.html").read_text())
     written = [entry["text"] for group in SECTIONS for entries in document[group].values() for entry in entries]

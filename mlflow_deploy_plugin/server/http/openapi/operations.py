@@ -255,7 +255,10 @@ TRY_PAGE = Operation(
 DOCS_PAGE = Operation("This document as a page", PAGES, HTML)
 ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
 ENDPOINT_DOCS_PAGE = _readable("The requests and responses of the endpoint as a page", PAGES, HTML)
-_REQUESTS: Bodies = {**HTML, JSON: _object_of("requests", requests="array", shows_values="boolean", status="string")}
+_REQUESTS: Bodies = {
+    **HTML,
+    JSON: _object_of("requests", requests="array", shows_values="boolean", status="string", find="string"),
+}
 REQUESTS_PAGE = Operation("The last requests to the server, as a page or as JSON", PAGES, _REQUESTS)
 ENDPOINT_REQUESTS_PAGE = _readable("The last requests to the endpoint, as a page or as JSON", PAGES, _REQUESTS)
 STYLESHEET = Operation("The style sheet of the pages", PAGES, {"text/css": STRING})

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_text, to_log_columns
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
@@ -33,7 +34,7 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequest
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.spool.reader import read_last_batches
+from mlflow_deploy_plugin.spool.reader import CapturedBatch, read_last_batches
 from mlflow_deploy_plugin.statedir.files import SPOOL
 from mlflow_deploy_plugin.version import __version__
 
@@ -64,6 +65,7 @@ _MOST_REQUESTS, _MOST_COLUMNS, _MOST_CHARACTERS, _MOST_NUMBERS = 100, 100, 200, 
 """Limits of the page Requests: requests, columns per request, characters per value, and numbers per tensor."""
 _MOST_SEGMENTS, _TAIL_BYTES = 16, 1024 * 1024
 """The page reads the newest segments, and decodes only their ends. Earlier requests are shown without values."""
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _read_file = cache(Path.read_bytes)
 
 
@@ -80,7 +82,8 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
 
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
-    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories})
+    keys = subject.variant.capture.keys
+    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories}, keys)
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
     page_data = {
         "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
@@ -146,8 +149,8 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     """Return the last requests to the endpoint (None: to the server) as a page; as JSON if text is not accepted.
 
     Values, predictions and messages of failed predictions are read from the spool, which has only data that `capture`
-    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. Raises
-    the errors of `Repository.find`.
+    permits. Strangers see neither these data nor paths nor ids. `?status` is a status, or a class such as 4xx. `?find`
+    is a business id, a prediction id or the beginning of an event time. Raises the errors of `Repository.find`.
     """
     if endpoint is not None:
         server.repository.find(endpoint)
@@ -155,12 +158,19 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     with suppress(OnnxserveError):
         check_same_site(request, server.spec)
         shows_values = shows_values or not server.spec.insecure
-    status = parse_qs(request.query).get("status", [""])[-1]
+    query = parse_qs(request.query)
+    status = query.get("status", [""])[-1]
+    find = query.get("find", [""])[-1].strip() if shows_values else ""
     recent = [row for row in server.recent.read() if endpoint in (None, row[0][1])]
-    newest = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))][:_MOST_REQUESTS]
-    captured = _captured_values(server, {row[4].encode() for row in newest}) if shows_values else {}
-    rows = [_request_row(row, captured.get(row[4].encode(), {}), shows_values) for row in newest]
-    document = {"requests": rows, "shows_values": shows_values, "status": status}
+    recent = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))]
+    if not find:
+        recent = recent[:_MOST_REQUESTS]
+    captured = _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
+    if find:
+        found = {prediction_id for prediction_id, one in captured.items() if one.is_found(find)}
+        recent = [row for row in recent if row[4] == find or row[4].encode() in found]
+    rows = [_request_row(row, captured.get(row[4].encode()), shows_values) for row in recent[:_MOST_REQUESTS]]
+    document = {"requests": rows, "shows_values": shows_values, "status": status, "find": find}
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
     subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
@@ -168,12 +178,41 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
 
 
-def _request_row(recent: RecentRequest, values: Mapping[str, str | None], shows_values: bool) -> dict[str, Any]:
-    """Return a request as JSON; `values` is its first row from `_captured_values`, or empty."""
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A captured request.
+
+    Attributes:
+        event_time: the time that the caller has sent, in microseconds since 1970 (UTC); None if it has sent no time.
+        values: the first row, as short texts by column of the log.
+        keys: the values of the business ids by column, one per row.
+    """
+
+    event_time: int | None
+    values: Mapping[str, str | None]
+    keys: Mapping[str, Array]
+
+    def is_found(self, text: str) -> bool:
+        """Return True if the text is one of the business ids, or the beginning of the event time (at least a day)."""
+        event = "" if self.event_time is None else _time_text(self.event_time)
+        if _DAY.match(text) and event.startswith(text.rstrip("Z").replace(" ", "T")):
+            return True
+        return any(text in map(as_text, array.flat) for array in self.keys.values())
+
+
+def _time_text(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
+
+
+def _request_row(recent: RecentRequest, captured: _Captured | None, shows_values: bool) -> dict[str, Any]:
+    """Return a request as JSON, with the first row of a captured request."""
     (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
+    captured = captured or _Captured(None, {}, {})
+    values = captured.values
     outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
     return {
-        "time": datetime.fromtimestamp(arrived / 1e6, UTC).isoformat(timespec="milliseconds"),
+        "time": _time_text(arrived),
+        "event_time": "" if captured.event_time is None else _time_text(captured.event_time),
         "status": status,
         "milliseconds": round(seconds * 1000, 3),
         "endpoint": endpoint,
@@ -184,30 +223,41 @@ def _request_row(recent: RecentRequest, values: Mapping[str, str | None], shows_
         "prediction_id": prediction_id if shows_values and (values or not code) else "",
         "error_code": code,
         "message": (message or values.get("_message") or "") if shows_values else "",
+        "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
         "values": {} if code else {name: text for name, text in values.items() if name not in outputs},
         "predictions": outputs,
     }
 
 
-def _captured_values(server: Server, ids: set[bytes]) -> dict[bytes, dict[str, str | None]]:
-    """Return the first rows of the captured requests with these prediction ids, as short texts by column of the log."""
-    captured = {}
+def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
+    """Return the captured requests with these prediction ids."""
+    captured: dict[bytes, _Captured] = {}
     # A worker writes two segments at a time: the second is for its shadows.
     for segment in segments(server.repository.state_dir / SPOOL)[-min(2 * server.spec.workers, _MOST_SEGMENTS) :]:
         with suppress(OSError):  # The agent may have removed the segment.
             for batch in read_last_batches(segment, _TAIL_BYTES):
-                if batch.is_shadow or not batch.rows:
-                    continue
-                content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
-                columns, model = batch.outputs, batch.model
-                if not batch.is_failed:
-                    columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
-                for index, (begin, end) in enumerate(pairwise(bounds)):
-                    if content[begin:end] in ids:
-                        first = islice(columns.items(), _MOST_COLUMNS)
-                        captured[content[begin:end]] = {
-                            name: _short(array[index * batch.rows]) for name, array in first
-                        }
+                if not batch.is_shadow and batch.rows:
+                    captured |= _requests_of(batch, ids)
+    return captured
+
+
+def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
+    model, columns = batch.model, batch.outputs
+    if not batch.is_failed:
+        columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
+    keys = {name: columns[name] for name in model.keys if name in columns}
+    content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
+    is_dated = (batch.event_times != batch.received_times).tolist()
+    captured = {}
+    for index, (begin, end) in enumerate(pairwise(bounds)):
+        if content[begin:end] not in ids:
+            continue
+        first = index * batch.rows
+        captured[content[begin:end]] = _Captured(
+            event_time=int(batch.event_times[index]) if is_dated[index] else None,
+            values={name: _short(array[first]) for name, array in islice(columns.items(), _MOST_COLUMNS)},
+            keys={name: array[first : first + batch.rows] for name, array in keys.items()},
+        )
     return captured
 
 
@@ -297,6 +347,7 @@ class FormField:
         type: the type, or the dtype and shape, in technical terms; `words` describe it in plain words.
         is_nullable: True if an empty field is sent as null.
         choices: the categories of the column as texts; empty if they are unknown.
+        is_key: True for a column of `capture.keys`, which is sent with the inputs and not passed to the model.
     """
 
     id: str
@@ -310,16 +361,23 @@ class FormField:
     value: str
     choices: tuple[str, ...] = ()
     picture: ImageInput | None = None
+    is_key: bool = False
 
 
 def form_fields(
     schema: Schema,
     example: Example,
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
+    keys: Sequence[str] = (),
 ) -> list[FormField]:
-    """Return form fields in the signature's order, with the example's first row; `categories` are by column name."""
+    """Return form fields in the signature's order, with the example's first row, followed by the fields of the `keys`.
+
+    `categories` are by column name. A model whose signature is unknown has no fields.
+    """
+    key_fields = [_key_field(position, name) for position, name in enumerate(keys)]
     if not schema.columns:
-        return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+        fields = [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+        return fields + key_fields if fields else []
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
     kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
@@ -343,7 +401,22 @@ def form_fields(
                 choices=tuple(map(_field_text, categories.get(column.name, ()))),
             )
         )
-    return fields
+    return fields + key_fields
+
+
+def _key_field(position: int, name: str) -> FormField:
+    return FormField(
+        id=f"key-{position}",
+        name=name,
+        quoted_name=repr(name),
+        kind="string",
+        type="string",
+        words="business id, captured with the request and not passed to the model",
+        is_nullable=True,
+        is_required=False,
+        value="",
+        is_key=True,
+    )
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:

@@ -65,6 +65,17 @@ def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> No
     assert (field.value, field.is_nullable) == ("", True)
 
 
+@pytest.mark.parametrize("is_table", [True, False])
+def test_a_business_id_is_an_optional_text_after_the_inputs(is_table: bool) -> None:
+    columns = (Column("a", "double"),) if is_table else ()
+    tensors = () if is_table else (Tensor("x", "float32", (-1, 2)),)
+    inputs = (Input("a", "float64", (-1, 1), ("a",), None) if is_table else Input("x", "float32", (-1, 2)),)
+    schema = compile_schema(columns, tensors, inputs)
+    _, field = form_fields(schema, Example({}, 0, False), {}, ("ticket",))
+    assert (field.name, field.kind, field.is_key) == ("ticket", "string", True)
+    assert (field.value, field.is_required, field.is_nullable) == ("", False, True)
+
+
 def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() -> None:
     columns = (Column("carrier", "string"), Column("month", "long"), Column("note", "string"))
     inputs = tuple(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -28,7 +30,7 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromi
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
-from tests.support.servers import Running, gunicorn, ping, variant
+from tests.support.servers import Running, gunicorn, ping, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
@@ -53,8 +55,9 @@ def shown(server: Server, path: str = "/requests", **headers: str) -> list[dict[
     return rows
 
 
-def page(server: Server, path: str = "/requests", **headers: str) -> str:
-    response = ask(server, path, "GET", b"", **{**NAMED, "accept": "text/html", **headers})
+def page(server: Server, path: str = "/requests", query: str = "", **headers: str) -> str:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = handle(server, RawRequest("GET", path, {**NAMED, "accept": "text/html", **named}, b"", query=query))
     assert (response.status, response.content_type.partition(";")[0]) == (200, "text/html")
     assert "default-src 'self'" in response.headers["Content-Security-Policy"]
     return response.body.decode()
@@ -73,6 +76,52 @@ def test_a_prediction_is_shown_with_its_first_row(serve_here: Serve, flights: di
     assert 0 < row["milliseconds"] < (time.time() - before) * 1000
     for text in (page(server), page(server, "/endpoints/flights/requests")):
         assert mentions(text, "200", "1400.5", "invocations", f"onnxserve replay {row['prediction_id']}")
+
+
+def found(server: Server, find: str, path: str = "/requests", **headers: str) -> list[dict[str, Any]]:
+    request = RawRequest("GET", path, {**NAMED, "accept": "*/*", **headers}, b"", query=urlencode({"find": find}))
+    rows: list[dict[str, Any]] = json.loads(handle(server, request).body)["requests"]
+    return rows
+
+
+def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
+    serve_here: Serve, flights: dict[str, Any]
+) -> None:
+    server = serve_here(flights, keys=["ticket"])
+    handle(server, flight(ticket="006"))
+    dated = flight(rows=2, ticket="007")
+    dated.headers = {**dated.headers, "x-event-time": "2013-07-04T12:30:00Z"}
+    answered = handle(server, dated)
+    for _ in range(2 * 50):  # The page lists the last 100 requests.
+        handle(server, flight(distance="far"))
+    row = found(server, "007")[0]
+    assert (row["keys"], row["event_time"]) == ({"ticket": "007"}, "2013-07-04T12:30:00.000+00:00")
+    assert row["values"]["carrier"] == "AA"
+    own = [row["prediction_id"]]
+    assert own == [answered.headers["X-Prediction-Id"]]
+    for text in ("007", "2013-07-04", "2013-07-04 12:30", "2013-07-04T12:30:00Z", *own):
+        assert [one["prediction_id"] for one in found(server, text)] == own, text
+    for text in ("7", "2013", "2013-07-04 13", "008"):
+        assert found(server, text) == [], text
+    (other,) = found(server, "006", "/endpoints/flights/requests")
+    assert (other["keys"], other["event_time"]) == ({"ticket": "006"}, "")
+    html = page(server, query="find=007")
+    assert mentions(html, 'value="007"', "2013-07-04", "onnxserve log query NAME")
+    assert 'href="/requests?status=4xx&amp;find=007"' in html
+
+
+def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothing(
+    serve_here: Serve, flights: dict[str, Any]
+) -> None:
+    server = serve_here(flights, keys=["ticket"], mask=["ticket"])
+    handle(server, flight(ticket="secret"))
+    (row,) = shown(server)
+    hashed = row["keys"]["ticket"]
+    assert "secret" not in page(server)
+    assert (len(found(server, hashed)), found(server, "secret")) == (1, [])
+    stranger = {"host": "rebound.example"}
+    assert [one["keys"] for one in found(server, hashed, **stranger)] == [{}]  # The query is ignored.
+    assert "<form" not in page(server, **stranger)
 
 
 def test_a_plan_remembers_the_same_as_the_general_path(serve_here: Serve, flights: dict[str, Any]) -> None:
@@ -375,3 +424,32 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
         page.get_by_role("link", name="the whole server").click()
         expect(page.get_by_role("columnheader", name="Endpoint")).to_be_visible()
     assert complaints == []
+
+
+@pytest.mark.long
+@NEEDS_CHROMIUM[0]
+@NEEDS_CHROMIUM[1]
+def test_a_business_id_that_is_typed_into_the_form_of_a_table_or_a_tensor_finds_the_request(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    folders = {"flights": model_folders["mixed"], "digits": page_models.digits_model(tmp_path / "digits")}
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    want(state_dir, 1, {name: {"v": variant(folder)} for name, folder in folders.items()}, keys=("ticket",))
+    write_spec(state_dir, "flights", ServerSpec())
+    with gunicorn(state_dir) as server, chromium() as browser:
+        page: Any = browser.new_page()
+        for endpoint in folders:
+            page.goto(f"{server.url}/endpoints/{endpoint}")
+            page.get_by_label("ticket").fill(f"of-{endpoint}")
+            page.get_by_role("button", name="Predict").click()
+            expect(page.locator("#told-headers")).to_contain_text("Prediction id")
+            wait_until_shared(server, 1, endpoint)
+            page.goto(f"{server.url}/endpoints/{endpoint}/requests")
+            page.get_by_label("Business id").fill(f"of-{endpoint}")
+            page.get_by_role("button", name="Find").click()
+            expect(page.locator("dl.ids")).to_have_text(re.compile(rf"ticket\s*of-{endpoint}"))
+            page.get_by_label("Business id").fill("of-another")
+            page.keyboard.press("Enter")
+            expect(page.locator(".empty")).to_be_visible()
+            assert accessibility_findings(page) == []

@@ -34,8 +34,10 @@ function formBody() {
     const names = given.map(([field]) => JSON.stringify(field.name));
     return `{"dataframe_split": {"columns": [${names}], "data": [[${given.map(([, json]) => json)}]]}}`;
   }
-  if (values.length === 1) return `{"inputs": ${values[0][1]}}`;
-  return `{"inputs": {${values.map(([field, json]) => `${JSON.stringify(field.name)}: ${json}`)}}}`;
+  const tensors = values.filter(([field, json]) => !field.is_key || json !== "null");
+  if (tensors.length === 1) return `{"inputs": ${tensors[0][1]}}`;
+  // A tensor has one value per row, and so has a business id.
+  return `{"inputs": {${tensors.map(([field, json]) => `${JSON.stringify(field.name)}: ${field.is_key ? `[${json}]` : json}`)}}}`;
 }
 
 /** Returns the body of a request and its content type. */
@@ -111,7 +113,7 @@ function refuse(message) {
   if (!isByForm()) return;
   // The names precede the sent value, which may equal the name of another field.
   const subject = message.split(/, row \d+|: |; /)[0];
-  const named = page.fields.filter((field) => /^(the )?(column|tensor)/.test(message) && subject.includes(field.quoted_name));
+  const named = page.fields.filter((field) => /^(the )?(column|tensor|key)/.test(message) && subject.includes(field.quoted_name));
   const wrong = named.length === 0 && message.startsWith("the tensor") ? page.fields : named;
   for (const field of wrong) {
     element(field.id).setAttribute("aria-invalid", "true");
