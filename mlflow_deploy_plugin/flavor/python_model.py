@@ -24,13 +24,15 @@ import cloudpickle
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
 from mlflow.models.utils import _Example
 from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
 
-from mlflow_deploy_plugin.errors import ModelError, SchemaMismatch
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, column_values, unseen_category
+from mlflow_deploy_plugin.errors import ConversionError, ModelError, SchemaMismatch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, column_type, column_values, unseen_category
 from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel, call_original
 from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
@@ -45,6 +47,8 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 LogOptions: TypeAlias = dict[str, Any]
 """Keyword arguments for the `log_model` or `save_model` of an MLflow flavor."""
 _SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
+_COMPARED_ROWS = 10_000
+"""The rows of the example on which the answers for texts and for categories are compared."""
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
 """The module that saves and loads a network, by class name. Other networks, such as `torch.nn.Module`, are pickled."""
 
@@ -57,14 +61,21 @@ def log_as_pyfunc(
     others: list[ModelData],
     options: dict[str, Any],
 ) -> ModelInfo:
-    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a tag."""
-    rows = _first_rows(input_example)
-    arguments: LogOptions = {"input_example": rows}
-    if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
-        # Without a signature, MLflow would infer the outputs from `predict`.
-        options["signature"] = infer_signature(rows, model.predict_proba(rows))
+    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a tag.
+
+    The types of the columns in the signature come from all rows of the example. MLflow would read only the first rows.
+    """
+    example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
-    own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)
+    arguments: LogOptions = {"input_example": _first_rows(example)}
+    own = net_options(flavor, model, input_example, *others)
+    if own is None and isinstance(example, pd.DataFrame):
+        own = typed_columns_options(model, predict_fn, example)
+        arguments |= table_options(model, predict_fn, example)
+    rows = arguments["input_example"]
+    if rows is not None and predict_fn != "predict" and options["signature"] is None and "signature" not in arguments:
+        # Without a signature, MLflow would infer the outputs from `predict`.
+        arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
     if own is None:
         try:
             _Example(rows if rows is not None else {})
@@ -93,7 +104,19 @@ def log_as_pyfunc(
     info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
     if info.run_id:
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
+    if info.signature is None or info.signature.inputs is None:
+        _logger.warning(
+            "The model is logged without a signature, so its columns have no types, and the answer for a missing value "
+            "may depend on the other rows of the request: pass signature= or an input_example= that the model predicts"
+        )
     return info
+
+
+def _records_as_table(input_example: ModelData) -> ModelData:
+    """Return a list of records as a table, and other examples unchanged."""
+    if isinstance(input_example, list) and input_example and all(isinstance(row, dict) for row in input_example):
+        return pd.DataFrame(input_example)
+    return input_example
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
@@ -204,26 +227,69 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
-def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData) -> tuple[str, LogOptions] | None:
+def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration columns; None for other models."""
-    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
-    categories = {name: dtype for name, dtype in dtypes.items() if dtype.name == "category"}
-    durations = {name: dtype for name, dtype in dtypes.items() if dtype.kind == "m"}
-    if not categories and not durations:
+    rows = table.head(_COMPARED_ROWS) if isinstance(table, pd.DataFrame) else pd.DataFrame()
+    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.name == "category" or dtype.kind == "m"}
+    if not dtypes:
         return None
-    plain = rows.astype(dict.fromkeys(durations, str))
-    plain = plain.assign(**{name: column_values(rows[name]) for name in categories})
     try:
         answer = getattr(model, predict_fn)
         expected = answer(rows)
     except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
         return None
+    plain = _plain_columns(table)
     with suppress(Exception):  # A model may raise any error for unknown values.
-        if np.array_equal(answer(plain), expected):
+        if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
-    closed = [name for name in categories if _refuses(answer, rows, name)]
-    python_model = TypedColumnsModel(model, predict_fn, categories | durations, closed)
-    return "pyfunc", {"python_model": python_model, "input_example": plain}
+    closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, rows, name)]
+    return "pyfunc", {
+        "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
+        "input_example": plain.head(EXAMPLE_ROWS),
+        "signature": _table_signature(plain, expected),
+    }
+
+
+def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> LogOptions:
+    """Return example and signature of a table for MLflow. A model that cannot predict the rows has no signature."""
+    plain = _plain_columns(table)
+    rows = plain.head(EXAMPLE_ROWS)
+    try:
+        expected = getattr(model, predict_fn)(table.head(EXAMPLE_ROWS))
+    except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
+        return {"input_example": rows}
+    return {"input_example": rows, "signature": _table_signature(plain, expected)}
+
+
+def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with categories and durations in the form in which requests contain them."""
+    categories = {name: column_values(series) for name, series in table.items() if series.dtype.name == "category"}
+    durations = {name: str for name, series in table.items() if series.dtype.kind == "m"}
+    return table.astype(durations).assign(**categories) if categories or durations else table
+
+
+def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
+    """Return the signature with the types of all rows, as for an ONNX model. The table has no categories."""
+    is_flat = isinstance(prediction, np.ndarray) and prediction.ndim == 1
+    outputs = infer_signature(None, pd.Series(prediction) if is_flat else prediction).outputs
+    specs = [_column_spec(series) for _, series in table.items()]
+    if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
+        _logger.warning(
+            "The signature has no type for the columns %s, which mix types: requests in CSV are refused, and the "
+            "answer for a missing value may depend on the other rows of the request. Convert each column to one type",
+            untyped,
+        )
+    return ModelSignature(Schema(specs), outputs)
+
+
+def _column_spec(series: pd.Series) -> ColSpec:
+    """Return the type of a column by all its values. MLflow has more types than ONNX, such as dates and lists."""
+    try:
+        return ColSpec(DataType[column_type(series)], series.name)
+    except ConversionError:
+        kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
+    # MLflow refuses a missing list or object in a required column, but not a missing date.
+    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
 def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
@@ -249,14 +315,14 @@ def net_options(
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # The converter is from another distribution.
         return None
-    original, rows = converter.original_model(model), Batch(converter.read_batch(model, input_example))
-    head = slice(0, EXAMPLE_ROWS if rows.has_rows else None)
-    rows = rows.take(head)
-    if isinstance(rows.data, pd.DataFrame):
-        rows = Batch(rows.data.rename(columns=str))  # Signatures have strings as column names.
+    original, example = converter.original_model(model), Batch(converter.read_batch(model, input_example))
+    if isinstance(example.data, pd.DataFrame):
+        example = Batch(example.data.rename(columns=str))  # Signatures have strings as column names.
+    head = slice(0, EXAMPLE_ROWS if example.has_rows else None)
+    rows = example.take(head)
     answers = call_original(original, rows.data)
     prediction = next(iter(answers.values())) if len(answers) == 1 else answers
-    signature = rows.signature(prediction)
+    signature = (example if example.is_table else rows).signature(prediction)
     if not rows.is_table and (datasets := [data for data in others if data is not None]):
         more = [Batch(converter.read_batch(model, data)).take(head).tensors for data in datasets]
         what = "parity_data, reference_data"

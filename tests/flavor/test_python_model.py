@@ -1,5 +1,6 @@
 """Networks without an ONNX form that MLflow's flavors do not serve: several inputs or outputs, and programs."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+from tests.support.servers import gunicorn, one_endpoint
 
 if TYPE_CHECKING:
     import torch
@@ -175,3 +180,95 @@ def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor()
 
     assert typed_columns_options(torch.nn.Linear(1, 1), "predict", table) is None
     assert typed_columns_options(torch.nn.Linear(1, 1), "predict", ROWS) is None
+
+
+def _plans(kind: str) -> pd.DataFrame:
+    """Return a table whose text column is missing in its first five rows, and has missing values below."""
+    full = ["gold"] * 5 + ["silver", "gold", "gold"] * 5
+    late = [None] * 5 + ["gold", None, "silver"] * 5
+    columns = {
+        "texts": pd.Series(late),
+        "objects": pd.Series(late, dtype=object),
+        "objects with NaN": pd.Series(late, dtype=object).fillna(np.nan),
+        "categories": pd.Series(late).astype("category"),
+        "categories of objects": pd.Series(late, dtype=object).astype("category"),
+        "categories without gaps": pd.Series(full).astype("category"),
+    }
+    return pd.DataFrame({"plan": columns[kind], "visits": np.arange(20)})
+
+
+KINDS = ("texts", "objects", "objects with NaN", "categories", "categories of objects", "categories without gaps")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(kind: str, tracking: Path) -> None:
+    table = _plans(kind)
+    encode = make_pipeline(FunctionTransformer(lambda rows: rows[["plan"]].copy()), OneHotEncoder())
+    model = make_pipeline(encode, LogisticRegression(C=100)).fit(table, table.plan.isna() | (table.plan == "silver"))
+
+    info = onnxserve.log_model(model, name="model", input_example=table)
+
+    assert info.signature.inputs.to_dict() == [
+        {"type": "string", "name": "plan", "required": True},
+        {"type": "long", "name": "visits", "required": True},
+    ]
+    scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
+    records = table.astype({"plan": object}).astype(object).where(table.notna(), None).to_dict("records")
+    expected = model.predict(table).tolist()
+    assert set(expected) == {False, True}
+    assert _predictions(scorer, "application/json", {"dataframe_records": records}) == expected
+    for record, answer in zip(records, expected, strict=True):
+        assert _predictions(scorer, "application/json", {"dataframe_records": [record]}) == [answer]
+        assert _predictions(scorer, "text/csv", pd.DataFrame([record]).to_csv(index=False)) == [answer]
+
+
+def _predictions(scorer: Scorer, content_type: str, body: Any) -> list[Any]:
+    sent = body if isinstance(body, str) else json.dumps(body)
+    found: list[Any] = json.loads(scorer.invoke(content_type, sent.encode()).body)["predictions"]
+    return found
+
+
+@pytest.mark.long
+def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(tracking: Path, tmp_path: Path) -> None:
+    table = _plans("texts")[["plan"]]
+    copied = FunctionTransformer(lambda rows: rows.copy())
+    model = make_pipeline(copied, OneHotEncoder(handle_unknown="ignore"), LogisticRegression(C=100))
+    model.fit(table, table.plan.isna().astype(int))
+    info = onnxserve.log_model(model, name="model", input_example=table)
+    folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+
+    with gunicorn(tmp_path, one_endpoint(folder)) as server:
+        alone = server.post(json={"dataframe_records": [{"plan": None}]})
+        together = server.post(json={"dataframe_records": [{"plan": None}, {"plan": "gold"}]})
+        csv = server.post(data='plan\ngold\n""\n', headers={"Content-Type": "text/csv"})
+
+    assert alone.json()["predictions"] == [1]
+    assert together.json()["predictions"] == [1, 0]
+    assert csv.json()["predictions"] == [0, 1]
+
+
+class RefusesFiveRows:
+    """A model of an unknown library that cannot predict the example that MLflow saves."""
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        if len(rows) == 5:
+            raise ValueError("five rows")
+        return np.zeros(len(rows))
+
+
+@pytest.mark.long
+def test_a_column_of_mixed_types_and_a_model_without_a_signature_are_reported(
+    tracking: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pd.DataFrame({"plan": pd.Series([1, "gold"] * 10, dtype=object)})
+    model = make_pipeline(FunctionTransformer(lambda rows: rows.astype(str)), OneHotEncoder(), LogisticRegression())
+    model.fit(table, [0, 1] * 10)
+
+    info = onnxserve.log_model(model, name="model", input_example=table)
+    unsigned = onnxserve.log_model(RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)}))
+
+    assert "has no type for the columns ['plan'], which mix types" in caplog.text
+    assert info.signature.inputs.to_dict() == [{"type": "any", "name": "plan", "required": True}]
+    assert unsigned.signature is None
+    assert "The model is logged without a signature" in caplog.text
