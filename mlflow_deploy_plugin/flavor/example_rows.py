@@ -15,7 +15,7 @@ from mlflow.types import Schema
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import ModelData
+from mlflow_deploy_plugin.flavor.batch import NAMELESS_TEXT, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES
@@ -72,6 +72,8 @@ def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: l
         return rows
     if inputs is None:
         return rows[names] if names and set(names) <= set(rows) else rows
+    if inputs == NAMELESS_TEXT:
+        return _only_column(rows)
     if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
         return rows if inputs.has_input_names() else rows.to_numpy()
     tensors = inputs.inputs
@@ -117,7 +119,19 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
         # `Batch.cast_to_signature` later rejects types that are not in `COLUMN_TYPES`.
         columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
     table = pd.DataFrame(columns)
+    if signature.inputs == NAMELESS_TEXT:
+        return _only_column(table)
     return table if signature.inputs.has_input_names() else table.to_numpy()
+
+
+def _only_column(rows: pd.DataFrame) -> Array:
+    """Return the column of texts [N] for a signature without a name. Raises InvalidConfig for several columns."""
+    if rows.shape[1] != 1:
+        raise InvalidConfig(
+            f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a single string without a "
+            "name: keep only the column of texts"
+        )
+    return rows.iloc[:, 0].to_numpy(dtype=object)
 
 
 def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:

@@ -98,6 +98,29 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
         fit_to_signature(pd.DataFrame([[1, 2, 3]]), plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("texts.csv", "review\ngood\nbad\n"),
+        ("texts.json", '[{"review": "good"}, {"review": "bad"}]'),
+        ("columns.json", '{"review": ["good", "bad"]}'),
+        ("texts.jsonl", '{"review": "good"}\n{"review": "bad"}\n'),
+        ("list.json", '["good", "bad"]'),
+        ("inputs.json", '{"inputs": ["good", "bad"]}'),
+    ],
+)
+def test_a_column_of_texts_fits_a_single_string_without_a_name(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    rows = fit_to_signature(read_rows(tmp_path / name), ModelSignature(Schema([ColSpec("string")])))
+    assert np.asarray(rows).tolist() == ["good", "bad"]
+
+
+def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name() -> None:
+    message = "the rows have the columns 'a', 'b', .* keep only the column of texts"
+    with pytest.raises(InvalidConfig, match=message):
+        fit_to_signature(TABLE, ModelSignature(Schema([ColSpec("string")])))
+
+
 def test_made_up_rows_have_what_the_model_has_learned() -> None:
     learned = pd.DataFrame({"city": ["rome", "oslo"] * 50, "size": np.linspace(100, 900, 100)})
     steps = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
