@@ -48,6 +48,8 @@ become HTTP responses in `server/http/responses.py`, gRPC responses in `server/g
 from dataclasses import dataclass
 from typing import ClassVar
 
+_EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 class OnnxserveError(Exception):
     """Base class of all errors that onnxserve raises on purpose.
@@ -231,6 +233,17 @@ class Refused:
     """An expected outcome without a value, such as a failed precondition. Never branch on the text of `reason`."""
 
     reason: str
+
+
+def pass_exit(error: BaseException) -> None:
+    """Raise an error that ends the program, thread or generator on purpose; return for any other error.
+
+    Every `except BaseException` at a boundary calls this function first. Such a boundary is needed around libraries in
+    Rust (tokenizers, cryptography, pydantic), which raise `pyo3_runtime.PanicException`: it is not an Exception, and
+    each library has its own class of it. A CancelledError does not pass, because no boundary is a coroutine.
+    """
+    if isinstance(error, _EXITS):
+        raise error
 
 
 def error_of_status(status: int) -> type[OnnxserveError]:

@@ -1,18 +1,23 @@
 """MLflow's webhooks, which make agents poll the registry immediately. A repeated delivery only causes another poll."""
 
+import asyncio
 import base64
 import hmac
 import json
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from socket import socket
+from typing import Any
 
 import uvicorn
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_deploy_plugin.controller.leadership import log_errors
 from mlflow_deploy_plugin.deployments import Deployments
@@ -20,48 +25,110 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 _ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")
 _MAX_BYTES, _MAX_AGE_SECONDS, _MAX_OPEN = 1024**2, 300, 100
+_REQUEST_SECONDS = 10.0
+_LOG_SECONDS = 60.0
+_ONCE = {"Connection": "close"}  # A connection that is kept open would need more time limits.
 _UNSIGNED = f"the webhook is not signed with ONNXSERVE_WEBHOOK_SECRET, or was sent over {_MAX_AGE_SECONDS} s ago"
 
 
-def start_webhook_receiver(deployments: Deployments, listener: socket) -> uvicorn.Server:
-    """Receive webhooks at `listener` in a daemon thread. Raises InvalidConfig if no secret is set."""
+class _Connection(H11Protocol):
+    """A connection for a single request, which must be complete and answered within a time limit.
+
+    If too many connections are open, the connection that has been silent for longest is closed for a new one. uvicorn
+    has neither of these limits.
+    """
+
+    def __init__(self, request_seconds: float, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._request_seconds = request_seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.heard_at = self.loop.time()
+        self._limit = self.loop.call_later(self._request_seconds, transport.abort)
+        others: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
+        if len(others) > _MAX_OPEN:
+            min(others, key=lambda other: other.heard_at).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limit.cancel()
+        super().connection_lost(exc)
+
+
+def start_webhook_receiver(
+    deployments: Deployments,
+    listener: socket,
+    request_seconds: float = _REQUEST_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> uvicorn.Server:
+    """Receive webhooks at `listener` in a daemon thread. Raises InvalidConfig if no secret is set.
+
+    Args:
+        request_seconds: the time limit for the head and the body of a request.
+        clock: the clock of the log, which has at most one line about unsigned webhooks per minute.
+    """
     if not (secret := deployments.settings.webhook_secret):
         raise InvalidConfig("--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow")
     waiting: set[str] = set()
+    log_at = clock()
 
     def poll(model: str) -> None:
         waiting.discard(model)  # An event that arrives during the poll causes another poll.
         log_errors(lambda: deployments.poll_registry(model))
 
+    def refuse(reason: str, status: int) -> Response:
+        return Response(reason, status, _ONCE)
+
     async def receive(request: Request) -> Response:
+        nonlocal log_at
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > _MAX_BYTES:
-                return Response(f"the body has more than {_MAX_BYTES:,} bytes", 413)
-        if not _is_signed(request, body, secret):
-            logging.getLogger(__name__).warning(_UNSIGNED)
-            return Response(_UNSIGNED, 401)
+                return refuse(f"the body has more than {_MAX_BYTES:,} bytes", 413)
+        try:
+            is_signed = _is_signed(request, body, secret)
+        except ValueError:
+            return refuse("X-MLflow-Timestamp is not a whole number of seconds", 400)
+        if not is_signed:
+            if clock() >= log_at:
+                log_at = clock() + _LOG_SECONDS
+                logging.getLogger(__name__).warning("%s (logged at most once per minute)", _UNSIGNED)
+            return refuse(_UNSIGNED, 401)
         try:
             event = json.loads(body)
             model = str(event["data"]["name"]) if event["entity"] in _ENTITIES else ""
-        except (ValueError, LookupError, TypeError):
-            return Response("the body is not an event of MLflow", 400)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return refuse("the body is not an event of MLflow", 400)
         if not model or model in waiting:
-            return Response()
+            return Response(headers=_ONCE)
         waiting.add(model)
-        return Response(background=BackgroundTask(poll, model))
+        return Response(headers=_ONCE, background=BackgroundTask(poll, model))
 
     route = Route("/{path:path}", receive, methods=["POST"])
     # A level below "critical" would log a traceback for each client that disconnects early.
-    config = uvicorn.Config(route, loop="asyncio", log_config=None, log_level="critical", limit_concurrency=_MAX_OPEN)
+    config = uvicorn.Config(
+        route,
+        loop="asyncio",
+        http=partial(_Connection, request_seconds),  # type: ignore[arg-type]  # uvicorn only calls it.
+        log_config=None,
+        log_level="critical",
+        limit_concurrency=2 * _MAX_OPEN,  # This also counts polls.
+    )
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, args=([listener],), name="webhooks", daemon=True).start()
     return server
 
 
 def _is_signed(request: Request, body: bytes, secret: str) -> bool:
-    """Return True if MLflow signed the body with `secret` in the last five minutes (https://www.standardwebhooks.com)."""
+    """Return True if MLflow signed the body with `secret` in the last five minutes (https://www.standardwebhooks.com).
+
+    Raises ValueError if the body is signed, and its timestamp is not a number.
+    """
     names = ("Delivery-Id", "Timestamp", "Signature")
     delivery, timestamp, signature = (request.headers.get(f"X-MLflow-{name}", "") for name in names)
     digest = hmac.digest(secret.encode(), f"{delivery}.{timestamp}.".encode() + body, "sha256")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError, pass_exit
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas, check_outputs
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
@@ -215,6 +215,12 @@ class _FormTrials:
                 continue
             except InvalidArtifact as error:
                 failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
+                continue
+            except Exception:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a panic, such as a tokenizer's
+                pass_exit(error)
+                failure = failure or ConversionError(explain_failure(error, model))
                 continue
             _logger.debug("form %d: %s", position, form.report.as_dict())
             if best is None or form.report.doubts < best.report.doubts:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
 from typing import TypeVar
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, requests_of_parent
 
@@ -179,7 +179,8 @@ def _answer(request: bytes) -> bytes:
         return pickle.dumps((None, function(*arguments)))
     except OnnxserveError as error:
         return pickle.dumps((type(error), error.message))
-    except Exception as error:  # noqa: BLE001 - the log has the traceback, the parent gets one line
+    except BaseException as error:  # noqa: BLE001 - the log has the traceback, the parent gets one line
+        pass_exit(error)
         _log.exception("a call of the parent failed")
         text = one_line(str(error), 500) or "no message"  # The text of a MemoryError is empty.
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, pass_exit
 from mlflow_deploy_plugin.protocols import SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summary, load_failure, version_differences
 
@@ -68,7 +68,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
             "run `pip install -r` with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; "
             "to include your own modules in the model, log it with `code_paths`"
         ) from None
-    except Exception as error:  # noqa: BLE001 - loading runs the model's code
+    except BaseException as error:  # noqa: BLE001 - loading runs the model's code
+        pass_exit(error)
         _log.exception("the model cannot be loaded")
         raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 

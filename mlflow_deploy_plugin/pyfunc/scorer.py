@@ -36,7 +36,7 @@ from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin import errors, protocols
-from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.protocols import JSON, SideMessage, side_messages
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
@@ -377,7 +377,9 @@ class _Recorder:
             self.prediction = self._model.predict(self.data, params=params)
         except MlflowException:
             raise
-        except (Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             self.error = error
             raise RuntimeError from error  # MLflow would replace an Exception by its own error.
         if count_values(self.prediction) > self.most:
@@ -399,7 +401,8 @@ def load_scorer(folder: Path) -> "Scorer":
     _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
     try:
         return Scorer.load(folder)
-    except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
+    except BaseException as error:  # noqa: BLE001 - A model's own code may raise any error.
+        pass_exit(error)
         raise errors.InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
 

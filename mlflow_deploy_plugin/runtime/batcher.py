@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests, pass_exit
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import Predictor
 
@@ -53,7 +53,7 @@ class BatchPolicy:
         return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
 
 
-ResultCallback = Callable[["dict[str, Array] | Exception"], None]
+ResultCallback = Callable[["dict[str, Array] | BaseException"], None]
 """A callback that receives the outputs of one request, or the error. The callback must not raise."""
 BatchCallback = Callable[[int, float, float], None]
 """A callback for each batch: its rows, the seconds that its first request waited, and the seconds of computation."""
@@ -84,7 +84,7 @@ class QueuedRequest:
     done: ResultCallback | None = None
     key: Hashable = None
     state: RequestState = RequestState.WAITING
-    result: dict[str, Array] | Exception = field(default_factory=dict)
+    result: dict[str, Array] | BaseException = field(default_factory=dict)
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class Batcher:
         while (leader := self._leaders.get()) is not None:
             try:
                 self._lead(leader)
-            except Exception as error:  # noqa: BLE001 - this is the boundary: the callback receives the error
+            except BaseException as error:  # noqa: BLE001 - this is the boundary: the callback receives the error
                 leader.state, leader.result = RequestState.DONE, error
             self._finish(leader)
             del leader  # A reference to the leader would keep the version in memory.
@@ -184,8 +184,8 @@ class Batcher:
         if entry.done is None:
             return
         try:
-            result: dict[str, Array] | Exception = self._result(entry)
-        except Exception as error:  # noqa: BLE001 - see _serve
+            result: dict[str, Array] | BaseException = self._result(entry)
+        except BaseException as error:  # noqa: BLE001 - see _serve
             result = error
         entry.done(result)
         # The error's traceback references this frame and thereby the version, which must be freed now.
@@ -197,7 +197,7 @@ class Batcher:
             raise DeadlineExceeded("the request's deadline passed while it waited for the model; it was not computed")
         if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds)
-        if isinstance(entry.result, Exception):
+        if isinstance(entry.result, BaseException):
             raise entry.result
         return entry.result
 
@@ -251,7 +251,8 @@ class Batcher:
                 results = self._compute_batch(batch)
                 self._batch_seconds = time.perf_counter() - began
                 leader.count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
-        except Exception:
+        except BaseException as error:
+            pass_exit(error)
             if len(batch) == 1:
                 raise
         finally:

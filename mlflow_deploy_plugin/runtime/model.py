@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidArtifact,
+    OnnxserveError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.runtime import session as sessions
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
@@ -20,7 +27,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import ON_CPU, OPENVINO, Arena, Placement, describe_error, quiet_options
-from mlflow_deploy_plugin.runtime.tokenizer import Run, TextTokenizer
+from mlflow_deploy_plugin.runtime.tokenizer import Run, TextBudget, TextTokenizer
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 if TYPE_CHECKING:
@@ -115,9 +122,13 @@ class OpaqueResponse:
 
 
 class OnnxModel:
-    """A loaded graph, as a `Predictor`."""
+    """A loaded graph, as a `Predictor`.
+
+    `max_text_characters` is the maximum number of characters that are tokenized for a request to a text model.
+    """
 
     queue_seconds, unavailable_reason = 0.0, ""
+    max_text_characters = sys.maxsize
 
     def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
         self._tokenizer: TextTokenizer | None = None
@@ -198,26 +209,38 @@ class OnnxModel:
         return count
 
     def run(
-        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+        first_row: int = 0,
+        budget: TextBudget | None = None,
     ) -> dict[str, Array]:
-        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors count from `first_row`."""
+        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors count from `first_row`.
+
+        `budget` is the rest of a text model's budget for the request, of which `feeds` are a piece.
+        """
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
             reason = f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
             raise InferenceError(f"the model cannot compute this input: {reason}")
         compute = self._compute
+        compute_large = self._compute_large
+        if self._tokenizer is not None:
+            budget = budget or TextBudget(self.max_text_characters, deadline)
+            compute = compute_large = partial(compute, budget=budget)
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:
-                if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array))):
+                if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array), budget)):
                     return joined
-                compute = self._compute_large
+                compute = compute_large
                 break
             if self._has_columns:  # All columns have the same length.
                 break
         try:
             values = compute(names + self._marks, feeds, self._small_run)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
+        except BaseException as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+            raise _refusal_of(error) from None
         if self._marks:
             check_rows(values.pop(), self._reason, first_row)
         for position, value in enumerate(values):
@@ -227,7 +250,9 @@ class OnnxModel:
             self._check_values(values)
         return dict(zip(names, values, strict=True))
 
-    def _run_in_pieces(self, outputs: Sequence[str] | None, feeds: Feeds, rows: int) -> dict[str, Array]:
+    def _run_in_pieces(
+        self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
+    ) -> dict[str, Array]:
         """Compute a table in pieces. Return an empty mapping if an output does not have one entry per row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
@@ -237,7 +262,7 @@ class OnnxModel:
         pieces, count = [], 0
         for start in range(0, rows, RUN_ROWS):
             piece = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
-            pieces.append(self.run(piece, outputs, first_row=start))
+            pieces.append(self.run(piece, outputs, first_row=start, budget=budget))
             if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
                 return {}
             count = self._check_values(pieces[-1].values(), count)
@@ -252,10 +277,10 @@ class OnnxModel:
         timer.start()
         try:
             values = self._run_once(self._output_names + self._marks, feeds, options)
-        except Exception as error:  # noqa: BLE001 - see run
+        except BaseException as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
-            raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
+            raise _refusal_of(error) from None
         finally:
             timer.cancel()
         if self._marks:
@@ -292,6 +317,14 @@ class OnnxModel:
             blank = text if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
+
+
+def _refusal_of(error: BaseException) -> OnnxserveError:
+    """Return the error of a run that failed with any error. Raises an error that is an exit (`pass_exit`)."""
+    pass_exit(error)
+    if isinstance(error, BodyTooLarge | DeadlineExceeded):  # The budget of a text model is spent.
+        return error
+    return InferenceError(f"the model cannot compute this input: {describe_error(error)}")
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:

@@ -379,7 +379,7 @@ def quiet_options() -> "ort.RunOptions":
     return options
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return ONNX Runtime's message in one line, without prefix codes and build paths. Our own errors are unchanged."""
     if isinstance(error, OnnxserveError):
         return error.message

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.server.cloud import read_cloud
@@ -84,6 +85,8 @@ def open_server(state_dir: Path) -> Server:
             )
         most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
         warm.predictor.limit_values(most_values, batch_rows)
+        if isinstance(warm.predictor, OnnxModel):
+            warm.predictor.max_text_characters = spec.max_text_characters
         return warm
 
     repository = Repository(state_dir, load)

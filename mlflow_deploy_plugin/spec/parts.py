@@ -135,6 +135,9 @@ class ServerSpec(SpecPart):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Maximum size of a request body. It is also the maximum number of values (rows × outputs) in a response, which is
     at least 16777216. Above the limit, the response is 413."""
+    max_text_characters: int = Field(default=1_000_000, ge=1000)
+    """Maximum number of characters of a request that a text model tokenizes, which takes up to two seconds. Only the
+    start of a long text counts if the model truncates it. Above the limit, the response is 413."""
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
     """Timeout to receive a request, and of a pyfunc's prediction. A worker that is silent for this time is replaced."""
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)

@@ -38,6 +38,19 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
 
 
+def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import PANIC, panicking_model
+
+    table = load_table_model(panicking_model(tmp_path / "model"))
+    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
+
+    pieces = list(predict_block(table, block))
+
+    assert [piece.number for piece in pieces if isinstance(piece, RejectedRow)] == [1]
+    assert sum(piece.num_rows for piece in pieces if isinstance(piece, pa.Table)) == 2
+
+
 def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,10 +47,18 @@ class Receiver:
     settings: Settings
 
     def send(
-        self, body: bytes, *, secret: str = SECRET, age: float = 0.0, method: str = "POST", path: str = "/"
+        self,
+        body: bytes,
+        *,
+        secret: str = SECRET,
+        age: float = 0.0,
+        method: str = "POST",
+        path: str = "/",
+        timestamp: str = "",
     ) -> requests.Response:
         """Send a body that is signed as MLflow signs it."""
-        delivery, timestamp = "7b2e", str(int(time.time() - age))
+        delivery = "7b2e"
+        timestamp = timestamp or str(int(time.time() - age))
         digest = hmac.new(secret.encode(), f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
         headers = {
             "X-MLflow-Delivery-Id": delivery,
@@ -76,15 +84,21 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-@pytest.fixture
-def receiver(store: Store, tmp_path: Path) -> Iterator[Receiver]:
+@contextmanager
+def receiving(store: Store, tmp_path: Path, **options: Any) -> Iterator[Receiver]:
     settings = Settings(home=tmp_path, webhook_secret=SECRET)
     for name in ("flights", "trips"):
         settings.state_dir(name).mkdir(parents=True)
     listener = open_listener("127.0.0.1", 0)
-    server = start_webhook_receiver(Deployments(store, settings, print), listener)
+    server = start_webhook_receiver(Deployments(store, settings, print), listener, **options)
     yield Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}", settings)
     server.should_exit = True
+
+
+@pytest.fixture
+def receiver(store: Store, tmp_path: Path) -> Iterator[Receiver]:
+    with receiving(store, tmp_path) as receiver:
+        yield receiver
 
 
 @pytest.mark.parametrize("entity", ["registered_model", "model_version", "model_version_tag", "model_version_alias"])
@@ -105,6 +119,11 @@ def test_an_event_of_a_model_makes_only_its_agents_poll(receiver: Receiver, enti
         pytest.param({"method": "PUT"}, 405, id="PUT"),
         pytest.param({"body": b"{"}, 400, id="malformed JSON"),
         pytest.param({"body": b"\xff"}, 400, id="not UTF-8"),
+        pytest.param({"timestamp": "yesterday"}, 400, id="a timestamp that is not a number"),
+        pytest.param({"timestamp": "9" * 5000}, 400, id="a timestamp of too many digits"),
+        pytest.param({"timestamp": "9" * 30}, 401, id="a timestamp of the far future"),
+        pytest.param({"body": b"[" * 100_000}, 400, id="a deep list"),
+        pytest.param({"body": event(model="deep").replace(b'"deep"', b"[" * 900 + b"]" * 900)}, 200, id="a deep name"),
         pytest.param({"body": b"[]"}, 400, id="a list"),
         pytest.param({"body": b"{}"}, 400, id="no entity"),
         pytest.param({"body": b'{"entity": "model_version", "data": "flights"}'}, 400, id="no data"),
@@ -126,6 +145,58 @@ def test_other_deliveries_make_no_agent_poll(receiver: Receiver, delivery: dict[
 
 def test_a_delivery_without_headers_is_refused(receiver: Receiver) -> None:
     assert requests.post(receiver.url, data=event(), timeout=30).status_code == 401
+
+
+def test_silent_connections_do_not_prevent_an_event(receiver: Receiver) -> None:
+    address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
+    with ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)]
+        begun = opened.enter_context(socket.create_connection(address, timeout=20))
+        begun.sendall(b"POST / HTTP/1.1\r\n")
+        assert receiver.send(event()).status_code == 200
+        assert is_closed(silent[0])  # The oldest silent connections were closed for the new ones.
+        assert receiver.send(event()).status_code == 200
+        begun.sendall(b"Host: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert begun.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\n", id="an incomplete head"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", id="an incomplete body"),
+    ],
+)
+def test_a_request_that_does_not_arrive_in_time_ends(store: Store, tmp_path: Path, sent: bytes) -> None:
+    with receiving(store, tmp_path, request_seconds=0.2) as receiver:
+        address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(sent)
+            assert is_closed(client)
+        assert receiver.send(event()).status_code == 200
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Wait until the server closes the connection, and return False if it sends bytes instead."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_unsigned_events_are_logged_once_per_minute(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    with receiving(store, tmp_path, clock=lambda: now) as receiver:
+        for _ in range(3):
+            assert receiver.send(event(), secret="another").status_code == 401
+        assert len(caplog.records) == 1
+        now += 61
+        receiver.send(event(), secret="another")
+        assert len(caplog.records) == 2
+    assert mentions(caplog.records[0].getMessage(), "not signed", "ONNXSERVE_WEBHOOK_SECRET")
 
 
 def test_a_poll_that_fails_does_not_end_the_receiver(

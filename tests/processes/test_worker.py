@@ -17,7 +17,7 @@ import pytest
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.processes.worker import ProcessEnded
-from tests.support.raising import raise_it
+from tests.support.raising import Panic, raise_it
 from tests.support.waiting import is_gone, wait_until
 
 SECONDS = 60.0
@@ -70,6 +70,13 @@ def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker:
     with pytest.raises(OnnxserveError, match=r"^no such model$") as raised:
         worker.call(raise_it, NotFound("no such model"), seconds=SECONDS)
     assert type(raised.value) is OnnxserveError
+
+
+def test_a_panic_is_an_error_of_its_call(worker: Worker) -> None:
+    pid = worker.call(os.getpid, seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^Panic: a regular expression failed$"):
+        worker.call(raise_it, Panic("a regular expression failed"), seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) == pid
 
 
 def test_what_cannot_be_pickled_is_an_error_of_the_call_alone(worker: Worker) -> None:

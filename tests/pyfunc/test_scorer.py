@@ -353,6 +353,7 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
             InferenceError,
             "the model cannot compute this input: KeyError: 'no such thing",
         ),
+        ("troubled", {"do": ["panic"]}, InferenceError, "the model cannot compute this input: Panic: a regular"),
         ("troubled", {"do": ["point"]}, InferenceError, "the answer cannot be represented as named arrays ("),
     ],
 )

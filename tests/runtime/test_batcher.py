@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, repeat_row
 from tests.support.models import write_model
-from tests.support.raising import raise_it
+from tests.support.raising import Panic, raise_it
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
@@ -84,8 +84,8 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
     """Submit a request as an event loop does."""
     future: Future[Any] = Future()
 
-    def done(result: dict[str, Array] | Exception) -> None:
-        if isinstance(result, Exception):
+    def done(result: dict[str, Array] | BaseException) -> None:
+        if isinstance(result, BaseException):
             future.set_exception(result)
         else:
             future.set_result(result)
@@ -350,6 +350,22 @@ def test_a_model_that_crashes_leaves_nobody_waiting(ask: Ask) -> None:
         with pytest.raises(MemoryError):
             future.result(30)
     assert not batcher._is_led
+
+
+def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher() -> None:
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        if (feeds["x"] == -1).any():
+            raise Panic("a tokenizer")
+        return {"y": feeds["x"]}
+
+    batcher = Batcher(compute, EIGHT)
+    for _ in range(3):  # The batcher has two threads.
+        with pytest.raises(Panic):
+            submitted(batcher, rows(1, -1)).result(30)
+    with pytest.raises(Panic):
+        batcher.run({"x": rows(1, -1)})
+    assert submitted(batcher, rows(1, 5)).result(30)["y"].tolist() == [[5, 5]]
+    batcher.close()
 
 
 def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred() -> None:

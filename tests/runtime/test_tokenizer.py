@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, NotInstalled, SchemaMismatch
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidArtifact,
+    NotInstalled,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.runtime import OnnxModel, read_artifact
 from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
 from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
-from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
+from mlflow_deploy_plugin.runtime.tokenizer import TextBudget, TextTokenizer
 from tests.support.refusals import refused
-from tests.support.texts import LANGUAGES, hostile_texts, original_tokenizer, text_model, texts
+from tests.support.texts import LANGUAGES, PANIC, hostile_texts, original_tokenizer, panicking_model, text_model, texts
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -80,6 +91,115 @@ def test_100000_hostile_texts_have_the_tokens_of_the_original(language: str, sav
         assert_equal_tokens(original, tokenizer, rows[start : start + 500])
 
 
+KEPT = 6
+"""The number of tokens that a tokenizer keeps. The first start of a text then has 48 characters."""
+
+
+def long_text(*parts: str) -> str:
+    """Return a text with places where it may be cut, and with hostile parts before, at and after these places."""
+    return " the model is a b c ".join(["", *parts, ""]).strip()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer(language, model_max_length=KEPT)
+    original(["call"], padding=True, truncation=True)
+    tokenizer = saved(original, KEPT)
+
+    @settings(max_examples=200)
+    @given(st.lists(texts(), min_size=4, max_size=12), st.sampled_from(["", " ", "    ", "x", "日本"]))
+    def check(parts: list[str], start: str) -> None:
+        assert_equal_tokens(original, tokenizer, [start * 30 + long_text(*parts), "".join(parts)])
+
+    check()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer(language, model_max_length=KEPT)
+    original(["call"], padding=True, truncation=True)
+    tokenizer = saved(original, KEPT)
+    parts = list(hostile_texts(60_000, seed=1))
+    rows = [long_text(*parts[start : start + 3]) for start in range(0, len(parts), 3)]
+    for start in range(0, len(rows), 500):
+        assert_equal_tokens(original, tokenizer, rows[start : start + 500])
+
+
+def spent(tokenizer: TextTokenizer, text: str) -> int:
+    """Return the number of characters of the text that are tokenized."""
+    budget = TextBudget(10**9)
+    tokenizer.feeding(lambda names, feeds, options: [feeds["input_ids"][:, 0]])(
+        [], {"text": np.array([text])}, None, budget
+    )
+    return 10**9 - budget.characters
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_only_the_start_of_a_long_text_is_tokenized(language: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer(language)
+    original(["call"], padding=True, truncation=True)
+    assert spent(saved(original), "the model " * 10_000) < 1000
+    assert spent(saved(original), "日本語" * 10_000) == 30_000  # There is no safe place to cut.
+
+
+def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: Path) -> None:
+    plain = Tokenizer.from_file(str(text_model(tmp_path / "model") / "tokenizer.json"))
+    text = "the model " * 1000
+
+    def spent_after(change: Callable[[Any], object]) -> int:
+        tokenizer = Tokenizer.from_str(plain.to_str())
+        change(tokenizer)
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        return spent(TextTokenizer(TokenizerSpec(tmp_path / "tokenizer.json", INPUTS, 32)), text)
+
+    def split_by(pattern: str) -> Callable[[Any], object]:
+        splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
+        return lambda tokenizer: setattr(tokenizer, "pre_tokenizer", splitter)
+
+    def normalize_by(normalizer: Any) -> Callable[[Any], object]:
+        return lambda tokenizer: setattr(tokenizer, "normalizer", normalizer)
+
+    assert spent_after(lambda tokenizer: None) < 1000
+    whole = [
+        lambda tokenizer: tokenizer.enable_truncation(32, direction="left"),
+        lambda tokenizer: tokenizer.add_tokens(["the model"]),
+        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)),
+        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", None),
+        split_by("(the )+model$"),
+        normalize_by(normalizers.Replace(Regex("model.*$"), "")),
+        normalize_by(normalizers.Replace("the model", "it")),
+        normalize_by(normalizers.Replace(" ", "_")),
+    ]
+    assert [spent_after(change) for change in whole] == [len(text)] * len(whole)
+
+
+def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(model: OnnxModel) -> None:
+    feeds = model.schema.from_columns({"text": ["日本語" * 100] * 4})
+    bounded = OnnxModel.load(model.artifact.folder)
+    bounded.max_text_characters = 1199
+    with refused(BodyTooLarge, "max_text_characters"):
+        bounded.run(feeds)
+    bounded.max_text_characters = 1200
+    assert bounded.run(feeds)["embedding"].shape == (4, 1)
+
+
+def test_the_characters_of_all_pieces_of_a_table_count(model: OnnxModel) -> None:
+    feeds = model.schema.from_columns({"text": ["model"] * 10_000})
+    bounded = OnnxModel.load(model.artifact.folder)
+    bounded.max_text_characters = 49_999
+    with refused(BodyTooLarge, "max_text_characters"):
+        bounded.run(feeds)
+
+
+def test_texts_are_not_tokenized_after_the_deadline(model: OnnxModel) -> None:
+    with refused(DeadlineExceeded, "deadline"):
+        model.run(model.schema.from_columns({"text": ["a", "b"]}), deadline=time.perf_counter())
+
+
 def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
@@ -128,6 +248,14 @@ def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_p
     with pytest.raises(InferenceError, check=lambda error: "shorten" not in str(error)):
         embed(model, "a", "")
     model.try_out(model.example_feeds(), seconds=60)
+
+
+def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path: Path) -> None:
+    model = OnnxModel.load(panicking_model(tmp_path / "model"))
+    (alone,) = embed(model, "a text")
+    with refused(InferenceError, repr(PANIC), "tokenized", "retry-limit-in-match over"):
+        embed(model, "a text", PANIC, "another text")
+    assert embed(model, "a text") == [alone]
 
 
 def test_half_of_a_surrogate_pair_is_refused(model: OnnxModel) -> None:

@@ -1,15 +1,21 @@
 """The server of a state folder is created from its spec."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir.files import SPEC
+from tests.support.handling import ask
+from tests.support.servers import one_endpoint
 
 ENDPOINT = "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
 
@@ -52,3 +58,21 @@ def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:
     server.close()
     assert not list((tmp_path / "workers").glob("*.json"))
     assert server.repository.table == {}
+
+
+def test_the_characters_of_a_request_to_a_text_model_are_limited(
+    serve_here: Callable[..., Server], tmp_path: Path
+) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model
+
+    server = serve_here(one_endpoint(text_model(tmp_path / "model")), {"max_text_characters": 1000})
+    assert ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200  # Only the starts count.
+    refused = ask(server, body=dump_json({"inputs": ["日本語" * 200] * 2}))
+    assert refused.status == 413
+    assert "max_text_characters" in json.loads(refused.body)["message"]
+    late = {
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        "parameters": {"timeout": 1},
+    }
+    assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504

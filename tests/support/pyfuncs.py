@@ -50,6 +50,8 @@ class Troubled(PythonModel):
             os._exit(7)
         if what == "leave":
             sys.exit("the model has had enough")
+        if what == "panic":
+            raise type("Panic", (BaseException,), {})("a regular expression failed")
         if what == "raise":
             raise KeyError("no such thing\nin /usr/lib/python3/thing.py")
         if what == "count":

@@ -1,5 +1,9 @@
 """A function that another process can call, and that fails there."""
 
 
-def raise_it(error: Exception) -> None:
+class Panic(BaseException):
+    """An error like `pyo3_runtime.PanicException` of libraries in Rust, which is not an Exception."""
+
+
+def raise_it(error: BaseException) -> None:
     raise error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.support.models import columns, write_model
 
@@ -51,7 +51,7 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
         tokenizer.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=letters, **special))
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(unk_token=unknown, **special))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -101,6 +101,20 @@ mean (int64[N,L] input_ids, int64[N,L] attention_mask) => (float[N,1] embedding)
   b = Cast<to=1>(count)
   embedding = Div(a, b)
 }"""
+
+
+PANIC = "a" * 40 + "!"
+"""A text that exceeds the retries of the regular expression of `panicking_model`, so that the tokenizer panics."""
+
+
+def panicking_model(folder: Path) -> Path:
+    """Write the text model with a pre-tokenizer whose regular expression needs exponential time for some texts."""
+    text_model(folder)
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer.save(str(file))
+    return folder
 
 
 def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **section: Any) -> Path:

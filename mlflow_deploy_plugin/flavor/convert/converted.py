@@ -11,7 +11,7 @@ import onnx
 import pandas as pd
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
@@ -246,7 +246,8 @@ def call_original(original: OriginalModel, batch: ModelInput, argument: str = "i
             return original(batch)
     except OnnxserveError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        pass_exit(error)
         reason = one_line(error, 300)
         raise InvalidConfig(f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}") from error
 

@@ -19,7 +19,7 @@ import orjson
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
@@ -297,7 +297,8 @@ def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], 
     def guarded() -> Reply:
         try:
             return respond(request)
-        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+            pass_exit(error)
             return failure(request, error)
 
     return observe_request(request, guarded, server.tracer, server.logs_requests)

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Request
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.server.assembly import open_worker
 from mlflow_deploy_plugin.server.http import routes
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
@@ -140,7 +140,11 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
         _RAW_REQUEST: raw,
     }
     with app.request_context(environ):
-        response = app.full_dispatch_request()
+        try:
+            response = app.full_dispatch_request()
+        except BaseException as error:  # noqa: BLE001 - Flask only handles an Exception
+            pass_exit(error)
+            response = flask_response(failure_response(raw, error))
         response.direct_passthrough = False  # Otherwise the content of a file response could not be read.
         body = response.get_data()
     kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from mlflow_deploy_plugin.errors import pass_exit
 from mlflow_deploy_plugin.protocols import JSON
 from mlflow_deploy_plugin.protocols.content import dump_json, json_object
 from mlflow_deploy_plugin.protocols.large_json import LARGE_BYTES
@@ -144,7 +145,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             else:
                 inferred = InferResponse(id_, prediction_id, outputs)
                 content, content_type, format_headers = encode(variant, inferred)
-        except Exception:  # noqa: BLE001 - the general path repeats, reports and counts the error
+        except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
+            pass_exit(error)
             return None
         if key is not None:
             count_key(key)

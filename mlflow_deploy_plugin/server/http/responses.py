@@ -46,7 +46,7 @@ def exception_response(path: str, error: OnnxserveError) -> RawResponse:
     return http_response(path, error_reply(error))
 
 
-def failure_response(request: RawRequest | None, error: Exception) -> RawResponse:
+def failure_response(request: RawRequest | None, error: BaseException) -> RawResponse:
     """Return the response to a request that failed with any exception; see `pipeline.failure`."""
     return http_response(request.path if request else "", failure(request, error))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mlflow_deploy_plugin.errors import pass_exit
 from mlflow_deploy_plugin.messages import close_matches
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.server.http import views
@@ -207,7 +208,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
     def finish(reply: Reply) -> None:
         try:
             response = encode_body(request, http_response(request.path, reply))
-        except Exception as error:  # noqa: BLE001 - the boundary; the same thread delivers other requests' responses
+        except BaseException as error:  # noqa: BLE001 - the boundary; the same thread delivers other requests' responses
             response = failure_response(request, error)
         done(response)
 
@@ -225,7 +226,8 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
         return method_not_allowed(request, routes)
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
-    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        pass_exit(error)
         return failure_response(request, error)
 
 

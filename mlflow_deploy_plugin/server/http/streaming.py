@@ -106,8 +106,12 @@ class StreamedExchange:
 
     def run(self, server: Server, request: RawRequest) -> None:
         """Answer the streamed request, in its own thread."""
-        response = stream_predictions(server, request, self._pieces())
         with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
+            try:
+                response = stream_predictions(server, request, self._pieces())
+            except BaseException:
+                self.loop.call_soon_threadsafe(self.end, False)
+                raise
             if response.pieces is None:
                 self.loop.call_soon_threadsafe(self.end, response)
             else:
@@ -117,7 +121,7 @@ class StreamedExchange:
         """Send a response while it is computed, and close its pieces. Raises RuntimeError if the loop has ended."""
         with closing(pieces):
             self.loop.call_soon_threadsafe(self.begin, response)
-            is_whole = True
+            is_whole = False
             try:
                 for piece in filter(None, pieces):  # A chunk without bytes would end the response.
                     self._may_send.clear()
@@ -125,9 +129,11 @@ class StreamedExchange:
                     self._may_send.wait()
                     if self._is_gone:
                         break
+                is_whole = True
             except BrokenResponse:
-                is_whole = False
-            self.loop.call_soon_threadsafe(self.end, is_whole)
+                pass
+            finally:  # Otherwise an unexpected error would never end the response, and keep its share of the limits.
+                self.loop.call_soon_threadsafe(self.end, is_whole)
 
     def _send(self, piece: bytes) -> None:
         if self.transport.is_closing():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, pass_exit
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -230,6 +230,11 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(f"the token is not valid: {reason[:1].lower()}{reason[1:]}") from None
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
+            pass_exit(error)
+            raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
         # PyJWT also accepts booleans, strings of digits, and integers that are too large for a float.
         times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
         if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):

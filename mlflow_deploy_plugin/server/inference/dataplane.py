@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
@@ -144,7 +144,8 @@ class DataPlane:
                         sent.append(part.content)
                     yield part.content
                 outcome = "complete"
-            except Exception:
+            except BaseException as error:
+                pass_exit(error)
                 outcome = "failed"
                 raise
             finally:
@@ -192,7 +193,7 @@ class DataPlane:
         return all(variant.loaded.batcher is not None for variant in served.answering)
 
     def infer_async(
-        self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
+        self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | BaseException], None]
     ) -> None:
         """Run like `infer`, and call `done` with the response or the error in another thread.
 
@@ -201,8 +202,8 @@ class DataPlane:
         batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
 
-        def computed(outputs: dict[str, Array] | Exception) -> None:
-            if isinstance(outputs, Exception):
+        def computed(outputs: dict[str, Array] | BaseException) -> None:
+            if isinstance(outputs, BaseException):
                 done(outputs)
             else:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))

@@ -6,7 +6,7 @@ The response has the names and shapes of `shap.Explanation`, so that SHAP's plot
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.protocols import JSON, SideMessage, mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json, load_json_object, media_name
 from mlflow_deploy_plugin.runtime import explained_features
@@ -54,7 +54,8 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             outputs = predictor.run(feeds)
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
-        except Exception as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
+        except BaseException as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
+            pass_exit(error)
             reply = context.fail(error)
     context.count(reply.status)
     return reply

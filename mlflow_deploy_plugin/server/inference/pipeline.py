@@ -15,7 +15,7 @@ from copy import copy
 from itertools import chain
 
 from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
+from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
@@ -97,7 +97,7 @@ class RequestContext:
             self.headers["X-Model-Variant"] = variant.name
         return variant
 
-    def fail(self, error: Exception) -> Reply:
+    def fail(self, error: BaseException) -> Reply:
         reply = failure(self.request, error, self.headers)
         self._error, self.id = reply.error, messages.new_id()
         return reply
@@ -144,7 +144,7 @@ class RequestContext:
         return Reply(headers, body, content_type)
 
 
-def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
+def failure(request: RawRequest | None, error: BaseException, headers: dict[str, str] | None = None) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
         error = errors.NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
@@ -192,7 +192,8 @@ def infer(
             if tracer:
                 ended = time.perf_counter()
                 tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
-        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+            pass_exit(error)
             reply = context.fail(error)
     return context.finish(reply, outputs)
 
@@ -229,14 +230,14 @@ def infer_async(
     if variant.loaded.batcher is None or variant.key is not None:
         return False  # The version was just replaced, or the variant depends on the decoded request.
 
-    def encode(inferred: InferResponse | Exception) -> None:
+    def encode(inferred: InferResponse | BaseException) -> None:
         outputs = None
         try:
-            if isinstance(inferred, Exception):
+            if isinstance(inferred, BaseException):
                 reply = context.fail(inferred)
             else:
                 reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
-        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        except BaseException as error:  # noqa: BLE001 - the client waits, and the batcher needs its thread
             reply = context.fail(error)
         context.release()
         done(context.finish(reply, outputs))
@@ -245,8 +246,9 @@ def infer_async(
         context.admit(endpoint)
         decoded, infer_request = context.build_request(protocol, variant)
         dataplane.infer_async(variant, infer_request, encode)
-    except Exception as error:  # noqa: BLE001 - an error before the submission is answered like a later error
+    except BaseException as error:  # noqa: BLE001 - an error before the submission is answered like a later error
         encode(error)
+        pass_exit(error)
     return True
 
 
@@ -263,10 +265,10 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
         media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
         predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
         first = next(predictions)
-    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
-        reply = context.finish(context.fail(error))
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         context.release()
-        return reply
+        pass_exit(error)
+        return context.finish(context.fail(error))
 
     def end(error: OnnxserveError) -> bytes:
         return dump_json({"error_code": error.error_code, "message": error.message}) + b"\n"
@@ -312,7 +314,8 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
     """
     try:
         first = next(parts, None)
-    except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        pass_exit(error)
         context.headers.pop("X-Prediction-Id")
         return context.finish(context.fail(error))
 
@@ -343,7 +346,8 @@ def _finish_pieces(
             status = 200
         except ClientDisconnected:
             return
-        except Exception as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+        except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
+            pass_exit(error)
             reply = context.fail(error)
             status = reply.status
             if reply.error is not None:

@@ -204,7 +204,7 @@ class Shadows:
         shadow = batch[0].shadow
         try:
             self._compare(batch)
-        except Exception as error:
+        except BaseException as error:
             if len(batch) > 1:
                 for copy in batch:
                     time.sleep(_HANDOVER_SECONDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.protocols import JSON, mlflow
 from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
@@ -59,7 +59,8 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
             warm = load(want.folder)
     except OnnxserveError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        pass_exit(error)
         logger.exception("loading %s %s failed", want.model, want.version)
         raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
     artifact = warm.predictor.artifact

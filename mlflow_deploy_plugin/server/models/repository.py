@@ -193,7 +193,7 @@ class Repository:
         while True:
             try:
                 self.poll()
-            except Exception:
+            except BaseException:
                 logger.exception("applying %s failed; the served versions remain unchanged", WANTED)
             self._has_applied.set()
             if self._stopping.wait(POLL_SECONDS):

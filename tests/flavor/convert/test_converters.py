@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.wrap import wrap
+from tests.support.raising import Panic, raise_it
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=["age", "unused", "income"])
@@ -23,7 +24,13 @@ def matches(model):
     return type(model).__name__ == "Unlucky"
 
 def convert(model, example, **options):
+    if model.panics:
+        raise PanicException("a regular expression failed")
     raise KeyError("weights")
+
+
+class PanicException(BaseException):
+    pass
 """
 
 
@@ -61,9 +68,21 @@ def test_a_registered_converter_is_found_and_its_graph_is_proven(
 
 
 def test_a_converter_that_fails_is_named(score_card: Any) -> None:
-    unlucky = type("Unlucky", (), {})()
+    unlucky = type("Unlucky", (), {"panics": False})()
     with pytest.raises(ConversionError, match=r"unlucky \(score-cards 1\.0\).*'weights'"):
         wrap(unlucky, ROWS)
+
+
+def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_card: Any) -> None:
+    unlucky = type("Unlucky", (), {"panics": True})()
+    with pytest.raises(ConversionError, match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed"):
+        wrap(unlucky, ROWS)
+
+
+def test_an_original_that_panics_for_the_example_is_an_error(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(score_card), "predict", lambda self, rows: raise_it(Panic("a regular expression failed")))
+    with pytest.raises(InvalidConfig, match="input_example: the model fails for the rows: Panic: a regular expression"):
+        wrap(score_card, ROWS)
 
 
 def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,19 @@ def broken():
     raise RuntimeError("secret")
 
 
+@blueprint.get("/panics")
+def panics():
+    class PanicException(BaseException):
+        pass
+
+    raise PanicException("secret")
+
+
+@blueprint.get("/leaves")
+def leaves():
+    raise SystemExit("secret")
+
+
 @blueprint.get("/aborts/<int:status>")
 def aborts(status):
     from flask import abort
@@ -83,8 +96,9 @@ def test_a_view_may_send_a_file(running: Any, distribution: Path) -> None:
     assert (response.status_code, response.text) == (200, (distribution / "flights_pages.py").read_text())
 
 
-def test_a_view_that_fails_is_answered_without_its_reason(running: Any) -> None:
-    response = requests.get(running.url + "/broken", timeout=30)
+@pytest.mark.parametrize("view", ["broken", "panics", "leaves"])
+def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: str) -> None:
+    response = requests.get(f"{running.url}/{view}", timeout=30)
     assert response.status_code == 500
     assert response.json()["error_code"] == "INTERNAL_ERROR"
     assert "secret" not in response.text

@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,9 @@ from mlflow_deploy_plugin.server.http.workers.worker_app import InlinePolicy, Wo
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.models import write_model
+from tests.support.raising import Panic
 from tests.support.servers import one_endpoint
+from tests.support.texts import PANIC, panicking_model
 
 LINE = b"[1, 2, 3]\n"
 ANSWER = b"[1006.0]\n"
@@ -288,6 +290,53 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[
             assert (await opened.read(client, LAST)).endswith(chunk(b"1.0\n2.0\n") + LAST)
 
     play(talk())
+
+
+def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
+    serve_here: Callable[..., Server], tmp_path: Path
+) -> None:
+    limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
+    server = serve_here(one_endpoint(panicking_model(tmp_path / "model")), limits)
+    good = b'{"text": "a"}\n' * 1_000
+
+    async def talk() -> None:
+        async with listener(server) as opened:
+            client = await opened.connect(HEAD + chunk(good) + chunk(b'{"text": "%b"}\n' % PANIC.encode()) + chunk())
+            answer = await opened.read(client)
+            assert answer.count(b"]\n") == 1_000
+            assert b"retry-limit-in-match" in answer
+            assert not answer.endswith(LAST)
+            client = await opened.connect(HEAD + chunk(good) + chunk())
+            assert (await opened.read(client, LAST)).count(b"]\n") == 1_000
+
+    play(talk())
+
+
+@pytest.mark.parametrize("error", [Panic("a regular expression"), SystemExit(1)])
+def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error: BaseException) -> None:
+    ended: list[Any] = []
+
+    async def talk() -> None:
+        exchange = StreamedExchange(
+            BodyParser(0, 0),
+            asyncio.Transport(),
+            LIMIT,
+            lambda piece: None,
+            lambda response: None,
+            ended.append,
+            asyncio.get_running_loop(),
+        )
+
+        def pieces() -> Generator[bytes, None, None]:
+            raise error
+            yield b""
+
+        with pytest.raises(type(error)):
+            await asyncio.to_thread(exchange.send, RawResponse(200, b""), pieces())
+        await until(lambda: ended)
+
+    play(talk())
+    assert ended == [False]
 
 
 def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Server) -> None:

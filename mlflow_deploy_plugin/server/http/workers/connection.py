@@ -353,7 +353,7 @@ class HttpConnection(asyncio.Protocol):
                 if not is_small:
                     request.body = bytes(body)
                 response = self._app.handle(request)
-            except Exception as error:  # noqa: BLE001 - the boundary: the client waits for a response
+            except BaseException as error:  # noqa: BLE001 - the boundary: the client waits, and the pool ignores exits
                 response = responses.failure_response(request, error)
             if response.pieces is None:
                 self._loop.call_soon_threadsafe(self._send, head, response)

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.http.workers.worker_app import INLINE_SECONDS, 
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.servers import one_endpoint, variant
+from tests.support.texts import PANIC, panicking_model
 from tests.support.waiting import wait_until
 
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -54,6 +55,33 @@ def test_bodies_of_all_connections_together_are_bounded(
 
     asyncio.run(asyncio.wait_for(talk(), 30))
     assert app.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+def test_a_panic_of_a_tokenizer_is_answered_and_its_body_is_no_longer_counted(
+    serve_here: Callable[..., Server], tmp_path: Path, padding: int
+) -> None:
+    app = WorkerApp(serve_here(one_endpoint(panicking_model(tmp_path / "model"))), may_be_inline=True, threads=1)
+    app.limits = ConnectionLimits(60.0, body_bytes=150_000)
+
+    async def talk() -> None:
+        config = SimpleNamespace(app=app)
+        state: Any = SimpleNamespace(connections=set())
+        server = await asyncio.get_running_loop().create_server(
+            lambda: HttpConnection(config, state, {}), "127.0.0.1", 0
+        )
+        for text, status in ((PANIC, b"400"), (PANIC, b"400"), ("a text", b"200")):
+            body = b'{"inputs": ["%b"]}' % text.encode() + b" " * padding
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
+            await writer.drain()
+            writer.write(body[20:])
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
+            assert app.buffered_bytes == 0
+            writer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
 
 
 @pytest.mark.parametrize("padding", [0, 100_000])
