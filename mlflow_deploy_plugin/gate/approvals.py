@@ -357,8 +357,8 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
     """Raise GateRefused if the approvers would see no figure of the version's quality, unless the policy allows it."""
     if required.evaluation == "required" and verdict == PASSED_WITHOUT_EVALUATION:
         raise GateRefused(
-            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its quality. "
-            f"Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
+            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its "
+            f"quality. Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
             f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy"
         )
 
