@@ -151,7 +151,7 @@ def request_is_over(store: Store, alert: Alert) -> bool:
         return False
     for entry in promotion_requests(store, request["model"]):
         if request.items() >= request_identity(entry).items():
-            return len(entry.approvals) >= request["count"]
+            return len(entry.approvals) >= int(request["count"])
     return True
 
 
