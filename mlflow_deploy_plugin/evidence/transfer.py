@@ -114,7 +114,8 @@ def copied_version(
             copied = _copy(source, name, folder, is_same, progress)
             copied.record(at_target=True)
         copied.record()
-    with _remedy(f"{copied}, and the same command, with --to-registry or --to-model, continues from there"), target():
+    remedy = f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
+    with _remedy(remedy), nullcontext() if is_same else _commands_for_target(copied), target():
         yield copied
 
 
@@ -125,6 +126,21 @@ def _remedy(text: str) -> Iterator[None]:
         yield
     except OnnxserveError as error:
         raise type(error)(f"{error.message}; {text}") from error
+
+
+@contextmanager
+def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
+    """Make the commands in the message of an error work here, where MLFLOW_TRACKING_URI is the source."""
+    options = f" --to-registry {copied.registry}"
+    if copied.model != copied.source_model:
+        options += f" --to-model {copied.model}"
+    promote = f"onnxserve promote {copied.source_model} {copied.source_version}{options} "
+    try:
+        yield
+    except OnnxserveError as error:
+        message = error.message.replace(f"onnxserve promote {copied.model} {copied.version} ", promote)
+        message = message.replace("`onnxserve gate ", f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ")
+        raise type(error)(message) from error
 
 
 @dataclass(frozen=True)

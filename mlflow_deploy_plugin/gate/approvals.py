@@ -151,7 +151,7 @@ def request_is_over(store: Store, alert: Alert) -> bool:
         return False
     for entry in promotion_requests(store, request["model"]):
         if request.items() >= request_identity(entry).items():
-            return len(entry.approvals) >= request["count"]
+            return len(entry.approvals) >= int(request["count"])
     return True
 
 
@@ -357,8 +357,8 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
     """Raise GateRefused if the approvers would see no figure of the version's quality, unless the policy allows it."""
     if required.evaluation == "required" and verdict == PASSED_WITHOUT_EVALUATION:
         raise GateRefused(
-            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its quality. "
-            f"Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
+            f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its "
+            f"quality. Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
             f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy"
         )
 

@@ -150,5 +150,5 @@ def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
     except ModuleNotFoundError as missing:
         command = "pip install 'mlflow-onnxserve[monitoring]'"
         _log.error("not sent by this server: the request for %s, because it needs %s: %s", entry, missing.name, command)
-    except Exception:  # noqa: BLE001 - Nothing waits for this thread.
+    except Exception:  # noqa: BLE001 - No caller waits for this thread.
         _log.exception("not sent by this server: the request for %s", entry)

@@ -371,7 +371,7 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
             patch.setenv("MLFLOW_TRACKING_PASSWORD", password("admin"))
             if line:
                 return run_command(line)
-            policy = f"{POLICY}approvals: {{count: 1}}"
+            policy = f"{POLICY}approvals: {{count: 1, evaluation: optional}}"
             MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
         return Result(CliRunner(), b"", b"", b"", None, 0, None)
 
@@ -379,7 +379,8 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     as_admin("")
     refused = promote(model, guarded)
     assert refused.exit_code == 1
-    assert mentions(refused.stderr.splitlines()[-1], "--request", guarded.server.url, "same command")
+    command = f"onnxserve promote {model} 1 --to-registry {guarded.server.url} --to @champion --request"
+    assert f"`{command}`" in refused.stderr.splitlines()[-1]
     requested = promote(model, guarded, "--request", "-o json")
     assert json.loads(requested.stdout)["requested_by"] == "alice"
     approved = as_admin(f"approve {model} 1 --to @champion")
