@@ -15,7 +15,7 @@ def result_of(
     """Return the result of a day, with one finding per column (drifted beyond 3), or with any field."""
     fields = MonitorResult.__dataclass_fields__
     scores = {name: value for name, value in said.items() if name not in fields}
-    measured = {"measure": "Wasserstein distance", "unit": "SD"}
+    measured: dict[str, Any] = {"measure": "Wasserstein distance", "unit": "SD"}
     found = [
         Finding(name, "distribution", "drift" if value > 3 else "no drift", "", value, 3.0, **measured)
         for name, value in scores.items()

@@ -141,7 +141,7 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
     see: Callable[..., Any], receiver: Receiver
 ) -> None:
     change = "mean 3.2 → 8.9, higher"
-    hour = {"since": "2013-06-29T14:00:00+00:00", "since_end": "2013-06-29T15:00:00+00:00"}
+    hour: dict[str, Any] = {"since": "2013-06-29T14:00:00+00:00", "since_end": "2013-06-29T15:00:00+00:00"}
     wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, in_a_row=3, **hour)
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
