@@ -270,14 +270,14 @@ def _endpoint_card(
 
 def _alarms(endpoint: str, monitors: Iterable[Timeline], store: Store) -> list[str]:
     """Return a sentence for each monitor whose newest verdict is an alarm, with the number of its alarms in a row."""
-    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(endpoint)}
+    newest = [(timeline.monitor, timeline.latest) for timeline in monitors]
+    alarmed = [monitor for monitor, latest in newest if latest is not None and latest.mark == "alarm"]
+    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(endpoint)} if alarmed else {}
     sentences = []
-    for timeline in monitors:
-        if timeline.latest is None or timeline.latest.mark != "alarm":
-            continue
-        count = in_a_row.get(timeline.monitor, 0)
+    for monitor in alarmed:
+        count = in_a_row.get(monitor, 0)
         more = f", {count} in a row" if count > 1 else ""
-        sentences.append(f"the monitor {timeline.monitor} raises an alarm{more}")
+        sentences.append(f"the monitor {monitor} raises an alarm{more}")
     return sentences
 
 
