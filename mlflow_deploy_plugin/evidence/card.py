@@ -15,6 +15,7 @@ from itertools import groupby
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.monitoring.reports import log
 from mlflow_deploy_plugin.monitoring.result import format_time
 from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors, resolve, tags
 from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, run_of_model
+from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
@@ -155,8 +156,10 @@ class _Facts:
             yield _statement(text + where + why, "event", f"{event.action} {event.at.isoformat()}", page)
 
     def in_gate(self, *names: str) -> Statements:
+        """Yield the checks of the gate's report, or only the checks `names` that were not skipped."""
         if gate := self.record.gate:
-            for check in (check for check in gate.checks if check.name in (names or check.name)):
+            made = [check for check in gate.checks if check.name in names and check.state != "skipped"]
+            for check in made if names else gate.checks:
                 text = f"The gate's check {check.name} is {check.state}: {check.reason}"
                 yield _statement(text, "run", f"{gate.run_id}/{tags.GATE_REPORT_FILE}", gate.status.report)
 
@@ -274,7 +277,10 @@ class _Facts:
             if served is not None:
                 status = served.gate_status
                 text = f"The verdict of the gate on the served version {served.version} in {place} is"
-                yield self.in_registry(f"{text} {status.state or 'missing'}: {status.reason}")
+                page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
+                yield _statement(
+                    f"{text} {status.state or 'missing'}: {status.reason}", "registry", served.source, page
+                )
                 return
 
     def robustness(self) -> Statements:

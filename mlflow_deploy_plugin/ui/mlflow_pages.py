@@ -49,6 +49,8 @@ class MonitorVerdict:
         alarms = Evidence.from_json(self.stored.evidence).alarms
         if self.mark == "fine" and self.stored.reason:
             return "there is no alarm"
+        if self.stored.verdict == "cannot tell":
+            return "the rows do not decide the requirement"
         if self.mark != "alarm" or not alarms:
             return self.stored.reason
         named = ", ".join(alarms[:_NAMED])

@@ -239,7 +239,7 @@ def _endpoint_card(
         if silent and len(silent) == len(metrics):
             health = "silent"
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    if health == "healthy" and (alarms := _alarms(spec.name, monitors, store)):
+    if health == "healthy" and (alarms := _alarms(spec, monitors, store)):
         health = "alarm"
         reason = "; ".join(alarms)
     no_rollback, rollback_to, has_rollback = "", "", may_act
@@ -269,16 +269,21 @@ def _endpoint_card(
     )
 
 
-def _alarms(endpoint: str, monitors: Iterable[Timeline], store: Store) -> list[str]:
-    """Return a sentence for each monitor whose newest verdict is an alarm, with the number of its alarms in a row."""
-    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(endpoint)}
+def _alarms(spec: EndpointSpec, monitors: Iterable[Timeline], store: Store) -> list[str]:
+    """Return a sentence for each monitor whose newest verdict is an alarm, with the number of its alarms in a row.
+
+    A monitor with the field `consecutive` raises an alarm only after this number of windows.
+    """
+    newest = [(timeline.monitor, timeline.latest) for timeline in monitors]
+    alarmed = [monitor for monitor, latest in newest if latest is not None and latest.mark == "alarm"]
+    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(spec.name)} if alarmed else {}
     sentences = []
-    for timeline in monitors:
-        if timeline.latest is None or timeline.latest.mark != "alarm":
+    for monitor in alarmed:
+        count = in_a_row.get(monitor) or 1
+        if count < spec.monitors[monitor].consecutive:
             continue
-        count = in_a_row.get(timeline.monitor, 0)
         more = f", {count} in a row" if count > 1 else ""
-        sentences.append(f"the monitor {timeline.monitor} raises an alarm{more}")
+        sentences.append(f"the monitor {monitor} raises an alarm{more}")
     return sentences
 
 

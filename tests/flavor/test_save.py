@@ -62,6 +62,7 @@ def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: M
     assert len(provenance["git_commit"]) == 40
     assert provenance["dataset_digest"] == dataset.digest
     assert provenance["dataset_name"] == "training"
+    assert provenance["algorithm"] == "Pipeline(StandardScaler, LogisticRegression)"
     assert f"onnxruntime=={onnxruntime.__version__}" in (folder / provenance["environment"]).read_text()
 
 

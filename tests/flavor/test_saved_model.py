@@ -71,7 +71,10 @@ def test_reference_holds_inputs_predictions_and_times(folder: Path, model: Pipel
     assert reference.column_names == ["a", "b", "c", "prediction", "output.probabilities", "_event_time"]
     assert reference["prediction"].to_pylist() == model.predict(table).tolist()
     assert str(reference.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
-    assert reference["_event_time"][1].as_py().isoformat() == "2013-01-01T01:00:00+00:00"
+    times = [time.isoformat() for time in reference["_event_time"].to_pylist()]
+    assert times[1] == "2013-01-01T01:00:00+00:00"
+    section = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["onnxserve"]["reference"]
+    assert section == {"data": "reference.parquet", "rows": len(times), "begin": times[0], "end": times[-1]}
 
 
 def test_lock_lists_what_is_installed_by_name() -> None:

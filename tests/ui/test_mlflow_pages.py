@@ -7,9 +7,10 @@ from typing import Any
 import mlflow
 import pytest
 
+from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.store import MonitorWindow
 from mlflow_deploy_plugin.store.monitors import WindowState
-from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 from tests.support.refusals import mentions
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
@@ -36,6 +37,24 @@ def test_a_window_in_words() -> None:
     assert mentions(one.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
     by_hand = MonitorVerdict(replace(stored, by_hand=True), "no drift", "fine")
     assert mentions(by_hand.words, "hits, 2026-11-20", "no drift", "by hand")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "mark", "alarms", "sentence"),
+    [
+        ("drift", "alarm", ("a", "b", "c"), "in a, b, c"),
+        ("violated", "alarm", ("a", "b", "c", "d", "e"), "in a, b, c and 2 more"),
+        ("drift", "alarm", (), "a reason (p = 0.2)"),
+        ("no drift", "fine", (), "there is no alarm"),
+        ("cannot tell", "undecided", (), "the rows do not decide the requirement"),
+        ("not judged", "undecided", (), "a reason (p = 0.2)"),
+    ],
+)
+def test_the_sentence_of_a_verdict_has_no_statistics_if_the_store_has_the_columns(
+    verdict: str, mark: Mark, alarms: tuple[str, ...], sentence: str
+) -> None:
+    stored = window("judged", verdict=verdict, reason="a reason (p = 0.2)", evidence=Evidence(alarms=alarms).to_json())
+    assert MonitorVerdict(stored, verdict, mark).sentence == sentence
 
 
 def window(state: WindowState, **more: Any) -> MonitorWindow:

@@ -310,6 +310,24 @@ def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_
         assert html.index(f'data-part="monitors {name}"') < html.index('class="pictures')
 
 
+@pytest.mark.parametrize(("in_a_row", "mark"), [(1, "healthy"), (2, "alarm")])
+def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, in_a_row: int, mark: str
+) -> None:
+    store, fields = mlflow_app.store, {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
+    one = ObservedEndpoint(
+        store.add_endpoint("onnxserve", new_endpoint("patient", "models:/m/1", fields)),
+        Observation("running", url="http://f.ml.svc:8080"),
+    )
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+    judged(store, "patient", "drift")
+    Monitors(store).update_state("patient", "hits", consecutive=in_a_row)
+    html = mlflow_app.client.get(PAGE).text
+    store.remove_endpoint("patient")
+    assert f'<span class="mark mark-{mark}">{mark}</span>' in html
+
+
 def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
     mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
