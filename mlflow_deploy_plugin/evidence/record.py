@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.gate.run import JSON
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, resolve, tags
+from mlflow_deploy_plugin.registry.connection import refuse_folder
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
 from mlflow_deploy_plugin.registry.runs import mlflow_page
@@ -129,7 +130,12 @@ def read_record(model_uri: str) -> VersionRecord:
     if parse_model_uri(resolved.source).kind != "version":
         raise InvalidConfig(f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS")
     client = registry_client()
-    return record_of(resolved.name, resolved.version, client, lambda uri, to, name: fetch(f"{uri}/{name}", to, name))
+    return record_of(resolved.name, resolved.version, client, _fetch_file)
+
+
+def _fetch_file(folder_uri: str, to: Path, name: str) -> Path:
+    refuse_folder(folder_uri)
+    return fetch(f"{folder_uri}/{name}", to, name)
 
 
 def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> VersionRecord:

@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, W
 from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import PARITY_TAG
+from mlflow_deploy_plugin.registry.connection import addresses_of_server
 from mlflow_deploy_plugin.registry.runs import log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores
@@ -289,7 +290,8 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
         device: "cpu", "cuda", "tensorrt" or "openvino".
         intra_op_num_threads: the threads of one run of the graph.
     """
-    local = _download_artifact_from_uri(artifact_uri=model_uri)
+    with addresses_of_server(model_uri):
+        local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
 

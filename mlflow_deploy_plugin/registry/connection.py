@@ -35,6 +35,8 @@ CALLER = "/onnxserve/caller"
 _CALLER_SECONDS = 3
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
+_named_by_server: ContextVar[bool] = ContextVar("named_by_server", default=False)
+"""True while MLflow's client resolves an address that MLflow's server chooses."""
 _importing = threading.Lock()
 _MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
@@ -287,13 +289,18 @@ def registry_client() -> "MlflowClient":
 
 @cache  # The cache lets the function patch MLflow's modules only once.
 def harden_mlflow_client() -> None:
-    """Limit the answers that MLflow's client reads, and the hosts that receive its credentials.
+    """Limit the answers that MLflow's client reads, the folders that it copies, and the hosts with its credentials.
 
     The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
     credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
     credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
     """
-    from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.store.artifact import (
+        azure_data_lake_artifact_repo,
+        http_artifact_repo,
+        local_artifact_repo,
+        mlflow_artifacts_repo,
+    )
     from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
@@ -318,6 +325,16 @@ def harden_mlflow_client() -> None:
         open_lake(self, artifact_uri, *arguments, **options)
 
     data_lake.__init__ = open_own
+    local = local_artifact_repo.LocalArtifactRepository
+    open_local = local.__init__
+
+    @wraps(open_local)
+    def open_folder(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
+        if _named_by_server.get():
+            refuse_folder(artifact_uri)
+        open_local(self, artifact_uri, *arguments, **options)
+
+    local.__init__ = open_folder
     send = rest_utils._get_http_response_with_retries
 
     @wraps(send)
@@ -363,6 +380,35 @@ def login_name() -> str:
         document = answer.json() if answer.ok else {}
         return str(document.get("user", "")) if isinstance(document, dict) else ""
     return ""
+
+
+@contextmanager
+def addresses_of_server(location: str) -> Iterator[None]:
+    """Refuse folders of this machine to which MLflow's server resolves `location` (runs:/…, models:/…) in the block."""
+    harden_mlflow_client()
+    token = _named_by_server.set(location.startswith(("runs:", "models:")))
+    try:
+        yield
+    finally:
+        _named_by_server.reset(token)
+
+
+def refuse_folder(location: str) -> None:
+    """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or a folder that is mounted here.
+
+    The server, or a user who may change it, could otherwise make this process copy and serve any file of its user.
+    """
+    import mlflow
+    from mlflow.utils.uri import is_http_uri
+
+    is_server = any(map(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri())))
+    if is_server and urlsplit(location).scheme.lower() in ("", "file"):
+        raise InvalidConfig(
+            f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a "
+            "folder that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the "
+            "database of MLflow, or log the model again in an experiment whose artifacts the server serves "
+            "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts)"
+        )
 
 
 def is_mlflow(uri: str) -> bool:

@@ -108,6 +108,8 @@ def _location(source: str) -> str:
     elif reference.kind == "logged_model":
         with connection.registry_errors(f"logged model {reference.name}"):
             location = str(connection.registry_client().get_logged_model(reference.name).artifact_location)
+    if location != source:
+        connection.refuse_folder(location)
     return location
 
 
@@ -146,9 +148,8 @@ def fetch(location: str, destination: Path, what: str) -> Path:
         raise InvalidConfig(
             f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
         )
-    connection.harden_mlflow_client()
     try:
-        with warnings.catch_warnings(), connection.no_request_timeout:
+        with warnings.catch_warnings(), connection.no_request_timeout, connection.addresses_of_server(location):
             connection.ignore_warnings()
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
     except InvalidConfig as error:

@@ -1,8 +1,11 @@
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import mlflow
 import mlflow.onnx
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin import load_model
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
-from tests.support.models import IDENTITY, parse_graph
+from tests.support.models import IDENTITY, parse_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 
@@ -127,3 +133,32 @@ def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
 
     assert read == [logged.model_id] * 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["file:///{folder}", "FILE:{folder}", "{folder}"])
+@pytest.mark.parametrize("source", ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"])
+def test_a_folder_that_a_server_names_is_not_read(
+    mlflow_server: MlflowServer, tmp_path: Path, source: str, address: str
+) -> None:
+    """A user who may change the server could make its readers copy and serve any folder."""
+    secret = tmp_path / "secret"
+    write_model(secret)
+    write_model(secret / "model")
+    forged = json.dumps(address.format(folder=secret)).encode()
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        with mlflow.start_run() as run:
+            logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=[])
+        source = source.format(model_id=logged.model_id, run_id=run.info.run_id)
+        client = MlflowClient()
+        with suppress(MlflowException):  # The other cases register the model too.
+            client.create_registered_model("named")
+        version = client.create_model_version("named", logged.model_uri, run.info.run_id, model_id=logged.model_id)
+        source = source.replace("/named/1", f"/named/{version.version}")
+        proxy.rewrite = lambda body: re.sub(rb'("artifact_(?:uri|location)": ?)"[^"]*"', rb"\1" + forged, body)
+        with refused(InvalidConfig, "names the folder", str(secret), "MLFLOW_TRACKING_URI", "--artifacts-destination"):
+            download(source, tmp_path / "copy")
+        with refused(InvalidConfig, "names the folder"):
+            fetch_mlmodel(source)
+        with refused(InvalidConfig, "names the folder"):
+            load_model(source)
+    assert names(tmp_path / "copy") == set()

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.registry import (
     registry_errors,
     set_service_timeouts,
 )
-from mlflow_deploy_plugin.registry.connection import child_environment, no_request_timeout
+from mlflow_deploy_plugin.registry.connection import addresses_of_server, child_environment, no_request_timeout
 from mlflow_deploy_plugin.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.registry.tags import (
     CAUSE_TAG,
@@ -81,7 +81,7 @@ def column_types(model_uri: str) -> dict[str, str]:
     """Return the column types of the signature, such as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
     from mlflow.models import Model
 
-    with registry_errors(model_uri), no_request_timeout:
+    with registry_errors(model_uri), no_request_timeout, addresses_of_server(model_uri):
         signature = Model.load(model_uri).signature  # `get_model_info` rejects models of other tracking servers.
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
