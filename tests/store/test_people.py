@@ -80,7 +80,8 @@ def test_a_normal_form_of_unicode_makes_no_other_person(name: str, form: str) ->
 
 @given(NAMES)
 def test_case_and_outer_spaces_make_no_other_person(name: str) -> None:
-    assert person_key(f" {name.casefold()}\u00a0") == person_key(name)
+    folded = unicodedata.normalize("NFD", name).casefold()  # Unicode folds the case of decomposed letters.
+    assert person_key(f" {folded}\u00a0") == person_key(name)
 
 
 @pytest.mark.parametrize(
