@@ -40,6 +40,7 @@ ROUNDINGS = 8
 """The number of rounding steps by which each number of a neural network is moved: its layers cause similar errors."""
 _ROUNDED_COPIES = 8
 """The number of copies of each row of a neural network. In each copy, the numbers are moved in random directions."""
+_EXACT = 2**24  # 32-bit floats represent all integers up to this number
 _COPIES = 20
 """The maximum number of copies of the rows in memory at a time; each column needs two copies."""
 
@@ -122,11 +123,15 @@ def changes_within_one_step(
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
-    """Yield a copy of the rows per floating-point column and direction, with the column moved by `_stepped`."""
+    """Yield a copy of the rows per column of numbers and direction, with the column moved by `_stepped`.
+
+    Columns of small integers are left out, because 32-bit floats represent them exactly.
+    """
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            if pd.api.types.is_float_dtype(series.dtype):  # The check includes types of pandas and Arrow.
+            is_float = pd.api.types.is_float_dtype(series.dtype)  # The check includes types of pandas and Arrow.
+            if is_float or (pd.api.types.is_integer_dtype(series.dtype) and series.abs().max() > _EXACT):
                 for values in _stepped(column_values(series)):
                     yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
     else:
@@ -161,8 +166,12 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by two 32-bit steps of its largest value: a scaler may round as coarsely."""
-    largest = np.nanmax(np.abs(values), initial=0.0)
-    step = 2 * float(np.spacing(np.float32(largest)))
-    yield (values - step).astype(values.dtype)
-    yield (values + step).astype(values.dtype)
+    """Yield the column moved down and up by two 32-bit steps of its usual magnitude: a scaler may round as coarsely.
+
+    Larger numbers are moved by two of their own steps. Their steps would change the other rows too much.
+    """
+    sizes = np.abs(values.astype(np.float64))
+    usual = np.nanmedian(sizes) if not np.isnan(sizes).all() else 0.0
+    steps = 2 * np.spacing(np.fmax(sizes, usual).astype(np.float32)).astype(np.float64)
+    yield (values - steps).astype(values.dtype)
+    yield (values + steps).astype(values.dtype)

@@ -31,6 +31,9 @@ _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
 _FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
+_SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
+"""Numbers that people use for a missing value, and numbers whose squares have more digits than a 32-bit float."""
+_SENTINEL_COLUMNS = 10  # columns of a group: `changes_within_one_step` tries at most 100 rows
 _FAR_ROWS = 96  # rows with large numbers in all columns
 _MISSING_ROWS = 24  # rows per column
 _UNSEEN_ROWS = 8
@@ -141,6 +144,7 @@ class _TableRows:
             yield change[0], partial(self.changed, *change)
         yield "unseen categories", self.unseen_categories
         yield "far", self.far
+        yield "sentinels", partial(self.sentinels, boundary_values.farthest)
 
     def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
         yield RowGroup("learned", Batch(self.learned(learned)))
@@ -171,6 +175,20 @@ class _TableRows:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
             yield RowGroup("far", Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)))
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
+
+    def sentinels(self, farthest: float) -> Iterator[RowGroup]:
+        """Yield rows with the numbers of `_SENTINELS` up to `farthest` in one column or in all."""
+        values = [value for value in _SENTINELS if abs(value) <= farthest]
+        numbers = self.some_columns(_is_number, len(values))
+        if not numbers:
+            return
+        for start in range(0, len(numbers), _SENTINEL_COLUMNS):
+            rows = dict.fromkeys(numbers[start : start + _SENTINEL_COLUMNS], len(values))
+            table = self.one_changed(rows, lambda column, _: _as(values, column.dtype))
+            yield RowGroup("sentinels", Batch(table), may_tie=True)
+        table = self.some(len(values))
+        together = {name: _as(values, table[name].dtype) for name in table if _is_number(table[name])}
+        yield RowGroup("sentinels together", Batch(table.assign(**together)), may_tie=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column contains a known category, or a value that is similar to a category."""

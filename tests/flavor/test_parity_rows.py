@@ -100,6 +100,15 @@ def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.Da
     assert together.hour.dtype == np.int64
 
 
+def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(table: pd.DataFrame) -> None:
+    groups = _by_source(table)
+    near = _by_source(table, farthest=1e9)
+
+    assert {-999.0, 999_999_999.0, -1e9, 1e9, -1e15, 1e15} <= set(groups["sentinels"].batch.data.temperature)
+    assert set(groups["sentinels together"].batch.data.temperature) == set(groups["sentinels together"].batch.data.hour)
+    assert near["sentinels"].batch.data.temperature.abs().max() == 1e9
+
+
 def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> None:
     learned = {"temperature": np.array([2.0, 4.0]), "hour": np.array([2.0, 4.0])}
 

@@ -47,6 +47,7 @@ class BoundaryValues:
         edges: thresholds and bin edges, [T] float64.
         rows: sets of training rows (neighbours, centres, support vectors), each as arrays [K] by column.
         left_out: the errors of the steps that could not be read, by step name.
+        farthest: the largest magnitude at which 64-bit distances from the training rows or centres still differ.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class BoundaryValues:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Array], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    farthest: float = np.inf
 
 
 @dataclass(frozen=True)

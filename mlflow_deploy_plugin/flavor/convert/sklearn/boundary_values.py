@@ -34,8 +34,10 @@ _ROWS = (
 )
 """Attributes with training rows that predictions are computed from."""
 
-_MAX_ROW_SETS = 3
+_FARTHEST = {"_fit_X": 1e4, "cluster_centers_": 1e9, "subcluster_centers_": 1e9, "centroids_": 1e9, "means_": 1e9}
+"""The largest magnitude by attribute. Farther away, distances are equal in 64 bits, and rounding decides."""
 
+_MAX_ROW_SETS = 3
 
 _Value = TypeVar("_Value")
 
@@ -81,7 +83,12 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
         texts={name: tuple(_some(sorted(chain(*parts), key=str.isascii))) for name, parts in texts.items()},
         rows=tuple(named(rows) for rows in collected.rows if named(rows)),
         left_out=left_out,
+        farthest=min(map(_farthest, estimators.sub_estimators(fitted)), default=np.inf),
     )
+
+
+def _farthest(estimator: Estimator) -> float:
+    return min((limit for name, limit in _FARTHEST.items() if hasattr(estimator, name)), default=np.inf)
 
 
 def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import spmatrix
 from sklearn import neighbors
-from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
@@ -43,6 +43,15 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
         return (away * away).sum(axis=2)
     products = x @ known.T
     return np.maximum((x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1), 0.0)
+
+
+def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
+    """Return the position [N] of the nearest of K centres [K, k] without the square of x, like scikit-learn.
+
+    Far from the centres, the square has more digits than a float, and the differences between the centres are lost.
+    """
+    centres = _dense(centres)
+    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
 
 
 def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
@@ -191,7 +200,7 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> tuple[Trac
 def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
     if len(model.cluster_centers_) == 0:
         raise NotImplementedError("AffinityPropagation that did not converge")
-    return np.argmin(squared_distances(rows.matrix, model.cluster_centers_), axis=1)
+    return nearest_centre(rows.matrix, model.cluster_centers_)
 
 
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
@@ -201,7 +210,7 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
         if node.left is None:
             return np.int64(node.label)
         centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
-        nearer = np.argmin(squared_distances(rows.matrix, centres), axis=1)
+        nearer = nearest_centre(rows.matrix, centres)
         return np.where(nearer == 0, below(node.left), below(node.right))
 
     return below(model._bisecting_tree)
@@ -307,10 +316,9 @@ FORMULAS: dict[type, Formula] = {
     neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     neighbors.NearestCentroid: nearest_centroid,
-    **dict.fromkeys((MeanShift, AffinityPropagation), closest_centre),
+    **dict.fromkeys((KMeans, MiniBatchKMeans, MeanShift, AffinityPropagation), closest_centre),
     Birch: lambda model, rows: take(
-        np.asarray(model.subcluster_labels_, np.int64),
-        np.argmin(squared_distances(rows.matrix, model.subcluster_centers_), axis=1),
+        np.asarray(model.subcluster_labels_, np.int64), nearest_centre(rows.matrix, model.subcluster_centers_)
     ),
     BisectingKMeans: bisected,
     **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),

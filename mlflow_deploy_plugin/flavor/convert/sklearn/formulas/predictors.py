@@ -9,6 +9,7 @@ from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.gaussian_process._gpc import COEFS, LAMBDAS
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import SGDClassifier
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.multiclass import OneVsRestClassifier
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
@@ -51,6 +52,19 @@ def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
     away = rows.matrix - model.location_
     distance = ((away @ model.get_precision()) * away).sum(axis=1)
     return np.where(-distance - model.offset_ >= 0, 1, -1)
+
+
+def mixture(model: Estimator, rows: Rows) -> TracedArray:
+    """Return the component with the largest log density, by sklearn.mixture._gaussian_mixture in 64 bits."""
+    columns = []
+    for component, mean in enumerate(model.means_):
+        away = rows.matrix - mean
+        weights = model.precisions_cholesky_
+        factor = weights if model.covariance_type == "tied" else weights[component]
+        scaled = away @ factor if np.ndim(factor) == 2 else away * factor
+        at_mean = float(model._estimate_weighted_log_prob(mean[None])[0, component])
+        columns.append(at_mean - (scaled * scaled).sum(axis=1) * 0.5)
+    return np.argmax(np.stack(columns, axis=1), axis=1)
 
 
 def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
@@ -152,6 +166,7 @@ FORMULAS: dict[type, Formula] = {
     DummyRegressor: dummy_values,
     IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
+    **dict.fromkeys((GaussianMixture, BayesianGaussianMixture), mixture),
     **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
     GaussianProcessClassifier: process_classes,
     **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),

@@ -1,18 +1,20 @@
 """Each estimator that compares rows with training rows is proven, or its error names the unsupported option."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 from scipy.sparse import csr_array
-from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.neighbors import (
     KNeighborsClassifier,
     KNeighborsRegressor,
@@ -22,13 +24,16 @@ from sklearn.neighbors import (
     RadiusNeighborsTransformer,
 )
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
+from mlflow_deploy_plugin.flavor.saved_model import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import OnnxModel
 
 ROWS = np.random.default_rng(0).normal(size=(150, 3))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
@@ -162,3 +167,44 @@ def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.Monkey
 
     with pytest.raises(ConversionError, match=r"4.*4 sparse"):
         wrap(OneClassSVM().fit(rows), rows)
+
+
+CENTRES = np.random.default_rng(0).normal(np.repeat([16.0, 20.0, 24.0], 50)[:, None], 1.0, (150, 3))
+SENTINELS = (-999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
+CLUSTERS = [
+    KMeans(3, n_init=1, random_state=0),
+    MiniBatchKMeans(3, n_init=1, random_state=0),
+    BisectingKMeans(3, random_state=0),
+    Birch(n_clusters=3),
+    MeanShift(),
+    AffinityPropagation(random_state=0),
+    GaussianMixture(3, random_state=0),
+    GaussianMixture(3, covariance_type="tied", random_state=0),
+    BayesianGaussianMixture(n_components=3, covariance_type="diag", random_state=0),
+    GaussianMixture(3, covariance_type="spherical", random_state=0),
+]
+
+
+@pytest.mark.parametrize("model", CLUSTERS, ids=str)
+def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model: Any, tmp_path: Path) -> None:
+    pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES)
+    rows = np.concatenate([CENTRES[:30]] * len(SENTINELS))
+    rows[:, 0] = np.repeat(SENTINELS, 30)
+
+    wrapped = wrap(pipeline, CENTRES)
+
+    assert wrapped.report.state == "proven"
+    save_model(tmp_path / "model", wrapped)
+    graph = OnnxModel.load(tmp_path / "model")
+    found = graph.prediction(graph.run(graph.schema.from_array(rows)))
+    assert found.tolist() == pipeline.predict(rows).tolist()
+
+
+def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the generated rows with the graph that skl2onnx makes of KMeans."""
+    model = KMeans(3, n_init=1, random_state=0).fit(CENTRES)
+    monkeypatch.delitem(neighbours.FORMULAS, KMeans)
+
+    report = wrap(model, CENTRES).report
+
+    assert "in 64 bits" in report.repair
