@@ -4,7 +4,8 @@ The graph includes pooling, normalization and the function that turns logits int
 a fast tokenizer, which `runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -67,7 +68,12 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
-    return [partial(_convert, model, net, table, predict_fn)]
+    sides = ["right"]
+    if net.tokenizer.padding_side == "left":
+        # Most nets number their positions from the left, so a text has its own answer only with padding on the right.
+        # A pooling that reads the last position regardless of the mask needs the padding on the left.
+        sides.append("left")
+    return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
 
 
 class _Classifier(torch.nn.Module):  # type: ignore[misc]
@@ -80,6 +86,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         config = pipeline.model.config
         self.original, self.net, self.tokenizer = pipeline, pipeline.model, pipeline.tokenizer
+        self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
         function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
@@ -96,7 +103,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {self.output: scores if self.labels else scores[:, 0]}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
-        answers = self.original(texts, top_k=None)
+        answers = self.original(texts, top_k=None, batch_size=1)
         by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
         scores = np.array([[scores[label] for label in self.all_labels] for scores in by_label], np.float32)
         if not self.labels:
@@ -104,7 +111,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {"label": object_array([parts[0]["label"] for parts in answers]), self.output: scores}
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
-        options = {"padding": True, **self.original._preprocess_params, "return_tensors": "np"}
+        options = {"padding": True, **self.options, "return_tensors": "np"}
         return dict(self.tokenizer(texts, **options))
 
 
@@ -114,6 +121,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
     names: Sequence[str] = ()
     labels: tuple[str, ...] = ()
     output = "embedding"
+    options: Mapping[str, Any] = {}
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
@@ -127,17 +135,35 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         return {self.output: embedding[:, : self.net.truncate_dim].float()}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
-        return {self.output: self.net.encode(texts, show_progress_bar=False)}
+        # In a batch, padding on the left would shift the positions of shorter texts.
+        size = 1 if self.tokenizer.padding_side == "left" else 32
+        return {self.output: self.net.encode(texts, batch_size=size, show_progress_bar=False)}
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
         return dict(self.net.preprocess(texts, prompt=self.prefix or None))
 
 
-def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str) -> ConvertedModel:
+@contextmanager
+def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
+    before = tokenizer.padding_side
+    tokenizer.padding_side = side
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = before
+
+
+def _convert(
+    model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
+) -> ConvertedModel:
     column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
-    spec, content = _saved_tokenizer(net.eval(), texts)
+    with _padding_side(net.tokenizer, side):
+        spec, content = _saved_tokenizer(net.eval(), texts)
+        tokens = net.tokenize(texts)
     net.names = names = list(spec.graph_inputs)
-    arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
+    arrays = {name: np.asarray(array) for name, array in tokens.items() if name in names}
+    if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
+        arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
     proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if net.labels:  # Add the output `label` [N], the class with the highest score.
         graph, string = proto.graph, TensorProto.STRING
@@ -151,6 +177,12 @@ def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, pre
         if not all(isinstance(text, str) for text in given):
             raise InvalidConfig("a text is missing")
         places = {text: index for index, text in enumerate(dict.fromkeys(given))}  # The example is repeated.
+        tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
+        if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
+            raise ValueError(
+                f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no special tokens; leave "
+                "it out"
+            )
         return {name: array[[places[text] for text in given]] for name, array in net.predict(list(places)).items()}
 
     package = type(model).__module__.partition(".")[0]
