@@ -18,12 +18,14 @@ import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Input
 from mlflow_deploy_plugin.runtime.artifact import Role, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, object_array
@@ -40,6 +42,14 @@ _HOSTILE = (
     "|<mask>|▁|##ing|" + "A" * 101 + "|" + "!? " * 50
 ).split("|")
 """Texts that tokenizers treat in different ways."""
+
+_WITHOUT_EFFECT = (
+    *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),  # of MLflow's pipelines
+    *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),  # of `encode`
+)
+"""The settings that change neither a label nor a number."""
+
+_ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -74,6 +84,79 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         # A pooling that reads the last position regardless of the mask needs the padding on the left.
         sides.append("left")
     return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
+
+
+def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
+    """Return the model with the arguments that MLflow passes with each request.
+
+    Raises ConversionError for an argument whose effect a graph cannot contain.
+    """
+    given = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+    if isinstance(model, transformers.TextClassificationPipeline):
+        return _pipeline_asked_with(model, given, predict_fn)
+    if isinstance(model, SentenceTransformer):
+        return _encoder_asked_with(model, given)
+    return model  # `forms` refuses such a model.
+
+
+def _pipeline_asked_with(pipeline: TrainedModel, given: dict[str, Any], predict_fn: str) -> TrainedModel:
+    most = given.pop("top_k", 1)
+    if most != 1 and predict_fn == "predict":
+        raise ConversionError(
+            f"it is asked with top_k={most}, so it returns several labels per text, and `predict` of an ONNX form "
+            "returns one: use --predict-fn predict_proba (in Python pyfunc_predict_fn=) for the probabilities of all "
+            "labels, or log the version without top_k"
+        )
+    try:
+        preprocess, _, postprocess = pipeline._sanitize_parameters(**given)
+    except Exception as error:
+        described = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConversionError(f"its pipeline refuses the arguments {described}: {one_line(error)}") from error
+    pipeline._preprocess_params |= preprocess
+    pipeline._postprocess_params |= postprocess
+    return pipeline
+
+
+def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedModel:
+    given = {name: value for name, value in given.items() if value is not None}
+    prompt = given.pop("prompt", None)
+    prompt_name = given.pop("prompt_name", None)
+    size = given.pop("truncate_dim", None)
+    normalizes = given.pop("normalize_embeddings", False)
+    for name, value in given.items():
+        if _ENCODER_DEFAULTS.get(name) != value:
+            raise ConversionError(
+                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the version without {name}"
+            )
+    if prompt is not None:
+        model.prompts["asked"] = prompt
+        model.default_prompt_name = "asked"
+    elif prompt_name is not None:
+        if prompt_name not in model.prompts:
+            known = ", ".join(map(repr, model.prompts)) or "none"
+            raise ConversionError(
+                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts ({known})"
+            )
+        model.default_prompt_name = prompt_name
+    if size is not None:
+        model.truncate_dim = size
+    if normalizes:
+        if model.truncate_dim is not None:
+            model.append(_Truncation(model.truncate_dim))
+        model.append(Normalize())
+    return model
+
+
+class _Truncation(torch.nn.Module):  # type: ignore[misc]
+    """The first values of an embedding. `encode` truncates before it normalizes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, features: dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:
+        features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
+        return features
 
 
 class _Classifier(torch.nn.Module):  # type: ignore[misc]
@@ -111,7 +194,9 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {"label": object_array([parts[0]["label"] for parts in answers]), self.output: scores}
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
-        options = {"padding": True, **self.options, "return_tensors": "np"}
+        options = {**self.options, "padding": True, "return_tensors": "np"}
+        if options.get("max_length") is not None and "padding" not in self.options:
+            options.setdefault("truncation", True)  # The rule of a tokenizer that does not pad.
         return dict(self.tokenizer(texts, **options))
 
 
@@ -241,8 +326,9 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
         want = model.tokenize([text, texts[0]])
         for name in names:
             if not np.array_equal(got[name], np.asarray(want[name])):
+                options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
                 raise ConversionError(
                     f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its tokenizer with an option "
-                    "that this file does not contain"
+                    f"that this file does not contain{f' ({options})' if options else ''}"
                 )
     return spec, content
