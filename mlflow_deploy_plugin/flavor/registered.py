@@ -5,6 +5,8 @@ stages and the verdicts of a gate remain on the old version. Packages that diffe
 """
 
 import importlib
+import inspect
+import json
 import logging
 import os
 import shutil
@@ -20,12 +22,13 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import MODEL_CONFIG
 from mlflow.tracking.fluent import _get_experiment_id
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert import converters
-from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
+from mlflow_deploy_plugin.flavor.convert.converted import Settings, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
@@ -47,6 +50,8 @@ _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
+_WITHOUT_SETTINGS = ("sklearn", "lightgbm", "catboost", "statsmodels", "tensorflow", "keras", "onnx")
+"""The flavors whose pyfunc ignores `params`, and has no `model_config`."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
@@ -196,8 +201,11 @@ def _convert(
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
     signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
+    settings = {} if mlmodel is None else _settings(mlmodel, folder)
     if signature is not None and signature.params:
-        notes.append("an ONNX form does not support params; the params of the signature are omitted")
+        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in signature.params)
+        effect = "the model always uses their defaults" if settings else "they have no effect on this model"
+        notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
         signature = ModelSignature(signature.inputs, signature.outputs)
     # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
     if signature is not None and (original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)):
@@ -218,6 +226,7 @@ def _convert(
     rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
     versions = "".join(f"; {note}" for note in original.warnings)
     try:
+        model = _asked_with(model, settings, original.predict_fn)
         wrapped = wrap(model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity)
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
@@ -234,6 +243,41 @@ def _convert(
     elif example is not None:
         wrapped = replace(wrapped, example=example)
     return wrapped, tuple(notes)
+
+
+def _settings(mlmodel: Model, folder: Path) -> Settings:
+    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor ignores them."""
+    flavors = [name for name in mlmodel.flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
+    if not flavors or flavors[0] in _WITHOUT_SETTINGS:
+        return {}
+    config = mlmodel.flavors.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
+    older = folder / "components" / "inference_config.txt"  # The `inference_config` of MLflow before 2.10.
+    if flavors[0] == "transformers" and older.is_file():
+        config = json.loads(older.read_text(encoding="utf-8"))
+    if flavors[0] == "pytorch":
+        config = {name: value for name, value in config.items() if name != "device"}
+    params = mlmodel.get_params_schema()
+    return {**config, **{spec.name: spec.default for spec in params or ()}}
+
+
+def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
+    """Return the model with the settings. Raises ConversionError if an ONNX form cannot contain one of them."""
+    if not settings:
+        return model
+    converter = converters.converter_for(model)
+    if hasattr(converter, "asked_with"):
+        return converter.asked_with(model, settings, predict_fn)
+    method = getattr(model, "forward", None) or getattr(model, "predict", None)
+    parameters = inspect.signature(method).parameters if method is not None else {}
+    for name, value in settings.items():
+        if name not in parameters and "xgboost" in converters.packages_of(model):
+            continue  # MLflow ignores it.
+        if name not in parameters or parameters[name].default != value:
+            raise errors.ConversionError(
+                f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "
+                "or make it the default of the model"
+            )
+    return model
 
 
 def _log_next_version(

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -327,3 +328,68 @@ def test_another_version_of_the_framework_that_loads_is_a_warning(
     made = onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
     assert made.report.state == "proven"
     assert made.warnings[0].startswith("it was logged with scikit-learn 1.0 (")
+
+
+@pytest.mark.parametrize("rows", [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})], ids=["none", "table"])
+def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows(
+    rows: pd.DataFrame | None, tmp_path: Path
+) -> None:
+    texts = ["good parcel", "bad parcel", "good", "bad"]
+    words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, ["up", "down", "up", "down"])
+    signature = ModelSignature(Schema([ColSpec("string")]))
+    mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
+    made = onnxserve.wrap(str(tmp_path / "saved"), data=rows, dry_run=True)
+    assert made.report.state == "proven"
+
+
+def _boosted(table: pd.DataFrame) -> Any:
+    xgboost = pytest.importorskip("xgboost")
+    return xgboost.XGBRegressor(n_estimators=2).fit(table, table.a)
+
+
+@pytest.mark.parametrize(("name", "default"), [("output_margin", True), ("iteration_range", "0")])
+def test_params_that_change_a_prediction_are_refused_with_their_name(
+    name: str, default: Any, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    spec = ParamSpec(name, "boolean" if default is True else "string", default)
+    signature = ModelSignature(mlflow.models.infer_signature(table).inputs, params=ParamSchema([spec]))
+    mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", signature=signature, pip_requirements=["xgboost"])
+    with pytest.raises(ConversionError, match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc"):
+        onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+
+
+@pytest.mark.parametrize("flavor", ["sklearn", "xgboost"])
+def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
+    flavor: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    specs = [ParamSpec("threshold", "double", 0.9)]
+    if flavor == "xgboost":
+        specs.append(ParamSpec("output_margin", "boolean", False))
+    signature = ModelSignature(mlflow.models.infer_signature(table).inputs, params=ParamSchema(specs))
+    original = model if flavor == "sklearn" else _boosted(table)
+    save = mlflow.sklearn.save_model if flavor == "sklearn" else mlflow.xgboost.save_model
+    save(original, tmp_path / "saved", signature=signature, pip_requirements=["scikit-learn"])
+
+    made = onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+
+    assert made.report.state == "proven"
+    assert any("threshold=0.9" in note for note in made.warnings)
+
+
+@pytest.mark.long
+def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table: pd.DataFrame, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Scaled(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, rows: Any, factor: float = 1.0) -> Any:
+            return rows * factor
+
+    inputs = mlflow.models.infer_signature(table.to_numpy(np.float32)).inputs
+    for factor in (1.0, 2.0):
+        signature = ModelSignature(inputs, params=ParamSchema([ParamSpec("factor", "double", factor)]))
+        options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
+        mlflow.pytorch.save_model(Scaled(), tmp_path / f"times {factor}", signature=signature, **options)
+    rows = table.to_numpy(np.float32)
+    assert onnxserve.wrap(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state == "proven"
+    with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
+        onnxserve.wrap(str(tmp_path / "times 2.0"), data=rows, dry_run=True)

@@ -29,6 +29,9 @@ Category: TypeAlias = str | int | float | bool | None
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
 """A function that returns the original's predictions for a batch by ONNX output name, and may raise any error."""
 
+Settings = Mapping[str, object]
+"""The arguments that MLflow passes to a model with each request: `model_config`, and the defaults of `params`."""
+
 DynamicAxes = Mapping[str, tuple[int, ...]]
 """For each tensor, the axes with sizes that differ between requests (text lengths, image sizes), except axis 0."""
 

@@ -50,7 +50,10 @@ class Converter(Protocol):
 
 
 class FrameworkConverter(Protocol):
-    """A converter module of this package. The module for scikit-learn also has `known_values`."""
+    """A converter module of this package.
+
+    The module for scikit-learn also has `known_values`, and the module for transformers has `asked_with`.
+    """
 
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...
 

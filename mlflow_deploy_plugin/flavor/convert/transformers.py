@@ -4,7 +4,8 @@ The graph includes pooling, normalization and the function that turns logits int
 a fast tokenizer, which `runtime/tokenizer.py` runs without torch. Its arrays are compared with the original's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -17,12 +18,14 @@ import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
+from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Input
 from mlflow_deploy_plugin.runtime.artifact import Role, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, object_array
@@ -39,6 +42,14 @@ _HOSTILE = (
     "|<mask>|▁|##ing|" + "A" * 101 + "|" + "!? " * 50
 ).split("|")
 """Texts that tokenizers treat in different ways."""
+
+_WITHOUT_EFFECT = (
+    *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),  # of MLflow's pipelines
+    *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),  # of `encode`
+)
+"""The settings that change neither a label nor a number."""
+
+_ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -67,7 +78,85 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
-    return [partial(_convert, model, net, table, predict_fn)]
+    sides = ["right"]
+    if net.tokenizer.padding_side == "left":
+        # Most nets number their positions from the left, so a text has its own answer only with padding on the right.
+        # A pooling that reads the last position regardless of the mask needs the padding on the left.
+        sides.append("left")
+    return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
+
+
+def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
+    """Return the model with the arguments that MLflow passes with each request.
+
+    Raises ConversionError for an argument whose effect a graph cannot contain.
+    """
+    given = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+    if isinstance(model, transformers.TextClassificationPipeline):
+        return _pipeline_asked_with(model, given, predict_fn)
+    if isinstance(model, SentenceTransformer):
+        return _encoder_asked_with(model, given)
+    return model  # `forms` refuses such a model.
+
+
+def _pipeline_asked_with(pipeline: TrainedModel, given: dict[str, Any], predict_fn: str) -> TrainedModel:
+    most = given.pop("top_k", 1)
+    if most != 1 and predict_fn == "predict":
+        raise ConversionError(
+            f"it is asked with top_k={most}, so it returns several labels per text, and `predict` of an ONNX form "
+            "returns one: use --predict-fn predict_proba (in Python pyfunc_predict_fn=) for the probabilities of all "
+            "labels, or log the version without top_k"
+        )
+    try:
+        preprocess, _, postprocess = pipeline._sanitize_parameters(**given)
+    except Exception as error:
+        described = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConversionError(f"its pipeline refuses the arguments {described}: {one_line(error)}") from error
+    pipeline._preprocess_params |= preprocess
+    pipeline._postprocess_params |= postprocess
+    return pipeline
+
+
+def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedModel:
+    given = {name: value for name, value in given.items() if value is not None}
+    prompt = given.pop("prompt", None)
+    prompt_name = given.pop("prompt_name", None)
+    size = given.pop("truncate_dim", None)
+    normalizes = given.pop("normalize_embeddings", False)
+    for name, value in given.items():
+        if _ENCODER_DEFAULTS.get(name) != value:
+            raise ConversionError(
+                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the version without {name}"
+            )
+    if prompt is not None:
+        model.prompts["asked"] = prompt
+        model.default_prompt_name = "asked"
+    elif prompt_name is not None:
+        if prompt_name not in model.prompts:
+            known = ", ".join(map(repr, model.prompts)) or "none"
+            raise ConversionError(
+                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts ({known})"
+            )
+        model.default_prompt_name = prompt_name
+    if size is not None:
+        model.truncate_dim = size
+    if normalizes:
+        if model.truncate_dim is not None:
+            model.append(_Truncation(model.truncate_dim))
+        model.append(Normalize())
+    return model
+
+
+class _Truncation(torch.nn.Module):  # type: ignore[misc]
+    """The first values of an embedding. `encode` truncates before it normalizes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, features: dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:
+        features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
+        return features
 
 
 class _Classifier(torch.nn.Module):  # type: ignore[misc]
@@ -80,6 +169,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         config = pipeline.model.config
         self.original, self.net, self.tokenizer = pipeline, pipeline.model, pipeline.tokenizer
+        self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
         function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
@@ -96,7 +186,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {self.output: scores if self.labels else scores[:, 0]}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
-        answers = self.original(texts, top_k=None)
+        answers = self.original(texts, top_k=None, batch_size=1)
         by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
         scores = np.array([[scores[label] for label in self.all_labels] for scores in by_label], np.float32)
         if not self.labels:
@@ -104,7 +194,9 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {"label": object_array([parts[0]["label"] for parts in answers]), self.output: scores}
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
-        options = {"padding": True, **self.original._preprocess_params, "return_tensors": "np"}
+        options = {**self.options, "padding": True, "return_tensors": "np"}
+        if options.get("max_length") is not None and "padding" not in self.options:
+            options.setdefault("truncation", True)  # The rule of a tokenizer that does not pad.
         return dict(self.tokenizer(texts, **options))
 
 
@@ -114,6 +206,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
     names: Sequence[str] = ()
     labels: tuple[str, ...] = ()
     output = "embedding"
+    options: Mapping[str, Any] = {}
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
@@ -127,17 +220,35 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         return {self.output: embedding[:, : self.net.truncate_dim].float()}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
-        return {self.output: self.net.encode(texts, show_progress_bar=False)}
+        # In a batch, padding on the left would shift the positions of shorter texts.
+        size = 1 if self.tokenizer.padding_side == "left" else 32
+        return {self.output: self.net.encode(texts, batch_size=size, show_progress_bar=False)}
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
         return dict(self.net.preprocess(texts, prompt=self.prefix or None))
 
 
-def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str) -> ConvertedModel:
+@contextmanager
+def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
+    before = tokenizer.padding_side
+    tokenizer.padding_side = side
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = before
+
+
+def _convert(
+    model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
+) -> ConvertedModel:
     column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
-    spec, content = _saved_tokenizer(net.eval(), texts)
+    with _padding_side(net.tokenizer, side):
+        spec, content = _saved_tokenizer(net.eval(), texts)
+        tokens = net.tokenize(texts)
     net.names = names = list(spec.graph_inputs)
-    arrays = {name: np.asarray(array) for name, array in net.tokenize(texts).items() if name in names}
+    arrays = {name: np.asarray(array) for name, array in tokens.items() if name in names}
+    if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
+        arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
     proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
     if net.labels:  # Add the output `label` [N], the class with the highest score.
         graph, string = proto.graph, TensorProto.STRING
@@ -151,6 +262,12 @@ def _convert(model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, pre
         if not all(isinstance(text, str) for text in given):
             raise InvalidConfig("a text is missing")
         places = {text: index for index, text in enumerate(dict.fromkeys(given))}  # The example is repeated.
+        tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
+        if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
+            raise ValueError(
+                f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no special tokens; leave "
+                "it out"
+            )
         return {name: array[[places[text] for text in given]] for name, array in net.predict(list(places)).items()}
 
     package = type(model).__module__.partition(".")[0]
@@ -209,8 +326,9 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
         want = model.tokenize([text, texts[0]])
         for name in names:
             if not np.array_equal(got[name], np.asarray(want[name])):
+                options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
                 raise ConversionError(
                     f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its tokenizer with an option "
-                    "that this file does not contain"
+                    f"that this file does not contain{f' ({options})' if options else ''}"
                 )
     return spec, content

@@ -13,9 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     import sentence_transformers
+    import tokenizers
     import torch
     import transformers
 else:
+    tokenizers = pytest.importorskip("tokenizers")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -195,6 +197,95 @@ def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: 
     assert unbatchable_reason(model, model.schema.from_columns({"text": TEXTS})) == ""
     alone = np.concatenate([embed(model, [text]) for text in TEXTS])
     np.testing.assert_allclose(embed(model, TEXTS), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["BERT", "RoBERTa", "GPT-2"])
+def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(net: str, tmp_path: Path) -> None:
+    pipeline = classifier(net)
+    pipeline.tokenizer.padding_side = "left"
+    save_model(pipeline, tmp_path / "model", input_example=TEXTS)
+    report = json.loads((tmp_path / "model" / "parity.json").read_text())
+    assert report["state"] == "proven"
+    answers = [{part["label"]: part["score"] for part in parts} for parts in pipeline(TEXTS, top_k=None)]
+    want = [[scores[label] for label in LABELS.values()] for scores in answers]
+    got = load_model(str(tmp_path / "model"))
+    np.testing.assert_allclose(got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"], want, atol=1e-6)
+    assert pipeline.tokenizer.padding_side == "left"
+
+
+class LastPosition(torch.nn.Module):  # type: ignore[misc]
+    """A pooling that ignores the mask, so it needs padding on the left."""
+
+    def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
+        features["sentence_embedding"] = features["token_embeddings"][:, -1]
+        return features
+
+
+@pytest.mark.parametrize("case", ["BERT", "decoder", "decoder without special tokens", "last position"])
+def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if case == "BERT":
+        net = transformers.BertModel(transformers.BertConfig(**SMALL))
+    else:
+        config = transformers.Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8)
+        net = transformers.Qwen3Model(config)
+    net.save_pretrained(tmp_path / "net")
+    tokenizer = original_tokenizer("WordPiece" if case == "BERT" else "BPE", padding_side="left")
+    if case == "decoder without special tokens":
+        tokenizer = without_special_tokens(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "net")
+    pooling = LastPosition() if case == "last position" else Pooling(16, pooling_mode="lasttoken")
+    modules = [Transformer(str(tmp_path / "net")), pooling]
+    original = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
+
+    save_model(original, tmp_path / "model", input_example=TEXTS)
+
+    report = json.loads((tmp_path / "model" / "parity.json").read_text())
+    assert report["state"] == "proven"
+    assert report["sources"]["vocabulary"] > 200
+    want = np.concatenate([original.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(embed(load_model(str(tmp_path / "model")), TEXTS), want, atol=1e-5)
+
+
+def without_special_tokens(tokenizer: Any) -> Any:
+    """Return the tokenizer without its post-processor, so that an empty text has no tokens."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(content)),
+        pad_token=tokenizer.pad_token,
+        unk_token=tokenizer.unk_token,
+        model_max_length=32,
+        padding_side=tokenizer.padding_side,
+    )
+
+
+def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_the_proof(tmp_path: Path) -> None:
+    pipeline = classifier()
+    pipeline.tokenizer = without_special_tokens(pipeline.tokenizer)
+    with refused(InvalidConfig, "input_example", "''", "no tokens"):
+        wrap(pipeline, ["the model", ""])
+    report = wrap(pipeline, TEXTS).report
+    assert report.state == "proven"
+    assert report.refused_by_original["vocabulary"] > 0
+
+
+@pytest.mark.parametrize("net", ["BERT", "GPT-2"])
+def test_a_model_whose_examples_have_one_token_answers_longer_texts(net: str, tmp_path: Path) -> None:
+    pipeline = classifier(net)
+    vocabulary = {"<pad>": 0, "<unk>": 1, "good": 2, "bad": 3}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pipeline.tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", model_max_length=32
+    )
+    pipeline.model.config.pad_token_id = 0
+
+    save_model(pipeline, tmp_path / "model", input_example=["good", "bad"])
+
+    model = load_model(str(tmp_path / "model"))
+    texts = ["good", "bad good bad", "good good"]
+    got = model.run(model.schema.from_columns({"text": texts}))["label"].tolist()
+    assert got == [answer["label"] for answer in pipeline(texts)]
 
 
 def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -> None:
