@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import islice
 
 _LEAST_LIKENESS = 0.5
@@ -10,6 +10,7 @@ _LEAST_LIKENESS = 0.5
 _MOST_COMPARED, _MOST_CHARACTERS = 2000, 100
 """The maximum number and length of compared names: clients choose the names, and each comparison takes 10 µs."""
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # The messages of Keras contain terminal colours.
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 
@@ -50,6 +51,19 @@ def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
         if match := closest_match(name, missing_names):
             return f"; {name[:_MOST_CHARACTERS]!r} is not known: did you mean {match!r}?"
     return f"; {unknown_names[0][:_MOST_CHARACTERS]!r} is not known" if unknown_names else ""
+
+
+def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
+    """Return the message for a CSV header that was read as one name although it separates known names differently.
+
+    Return an empty text for any other header.
+    """
+    names = list(islice(header, 2))
+    for mark, plural in _SEPARATORS.items() if len(names) == 1 else ():
+        parts = [part.strip(' "') for part in names[0].split(mark)]
+        if len(parts) > 1 and any(part in known for part in parts):
+            return f"the CSV separates its columns with {plural}: separate them with commas"
+    return ""
 
 
 def join_names(names: Iterable[str], name: str = "") -> str:

@@ -7,7 +7,7 @@ A JSON body contains exactly one of `dataframe_split`, `dataframe_records`, `ins
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
@@ -15,6 +15,7 @@ from string import whitespace
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.messages import wrong_separator
 from mlflow_deploy_plugin.protocols.content import CSV, JSON, dump_json, json_object, json_type, load_json, media_type
 from mlflow_deploy_plugin.protocols.large_json import read_large_csv, read_large_feeds
 from mlflow_deploy_plugin.runtime import Schema
@@ -195,6 +196,8 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
                 f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow"
             )
         _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
+    if has_header and schema.columns:
+        check_separator(body, schema.names)
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
         return feeds
     lines = _parse_csv(body)
@@ -223,6 +226,15 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
     del lines, rows, texts  # Free these lists, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def check_separator(body: bytes, names: Collection[str]) -> None:
+    """Raise SchemaMismatch if the header of a CSV separates the names of columns with another mark than a comma."""
+    header = body[: max(body.find(b"\n"), 0)]
+    if b"," not in header:
+        line = header.decode("utf-8-sig", "replace").rstrip("\r")
+        if line not in names and (reason := wrong_separator([line], names)):
+            raise SchemaMismatch(reason)
 
 
 def _check_header(header: Sequence[str], schema: Schema) -> None:

@@ -31,7 +31,7 @@ from mlflow.pyfunc import load_model, scoring_server
 from mlflow.tracing import context as tracing_context
 from mlflow.tracing import get_bridged_tracer_provider
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import AnyType, Object
+from mlflow.types.schema import AnyType, Map, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
@@ -52,6 +52,9 @@ _ISO_8601 = re.compile(
     r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
 )
 """The strings that are read as dates. pandas would also accept `now` and `2024/01/02`."""
+_ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_MOST_WHOLE = 2**1023
+"""The limit of the integers that become floats. A larger integer may have no float."""
 _TEXTS = pd.Series([""]).dtype
 """The dtype of a column of strings: `str` since pandas 3, object in older versions."""
 _MISSING_TEXT: float | None = pd.Series(["", None])[1]
@@ -101,12 +104,61 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     return np.asarray(dates.dt.as_unit("ns"))
 
 
+def _read_date_param(name: str, value: Any) -> Any:
+    """Return a datetime param, or a list of them, by the rules of columns. Raises SchemaMismatch for other values.
+
+    MLflow would pass on the server's time for `now` and `today`, and a missing date for `NaT`.
+    """
+    if isinstance(value, list):
+        return [_read_date_param(name, entry) for entry in value]
+    if value is None:
+        return None
+    try:
+        (moment,) = _read_dates(name, pd.Series([value], dtype=object))
+    except SchemaMismatch:
+        raise SchemaMismatch(f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}", column=name) from None
+    if _ISO_DAY.fullmatch(str(value)):
+        return value  # MLflow converts a day to a datetime.date.
+    return moment.astype("datetime64[us]").item()
+
+
+def _with_doubles(value: Any, kind: Any) -> Any:
+    """Return a value of an array, object or map with floats in place of whole numbers where `kind` has doubles.
+
+    MLflow only accepts an integer for a double if the array has another double. A column of doubles accepts integers.
+    """
+    if kind == DataType.double:
+        is_whole = type(value) is int and abs(value) < _MOST_WHOLE
+        return float(value) if is_whole else value
+    if isinstance(kind, ArrayType) and isinstance(value, list):
+        return [_with_doubles(entry, kind.dtype) for entry in value]
+    if isinstance(kind, ArrayType) and isinstance(value, np.ndarray):
+        if kind.dtype == DataType.double and value.dtype.kind in "iu":
+            return value.astype(float)
+        return [_with_doubles(entry, kind.dtype) for entry in value] if value.dtype.kind == "O" else value
+    if isinstance(kind, Object) and isinstance(value, dict):
+        kinds = {part.name: part.dtype for part in kind.properties}
+        return {name: _with_doubles(entry, kinds.get(name)) for name, entry in value.items()}
+    if isinstance(kind, Map) and isinstance(value, dict):
+        return {name: _with_doubles(entry, kind.value_type) for name, entry in value.items()}
+    return value
+
+
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     """Convert the data that MLflow has read from a body to a table, for a model with columns."""
     is_row = np.isscalar(data)
     if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
         is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
     return pd.DataFrame([data] if is_row else data)
+
+
+def _refuse_numbers(name: str | int, column: "pd.Series[Any]") -> None:
+    """Raise SchemaMismatch if a column of numbers, for which the signature has strings, is not entirely missing."""
+    is_given = column.notna().to_numpy()
+    if is_given.any():
+        row = int(is_given.argmax())
+        why = f"{short_repr(column.iloc[row].item())} is not a string"
+        raise SchemaMismatch(f"column {name!r} (string), row {row}: {why}", column=str(name))
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
@@ -374,7 +426,8 @@ class _Recorder:
         self.data, self.params = data, params
         try:
             self.data = self._convert(data)
-            self.prediction = self._model.predict(self.data, params=params)
+            self.params = self._read_params(params)
+            self.prediction = self._model.predict(self.data, params=self.params)
         except MlflowException:
             raise
         except (KeyboardInterrupt, GeneratorExit):
@@ -386,6 +439,14 @@ class _Recorder:
             self.is_too_large = True
             raise RuntimeError
         return self.prediction
+
+    def _read_params(self, params: Any) -> Any:
+        """Return the params with dates by the rules of columns."""
+        schema = self.metadata.get_params_schema()
+        if schema is None or not isinstance(params, dict):
+            return params
+        dates = [spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params]
+        return {**params, **{name: _read_date_param(name, params[name]) for name in dates}}
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
@@ -434,6 +495,11 @@ class Scorer:
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
         self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
+        self._nested = {
+            spec.name: spec.type
+            for spec in self._schema or ()
+            if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
+        }
         self._has_warned = False
 
     @classmethod
@@ -498,10 +564,13 @@ class Scorer:
                 if scoring_server.is_unified_llm_input(data):  # A chat is not a table.
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
+                self._make_doubles(data)
             else:
                 data = body
             schema = self._json_schema if mime_type == JSON else self._csv_schema
             has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
+            if mime_type == "text/csv" and has_columns:
+                protocols.mlflow.check_separator(body, [str(name) for name in self._names.values()])
             if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
@@ -558,6 +627,9 @@ class Scorer:
     ) -> dict[str, Array]:
         """Return named outputs for a frame, arrays, or a mapping of arrays."""
         recorder = _Recorder(self._model, most_values, self._converted)
+        if isinstance(data, pd.DataFrame):
+            for name in [name for name in self._nested if name in data]:
+                data[name] = [_with_doubles(value, self._nested[name]) for value in data[name]]
         try:
             return to_outputs(recorder.predict(data, params or None))
         except (MlflowException, RuntimeError) as error:
@@ -582,10 +654,31 @@ class Scorer:
                 table[name] = _read_dates(name, table[name])
         for name, missing in self._missing.items():
             if name in table:
-                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # Strings are expected.
+                is_numeric = pd.api.types.is_numeric_dtype(table[name].dtype)
+                if is_numeric and table is not data:  # Strings are expected.
                     table[name] = table[name].map(str, na_action="ignore")
+                elif is_numeric:
+                    _refuse_numbers(name, table[name])
                 table[name] = _text_column(table[name], missing)
         return table
+
+    def _make_doubles(self, document: dict[str, Any]) -> None:
+        """Convert whole numbers in the nested columns of a JSON document; see `_with_doubles`."""
+        if not self._nested:
+            return
+        table = document.get("dataframe_split")
+        if isinstance(table, dict) and isinstance(table.get("data"), list) and isinstance(table.get("columns"), list):
+            kinds = [self._nested.get(str(name)) for name in table["columns"]]
+            table["data"] = [
+                list(map(_with_doubles, row, kinds)) if isinstance(row, list) and len(row) == len(kinds) else row
+                for row in table["data"]
+            ]
+        for field in ("dataframe_records", "inputs", "instances"):
+            rows = document.get(field)
+            for row in rows if isinstance(rows, list) else [rows]:
+                for name in self._nested if isinstance(row, dict) else ():
+                    if name in row:
+                        row[name] = _with_doubles(row[name], self._nested[name])
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.protocols.mlflow import decode, encode
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.tabular import csv_records
+from tests.support.refusals import refused
 
 COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
 MIXED = compile_schema(
@@ -173,6 +174,21 @@ def test_rows_without_a_field_are_told_the_fields() -> None:
     """SageMaker's containers accept CSV in this form."""
     with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+@pytest.mark.parametrize(
+    "text", ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"]
+)
+def test_another_separator_of_a_csv_is_named(mark: str, name: str, text: str) -> None:
+    body = text.replace(",", mark).replace(" ", ",").encode()  # As in some countries, 1,5 is a number.
+    with refused(SchemaMismatch, name, "commas"):
+        decode("text/csv", body, MIXED)
+
+
+def test_a_column_whose_name_has_another_separator_is_read() -> None:
+    schema = compile_schema((Column("a;b", "double"),), (), (Input("x", "float64", (-1, 1), ("a;b",)),))
+    assert decoded(b"a;b\n1\n", schema, "text/csv") == {"x": [[1.0]]}
 
 
 @pytest.mark.parametrize("parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'])

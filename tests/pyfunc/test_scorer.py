@@ -370,3 +370,26 @@ def test_a_refusal_says_what_is_at_fault(
 def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, Any]) -> None:
     with pytest.raises(InferenceError, match="JSON: TypeError"):
         scorers["troubled"].invoke(JSON, records({"do": "point"}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "value"), [([4, 5], 0, "4"), ([None, 2.5], 1, "2.5"), ([True, False], 0, "true")]
+)
+def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
+    towns: dict[str, Scorer], rows: list[Any], row: int, value: str
+) -> None:
+    body = records(*({"city": city, "land": "CH"} for city in rows))
+    with pytest.raises(SchemaMismatch) as refusal:
+        towns["none"].invoke(JSON, body)
+    assert refusal.value.message == f"column 'city' (string), row {row}: {value} is not a string"
+    assert refusal.value.column == "city"
+    with pytest.raises(SchemaMismatch, match=rf"column 'city' \(string\), row {row}: {value} is not a string"):
+        towns["none"].outputs_of(pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False))
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_another_separator_of_a_csv_is_named(towns: dict[str, Scorer], mark: str, name: str) -> None:
+    body = "city,land\r\nBern,CH\r\n"
+    assert json.loads(towns["none"].invoke("text/csv", body.encode()).body) == {"predictions": ["north"]}
+    with pytest.raises(SchemaMismatch, match=f"the CSV separates its columns with {name}: separate them with commas"):
+        towns["none"].invoke("text/csv", body.replace(",", mark).encode())

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel, save_model
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import Array
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Map, Object, Property
 from scipy.sparse import csr_matrix
 
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.scorer import (
     NotRepresentable,
+    Scorer,
     count_values,
     load_scorer,
     to_feeds,
@@ -155,6 +157,102 @@ def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> No
     body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
     kept = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
     assert kept["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
+
+
+POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
+"""A row of whole numbers. The signature has a long for `n`, and doubles for all other numbers."""
+
+
+@pytest.fixture
+def doubles(tmp_path: Path) -> Scorer:
+    class Texts(PythonModel):
+        def predict(self, context: Any, model_input: Any) -> Any:
+            answers = []
+            for row in model_input.itertuples():
+                numbers = [*row.a, row.o["h"], row.o["n"], *row.o["parts"][0]["z"], row.m["k"]]
+                answers.append(" ".join(str(number) for number in numbers))
+            return answers
+
+    double, long = DataType.double, DataType.long
+    part = Object([Property("z", Array(double))])
+    whole = Object([Property("h", double), Property("n", long), Property("parts", Array(part))])
+    columns = [ColSpec(Array(double), "a"), ColSpec(whole, "o"), ColSpec(Map(double), "m")]
+    signature = ModelSignature(Schema(columns), Schema([ColSpec("string")]))
+    save_model(tmp_path / "doubles", python_model=Texts(), signature=signature, pip_requirements=[])
+    return load_scorer(tmp_path / "doubles")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_records": [POINT]},
+        {"dataframe_split": {"columns": ["m", "a", "o"], "data": [[POINT[name] for name in ("m", "a", "o")]]}},
+        {"inputs": POINT},
+        {"inputs": [POINT]},
+    ],
+    ids=["records", "split", "one row", "a list of rows"],
+)
+def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(doubles: Scorer, document: dict[str, Any]) -> None:
+    (answer,) = json.loads(doubles.invoke("application/json", json.dumps(document).encode()).body)["predictions"]
+    assert answer == "3.0 4.0 2.0 1 5.0 6.0"
+
+
+def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(doubles: Scorer) -> None:
+    table = pd.DataFrame([POINT | {"a": np.array([3, 4])}])
+    assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
+
+
+@pytest.mark.parametrize("value", [True, "3", [3]])
+def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles: Scorer, value: Any) -> None:
+    document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
+    with pytest.raises(InvalidRequest):
+        doubles.invoke("application/json", json.dumps(document).encode())
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Scorer:
+    class At(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [repr(params["at"])] * len(model_input)
+
+    signature = ModelSignature(
+        Schema([ColSpec("long", "n")]),
+        Schema([ColSpec("string")]),
+        ParamSchema([ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)]),
+    )
+    save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
+    return load_scorer(tmp_path / "dated")
+
+
+@pytest.mark.parametrize("value", ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True])
+def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: Any) -> None:
+    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
+    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
+        dated.invoke("application/json", json.dumps(document).encode())
+    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
+        dated.predict({"n": np.array([1])}, parameters={"at": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2024-01-02", "datetime.date(2024, 1, 2)"),
+        ("20240102", "datetime.datetime(2024, 1, 2, 0, 0)"),
+        ("2024-01-02T03:04:05.5", "datetime.datetime(2024, 1, 2, 3, 4, 5, 500000)"),
+        ("2024-01-02 03:04:05+02:00", "datetime.datetime(2024, 1, 2, 1, 4, 5)"),
+        ("2024-01-02T03:04:05.123456789Z", "datetime.datetime(2024, 1, 2, 3, 4, 5, 123456)"),
+        (None, "None"),
+    ],
+)
+def test_a_datetime_param_is_read_like_a_column(dated: Scorer, value: Any, expected: str) -> None:
+    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
+    answer = dated.invoke("application/json", json.dumps(document).encode()).body
+    assert json.loads(answer) == {"predictions": [expected]}
+
+
+def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
+    answer = dated.invoke("application/json", b'{"dataframe_records": [{"n": 1}]}').body
+    assert json.loads(answer) == {"predictions": ["datetime.date(2020, 1, 1)"]}
 
 
 @pytest.mark.parametrize(

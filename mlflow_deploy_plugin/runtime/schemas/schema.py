@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.messages import hint_for_missing, join_names
+from mlflow_deploy_plugin.messages import hint_for_missing, join_names, wrong_separator
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, NO_REFUSALS, Column, Input, Output, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
@@ -222,6 +222,8 @@ class Schema:
         return self._missing_error("column", missing, given) if missing else None
 
     def _missing_error(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> SchemaMismatch:
+        if reason := wrong_separator(given, missing):
+            return SchemaMismatch(reason)
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
         needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
         called = join_names([repr(name) for name in missing])

@@ -95,11 +95,12 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     return DescribedEndpoint(name, served)
 
 
-def document(server: Server, only: str | None = None) -> JsonSchema:
+def document(server: Server, only: str | None = None, root: str = "/") -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
     Routes with an endpoint's name are described for the endpoint `only`, by default for all endpoints. With more
-    than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint.
+    than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint. `root` is the path of the server
+    for its callers.
     """
     answering = [DescribedEndpoint(name, each) for name, each in server.repository.table.items() if each.answering]
     default = next((each for each in answering if each.endpoint == server.repository.default_endpoint), None)
@@ -122,7 +123,7 @@ def document(server: Server, only: str | None = None) -> JsonSchema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": root}],
         "paths": _paths(endpoints, default, schemes, components),
         "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
     }

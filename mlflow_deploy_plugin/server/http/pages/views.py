@@ -1,13 +1,15 @@
 """The pages. Templates escape all text, and the content security policy allows only this server's scripts."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
+from ipaddress import ip_address, ip_network
 from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +52,9 @@ _TEMPLATES = Environment(
 _HTML = "text/html; charset=utf-8"
 _ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
+_PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+){1,16}")
+_TRUSTED_PROXIES = "127.0.0.1,::1"
+"""gunicorn's default for FORWARDED_ALLOW_IPS."""
 _MOST_ENDPOINTS = 500
 """The maximum number of endpoints that a page lists; other endpoints have pages at their addresses."""
 
@@ -77,7 +82,32 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
     """Return the OpenAPI document of one or all endpoints. Raises the errors of `select_variant`."""
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
-    return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
+    content = document.document(server, only, _root(request) or "/")
+    return RawResponse(200, dump_json(content), headers={"Cache-Control": "no-store"})
+
+
+def _root(request: RawRequest) -> str:
+    """Return the path that a trusted proxy removes from the server's paths, such as `/models`; empty without one."""
+    sent = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    if not sent or not _PREFIX.fullmatch(sent):  # Two slashes at the start would lead to another host.
+        return ""
+    return sent if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)) else ""
+
+
+@lru_cache(1000)
+def _is_trusted(address: str, trusted: str) -> bool:
+    """Return True if the address is in a list of addresses and networks, as in gunicorn's `forwarded_allow_ips`."""
+    listed = [entry.strip() for entry in trusted.split(",")]
+    if "*" in listed:
+        return True
+    with suppress(ValueError):  # A Unix socket has no address.
+        peer = ip_address(address.partition("%")[0])
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        for entry in listed:
+            with suppress(ValueError):
+                if peer in ip_network(entry, strict=False):
+                    return True
+    return False
 
 
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
@@ -86,7 +116,7 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
     fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories}, keys)
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
     page_data = {
-        "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+        "predictionPath": f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }
@@ -103,7 +133,7 @@ def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
-    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}"
+    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}{_root(request)}"
     path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
     return {
         "fields": form_fields(schema, example),
@@ -136,6 +166,7 @@ def _page(
     allowed = key.endpoints if key is not None else ()
     html = _TEMPLATES.get_template(template).render(
         onnxserve_version=__version__,
+        root=_root(request),
         subject=subject,
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
@@ -174,7 +205,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
     subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
-    html = template.render(onnxserve_version=__version__, subject=subject, **document)
+    html = template.render(onnxserve_version=__version__, root=_root(request), subject=subject, **document)
     return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
 
 

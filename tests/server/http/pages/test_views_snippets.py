@@ -1,6 +1,7 @@
 """The code on the docs page, run without changes."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ import requests
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.pages.views import snippets
+from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.server import Server
-from tests.support.handling import ask
+from mlflow_deploy_plugin.server.messages import RawRequest
+from tests.support.handling import ask, handle
 from tests.support.servers import variant
 
 
@@ -70,3 +73,67 @@ def test_the_code_asks_over_tls_where_the_server_or_its_proxy_speaks_it(
 ) -> None:
     server = serve_here({"mixed": {"v": variant(model_folders["mixed"])}}, spec)
     assert url in ask(server, "/docs", "GET", host="flights:1", **headers).body
+
+
+def local_links(page: bytes) -> set[str]:
+    return set(re.findall(r'(?:href|src)="(/[^"]*)"', page.decode()))
+
+
+def ask_from(server: Server, path: str, client: str, **headers: str) -> RawResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return handle(server, RawRequest("GET", path, {"host": "models:1", **named}, b"", client))
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/requests", "/endpoints/mixed", "/endpoints/mixed/requests", "/endpoints/x"]
+)
+def test_every_link_of_a_page_has_the_prefix_of_the_proxy(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], path: str
+) -> None:
+    server = serve_here({name: {"v": variant(model_folders["mixed"])} for name in ("mixed", "other")})
+    plain = ask_from(server, path, "127.0.0.1")
+    prefixed = ask_from(server, path, "127.0.0.1", x_forwarded_prefix="/models/flights/")
+    assert {f"/models/flights{link}" for link in local_links(plain.body)} == local_links(prefixed.body)
+    assert "/" in local_links(plain.body)
+    for attribute in (b'data-root="', b'"predictionPath":"', b"http://models:1"):
+        assert prefixed.body.count(attribute + b"/models/flights") == plain.body.count(attribute)
+
+
+@pytest.mark.parametrize(
+    ("client", "trusted", "prefix", "root"),
+    [
+        ("127.0.0.1", None, "/flights", "/flights"),
+        ("127.0.0.1", None, "/a/b-1.x/", "/a/b-1.x"),
+        ("127.0.0.1", None, "", "/"),
+        ("127.0.0.1", None, "/", "/"),
+        ("127.0.0.1", None, "//evil.example", "/"),
+        ("127.0.0.1", None, "/\\evil.example", "/"),
+        ("127.0.0.1", None, "https://evil.example", "/"),
+        ("127.0.0.1", None, '/"><script>', "/"),
+        ("127.0.0.1", None, "/a/../b", "/"),
+        ("10.1.2.3", None, "/flights", "/"),
+        ("", None, "/flights", "/"),
+        ("10.1.2.3", "10.1.2.3", "/flights", "/flights"),
+        ("::ffff:10.1.2.3", "10.1.2.3", "/flights", "/flights"),
+        ("10.1.2.3", "192.168.0.1, 10.0.0.0/8", "/flights", "/flights"),
+        ("11.1.2.3", "192.168.0.1, 10.0.0.0/8", "/flights", "/"),
+        ("127.0.0.1", "10.0.0.0/8", "/flights", "/"),
+        ("127.0.0.1", "", "/flights", "/"),
+        ("2001:db8::1", "*", "/flights", "/flights"),
+    ],
+)
+def test_only_a_trusted_proxy_sets_the_servers_of_the_document(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    client: str,
+    trusted: str | None,
+    prefix: str,
+    root: str,
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if trusted is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    server = serve_here({"mixed": {"v": variant(model_folders["mixed"])}})
+    document = json.loads(ask_from(server, "/openapi.json", client, x_forwarded_prefix=prefix).body)
+    assert document["servers"] == [{"url": root}]

@@ -20,5 +20,5 @@ for (const button of document.querySelectorAll(".copy")) {
 const pick = document.querySelector(".pick");
 pick?.addEventListener("submit", (event) => {
   event.preventDefault();
-  location.href = "/endpoints/" + pick.endpoint.value + pick.dataset.suffix;
+  location.href = pick.dataset.root + "/endpoints/" + pick.endpoint.value + pick.dataset.suffix;
 });
