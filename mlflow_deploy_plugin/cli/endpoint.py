@@ -187,6 +187,7 @@ def list_endpoints(output: str) -> None:
     show_table(output, summaries, rows, "there are no endpoints: run `onnxserve endpoint create NAME`")
     if output == "text":
         show_lines([f"{entry['name']}: {entry['reason']}" for entry in summaries if entry["state"] == "failed"])
+        show_lines([f"{entry['name']}: {text}" for entry in summaries for text in entry["unapproved"]])
 
 
 @click.command("list")
@@ -231,6 +232,8 @@ def list_(output: str) -> None:
         for name, deployment in description["deployments"].items():
             if why := deployment["reason"] or deployment["error"]:
                 show_lines([f"{_name(description, name)}: {why}"])
+            if text := deployment["unapproved"]:
+                show_lines([f"{_name(description, name)}: {text}"])
         if description["state"] == "empty":
             show_lines([f"{description['name']}: {description['reason']}"])
 
@@ -334,6 +337,8 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
             yield f"  {key}: {described[key]}"
+    for text in described["unapproved"]:
+        yield f"  {text}"
     for key, value in described["sticky"].items():
         yield f"  sticky by {key}: {value}"
     for pid, versions in described["workers"].items():

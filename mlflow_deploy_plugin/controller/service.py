@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
+from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.gate import request_is_over
 from mlflow_deploy_plugin.monitoring import send_due
@@ -47,8 +48,11 @@ def run_controller(
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
         actions = RolloutActions(deployments, controller_name(), say)
-        task = repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS)
-        return RolloutController(store, actions, process_name(), location, servers, lease_seconds, background=(task,))
+        tasks = (
+            repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS),
+            repeat(partial(end_unapproved, deployments, location, controller_name()), _REPEAT_SECONDS),
+        )
+        return RolloutController(store, actions, process_name(), location, servers, lease_seconds, background=tasks)
 
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
+from mlflow_deploy_plugin.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
@@ -20,12 +21,12 @@ from mlflow_deploy_plugin.store import Json
 
 _OF_DEPLOYMENT = (
     *("name", "endpoint", "state", "url", "model_uri", "model", "version"),
-    *("weight", "share", "shadow", "flavor"),
+    *("weight", "share", "shadow", "flavor", "unapproved"),
 )
-_OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
+_OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows", "unapproved")
 _IN_ENDPOINT = (
     *("model_uri", "model", "version", "stage", "flavor"),
-    *("weight", "share", "shadow", "state", "reason", "error"),
+    *("weight", "share", "shadow", "state", "reason", "error", "unapproved"),
 )
 
 
@@ -46,6 +47,7 @@ def describe(deployment: Deployment) -> Json:
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
     state, reason = observation.state, observation.reason
+    unapproved = {answer.model_uri: str(answer) for answer in answers_of(endpoint)}
     # The server runs, but a worker has not loaded this deployment.
     if state == "running" and not all(worker.version for worker in loaded.values()):
         state, reason = ("failed", error) if error else ("starting", reason or "the model is loading")
@@ -65,6 +67,7 @@ def describe(deployment: Deployment) -> Json:
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
+        "unapproved": "" if variant.shadow or not variant.weight else unapproved.get(variant.model, ""),
         **_server_lines(deployment, error, workers),
     }
 
@@ -80,7 +83,7 @@ def describe_endpoints(deployments: Deployments) -> list[Json]:
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for row in deployments.store.unreadable():
         unreadable = {"name": row.name, "target": row.target, "state": "unreadable", "reason": row.reason, "url": ""}
-        empty = {"restarts": "", "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
+        empty = {"restarts": "", "traffic": {}, "shadows": [], "unapproved": [], "deployments": {}, "workers": {}}
         described.append({**unreadable, **empty})
     return sorted(described, key=lambda item: str(item["name"]))
 
@@ -104,6 +107,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
+        "unapproved": [str(answer) for answer in answers_of(endpoint)],
         "deployments": {name: {key: fields[key] for key in _IN_ENDPOINT} for name, fields in deployments.items()},
         **_server_lines(observed, observation.registry_error, workers),
     }

@@ -6,8 +6,8 @@ the spec cannot be applied, store and backend are reset to the earlier state.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, parse_target
+from mlflow_deploy_plugin.deployments.unapproved import UnapprovedAnswer, as_json, current_answers, permitted_answers
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
@@ -55,7 +56,12 @@ class Endpoints:
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        """Return an endpoint with the state of its server, which is `failed` if the backend does not answer."""
+        """Return an endpoint with the state of its server, which is `failed` if the backend does not answer.
+
+        Its `unapproved` omits the versions that were promoted since the last change of the endpoint.
+        """
+        if stored.unapproved:
+            stored = replace(stored, unapproved=as_json(current_answers(self.store, stored)))
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
             return ObservedEndpoint(stored, Observation("empty", f"it has no deployment; `{create}` adds one"))
@@ -71,10 +77,12 @@ class Endpoints:
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
         backend = self.target.backend(self.settings)  # If an SDK is missing, fail before the store changes.
+        unapproved = permitted_answers(self.store, None, spec)
+        written: dict[str, Any] = {"why": _with_answers(why, unapproved), "unapproved": as_json(unapproved)}
         # Lock before the name is stored, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
-                stored = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
+                stored = self.store.add_endpoint(str(self.target), with_port(spec), **written).spec
             if not stored.variants:
                 return
             try:
@@ -85,14 +93,16 @@ class Endpoints:
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
-    def change(self, stored: Endpoint, new: EndpointSpec, **audit: Any) -> None:
+    def change(self, stored: Endpoint, new: EndpointSpec, restores: bool = False, **audit: Any) -> None:
         """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
         monitors and of their budget are only stored. `audit` contains `action`, `actor` and `why` for
-        `Store.replace_spec`. Raises the errors of `Deployments.update`.
+        `Store.replace_spec`. For `restores`, see `permitted_answers`. Raises the errors of `Deployments.update`.
         """
         old = stored.spec
+        unapproved = permitted_answers(self.store, stored, new, restores=restores)
+        audit |= {"why": _with_answers(audit.get("why", ""), unapproved), "unapproved": as_json(unapproved)}
         if new != old and new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms}) == old:
             self.store.replace_spec(new, **audit)
             return
@@ -111,7 +121,8 @@ class Endpoints:
             if current is None or current.spec != changed.spec:
                 raise  # Another process has changed the endpoint, because the lease expired.
             detail = {"undone": True}  # The mark hides the change from rollbacks.
-            self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
+            undone = {"why": _undo_reason(error), "detail": detail, "unapproved": stored.unapproved}
+            self.store.replace_spec(old, **{**audit, **undone})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                 if was_running:
                     self.progress(f"{old.name}: restoring the previous state")
@@ -140,7 +151,9 @@ class Endpoints:
                     raise
                 with self._ports(self.target) as with_port:
                     placed = with_port(requested)
-                    self.store.replace_spec(placed, why=f"port {port} was taken by another program")
+                    unapproved = self.store.require_endpoint(placed.name).unapproved
+                    why = f"port {port} was taken by another program"
+                    self.store.replace_spec(placed, why=why, unapproved=unapproved)
 
     def remove(self, name: str, why: str = "") -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The caller must have the lock."""
@@ -215,6 +228,11 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
         with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
             specs += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
     return specs
+
+
+def _with_answers(why: str, unapproved: Iterable[UnapprovedAnswer]) -> str:
+    """Return the reason of a change, and which versions answer without an approval after the change."""
+    return "; ".join(filter(None, [why, *map(str, unapproved)]))
 
 
 def _undo_reason(error: BaseException) -> str:

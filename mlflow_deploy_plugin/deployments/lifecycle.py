@@ -185,17 +185,31 @@ class Deployments:
         return self.get_endpoint(name)
 
     def update_endpoint(
-        self, endpoint: str, config: Config, why: str = "", actor: str | None = None
+        self, endpoint: str, config: Config, why: str = "", actor: str | None = None, restores: bool = False
     ) -> ObservedEndpoint:
-        """Change fields of an endpoint, all or none. Raises the errors of `update`."""
-        self._change(endpoint, lambda spec: self._configured(spec, config), config, why=why, actor=actor)
+        """Change fields of an endpoint, all or none. `restores` is True for a rollback, which needs no approvals.
+
+        Raises the errors of `update`.
+        """
+        audit: dict[str, Any] = {"why": why, "actor": actor, "restores": restores}
+        self._change(endpoint, lambda spec: self._configured(spec, config), config, **audit)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
-        self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
+        self,
+        endpoint: str,
+        weights: Config,
+        why: str = "",
+        actor: str | None = None,
+        by_rollout: bool = False,
+        restores: bool = False,
     ) -> ObservedEndpoint:
-        """Set the weights of all variants but shadows (default: 0). Only `by_rollout` allows this during a rollout."""
-        config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
+        """Set the weights of all variants but shadows (default: 0). Only `by_rollout` allows this during a rollout.
+
+        `restores` is True if the traffic returns to the earlier version, which needs no approvals.
+        """
+        config = {"traffic": weights}
+        audit: dict[str, Any] = {"action": "traffic", "why": why, "actor": actor, "restores": restores}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 

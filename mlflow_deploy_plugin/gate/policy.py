@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation import MetricName
@@ -168,6 +168,24 @@ class ApprovalPolicy(_Part):
     valid_for: Duration = Field(default="72h", description="The time after which an approval expires, e.g. `72h`.")
 
 
+def _percent(share: object) -> object:
+    """Return the number of a text such as `5%`."""
+    return share.removesuffix("%") if isinstance(share, str) else share
+
+
+class UnapprovedPolicy(_Part):
+    """The requests that versions without the required approvals may answer, for example in a rollout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    share: Annotated[float, BeforeValidator(_percent)] = Field(
+        gt=0, le=100, description="The largest share of an endpoint's requests, in percent, e.g. `5%`."
+    )
+    length: Duration = Field(
+        alias="for", description="The longest time since the first request that the version has answered, e.g. `1h`."
+    )
+
+
 class GatePolicy(_Part):
     """The requirements for the promotion of a version."""
 
@@ -193,6 +211,9 @@ class GatePolicy(_Part):
         description="The number of hours for which `promote` reuses a passed verdict against the same version.",
     )
     approvals: ApprovalPolicy | None = Field(default=None, description="The required approvals. Default: none.")
+    unapproved: UnapprovedPolicy | None = Field(
+        default=None, description="The requests that versions without the approvals may answer. Default: none."
+    )
 
     @field_validator("gated_aliases")
     @classmethod

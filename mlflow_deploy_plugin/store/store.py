@@ -3,7 +3,7 @@
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -54,7 +54,8 @@ class Endpoint:
     """An endpoint with its deployment target and its spec.
 
     Rows captured under the endpoint's name before `rows_since` belong to a deleted endpoint. If there was no earlier
-    endpoint of this name, `rows_since` is None.
+    endpoint of this name, `rows_since` is None. `unapproved` has the models that answer without the approvals that they
+    require (`deployments/unapproved.py`).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Endpoint:
     created_at: datetime
     updated_at: datetime
     rows_since: datetime | None = None
+    unapproved: Sequence[Json] = ()
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,20 @@ class Store:
             self._user = self._login() or audit.current_actor()
         return self._user
 
-    def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
+    def add_endpoint(
+        self, target: str, spec: EndpointSpec, *, why: str = "", unapproved: Sequence[Json] = ()
+    ) -> Endpoint:
         """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two processes add it at once."""
         now = self._clock()
         row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
+        row.unapproved = [*unapproved]
         user = self.user
         try:
             with self.transaction() as session:
                 session.add(row)
                 _delete_monitors(session, spec.name, now)  # Windows may exist, judged by hand earlier.
-                event = {"after": audit.describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
+                detail = {"spec": row.spec, **_unapproved_detail(unapproved)}
+                event = {"after": audit.describe_traffic(spec), "why": why, "detail": detail}
                 self._audit(session, "create", user, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
@@ -159,6 +165,7 @@ class Store:
         why: str = "",
         detail: Json | None = None,
         actor: str | None = None,
+        unapproved: Sequence[Json] = (),
     ) -> Endpoint:
         """Replace the spec of the endpoint. `detail` is added to the audit event. Raises NotFound."""
         by = actor or self.user
@@ -168,8 +175,10 @@ class Store:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
             before = _to_endpoint(row, ()).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
+            row.unapproved = [*unapproved]
             was, became = audit.describe_change(before, spec)
-            event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
+            detail = {"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)}
+            event = {"before": was, "after": became, "why": why, "detail": detail}
             self._audit(session, action, by, endpoint=spec.name, **event)
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
@@ -443,11 +452,16 @@ def _deleted_names(session: Session, name: str | None = None) -> set[str]:
     return set(session.scalars(query.filter_by(**given(endpoint=name))))
 
 
+def _unapproved_detail(unapproved: Sequence[Json]) -> Json:
+    return {"unapproved": [*unapproved]} if unapproved else {}
+
+
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
     """Return the row's endpoint. `deleted` has deleted names. Raises InvalidConfig if the spec is malformed."""
     since = row.created_at if row.name in deleted else None
     try:
-        return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
+        spec = _read_spec(row.spec)
+        return Endpoint(row.name, row.target, spec, row.created_at, row.updated_at, since, tuple(row.unapproved))
     except InvalidConfig as error:
         raise InvalidConfig(
             f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; use the version of "

@@ -139,6 +139,7 @@ class EndpointRow(Base):
     spec: Mapped[str] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    unapproved: Mapped[list[Json]] = mapped_column(sa.JSON, default=list, server_default="[]")
 
 
 IS_DELETED = sa.text("action = 'delete'")

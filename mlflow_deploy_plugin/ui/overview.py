@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     total_metrics,
 )
+from mlflow_deploy_plugin.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
@@ -117,6 +118,7 @@ class EndpointCard:
             `healthy`, `reason` contains the reason.
         no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
+        unapproved: a sentence for each model that answers without the approvals that it requires.
         rollback_to: the version or model to which a rollback would return; empty if unknown.
         monitors: the monitors with their newest windows.
         spec: the spec, or None if it cannot be read.
@@ -128,6 +130,7 @@ class EndpointCard:
     reason: str
     may_act: bool
     url: str = ""
+    unapproved: tuple[str, ...] = ()
     variants: tuple[VariantRow, ...] = ()
     monitors: tuple[Timeline, ...] = ()
     pictures: Pictures | None = None
@@ -257,6 +260,7 @@ def _endpoint_card(
         health=health,
         reason=reason,
         url=observation.url,
+        unapproved=tuple(map(str, answers_of(observed.endpoint))),
         variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
         monitors=monitors,
         pictures=pictures,

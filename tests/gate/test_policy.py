@@ -5,7 +5,14 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy, PolicyChoice, choose_policy, parse_policy
+from mlflow_deploy_plugin.gate.policy import (
+    ApprovalPolicy,
+    GatePolicy,
+    PolicyChoice,
+    UnapprovedPolicy,
+    choose_policy,
+    parse_policy,
+)
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
 
@@ -51,6 +58,10 @@ def test_yaml_and_json_say_the_same() -> None:
         ("approvals: {count: 0}", ["approvals.count"]),
         ("approvals: {valid_for: 3 days}", ["approvals.valid_for"]),
         ("approvals: {group: risk}", ["approvals.group"]),
+        ("unapproved: {share: 5%}", ["unapproved.for"]),
+        ("unapproved: {share: 500%, for: 1h}", ["unapproved.share"]),
+        ("unapproved: {share: few, for: 1h}", ["unapproved.share"]),
+        ("unapproved: {share: 5%, for: an hour}", ["unapproved.for"]),
     ],
 )
 def test_a_wrong_policy_is_named_with_its_field(text: str, names: list[str]) -> None:
@@ -66,6 +77,12 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
     assert "approvals: {count: 2, groups: [risk], not_author: true, valid_for: 72h}" in guide
     for part in (policy, policy.evaluation, policy.robustness, policy.budget, policy.backtest):
         assert all(f"{name}:" in shown for name in type(part).model_fields)
+
+
+def test_the_share_without_approvals_is_a_percentage() -> None:
+    for text in ("5%", "5", "5.0 %"):
+        limit = parse_policy(f"unapproved: {{share: {text}, for: 1h}}", "it").unapproved
+        assert limit == UnapprovedPolicy(share=5.0, length="1h")
 
 
 def test_approvals_are_required_where_the_policy_gates() -> None:

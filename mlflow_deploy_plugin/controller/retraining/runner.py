@@ -26,7 +26,14 @@ from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedul
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    GateRefused,
+    InvalidConfig,
+    NotReady,
+    OnnxserveError,
+    StoreUnavailable,
+)
 from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.gate.policy import PolicyChoice
 from mlflow_deploy_plugin.gate.run import gate_version
@@ -141,6 +148,8 @@ def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainP
             context.wait(retraining, error.message)
         except NotReady as error:
             _wait_for_server(context, retraining, error.message)
+        except GateRefused as error:  # People must approve the version before its first request.
+            context.finish(retraining, "proposed", error.message)
         else:
             _follow(context, retraining, rollout)
 

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 )
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.unapproved import require_rollout
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
@@ -72,8 +73,9 @@ def start_rollout(
 
     `before_it_starts` is called after the request was validated. If this call raises, the rollout is not started.
 
-    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the endpoint's server does not answer, and
-    AlreadyExists if the endpoint has a live rollout.
+    Raises NotFound, InvalidConfig if the request is not valid, NotReady if the endpoint's server does not answer,
+    GateRefused if the version lacks approvals beyond the limit of the policy, and AlreadyExists if the endpoint has a
+    live rollout.
     """
     deployments.store.require_no_rollout(endpoint)  # Check first: during a rollout, `main_variant` fails.
     observed = deployments.get_endpoint(endpoint)
@@ -84,6 +86,9 @@ def start_rollout(
         raise NotReady(f"{endpoint}: {snapshot.state}; {why}")
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
+    steps = parse_steps(request.steps)
+    seconds = parse_duration(request.every, "--every").total_seconds()
+    limit = require_rollout(f"models:/{resolved.name}/{resolved.version}", steps, seconds)
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(criterion.is_of_shadow for criterion in criteria)
@@ -99,12 +104,12 @@ def start_rollout(
         before_version=before,
         kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
-        steps=parse_steps(request.steps),
-        every=parse_duration(request.every, "--every").total_seconds(),
+        steps=steps,
+        every=seconds,
         abort_on=",".join(criterion.text for criterion in criteria),
         min_requests=request.min_requests,
         actor=actor or deployments.store.user,
-        why=request.why,
+        why="; ".join(filter(None, [request.why, limit])),
     )
     before_it_starts()
     return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))

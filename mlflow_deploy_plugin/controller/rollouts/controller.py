@@ -94,7 +94,7 @@ class RolloutActions:
         reference = parse_model_uri(plan.before_uri)
         if plan.kind == "pinned":
             if self._variants(plan)[plan.main].model == plan.to_uri:
-                self._set_model(plan, plan.before_uri, why)
+                self._set_model(plan, plan.before_uri, why, restores=True)
         elif current_version(reference) == plan.version:
             self._point(plan, plan.version, plan.before_version, why)
         with suppress(NotFound):  # The version may have been deleted.
@@ -120,20 +120,20 @@ class RolloutActions:
 
     def _clear(self, plan: RolloutPlan, why: str) -> None:
         """Send all traffic to the main deployment, and remove the deployments that the rollout added."""
-        self._set_weights(plan, {plan.main: 100}, why)
+        self._set_weights(plan, {plan.main: 100}, why, restores=True)
         for name in (plan.candidate, plan.shadow):
             if name and name in self._variants(plan):
                 self.deployments.remove(plan.endpoint, name, why, self.actor)
 
-    def _set_weights(self, plan: RolloutPlan, weights: dict[str, int], why: str) -> None:
+    def _set_weights(self, plan: RolloutPlan, weights: dict[str, int], why: str, restores: bool = False) -> None:
         variants = self._variants(plan)
         if any(variants[name].weight != weight for name, weight in weights.items() if name in variants):
-            self.deployments.set_traffic(plan.endpoint, weights, why, self.actor, by_rollout=True)
+            self.deployments.set_traffic(plan.endpoint, weights, why, self.actor, by_rollout=True, restores=restores)
 
-    def _set_model(self, plan: RolloutPlan, model_uri: str, why: str) -> None:
+    def _set_model(self, plan: RolloutPlan, model_uri: str, why: str, restores: bool = False) -> None:
         if self._variants(plan)[plan.main].model != model_uri:
             config = {f"variants.{plan.main}.model": model_uri}
-            self.deployments.update_endpoint(plan.endpoint, config, why, self.actor)
+            self.deployments.update_endpoint(plan.endpoint, config, why, self.actor, restores)
 
     def _variants(self, plan: RolloutPlan) -> dict[str, VariantSpec]:
         stored = self.deployments.store.endpoint(plan.endpoint)

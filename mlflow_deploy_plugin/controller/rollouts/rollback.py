@@ -112,7 +112,9 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
         source = "requested by the user"
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
-    deployments.update_endpoint(spec.name, {f"variants.{main}.model": earlier}, why or "rollback", actor)
+    config = {f"variants.{main}.model": earlier}
+    # The version that the endpoint served before must not wait for people. A version that a user names may have to.
+    deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=not to)
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
 
 

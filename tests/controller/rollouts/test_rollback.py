@@ -267,9 +267,12 @@ def pinned(store: Store) -> Callable[..., dict[str, str]]:
     """Roll back an endpoint that follows nothing. Only the stored spec changes, because no server runs."""
 
     class Written(Deployments):
-        def update_endpoint(self, endpoint: str, config: Any, why: str = "", actor: str | None = None) -> Any:
+        def update_endpoint(
+            self, endpoint: str, config: Any, why: str = "", actor: str | None = None, restores: bool = False
+        ) -> Any:
             stored = self.store.endpoint(endpoint)
             assert stored is not None
+            self.progress(f"restores={restores}")
             self.store.replace_spec(apply_config(stored.spec, config), why=why)
 
     return lambda **asked: rollback(Written(store, load_settings(), print), "flights", **asked)
@@ -294,6 +297,16 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
     assert pinned(to="1")["to"] == "models:/X/1"
     with pytest.raises(InvalidConfig, match="already serves models:/X/1"):
         pinned(to="models:/X/1")
+
+
+def test_only_a_rollback_to_the_version_before_needs_no_approval(
+    store: Store, pinned: Callable[..., dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    give(store, "models:/X/2")
+    pinned()
+    pinned(to="3")
+    assert capsys.readouterr().out.split() == ["restores=True", "restores=False"]
 
 
 def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(

@@ -1,0 +1,126 @@
+"""Tests of a model with approvals, on a server with accounts: which versions answer the requests of its endpoint."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import requests
+from click.testing import CliRunner, Result
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+from tests.support.accounts import People, people
+from tests.support.classifiers import write_classifier
+from tests.support.refusals import mentions
+from tests.support.waiting import free_port
+
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1}\n"
+LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
+pytestmark = pytest.mark.long
+
+
+@dataclass
+class Credit:
+    """A model whose version 1 is approved and served by the endpoint `credit`, and whose version 2 is not approved."""
+
+    server: People
+    model: str
+    client: BaseDeploymentClient
+
+    def run(self, line: str) -> Result:
+        return CliRunner().invoke(main, line.format(model=self.model).split())
+
+    def served(self) -> str:
+        url = self.client.get_deployment("credit")["url"]
+        answer = requests.post(f"{url}/invocations", json={"inputs": [[1.0, 0.0]]}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["X-Model-Version"]
+
+    def traffic(self) -> dict[str, int]:
+        return dict(self.client.get_endpoint("credit")["traffic"])
+
+
+@pytest.fixture(scope="module")
+def credit(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Credit]:
+    folder = tmp_path_factory.mktemp("credit")
+    with (
+        people(folder, new_database, "alice") as server,
+        server.logged_in("alice"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(local, "FIRST_PORT", free_port() - 10_000)
+        client = get_deploy_client("onnxserve")
+        model = server.register("alice", POLICY)
+        with server.logged_in("alice") as registry:
+            other = write_classifier(folder / "other", (9.0, 9.0))
+            run = registry.create_run(registry.create_experiment("other"))
+            registry.log_artifacts(run.info.run_id, str(other), "model")
+            registry.create_model_version(model, f"{run.info.artifact_uri}/model", run.info.run_id)
+        credit = Credit(server, model, client)
+        assert credit.run("promote {model} 1 --to @champion --request").exit_code == 0
+        with server.logged_in("admin"):
+            assert credit.run("approve {model} 1 --to @champion").exit_code == 0
+        done = credit.run("promote {model} 1 --to @champion --wait 0")
+        assert done.exit_code == 0, done.output
+        try:
+            client.create_deployment("credit", f"models:/{model}@champion")
+            yield credit
+        finally:
+            client.delete_endpoint("credit")
+
+
+def test_a_version_without_an_approval_answers_only_within_the_limit(credit: Credit) -> None:
+    second = f"models:/{credit.model}/2"
+    assert credit.served() == "1"
+    no_version_answers_all_traffic(credit, second)
+    with credit.server.logged_in("admin") as admin:
+        admin.set_registered_model_tag(credit.model, "onnxserve.gate.policy", LIMITED)
+    a_share_is_shown_and_ends(credit, second)
+    an_approved_version_may_be_pinned(credit)
+
+
+def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
+    rollout = credit.run(f"rollout credit --to {second} --steps 100 --every 30d")
+    assert rollout.exit_code == 1
+    assert mentions(rollout.stderr, second, "lacks the approval", "rollout of 100 %")
+    for call in (
+        lambda: credit.client.update_deployment("credit", second),
+        lambda: credit.client.create_deployment("another", second),
+    ):
+        with pytest.raises(MlflowException) as refused:
+            call()
+        assert mentions(str(refused.value), second, "lacks the approval", "100 %", f"promote {credit.model} 2")
+    assert credit.served() == "1"
+
+
+def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
+    credit.client.create_deployment("challenger", second, endpoint="credit")
+    assert credit.run("endpoint traffic credit credit=90 challenger=10").exit_code == 1
+    changed = credit.run("endpoint traffic credit credit=95 challenger=5")
+    assert changed.exit_code == 0, changed.output
+    text = f"{second} answers 5 % of the requests without an approval, until "
+    for line in ("list", "endpoint list", "endpoint get credit", "history credit"):
+        assert text in credit.run(line).stdout
+    later = datetime.now(UTC) + timedelta(hours=2)
+    for now, traffic in ((None, {"credit": 95, "challenger": 5}), (later, {"credit": 95, "challenger": 0})):
+        settings = load_settings()
+        with closing(open_store(settings.store_url, *([] if now is None else [lambda now=now: now]))) as store:
+            deployments = Deployments(store, settings, lambda line: None)
+            end_unapproved(deployments, deployments.place("credit"), "the controller")
+        assert credit.traffic() == traffic
+    assert text not in credit.run("list").stdout
+    assert "the time is over" in credit.run("history credit").stdout
+
+
+def an_approved_version_may_be_pinned(credit: Credit) -> None:
+    credit.client.update_deployment("credit", f"models:/{credit.model}/1")
+    assert credit.served() == "1"

@@ -1,0 +1,65 @@
+"""Tests of the files with which versions moved to a place, as derived from the events of the audit trail."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.gate.approvals import Person, Subject, approve, request_promotion
+from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, served_entry, served_files
+from mlflow_deploy_plugin.store import Store, move_detail, open_store
+from tests.support.approvals import REPORT, record_gate
+
+POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())
+OLD, NEW = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    opened.close()
+
+
+def moved(store: Store, version: str, files: str | None, place: str = "@champion", action: str = "alias") -> None:
+    store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
+
+
+def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
+    moved(store, "1", OLD)
+    moved(store, "1", NEW)
+    moved(store, "1", None, action="promote")  # The event of a command has no files.
+    moved(store, "2", OLD, "Production", "transition")
+    assert served_files(store, "credit", "1", "@Champion") == NEW
+    assert served_files(store, "credit", "2", "@champion") == ""
+    moved(store, "1", "")
+    assert served_files(store, "credit", "1", "@champion") == ""  # The files could not be read.
+
+
+@pytest.mark.parametrize(("kept", "files"), [([], ""), ([served_entry("1", "@champion", OLD)], OLD)])
+def test_after_a_rename_only_the_files_that_the_rename_keeps_count(kept: list[Any], files: str, store: Store) -> None:
+    moved(store, "1", NEW)
+    store.record("rename", model="credit", after="credit", detail={SERVED: kept})
+    assert served_files(store, "credit", "1", "@champion") == files
+
+
+def test_an_event_that_sets_a_policy_has_the_files_that_were_served_then(store: Store) -> None:
+    store.record("tag", model="credit", detail={SERVED: [served_entry("3", "Production", OLD)]})
+    assert served_files(store, "credit", "3", "Production") == OLD
+
+
+def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
+    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+    assert approved_files(store, POLICY, version) == ()
+    moved(store, "4", OLD, "Production", "transition")
+    subject = Subject("credit", "4", "@champion", 2000, NEW, POLICY.digest)
+    record_gate(store, subject)
+    request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
+    assert approved_files(store, POLICY, version) == (OLD,)
+    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
+    assert approved_files(store, POLICY, version) == (NEW, OLD)
+    replaced: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
+    assert approved_files(store, POLICY, replaced) == (OLD,)
