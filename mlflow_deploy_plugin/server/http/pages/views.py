@@ -196,11 +196,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     recent = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))]
     if not find:
         recent = recent[:_MOST_REQUESTS]
-    captured = _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
-    if find:
-        found = {prediction_id for prediction_id, one in captured.items() if one.is_found(find)}
-        recent = [row for row in recent if row[4] == find or row[4].encode() in found]
-    rows = [_request_row(row, captured.get(row[4].encode()), shows_values) for row in recent[:_MOST_REQUESTS]]
+    rows = _request_rows(server, recent, find, shows_values)
     document = {"requests": rows, "shows_values": shows_values, "status": status, "find": find}
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
@@ -229,6 +225,19 @@ class _Captured:
         if _DAY.match(text) and event.startswith(text.rstrip("Z").replace(" ", "T")):
             return True
         return any(text in map(as_text, array.flat) for array in self.keys.values())
+
+
+def _request_rows(
+    server: Server, recent: Sequence[RecentRequest], find: str, shows_values: bool
+) -> list[dict[str, Any]]:
+    """Return the requests as JSON, or only those that `find` finds."""
+    captured = _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
+    rows = []
+    for row in recent:
+        own = captured.get(row[4].encode())
+        if not find or find == row[4] or (own is not None and own.is_found(find)):
+            rows.append(_request_row(row, own, shows_values))
+    return rows[:_MOST_REQUESTS]
 
 
 def _time_text(microseconds: int) -> str:
@@ -273,14 +282,16 @@ def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured
 
 
 def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
-    model, columns = batch.model, batch.outputs
+    """Return the requests of a batch with these prediction ids."""
+    columns = batch.outputs
     if not batch.is_failed:
-        columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs) | batch.masked
-    keys = {name: columns[name] for name in model.keys if name in columns}
-    content, bounds = batch.prediction_ids.content.tobytes(), batch.prediction_ids.bounds.tolist()
+        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        columns |= batch.masked
+    keys = {name: columns[name] for name in batch.model.keys if name in columns}
+    content = batch.prediction_ids.content.tobytes()
     is_dated = (batch.event_times != batch.received_times).tolist()
     captured = {}
-    for index, (begin, end) in enumerate(pairwise(bounds)):
+    for index, (begin, end) in enumerate(pairwise(batch.prediction_ids.bounds.tolist())):
         if content[begin:end] not in ids:
             continue
         first = index * batch.rows
