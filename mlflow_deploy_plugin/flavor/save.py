@@ -107,7 +107,7 @@ def save_model(
             event_time=event_time,
         )
     except (ConversionError, ParityError) as error:
-        raise with_alternative(error, model) from (error.__cause__ or error)
+        raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
     saved_model.save_model(
         path,
         wrapped,
@@ -221,7 +221,7 @@ def log_model(
     except (ConversionError, ParityError) as error:
         flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
         if flavor is None:
-            raise with_alternative(error, model) from (error.__cause__ or error)
+            raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
         example, reference = (

@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError, pass_exit
+from mlflow_deploy_plugin.errors import (
+    ConversionError,
+    InvalidArtifact,
+    InvalidConfig,
+    ModelError,
+    ParityError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas, check_outputs
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
@@ -101,6 +108,8 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
             raise ConversionError("the model's predictions are random: two calls with the same rows differ")
     if report.state == "warned":
         error = parity_error(report)
+        if form.converted.cause:
+            error = ParityError(f"{form.converted.cause}. Therefore {error.message}")
         if parity == "require" or not report.rows:
             raise error
         _logger.warning("%s", error.message)

@@ -41,6 +41,8 @@ _QUANTIZED = (
     "QEmbedLayerNormalization",
 )
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+"""Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and states."""
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
 """Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
@@ -135,6 +137,7 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer fits."""
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
+    used |= {name for node in result.graph.node if node.op_type in _RECURRENT_OPS for name in node.input[1:3]}
     has_layers = False
     for tensor in _tensors(result.graph):
         if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
@@ -147,6 +150,13 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     if not has_layers:
         raise ConversionError(f"no layer has weights that could be pruned ({shown_operators(proto)})")
     return result
+
+
+def share_of_zeros(proto: onnx.ModelProto) -> float:
+    """Return the share of zeros in all weights of two or more dimensions."""
+    known = [tensor for tensor in _tensors(proto.graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS]
+    weights = [numpy_helper.to_array(tensor) for tensor in known]
+    return sum(int((array == 0).sum()) for array in weights) / max(sum(array.size for array in weights), 1)
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)

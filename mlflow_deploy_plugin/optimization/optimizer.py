@@ -58,6 +58,8 @@ CALIBRATION_ROWS = 500
 _PART = 100
 _TRIAL_SECONDS = 300.0
 _SEED = 7
+_MISSED_SHARE = 0.05
+"""The difference between the share of zeros and the requested share above which a note gives the share of zeros."""
 _LINEAGE = (tags.PARENT_TAG, tags.TRAINING_TAG, tags.DATA_DIGEST_TAG)
 
 
@@ -302,6 +304,9 @@ class _FormMaker:
         graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
+            zeros = forms.share_of_zeros(graph)
+            if zeros < recipe.prune - _MISSED_SHARE:
+                note += f"; only {zeros:.1%} of all weights are zero, because embeddings and tables are not pruned"
         if recipe.fp16:
             graph = forms.half_precision(graph, self.feeds)
         if recipe.int8 == "dynamic":

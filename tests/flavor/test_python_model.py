@@ -13,12 +13,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 from tests.support.servers import gunicorn, one_endpoint
@@ -272,3 +274,22 @@ def test_a_column_of_mixed_types_and_a_model_without_a_signature_are_reported(
     assert info.signature.inputs.to_dict() == [{"type": "any", "name": "plan", "required": True}]
     assert unsigned.signature is None
     assert "The model is logged without a signature" in caplog.text
+
+
+@pytest.mark.long
+def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 2))
+    table = pd.DataFrame(rows, columns=["a", "b"])
+    several = RandomForestClassifier(3, random_state=0).fit(table, (rows > 0).astype(int))
+    mixture = GaussianMixture(2, random_state=0).fit(table)
+    records = {"dataframe_records": table.head(3).to_dict("records")}
+
+    for model in (mixture, several):
+        info = onnxserve.log_model(model, name="model", input_example=table, pyfunc_predict_fn="predict_proba")
+        scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
+        found = _predictions(scorer, "application/json", records)
+        np.testing.assert_allclose(found, model.predict_proba(table.head(3)))
+        with pytest.raises(ConversionError, match="only the probabilities of a classifier with a single target"):
+            onnxserve.log_model(
+                model, name="model", input_example=table, pyfunc_predict_fn="predict_proba", fallback="error"
+            )

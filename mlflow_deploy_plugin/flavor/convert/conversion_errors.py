@@ -63,12 +63,12 @@ def pyfunc_flavor(
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
 
 
-def with_alternative(error: ModelError, model: TrainedModel) -> ModelError:
+def with_alternative(error: ModelError, model: TrainedModel, predict_fn: str = "predict") -> ModelError:
     """Return the error with advice on how to serve the model without ONNX."""
     if is_onnx(model):
         return error
     call = "mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel"
-    if (alternative := pyfunc_flavor(model)) is not None:
+    if (alternative := pyfunc_flavor(model, predict_fn)) is not None:
         flavor, options = alternative
         arguments = "".join(f'(…, {name}="{value}")' for name, value in options.items())
         call = f"mlflow.{flavor}.log_model{arguments}"

@@ -77,6 +77,7 @@ class ConvertedModel:
         tokenizer: for a text model, its tokenizer, whose `file` is only a file name. `inputs` are then texts.
         files: the contents of additional files by name.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
+        cause: the probable cause if the predictions differ, with the correction, as a sentence without a full stop.
     """
 
     proto: ModelProto
@@ -94,6 +95,7 @@ class ConvertedModel:
     tokenizer: TokenizerSpec | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     repair: str = ""
+    cause: str = ""
 
 
 Forms: TypeAlias = list[Callable[[], ConvertedModel]]
@@ -237,6 +239,13 @@ def require_example(batch: ModelInput | None, predict_fn: str, what: str, method
         raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")
     if predict_fn != "predict":
         raise InvalidConfig(f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'")
+    for name, values in Batch(batch).tensors.items():
+        if not values.ndim:
+            what = f"the tensor {name!r}" if name else "the array"
+            raise InvalidConfig(
+                f"input_example: {what} is a single number without a dimension, but the first dimension must be the "
+                "batch: pass an array with a number per row, or make the number an attribute of the model"
+            )
     if not Batch(batch).has_rows:
         shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
         raise ConversionError(f"its inputs differ in their first dimension, which must be the batch: {shapes}")

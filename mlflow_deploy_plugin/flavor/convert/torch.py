@@ -118,7 +118,7 @@ def export(
     answers = converted.call_original(original, some)
     if both := [name for name in answers if name in names]:
         raise ConversionError(
-            f"{type(model).__name__} returns {both[0]!r}, which is also the name of an input: names in a graph are "
+            f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names in a graph are "
             "unique; rename the output"
         )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
@@ -214,6 +214,11 @@ def _silenced() -> Iterator[None]:
         yield
 
 
+def _shown_name(model: TrainedModel) -> str:
+    """Return the class name of the user's model, also for a module of this package that stands for it."""
+    return str(getattr(model, "stands_for", type(model).__name__))
+
+
 def _to_onnx(
     model: TrainedModel,
     arguments: tuple[torch.Tensor, ...],
@@ -262,7 +267,7 @@ def _to_onnx(
             reason = f"its forward fixes a size that varies in the data ({fixed['size']} of {fixed['place']})"
         if any(isinstance(exception, GuardOnDataDependentSymNode) for exception in (cause, cause.__cause__)):
             reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
-        raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
+        raise ConversionError(f"{_shown_name(model)} cannot be converted to ONNX: {reason}") from error
 
 
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:

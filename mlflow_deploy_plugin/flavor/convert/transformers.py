@@ -168,6 +168,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, pipeline: TrainedModel) -> None:
         super().__init__()
         config = pipeline.model.config
+        self.stands_for = type(pipeline).__name__
         self.original, self.net, self.tokenizer = pipeline, pipeline.model, pipeline.tokenizer
         self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
@@ -210,6 +211,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
+        self.stands_for = type(model).__name__
         self.net, self.tokenizer = model, model.tokenizer
         self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
         if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):

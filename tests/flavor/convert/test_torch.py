@@ -315,6 +315,33 @@ def test_what_no_graph_answers_is_said_with_the_way_round() -> None:
         wrap(Decoder(3, 2), torch.randn(4, 3))
 
 
+@pytest.mark.parametrize(
+    ("example", "named"),
+    [
+        ({"left": np.ones((3, 2), np.float32), "right": np.float32(2)}, "the tensor 'right'"),
+        (np.float32(2), "the array"),
+    ],
+)
+def test_a_tensor_without_dimensions_is_named(example: Any, named: str) -> None:
+    class Scaled(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, left: Any, right: Any = 1) -> Any:
+            return left * right
+
+    with pytest.raises(InvalidConfig, match=f"^input_example: {named} is a single number without a dimension"):
+        wrap(Scaled(), example)
+
+
+def test_a_message_has_the_class_name_of_the_model_that_a_module_stands_for() -> None:
+    class Inner(torch.nn.Module):  # type: ignore[misc]
+        stands_for = "TextClassificationPipeline"
+
+        def forward(self, x: Any) -> Any:
+            return {"x": x}
+
+    with pytest.raises(ConversionError, match=r"^TextClassificationPipeline returns 'x'"):
+        wrap(Inner(), np.ones((3, 2), np.float32))
+
+
 def test_example_of_the_wrong_shape_is_said() -> None:
     with pytest.raises(InvalidConfig, match=r"input_example: .*RuntimeError"):
         wrap(_mlp(), torch.randn(4, 5))

@@ -114,7 +114,12 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
     classifier = is_classifier(model)
     has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
-        raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities for a single target")
+        if not hasattr(model, "predict_proba"):
+            raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no predict_proba")
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted to ONNX with pyfunc_predict_fn='predict_proba': only the "
+            "probabilities of a classifier with a single target have an ONNX form"
+        )
 
     def original(batch: ModelInput) -> dict[str, Array]:
         data = estimators.estimator_input(model, batch)
@@ -184,7 +189,22 @@ def _convert(
         margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
         many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
         repair=repairs[precision],
+        cause=_reads_sparse_zeros(fitted, batch),
     )
+
+
+def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
+    """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise an empty string."""
+    if not isinstance(fitted, Pipeline) or estimators.library_of(fitted.steps[-1][1]) != "xgboost":
+        return ""
+    with suppress(Exception):  # A stand-in for a step of another library may have no `transform`.
+        rows = estimators.estimator_input(fitted, Batch(batch).take(_HEAD).data)
+        if hasattr(fitted[:-1].transform(rows), "tocsr"):
+            return (
+                "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has no sparse matrices: "
+                "train it on a dense matrix (OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
+            )
+    return ""
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:

@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 import xgboost
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingRegressor, StackingClassifier, VotingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from mlflow_deploy_plugin.errors import ConversionError, SchemaMismatch
+from mlflow_deploy_plugin.errors import ConversionError, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -268,3 +269,21 @@ def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
     assert max(lists["nodes_treeids"]) == 7
     assert sorted({*lists["target_ids"]}) == [0, 1, 2]
     assert len(lists["target_nodeids"]) == 3 * 8 * 2**4
+
+
+def test_xgboost_after_a_sparse_matrix_names_the_cause_and_the_correction() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"letter": random.choice(["a", "b", "c"], 200), "size": random.normal(size=200)})
+    target = (table["size"] > 0) | (table.letter == "a")
+    encoders = (OneHotEncoder(), OneHotEncoder(sparse_output=False))
+    sparse, dense = (
+        make_pipeline(
+            make_column_transformer((encoder, ["letter"]), ("passthrough", ["size"]), sparse_threshold=threshold),
+            xgboost.XGBClassifier(n_estimators=5),
+        ).fit(table, target)
+        for encoder, threshold in zip(encoders, (1, 0), strict=True)
+    )
+
+    with pytest.raises(ParityError, match=r"^XGBoost takes the zeros of a sparse matrix for missing .*sparse_output=F"):
+        wrap(sparse, table)
+    assert wrap(dense, table).report.state == "proven"
