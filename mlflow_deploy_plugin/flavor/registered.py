@@ -271,7 +271,7 @@ def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Tra
     parameters = inspect.signature(method).parameters if method is not None else {}
     for name, value in settings.items():
         if name not in parameters and "xgboost" in converters.packages_of(model):
-            continue  # MLflow ignores it.
+            continue  # MLflow ignores this name.
         if name not in parameters or parameters[name].default != value:
             raise errors.ConversionError(
                 f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "

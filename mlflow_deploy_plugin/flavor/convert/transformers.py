@@ -44,10 +44,10 @@ _HOSTILE = (
 """Texts that tokenizers treat in different ways."""
 
 _WITHOUT_EFFECT = (
-    *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),  # of MLflow's pipelines
-    *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),  # of `encode`
+    *("batch_size", "num_workers", "include_prompt", "collapse_whitespace"),
+    *("show_progress_bar", "convert_to_numpy", "convert_to_tensor", "device", "pool", "chunk_size"),
 )
-"""The settings that change neither a label nor a number."""
+"""The settings of pipelines (first line) and of `encode` that change neither a label nor a number."""
 
 _ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
@@ -197,7 +197,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
         options = {**self.options, "padding": True, "return_tensors": "np"}
         if options.get("max_length") is not None and "padding" not in self.options:
-            options.setdefault("truncation", True)  # The rule of a tokenizer that does not pad.
+            options.setdefault("truncation", True)  # A tokenizer that does not pad does the same.
         return dict(self.tokenizer(texts, **options))
 
 
