@@ -674,11 +674,11 @@ class Scorer:
                 for row in table["data"]
             ]
         for field in ("dataframe_records", "inputs", "instances"):
-            rows = document.get(field)
-            for row in rows if isinstance(rows, list) else [rows]:
-                for name in self._nested if isinstance(row, dict) else ():
-                    if name in row:
-                        row[name] = _with_doubles(row[name], self._nested[name])
+            value = document.get(field)
+            rows = value if isinstance(value, list) else [value]
+            for row in [row for row in rows if isinstance(row, dict)]:
+                for name in self._nested.keys() & row.keys():
+                    row[name] = _with_doubles(row[name], self._nested[name])
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:
