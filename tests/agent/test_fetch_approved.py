@@ -90,6 +90,25 @@ def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People
     assert mentions(alerts[0].detail["lines"][0], model, "version 1", "@champion", now[:12])
 
 
+def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(server: People, tmp_path: Path) -> None:
+    model = promoted(server)
+    with server.logged_in("alice") as client:
+        run_id = client.get_model_version(model, "1").run_id
+        client.log_artifacts(run_id, str(write_classifier(tmp_path / "second", (3.0, 3.0))), "second")
+        client.create_model_version(model, f"{client.get_run(run_id).info.artifact_uri}/second", run_id)
+    run(server, "alice", f"promote {model} 2 --to @champion --request")
+    run(server, "admin", f"approve {model} 2 --to @champion")
+    run(server, "alice", f"promote {model} 2 --to @champion --wait 0")
+    with server.logged_in("alice") as client:
+        approved = client.download_artifacts(run_id, "model", str(tmp_path))
+        client.log_artifacts(run_id, str(write_classifier(tmp_path / "third", (9.0, 9.0))), "model")
+        with pytest.raises(MlflowException, match=r"PERMISSION_DENIED.*version 1.*may not return.*differ"):
+            client.set_registered_model_alias(model, "champion", "1")
+        client.log_artifacts(run_id, approved, "model")
+        client.set_registered_model_alias(model, "champion", "1")
+        assert client.get_model_version_by_alias(model, "champion").version == "1"
+
+
 def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(server: People, tmp_path: Path) -> None:
     """The alias is moved in MLflow's database, without the server."""
     model = server.register("alice", POLICY)

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
         (
             "evaluaton: {}",
             "the policy: evaluaton: Extra inputs are not permitted; the fields are gated_aliases, gated_stages, "
-            "parity, evaluation, robustness, budget, backtest, skip, seed, fresh_hours, approvals",
+            "parity, evaluation, robustness, budget, backtest, skip, seed, fresh_hours, approvals, unapproved",
         ),
         (
             "evaluation: {dataset: d.csv}",
@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
         (
             "- a",
             "the policy is not a mapping; a policy has the fields gated_aliases, gated_stages, parity, evaluation, "
-            "robustness, budget, backtest, skip, seed, fresh_hours, approvals",
+            "robustness, budget, backtest, skip, seed, fresh_hours, approvals, unapproved",
         ),
     ],
 )

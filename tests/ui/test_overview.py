@@ -102,6 +102,22 @@ def test_a_table_that_may_be_wider_than_the_page_is_scrolled_by_the_keyboard(mlf
         assert re.search(rf'tabindex="0" role="region" aria-label="{name}">\s*<table class="{table}">', html)
 
 
+def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    times = {"since": "2026-11-26T12:00:00+00:00", "until": "2026-11-26T13:00:00+00:00"}
+    answer = {"model_uri": f"models:/{model}/2", "model": model, "version": "2", "places": ["@champion"], "share": 5.0}
+    spec = new_endpoint("credit", f"models:/{model}/2")
+    mlflow_app.store.add_endpoint("onnxserve", spec, unapproved=[answer | times])
+    text = f"models:/{model}/2 answers 5 % of the requests without an approval, until 2026-11-26 13:00 UTC"
+    assert f'<p class="reason">{text}</p>' in mlflow_app.client.get(PAGE).get_data(as_text=True)
+
+    promoted = move_detail("@champion", "", "f" * 64)
+    mlflow_app.store.record("alias", model=model, version="2", detail=promoted)
+
+    assert f'<p class="reason">{text}</p>' not in mlflow_app.client.get(PAGE).get_data(as_text=True)
+    mlflow_app.store.remove_endpoint("credit")
+
+
 def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("spoilt", "models:/m/1"))
     with mlflow_app.store.transaction() as session:
