@@ -13,6 +13,8 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # The messages of Keras contain terminal
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
+REPEATED_HEADER = "X-Onnxserve-Repeated"
+"""The header of a request with rows of a failed request, whose failure is not captured again."""
 
 
 def one_line(text: object, most: int | None = None) -> str:

@@ -146,13 +146,11 @@ def follow(name: str, alias: str, deployment: str | None, dry_run: bool, why: st
 def delete(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
 
-    Requests in flight are finished. If the endpoint does not exist, the command reports this on standard error, and the
-    exit status is 0, which MLflow requires.
+    Requests in flight are finished.
     """
     with opened_deployments() as deployments:
-        was_there = deployments.delete_endpoint(name, why)
-    if was_there:
-        click.echo(f"{name} is deleted")
+        deployments.delete_endpoint(name, why)
+    click.echo(f"{name} is deleted")
 
 
 @endpoint.command()

@@ -25,7 +25,14 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.settings import read_text
-from mlflow_deploy_plugin.sizing.plan import CPU_HOUR_PRICE, GB_HOUR_PRICE, HEADROOM, config_line, plan_pods
+from mlflow_deploy_plugin.sizing.plan import (
+    CPU_HOUR_PRICE,
+    GB_HOUR_PRICE,
+    HEADROOM,
+    config_line,
+    disturbance,
+    plan_pods,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.spec.types import parse_latency
 
@@ -269,4 +276,7 @@ def size(
         ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
         ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
     ]
-    show_result(output, {"pod": pod, "plan": plan}, align_columns(table))
+    warning = disturbance(pod, os.cpu_count() or 1)
+    show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
+    if warning:
+        show_progress(warning)

@@ -248,7 +248,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
 @option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the monitor.")
-@option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d.")
+@option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d, 1w.")
 @option(
     "--schedule",
     metavar="CRONTAB",

@@ -145,6 +145,13 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
     help="Format of the output.",
 )
 @option("--batch-rows", type=click.IntRange(min=1), default=1000, metavar="ROWS", help="Number of rows per request.")
+@option(
+    "--event-time",
+    metavar="COLUMN",
+    default="",
+    help="Column with the time of each row's event, for the inference log and monitors. Times without an offset are in "
+    "UTC. Rows with equal consecutive times share a request.",
+)
 def predict(
     model_uri: str | None,
     name: str | None,
@@ -153,6 +160,7 @@ def predict(
     content_type: str | None,
     output_type: str | None,
     batch_rows: int,
+    event_time: str,
 ) -> None:
     """Predict every row of a file with a deployment or a model.
 
@@ -171,7 +179,14 @@ def predict(
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
-    from mlflow_deploy_plugin.deployments.batch_prediction import predict_batch, read_rows, server_predictor
+    if event_time and name is None:
+        raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
+    from mlflow_deploy_plugin.deployments.batch_prediction import (
+        predict_batch,
+        read_rows,
+        server_predictor,
+        split_by_event_time,
+    )
     from mlflow_deploy_plugin.deployments.scoring import scoring_target
 
     input_kind = cast(FileFormat, content_type or format_of(input_path) or "json")
@@ -179,8 +194,12 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
-        if name is not None:  # Do not hide pandas from a model (-m).
+        if name is not None:  # Report an unknown deployment before the file. Do not hide pandas from a model (-m).
             held.enter_context(hidden_pandas())
+            deployments = held.enter_context(opened_deployments())
+            is_endpoint = deployments.store.endpoint(name) is not None
+            scoring = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
+            server = held.enter_context(scoring)
         file = held.enter_context(open_input(input_path, sys.stdin.buffer))
         rows = read_rows(file, input_name, input_kind, batch_rows)
         batches = held.enter_context(_with_progress(rows))
@@ -192,18 +211,15 @@ def predict(
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:
-            deployments = held.enter_context(opened_deployments())
-            is_endpoint = deployments.store.endpoint(name or "") is not None
-            scoring = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
-            server = held.enter_context(scoring)
-            predictor = held.enter_context(server_predictor(server))
+            predictor = held.enter_context(server_predictor(server, event_time))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
         batch: RowBatch | None = first
         while batch is not None:
-            predictions = predict_batch(predictor, input_name, batch)
-            write(predictions)
-            count += len(predictions)
+            for part in split_by_event_time(batch, input_name, event_time):
+                predictions = predict_batch(predictor, input_name, part)
+                write(predictions)
+                count += len(predictions)
             batch = next(batches, None)
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
-from itertools import islice
+from itertools import groupby, islice
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LabelColumns
-from mlflow_deploy_plugin.messages import without_row_number
+from mlflow_deploy_plugin.messages import REPEATED_HEADER, without_row_number
 from mlflow_deploy_plugin.protocols import CSV, JSON, load_json
 from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 _TRIES = 6
 
-Predictor = Callable[[str, bytes], object]
-"""A function that takes the content type and the body of an /invocations request, and returns the predictions."""
+Predictor = Callable[[str, bytes, bool], object]
+"""A function that takes the content type and the body of an /invocations request, and returns the predictions. The last
+argument is True for rows of a failed request that are sent again to find the refused row."""
 _Rows = Any
 """A sliceable batch of rows, as the reader of the file returns it: a list, or a `pyarrow.RecordBatch`."""
 
@@ -103,19 +104,25 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 
 @contextmanager
-def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
+def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Predictor]:
     """Yield a predictor that sends the rows to a server, with retries while the server is overloaded or being changed.
 
     Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model receives Arrow rows as JSON, so that
-    MLflow's functions parse the rows and encode the predictions.
+    MLflow's functions parse the rows and encode the predictions. If `event_time` is set, it is a column with the same
+    time in all rows of a body (`split_by_event_time`).
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
 
-        def predict(content_type: str, body: bytes) -> object:
+        def predict(content_type: str, body: bytes, is_repeated: bool) -> object:
+            headers = {REPEATED_HEADER: "1"} if is_repeated else {}
+            if event_time:
+                headers["X-Event-Time"] = _as_time(_key_columns(content_type, body, (event_time,))[event_time][0])
             if content_type == protocols.arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
-            document, prediction_id = post(session, url, body, content_type, target.timeout_seconds, _TRIES)
+            document, prediction_id = post(
+                session, url, body, content_type, target.timeout_seconds, _TRIES, headers=headers
+            )
             predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions
@@ -142,6 +149,43 @@ def _with_keys(predictions: object, columns: Mapping[str, list[object]], predict
     ]
 
 
+def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[RowBatch]:
+    """Yield the rows of a batch in parts, each with one time in `column`. An empty column yields the batch unchanged.
+
+    Raises InvalidRequest if the column is missing, or with the position of a row without a time.
+    """
+    if not column:
+        yield batch
+        return
+    times = _key_columns(batch.content_type, batch.body, (column,)).get(column)
+    if times is None:
+        raise InvalidRequest(f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time")
+    moments = []
+    for time, place in zip(times, batch.places, strict=True):
+        try:
+            moments.append(_as_time(time))
+        except ValueError:
+            raise InvalidRequest(
+                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is expected"
+            ) from None
+    start = 0
+    for _, rows in groupby(moments):
+        stop = start + len(list(rows))
+        yield batch.part(start, stop)
+        start = stop
+
+
+def _as_time(value: object) -> str:
+    """Return a time as in RFC 3339. A time without an offset is in UTC. Raises ValueError for any other value."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, datetime.min.time())
+    if not isinstance(value, datetime):
+        raise ValueError("not a time")
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+
+
 def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
@@ -158,7 +202,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
     """Return one plain value per row of a batch. Raises InvalidRequest with the position of a refused row."""
     try:
-        return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
+        return _split_by_row(predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
         if len(batch) == 1:
             raise
@@ -325,8 +369,10 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
     """Return the error of the first row that is refused in a request of its own; without such a row, `error`."""
+    if len(batch) == 1:
+        return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
-    if first and first == last == error.message and len(batch) > 1:
+    if first and first == last == error.message:
         return f"{name}: {first}"
     if first:
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
@@ -340,7 +386,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
 
 def _batch_error(predict: Predictor, batch: RowBatch) -> str:
     try:
-        predict(batch.content_type, batch.body)
+        predict(batch.content_type, batch.body, True)
     except (InvalidRequest, InferenceError) as error:
         return error.message
     return ""

@@ -123,11 +123,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
-        """Delete the deployment after its open requests are completed.
-
-        MLflow requires that a missing deployment is not an error. `mlflow deployments delete` then still prints "is
-        deleted", so a line on standard error suggests or lists existing deployments.
-        """
+        """Delete the deployment after its open requests are completed. A missing deployment is an error."""
         with _deployments(self._target) as deployments:
             if config:
                 raise InvalidConfig(f"delete does not accept a config (got {next(iter(config))!r})")
@@ -178,7 +174,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """Delete the endpoint with all its deployments. A missing endpoint is not an error."""
+        """Delete the endpoint with all its deployments. A missing endpoint is an error."""
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 

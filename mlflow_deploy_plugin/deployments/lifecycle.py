@@ -96,21 +96,18 @@ class Deployments:
         self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)
         return self.get(name, endpoint_name)
 
-    def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """Delete a deployment. If it is missing, report this to `progress` and return False: MLflow forbids an error.
+    def delete(self, name: str, endpoint: str | None = None) -> None:
+        """Delete a deployment. Raises NotFound if it does not exist.
 
         Without `endpoint`, the last deployment of an endpoint of the same name is deleted together with the endpoint.
         Otherwise, the endpoint is kept. Raises InvalidConfig if no remaining deployment would answer the endpoint's
         traffic, and DeploymentFailed if the server fails without the deployment.
         """
-        try:
-            endpoint_name = self._find(name, endpoint).name
-        except NotFound as error:
-            return self._nothing_deleted(error)
+        endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
             stored = self.store.endpoint(endpoint_name)
             if stored is None or name not in stored.spec.variants:  # Another process has deleted the deployment.
-                return self._nothing_deleted(self._no_deployment(name, endpoint))
+                raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(endpoint_name)
             else:
@@ -120,7 +117,6 @@ class Deployments:
                     hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
                     raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
                 self._endpoints.change(stored, remaining)
-        return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         stored = self._find(name, endpoint)
@@ -241,16 +237,16 @@ class Deployments:
             self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
         return followers
 
-    def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """Complete open requests, then delete the endpoint and its deployments. Return False if no endpoint exists."""
+    def delete_endpoint(self, endpoint: str, why: str = "") -> None:
+        """Complete open requests, then delete the endpoint and its deployments. Raises NotFound without an endpoint."""
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
-                return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))
+                raise NotFound(f"the endpoint {endpoint!r} is at `-t {target}`")
             with self._endpoints.lock(endpoint):
                 if endpoint in self.store.names():
                     self._endpoints.remove(endpoint, why)
-                    return True
-        return self._nothing_deleted(unknown_endpoint(endpoint, self.store.names()))
+                    return
+        raise unknown_endpoint(endpoint, self.store.names())
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         return self._endpoints.observe(self._require(endpoint))
@@ -375,10 +371,6 @@ class Deployments:
         known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
         others = f"there are {join_names(known, name)}" if known else "there are no deployments yet"
         return NotFound(f"{message}{did_you_mean(name, known, others)}")
-
-    def _nothing_deleted(self, error: NotFound) -> bool:
-        self.progress(f"nothing was deleted: {error.message}")
-        return False
 
     def _find_server(self, name: str) -> str:
         return name if name in self.store.names() else self._find(name, None).name

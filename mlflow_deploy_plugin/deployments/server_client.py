@@ -2,9 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,7 +60,13 @@ class ServerSession(requests.Session):
 
 
 def post(
-    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int = 1
+    session: requests.Session,
+    url: str,
+    body: bytes,
+    content_type: str,
+    timeout_seconds: float,
+    tries: int = 1,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Json, str]:
     """Return the server's JSON object and its prediction id, or "".
 
@@ -68,7 +75,7 @@ def post(
     """
     for attempt in range(tries):
         try:
-            response = _post(session, url, body, content_type, timeout_seconds)
+            response = _post(session, url, body, content_type, timeout_seconds, headers=headers)
             break
         except (TooManyRequests, NotReady) as error:
             if attempt == tries - 1:
@@ -106,14 +113,18 @@ def post_for_events(session: requests.Session, url: str, body: bytes, timeout_se
 
 
 def _post(
-    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, stream: bool = False
+    session: requests.Session,
+    url: str,
+    body: bytes,
+    content_type: str,
+    timeout_seconds: float,
+    stream: bool = False,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> requests.Response:
-    headers = {"Content-Type": content_type, "Accept": "*/*" if stream else "application/json"}
+    sent = {**headers, "Content-Type": content_type, "Accept": "*/*" if stream else "application/json"}
     read_seconds = timeout_seconds + _MARGIN_SECONDS
     try:
-        response = session.post(
-            url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, read_seconds), stream=stream
-        )
+        response = session.post(url, data=body, headers=sent, timeout=(_CONNECT_SECONDS, read_seconds), stream=stream)
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
     except requests.RequestException:

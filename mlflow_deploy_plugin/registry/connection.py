@@ -11,13 +11,15 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.settings import active_workspace
+from mlflow_deploy_plugin.spec.types import is_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +39,7 @@ _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _named_by_server: ContextVar[bool] = ContextVar("named_by_server", default=False)
 """True while MLflow's client resolves an address that MLflow's server chooses."""
+_LOCAL_ARTIFACTS = "mlruns"
 _importing = threading.Lock()
 _MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
@@ -396,19 +399,25 @@ def addresses_of_server(location: str) -> Iterator[None]:
 def refuse_folder(location: str) -> None:
     """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or a folder that is mounted here.
 
-    The server, or a user who may change it, could otherwise make this process copy and serve any file of its user.
+    The server, or a user who may change it, could otherwise make this process copy and serve any file of its user. A
+    server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server.
     """
     import mlflow
     from mlflow.utils.uri import is_http_uri
 
-    is_server = any(map(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri())))
-    if is_server and urlsplit(location).scheme.lower() in ("", "file"):
-        raise InvalidConfig(
-            f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a "
-            "folder that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the "
-            "database of MLflow, or log the model again in an experiment whose artifacts the server serves "
-            "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts)"
-        )
+    servers = [urlsplit(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if is_http_uri(uri)]
+    scheme = urlsplit(location).scheme.lower()
+    if not servers or scheme not in ("", "file"):
+        return
+    folder = Path(unquote(urlsplit(location).path) if scheme else location)
+    if all(is_loopback(server.hostname or "") for server in servers) and _LOCAL_ARTIFACTS in folder.resolve().parts:
+        return
+    raise InvalidConfig(
+        f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a folder "
+        "that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the database of "
+        "MLflow, or log the model again in an experiment whose artifacts the server serves "
+        "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts)"
+    )
 
 
 def is_mlflow(uri: str) -> bool:

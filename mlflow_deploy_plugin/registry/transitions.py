@@ -13,6 +13,7 @@ from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.registry.resolution import STAGES, ResolvedModel, all_versions, newest, resolve, selects
@@ -119,7 +120,8 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
         return StageOrAlias(alias=text[1:])
     if stage := STAGES.get(text.lower()):
         return StageOrAlias(stage=stage)
-    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias (@champion)")
+    hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{text or 'champion'}'")
+    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}")
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:

@@ -13,6 +13,7 @@ CPU_HOUR_PRICE, GB_HOUR_PRICE = 0.04048, 0.004445
 """USD per vCPU and hour, and per GB and hour: AWS Fargate, Linux on x86, us-east-1."""
 MOST_PODS = 500  # An autoscaler may double the pods, and an endpoint has at most 1,000.
 _MEMORY_MARGIN, _MIB = 1.25, 2**20
+_TOLERATED_CPUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,22 @@ def plan_pods(pod: PodMeasurement, rate: float, rows: int, cpu_hour_price: float
     keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}
     cost = pods * (cpus * cpu_hour_price + memory / 1e9 * gb_hour_price) / (rate * rows * 3600) * 1e6
     return Plan(pods, cost, options, hpa, keda)
+
+
+def disturbance(pod: PodMeasurement, cores: int) -> str:
+    """Return a warning if other processes have used more than the free cores of this machine; otherwise an empty text.
+
+    `cores` is the number of cores of the machine. The pod has a core per thread, and its client has one core.
+    """
+    used = max(pod.highest.other_cpus, pod.planned.other_cpus)
+    free = cores - pod.workers * pod.threads - 1
+    if used <= free + _TOLERATED_CPUS:
+        return ""
+    return (
+        f"warning: other processes used {used:.1f} cores during the measurement, and only {free} of the {cores} cores "
+        "were free for them: the rate per pod is too low, and the pods and the cost are too high; end the other "
+        "processes, or measure on another machine"
+    )
 
 
 def config_line(options: Mapping[str, object]) -> str:

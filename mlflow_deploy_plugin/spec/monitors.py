@@ -239,7 +239,7 @@ class MonitorSpec(SpecPart):
     kind: MonitorKind = "drift"
     """Kind of the monitor."""
     every: Length = "1d"
-    """Length of a window in event time: 30m, 1h, 1d."""
+    """Length of a window in event time: 30m, 1h, 1d, 1w."""
     schedule: Crontab | None = None
     """Times of the judgements in crontab syntax: 15 6 * * *. Default: at the end of a window and its grace period."""
     time_zone: TimeZone = "UTC"

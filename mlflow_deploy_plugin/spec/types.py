@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-_LENGTH = r"[1-9][0-9]{0,5}[smhd]"
+_LENGTH = r"[1-9][0-9]{0,5}[smhdw]"
 _NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", f"^{_LENGTH}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
@@ -47,11 +47,11 @@ PATTERNS_IN_WORDS = {
     VARIABLE_VALUE: "a text without the character NUL is expected, which environment variables cannot contain",
     NETWORK: "the name of a docker network is expected, or host",
     _NAME: "at most 63 letters, digits, . _ - are expected, starting with a letter or digit",
-    _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
+    _DURATION: "a duration like 30s, 5m, 1h, 1d or 1w is expected",
     REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",
     TIME_ZONE: "the name of a time zone is expected, e.g. Europe/Berlin",
 }
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 LONGEST_DAYS = 3660
 """Ten years, the longest duration that a monitor may use."""
@@ -98,14 +98,14 @@ def parse_interval(text: str) -> tuple[datetime, datetime]:
 
 
 def is_duration(text: str) -> bool:
-    """Return True if the text is a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
+    """Return True if the text is a duration such as `"90s"`, `"5m"`, `"1h"`, `"1d"` or `"1w"`."""
     return re.fullmatch(_LENGTH, text) is not None
 
 
 def parse_duration(text: str, option: str) -> timedelta:
     """Return the duration that a user specified for an option. Raise InvalidConfig for any other text."""
     if not is_duration(text):
-        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
+        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected")
     return length_of(text)
 
 
@@ -126,8 +126,8 @@ def duration_seconds(duration: str) -> int:
 
 
 def duration_text(seconds: int) -> str:
-    """Return a duration as a text with a whole number of the largest possible unit, e.g. `"7d"`."""
-    unit = max((key for key in _SECONDS if seconds % _SECONDS[key] == 0), key=_SECONDS.__getitem__)
+    """Return a duration as a text with a whole number of the largest possible unit up to a day, e.g. `"7d"`."""
+    unit = max((key for key in "smhd" if seconds % _SECONDS[key] == 0), key=_SECONDS.__getitem__)
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 

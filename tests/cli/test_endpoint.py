@@ -67,8 +67,8 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
 
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     again = endpoint("delete", "flights")
-    assert (again.exit_code, again.stdout) == (0, "")
-    assert mentions(again.stderr, "nothing was deleted", "'flights'")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert mentions(again.stderr, "no endpoint 'flights'")
     assert told("list") == []
 
 

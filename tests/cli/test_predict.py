@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.pyfuncs import Days, save_pyfuncs
 from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
 
 ROWS = 2500
 FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
@@ -154,6 +156,7 @@ def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_the
     ("arguments", "names"),
     [
         (["-n", "nobody"], ["no deployment", "'nobody'", "once"]),
+        (["-n", "nobody", "-i", "/nowhere.csv"], ["no deployment", "'nobody'", "once"]),
         (["-n", "onec"], ["no deployment", "'onec'", "'once'"]),
         (["-n", "once", "-o", "out.xlsx"], ["out.xlsx", ".csv .json .jsonl"]),
         (["-m", "/nowhere"], ["folder /nowhere"]),
@@ -170,6 +173,75 @@ def test_what_cannot_be_begun_says_why(
         assert mentions(said(predict(*arguments, given=b'[{"a": 1, "b": 2}]')), *names)
     finally:
         home.delete_endpoint("idle")
+
+
+@pytest.fixture(scope="module")
+def captured(home: BaseDeploymentClient, models: Models) -> str:
+    home.create_deployment("captured", models.once)
+    return "captured"
+
+
+def logged_times() -> list[str]:
+    select = "strftime(_event_time, '%Y-%m-%dT%H:%M')"
+    result = CliRunner().invoke(
+        main, ["log", "query", "captured", "--select", f"{select} AS at", "--order-by", "a", "-o", "jsonl"]
+    )
+    return [json.loads(line)["at"] for line in result.stdout.splitlines()] if result.exit_code == 0 else []
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_column_of_event_times_reaches_the_log(captured: str, tmp_path: Path, kind: str) -> None:
+    """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
+    before = len(logged_times())
+    times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
+    frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
+    if kind == "parquet":
+        frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
+            datetime(2026, 7, 2, 8, tzinfo=UTC)
+        ]
+        frame.to_parquet(tmp_path / "rows.parquet")
+    elif kind == "csv":
+        frame.to_csv(tmp_path / "rows.csv", index=False)
+    else:
+        frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+
+    result = predict("-n", captured, "-i", str(tmp_path / f"rows.{kind}"), "-O", "jsonl", "--event-time", "at")
+
+    assert [json.loads(line)["y"] for line in result.stdout.splitlines()] == [before, before + 1, before + 2]
+    wait_until(lambda: len(logged_times()) == before + 3, 60, "the rows are logged")
+    assert logged_times()[before:] == ["2026-07-01T10:00", "2026-07-01T10:00", "2026-07-02T08:00"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("b,a\n1,2\n", ["line 2", "no column 'at'"]),
+        ("b,a,at\n1,2,2026-07-01\n1,2,\n", ["line 3", "at is None", "2013-07-01T12:30:00Z"]),
+        ("b,a,at\n1,2,soon\n", ["line 2", "at is 'soon'", "2013-07-01T12:30:00Z"]),
+    ],
+)
+def test_a_row_without_an_event_time_is_named(captured: str, text: str, names: list[str]) -> None:
+    message = said(predict("-n", captured, "-t", "csv", "--event-time", "at", given=text.encode()))
+    assert mentions(message, *names)
+
+
+def test_an_event_time_needs_a_deployment() -> None:
+    result = predict("-m", "/nowhere", "--event-time", "at")
+    assert (result.exit_code, mentions(result.stderr, "--event-time", "-n DEPLOYMENT")) == (2, True)
+
+
+@pytest.mark.parametrize(("rows", "name"), [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")])
+def test_a_bad_row_is_one_failed_request(home: BaseDeploymentClient, models: Models, rows: str, name: str) -> None:
+    home.create_deployment(name, models.once)
+
+    def failed() -> int:
+        result = CliRunner().invoke(main, ["errors", name, "-o", "json"])
+        return json.loads(result.stdout)["failed"] if result.exit_code == 0 else 0
+
+    assert mentions(said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())), "column 'a'", "'x'")
+    assert mentions(said(predict("-n", name, "-t", "csv", given=b"b\n1\n")), "'a'")
+    wait_until(lambda: failed() >= 2, 60, "both failures are logged")
+    assert failed() == 2
 
 
 def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_too_large(

@@ -37,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "rollout flights --to 2 --every 5",
             2,
-            "Error: --every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
+            "Error: --every '5' cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
         ),
         ("rollout flights --to 2 --steps 50,10", 2, "Error: --steps 50,10: steps must ascend and be between 1 and 100"),
         ("retrain", 2, "Error: specify the endpoint NAME, or --list"),
@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("keys list", 0, "there are no keys: run `onnxserve keys create NAME`"),
         ("monitor list", 0, "there are no monitors: run `onnxserve monitor add NAME MONITOR`"),
         ("silence --list", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),
-        ("endpoint delete nope", 0, "nothing was deleted: there is no endpoint 'nope'; there are flights"),
+        ("endpoint delete nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
     ],
 )
 def test_the_last_line_of_a_command(line: str, status: int, message: str) -> None:

@@ -75,7 +75,7 @@ def deployments(tmp_path: Path) -> Deployments:
         (lambda _: RolloutRequest(to="2", steps="0,50"), "--steps 0,50: steps must ascend and be between 1 and 100"),
         (
             lambda _: RolloutRequest(to="2", every="5"),
-            "--every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
+            "--every '5' cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
         ),
         (
             lambda _: RolloutRequest(to="2", abort_on="p99>0.5x"),

@@ -56,8 +56,8 @@ def test_a_deployment_lives_through_its_commands(
     deleted = called("delete", *TYPED)
     assert (deleted.stdout, deleted.stderr) == ("Deployment typed is deleted\n", "")
     again = called("delete", *TYPED)
-    assert again.exit_code == 0
-    assert mentions(again.stderr, "nothing was deleted", "'typed'")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert mentions(again.stderr, "Error", "no deployment 'typed'")
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{shown['url']}/ping", timeout=5)
 

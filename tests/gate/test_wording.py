@@ -55,7 +55,7 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
     [
         (
             {"version": "2", "to": "Prod"},
-            "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias (@champion)",
+            "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias; did you mean 'Production'?",
         ),
         ({"version": "9"}, "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)"),
         ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),

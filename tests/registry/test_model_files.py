@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin import load_model
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.connection import refuse_folder
 from mlflow_deploy_plugin.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
 from tests.support.models import IDENTITY, parse_graph, write_model
 from tests.support.refusals import mentions, refused
@@ -93,6 +94,7 @@ import sys
 import tempfile
 from pathlib import Path
 from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.registry.connection import refuse_folder
 from mlflow_deploy_plugin.registry.model_files import download
 sys.modules["boto3"] = None
 try:
@@ -162,3 +164,22 @@ def test_a_folder_that_a_server_names_is_not_read(
         with refused(InvalidConfig, "names the folder"):
             load_model(source)
     assert names(tmp_path / "copy") == set()
+
+
+@pytest.mark.parametrize(
+    ("server", "folder", "is_read"),
+    [
+        ("http://127.0.0.1:9", "/work/mlruns/0/models/m-1/artifacts", True),
+        ("http://localhost:9", "file:///work/mlruns/0/models/m-1/artifacts", True),
+        ("http://mlflow:9", "/work/mlruns/0/models/m-1/artifacts", False),
+        ("http://127.0.0.1:9", "/work/mlruns/../secret", False),
+        ("http://127.0.0.1:9", "file:///work/mlruns/%2e%2e/secret", False),
+        ("http://127.0.0.1:9", "/etc", False),
+        ("http://mlflow:9", "s3://bucket/etc", True),
+        ("sqlite:///mlflow.db", "/etc", True),
+    ],
+)
+def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server: str, folder: str, is_read: bool) -> None:
+    """The README logs a model to mlflow.db before it starts a server in the same folder."""
+    with tracking_at(server), nullcontext() if is_read else refused(InvalidConfig, "names the folder"):
+        refuse_folder(folder)

@@ -257,3 +257,12 @@ def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, 
     place = parse_stage_or_alias(to)
     move_version(parse_model_uri(place.uri(model)), "2", clears_rollback=place.is_served_from)
     assert was_rolled_back(model, "2") is stays
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("champion", "for the alias, specify '@champion'"), ("Prodution", "did you mean 'Production'"), ("", "@champion")],
+)
+def test_an_alias_without_its_sign_is_suggested(text: str, hint: str) -> None:
+    with refused(InvalidConfig, "neither a stage", "nor an alias", hint):
+        parse_stage_or_alias(text)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.sizing.plan import MOST_PODS, Load, Plan, PodMeasurement, config_line, plan_pods
+from mlflow_deploy_plugin.sizing.plan import MOST_PODS, Load, Plan, PodMeasurement, config_line, disturbance, plan_pods
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from tests.support.refusals import refused
+from tests.support.refusals import mentions, refused
 
 HIGHEST = Load(rate=200.0, p99=0.019, error="", cpus=1.8, other_cpus=0.0)
 POD = PodMeasurement(
@@ -86,3 +86,25 @@ def test_a_load_with_a_wrong_answer_or_a_slow_answer_does_not_hold() -> None:
     assert not failing.holds(0.02)
     with refused(InvalidConfig, "500: out of memory", "input_example"):
         failing.require(0.02)
+
+
+@pytest.mark.parametrize(
+    ("highest", "planned", "cores", "free"),
+    [(0.0, 0.2, 2, None), (0.0, 0.5, 3, 0), (2.0, 0.0, 4, 1), (1.2, 1.2, 4, None), (40.0, 0.0, 64, None)],
+)
+def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
+    highest: float, planned: float, cores: int, free: int | None
+) -> None:
+    """The pod has two cores, or one on the machine with two cores. Its client has another core."""
+    pod = replace(
+        POD,
+        workers=min(2, cores - 1),
+        threads=1,
+        highest=replace(HIGHEST, other_cpus=highest),
+        planned=replace(POD.planned, other_cpus=planned),
+    )
+    warning = disturbance(pod, cores)
+    if free is None:
+        assert warning == ""
+    else:
+        assert mentions(warning, f"used {max(highest, planned)} cores", f"only {free} of the {cores} cores")

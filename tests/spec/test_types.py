@@ -16,13 +16,14 @@ from mlflow_deploy_plugin.spec.types import (
 )
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800), ("1w", 604800)])
 def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert duration_seconds(text) == seconds
 
 
 def test_a_duration_of_an_option_is_read_or_refused() -> None:
     assert parse_duration("90d", "--keep") == timedelta(days=90)
+    assert parse_duration("1w", "--every") == timedelta(days=7)
     for text in ("0d", "05m", " 5m", "5m\n", "1000000s", "5", "m", "", "1.5h", "٣d"):
         with pytest.raises(InvalidConfig, match="--keep"):
             parse_duration(text, "--keep")

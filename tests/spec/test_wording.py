@@ -34,7 +34,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a wrong duration": (
         _with(monitors__daily__every="soon"),
-        "monitors.daily.every: a duration like 30s, 5m, 1h or 1d is expected (got 'soon')",
+        "monitors.daily.every: a duration like 30s, 5m, 1h, 1d or 1w is expected (got 'soon')",
     ),
     "a wrong schedule": (
         _with(monitors__daily__schedule="every day"),
@@ -73,7 +73,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a wrong option": (
         lambda: parse_duration("1.5h", "--keep"),
-        "--keep '1.5h' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
+        "--keep '1.5h' cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
     ),
     "an unknown time zone": (
         lambda: load_time_zone("Europe/Nowhere"),

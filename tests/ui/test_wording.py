@@ -21,7 +21,8 @@ from tests.support.console import PAGE, form, open_page
         ),
         (
             {"action": "promote", "model": "m", "version": "1", "to": "Mars"},
-            "'Mars' is neither a stage (Production, Staging, Archived, None) nor an alias (@champion)",
+            "'Mars' is neither a stage (Production, Staging, Archived, None) nor an alias; for the alias, specify "
+            "'@Mars'",
         ),
         (
             {"action": "gate", "model": "m", "version": "one"},

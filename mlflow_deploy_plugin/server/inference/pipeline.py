@@ -16,6 +16,7 @@ from itertools import chain
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
@@ -114,7 +115,10 @@ class RequestContext:
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
         seconds = self.count(reply.status, outputs)
-        if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
+        # `onnxserve predict` sends rows of a failed request again to find the refused row. Its cause counts once.
+        is_new = REPEATED_HEADER.lower() not in self.request.headers
+        is_failure = reply.error is not None and not isinstance(reply.error, ClientDisconnected)
+        if reply.error is not None and is_failure and is_new and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
