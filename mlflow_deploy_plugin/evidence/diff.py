@@ -84,8 +84,8 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
         for name in dict.fromkeys([*old[section], *new[section]]):
             values = old[section].get(name), new[section].get(name)
             if values != (None, None):  # The texts of two NaN are equal.
-                shown = [_plain(value) for value in values]
-                row = DiffRow(section, name, *shown, is_changed=repr(values[0]) != repr(values[1]))
+                first, second = map(_plain, values)
+                row = DiffRow(section, name, first, second, is_changed=repr(values[0]) != repr(values[1]))
                 rows.append(replace(row, trend=_trend(row)))
     notes = []
     for side in (before, after):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from mlflow_deploy_plugin.errors import NotFound, error_of_status
-from mlflow_deploy_plugin.registry import registry_errors, tags
+from mlflow_deploy_plugin.registry import registry_client, registry_errors, tags
 from mlflow_deploy_plugin.registry.connection import app_answer
 from mlflow_deploy_plugin.store import Json, Store
 
@@ -52,7 +52,7 @@ class VerdictRecord(BaseModel):
 
     @property
     def tags(self) -> dict[str, str]:
-        """Return the tags in the order in which they are set. The last tag makes the verdict valid."""
+        """Return the tags in the order in which they replace an earlier verdict. The last one makes the verdict valid."""
         verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
         reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
         if self.state == "forced":
@@ -64,6 +64,15 @@ class VerdictRecord(BaseModel):
             tags.GATE_POLICY_DIGEST_TAG: self.policy_digest,
         }
         return details | reason | verdict
+
+    def tags_after(self, earlier: Mapping[str, str]) -> dict[str, str]:
+        """Return the tags in the order in which they are set on a version with the tags `earlier`.
+
+        The digest of a first verdict is set first, because a verdict without a digest asks for another gate.
+        """
+        if tags.GATE_TAG in earlier:
+            return self.tags
+        return {tags.GATE_DIGEST_TAG: self.files} | self.tags
 
     def record(self, store: Store, actor: str, is_tagged: bool, **more: str) -> None:
         """Write the event. `more` is added to its detail."""
@@ -102,7 +111,9 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     """
     is_written = _send(record)
     if not is_written:
-        for key, value in record.tags.items():
+        with registry_errors(f"model {record.model} version {record.version}"):
+            earlier = registry_client().get_model_version(record.model, record.version).tags
+        for key, value in record.tags_after(earlier).items():
             tags.tag_version(record.model, record.version, key, value)
     if record.state == "forced":  # The promotion has an event of its own.
         return

@@ -34,15 +34,16 @@ def record_verdict(trail: guard.AuditTrail) -> None:
         raise ScopeMissing(f"you may not record a verdict on {record.model}: this needs the permission to edit it")
     try:
         registered = guard.registry().get_registered_model(record.model)
-        version = str(guard.registry().get_model_version(record.model, record.version).version)
+        entry = guard.registry().get_model_version(record.model, record.version)
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
+    version = str(entry.version)
     record = record.model_copy(update={"version": version})
     _require_match(record, policy_from_tags(record.model, registered.tags))
     who = access.caller()
     actor = who.user or record.actor or who.actor
     record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address)
-    for key, value in record.tags.items():
+    for key, value in record.tags_after(entry.tags).items():
         guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
     trail.notify_agents(record.model)
 

@@ -82,7 +82,7 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
 def test_the_share_without_approvals_is_a_percentage() -> None:
     for text in ("5%", "5", "5.0 %"):
         limit = parse_policy(f"unapproved: {{share: {text}, for: 1h}}", "it").unapproved
-        assert limit == UnapprovedPolicy(share=5.0, length="1h")
+        assert limit == UnapprovedPolicy.model_validate({"share": 5.0, "length": "1h"})
 
 
 def test_approvals_are_required_where_the_policy_gates() -> None:
