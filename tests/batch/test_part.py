@@ -373,3 +373,11 @@ def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Pat
     predict(path, "made.parquet", model=folder)
 
     assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_of_a_csv_file_is_named(predict: Predict, tmp_path: Path, mark: str, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
+    with pytest.raises(OnnxserveError, match=f"rows.csv: the CSV separates its columns with {name}"):
+        predict(path, "made.csv")

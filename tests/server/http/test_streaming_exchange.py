@@ -328,8 +328,8 @@ def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error: BaseExcep
         )
 
         def pieces() -> Generator[bytes, None, None]:
-            raise error
             yield b""
+            raise error
 
         with pytest.raises(type(error)):
             await asyncio.to_thread(exchange.send, RawResponse(200, b""), pieces())
