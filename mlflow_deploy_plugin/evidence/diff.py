@@ -82,10 +82,11 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
     rows = []
     for section in old:
         for name in dict.fromkeys([*old[section], *new[section]]):
-            values = old[section].get(name), new[section].get(name)
-            if values != (None, None):  # The texts of two NaN are equal.
-                first, second = map(_plain, values)
-                row = DiffRow(section, name, first, second, is_changed=repr(values[0]) != repr(values[1]))
+            had = _plain(old[section].get(name))
+            has = _plain(new[section].get(name))
+            if had is not None or has is not None:
+                is_changed = repr(had) != repr(has)  # The texts of two NaN are equal.
+                row = DiffRow(section, name, had, has, is_changed)
                 rows.append(replace(row, trend=_trend(row)))
     notes = []
     for side in (before, after):

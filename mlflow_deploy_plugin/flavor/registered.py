@@ -364,7 +364,9 @@ def load_folder(folder: Path, source: str) -> Original:
         flavors = read_mlmodel(folder).get("flavors", {})
         mlmodel = Model.load(str(folder))
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
-    except Exception as error:  # noqa: BLE001 - invalid YAML may raise any error.
+    except errors.InvalidArtifact as error:
+        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
+    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
         raise errors.InvalidArtifact(
             f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
         ) from None

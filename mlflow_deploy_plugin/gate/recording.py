@@ -52,7 +52,7 @@ class VerdictRecord(BaseModel):
 
     @property
     def tags(self) -> dict[str, str]:
-        """Return the tags in the order in which they replace an earlier verdict. The last one makes the verdict valid."""
+        """Return the tags in the order in which they replace an earlier verdict. The last one makes it valid."""
         verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
         reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
         if self.state == "forced":

@@ -236,6 +236,7 @@ def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
     document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
     flavors = document.get("flavors", {})
     flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
+    sections: dict[str, Mapping[str, Any]]
     sections = {name: _checked_mappings(section, f"flavors.{name}.", ()) for name, section in flavors.items()}
     if FLAVOR in sections:
         sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
