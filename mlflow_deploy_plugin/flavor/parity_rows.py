@@ -187,8 +187,9 @@ class _TableRows:
             table = self.one_changed(rows, lambda column, _: _as(values, column.dtype))
             yield RowGroup("sentinels", Batch(table), may_tie=True)
         table = self.some(len(values))
-        together = {name: _as(values, table[name].dtype) for name in table if _is_number(table[name])}
-        yield RowGroup("sentinels together", Batch(table.assign(**together)), may_tie=True)
+        for name in [name for name in table if _is_number(table[name])]:
+            table[name] = _as(values, table[name].dtype)
+        yield RowGroup("sentinels together", Batch(table), may_tie=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column contains a known category, or a value that is similar to a category."""

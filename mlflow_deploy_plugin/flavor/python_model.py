@@ -263,9 +263,11 @@ def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with categories and durations in the form in which requests contain them."""
-    categories = {name: column_values(series) for name, series in table.items() if series.dtype.name == "category"}
-    durations = {name: str for name, series in table.items() if series.dtype.kind == "m"}
-    return table.astype(durations).assign(**categories) if categories or durations else table
+    plain = table.astype({name: str for name, series in table.items() if series.dtype.kind == "m"})
+    for name, series in table.items():
+        if series.dtype.name == "category":
+            plain[name] = column_values(series)
+    return plain
 
 
 def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
@@ -278,6 +280,13 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
             "The signature has no type for the columns %s, which mix types: requests in CSV are refused, and the "
             "answer for a missing value may depend on the other rows of the request. Convert each column to one type",
             untyped,
+        )
+    gaps = [spec.name for spec in specs if spec.type == DataType.boolean and table[spec.name].hasnans]
+    if gaps:
+        _logger.warning(
+            "The boolean columns %s have missing values, which MLflow reads from JSON as false, and refuses in CSV. "
+            "Convert them to texts or numbers before the model is trained",
+            gaps,
         )
     return ModelSignature(Schema(specs), outputs)
 

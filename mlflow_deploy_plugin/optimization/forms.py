@@ -156,7 +156,8 @@ def share_of_zeros(proto: onnx.ModelProto) -> float:
     """Return the share of zeros in all weights of two or more dimensions."""
     known = [tensor for tensor in _tensors(proto.graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS]
     weights = [numpy_helper.to_array(tensor) for tensor in known]
-    return sum(int((array == 0).sum()) for array in weights) / max(sum(array.size for array in weights), 1)
+    zeros = sum(int((array == 0).sum()) for array in weights)
+    return zeros / max(sum(int(array.size) for array in weights), 1)
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)

@@ -260,10 +260,11 @@ class RefusesFiveRows:
 
 
 @pytest.mark.long
-def test_a_column_of_mixed_types_and_a_model_without_a_signature_are_reported(
+def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signature_are_reported(
     tracking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = pd.DataFrame({"plan": pd.Series([1, "gold"] * 10, dtype=object)})
+    columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10}
+    table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
     model = make_pipeline(FunctionTransformer(lambda rows: rows.astype(str)), OneHotEncoder(), LogisticRegression())
     model.fit(table, [0, 1] * 10)
 
@@ -271,7 +272,11 @@ def test_a_column_of_mixed_types_and_a_model_without_a_signature_are_reported(
     unsigned = onnxserve.log_model(RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)}))
 
     assert "has no type for the columns ['plan'], which mix types" in caplog.text
-    assert info.signature.inputs.to_dict() == [{"type": "any", "name": "plan", "required": True}]
+    assert "The boolean columns ['late'] have missing values, which MLflow reads from JSON as false" in caplog.text
+    assert info.signature.inputs.to_dict() == [
+        {"type": "any", "name": "plan", "required": True},
+        {"type": "boolean", "name": "late", "required": True},
+    ]
     assert unsigned.signature is None
     assert "The model is logged without a signature" in caplog.text
 
