@@ -78,7 +78,8 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
 
     left = [deployment["name"] for deployment in client.list_deployments()]
     assert left == ([] if number == signal.SIGINT else ["cut"])
-    client.delete_deployment("cut")
+    for name in left:
+        client.delete_deployment(name)
     assert list((tmp_path / "home" / "deployments").glob("*")) == []
 
 
