@@ -71,9 +71,9 @@ def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
     (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
 
     with body_predictor(str(model)) as predict:
-        assert predict("application/json", orjson.dumps({"dataframe_records": [row]})) == labels(flights(1))
+        assert predict("application/json", orjson.dumps({"dataframe_records": [row]}), False) == labels(flights(1))
         with pytest.raises(InvalidRequest, match="column 'hour'"):
-            predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n")
+            predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n", False)
 
 
 def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, na
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
 
-def predict(_: str, body: bytes) -> Any:
+def predict(_: str, body: bytes, is_repeated: bool) -> Any:
     """A model that returns the double, and refuses texts and more than two rows."""
     rows = [row["a"] for row in json.loads(body)["dataframe_records"]]
     if len(rows) > 2:
@@ -101,4 +101,4 @@ def test_a_refused_row_is_named_by_its_place_in_the_file() -> None:
 def test_a_model_has_to_answer_each_row() -> None:
     (batch,) = read_rows(io.BytesIO(b"[1]\n[2]\n"), "rows", "jsonl", 2).batches
     with refused(OnnxserveError, "2 rows", "1 predictions"):
-        predict_batch(lambda content_type, body: [1], "rows", batch)
+        predict_batch(lambda content_type, body, is_repeated: [1], "rows", batch)

@@ -197,7 +197,7 @@ def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model: Any, 
     save_model(tmp_path / "model", wrapped)
     graph = OnnxModel.load(tmp_path / "model")
     found = graph.prediction(graph.run(graph.schema.from_array(rows)))
-    assert found.tolist() == pipeline.predict(rows).tolist()
+    assert np.asarray(found).tolist() == pipeline.predict(rows).tolist()
 
 
 def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
