@@ -33,8 +33,12 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dep
 def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, tmp_path: Path, name: str) -> None:
     (tmp_path / "stolen.lock").touch()
 
-    deployments.delete_endpoint(name)
-    for change in (lambda: deployments.update_endpoint(name, {}), lambda: deployments.remove(name, "x")):
+    changes = (
+        lambda: deployments.delete_endpoint(name),
+        lambda: deployments.update_endpoint(name, {}),
+        lambda: deployments.remove(name, "x"),
+    )
+    for change in changes:
         with refused(NotFound, "no endpoint"):
             change()
 
