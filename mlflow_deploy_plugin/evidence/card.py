@@ -272,7 +272,12 @@ class _Facts:
     def verdict_of_served(self) -> Statements:
         """Yield the verdict on the other version in the first gated alias or stage that has one."""
         name, version = self.record.name, self.record.version
-        for place in choose_policy(name, None).policy.gated_places:
+        try:
+            policy = choose_policy(name).policy
+        except InvalidConfig as error:  # A user may have written the tag.
+            yield self.in_registry(f"The policy of the gate cannot be understood: {error.message}")
+            return
+        for place in policy.gated_places:
             served = version_at(name, place, exclude=version)
             if served is not None:
                 status = served.gate_status

@@ -19,6 +19,8 @@ _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "reca
 _LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"))
 """The words in the name of a metric, such as `val_loss`, that have a known direction. A lower value is better if the
 name has words of both sets, such as `brier_score`."""
+_NEGATED = re.compile(rf"\bneg .*\b({'|'.join(sorted(_LOWER_IS_BETTER))})\b|\bd2 .*\bscore\b")
+"""The words of scikit-learn's negated errors and D² scores, such as `neg log loss`, for which higher is better."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class DiffRow:
 
     @property
     def difference(self) -> float | None:
-        """The number by which the value has grown; None unless both values are numbers."""
-        if isinstance(self.before, str | None) or isinstance(self.after, str | None):
+        """The number by which the value has grown; None unless both values are numbers. True and False are not."""
+        if isinstance(self.before, str | bool | None) or isinstance(self.after, str | bool | None):
             return None
         return self.after - self.before
 
@@ -138,10 +140,11 @@ def _trend(row: DiffRow) -> Trend:
     difference = row.difference or 0.0
     if row.section != "metrics" or not abs(difference) > 0:
         return ""
-    words = frozenset(re.split(r"[^a-z0-9]+", row.name.lower()))
-    if words & _LOWER_IS_BETTER:
+    words = re.split(r"[^a-z0-9]+", row.name.lower())
+    is_negated = _NEGATED.search(" ".join(words)) is not None
+    if not is_negated and not _LOWER_IS_BETTER.isdisjoint(words):
         return "better" if difference < 0 else "worse"
-    if words & _HIGHER_IS_BETTER:
+    if is_negated or not _HIGHER_IS_BETTER.isdisjoint(words):
         return "better" if difference > 0 else "worse"
     return ""
 

@@ -53,7 +53,13 @@ _OF_A_MODEL = {
     "tag": "changed the tag {tag} of <bdi>{model}</bdi>",
 }
 """The words for an event of a whole model, whose action may also concern an endpoint or a version."""
-_WITHOUT_CHANGE = ("register", "gate", "request", "approve", "decline")
+_OF_AN_OUTCOME = {
+    ("load", "failed"): "failed to load {endpoint} by model control",
+    ("unload", "failed"): "failed to unload {endpoint} by model control",
+    ("transition", "deleted"): f"deleted {_VERSION}",
+}
+"""The words for an action with this value after it."""
+_WITHOUT_CHANGE = ("load", "unload", "register", "gate", "request", "approve", "decline")
 """The actions whose words contain the values of the event."""
 
 
@@ -72,10 +78,14 @@ def event_rows(events: Iterable[AuditEvent]) -> tuple[EventRow, ...]:
 
 def _words(event: AuditEvent) -> Markup:
     action = event.action
-    words = _WORDS.get(action, f"{action}: {{endpoint}} <bdi>{{model}}</bdi> {{version}}")
+    words = _WORDS.get(action, "{action}: {endpoint} <bdi>{model}</bdi> {version}")
+    words = _OF_AN_OUTCOME.get((action, event.after), words)
     if event.model and not event.version and not event.endpoint:
         words = _OF_A_MODEL.get(action, words)
+    if action == "rollback" and not event.version.isdigit():  # The endpoint follows nothing, and has a model URI.
+        words = "rolled {endpoint} back to {version}"
     return Markup(words).format(
+        action=action,
         endpoint=event.endpoint,
         model=event.model,
         version=event.version,
@@ -86,6 +96,8 @@ def _words(event: AuditEvent) -> Markup:
 
 
 def _change(event: AuditEvent) -> str:
+    if event.action == "refused" and not event.after:  # Nothing has changed.
+        return str(event.detail.get("to", ""))
     if event.action in _WITHOUT_CHANGE or not (event.before or event.after):
         return ""
     return f"{event.before} → {event.after or 'nothing'}" if event.before else event.after

@@ -45,17 +45,24 @@ class MonitorVerdict:
 
     @property
     def sentence(self) -> str:
-        """Return the verdict without its statistics: the columns and criteria of an alarm, at most three by name."""
-        alarms = Evidence.from_json(self.stored.evidence).alarms
-        if self.mark == "fine" and self.stored.reason:
+        """Return the verdict without its statistics: the columns and criteria of an alarm, at most three by name.
+
+        Alarms that a user has accepted are named only if no other alarm is left.
+        """
+        evidence = Evidence.from_json(self.stored.evidence)
+        is_accepted = self.stored.outcome == "accepted"
+        alarms = evidence.alarms if is_accepted else evidence.open_alarms
+        if self.mark == "fine" and self.stored.reason and not is_accepted:
             return "there is no alarm"
         if self.stored.verdict == "cannot tell":
             return "the rows do not decide the requirement"
-        if self.mark != "alarm" or not alarms:
+        if not alarms or not (is_accepted or self.mark == "alarm"):
             return self.stored.reason
         named = ", ".join(alarms[:_NAMED])
         others = len(alarms) - _NAMED
-        return f"in {named} and {others} more" if others > 0 else f"in {named}"
+        if others > 0:
+            named += f" and {others} more"
+        return f"all alarms are accepted: {named}" if is_accepted else f"in {named}"
 
     @property
     def words(self) -> str:

@@ -114,8 +114,8 @@ class EndpointCard:
     """An endpoint on the page.
 
     Attributes:
-        health: a word for the state, such as `alarm` if the newest verdict of a monitor is an alarm. If the word is not
-            `healthy`, `reason` contains the reason.
+        health: a word for the state, such as `alarm` while a monitor has an alarm. If the word is not `healthy`,
+            `reason` contains the reason.
         no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
         unapproved: a sentence for each model that answers without the approvals that it requires.
@@ -242,7 +242,7 @@ def _endpoint_card(
         if silent and len(silent) == len(metrics):
             health = "silent"
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    if health == "healthy" and (alarms := _alarms(spec, monitors, store)):
+    if health == "healthy" and (alarms := _alarms(spec, store)):
         health = "alarm"
         reason = "; ".join(alarms)
     no_rollback, rollback_to, has_rollback = "", "", may_act
@@ -273,21 +273,19 @@ def _endpoint_card(
     )
 
 
-def _alarms(spec: EndpointSpec, monitors: Iterable[Timeline], store: Store) -> list[str]:
-    """Return a sentence for each monitor whose newest verdict is an alarm, with the number of its alarms in a row.
+def _alarms(spec: EndpointSpec, store: Store) -> list[str]:
+    """Return a sentence for each monitor with an alarm, with the number of its alarms in a row.
 
-    A monitor with the field `consecutive` raises an alarm only after this number of windows.
+    A monitor with the field `consecutive` raises an alarm only after this number of windows. Undecided, failed and
+    accepted windows, and windows by hand, do not count.
     """
-    newest = [(timeline.monitor, timeline.latest) for timeline in monitors]
-    alarmed = [monitor for monitor, latest in newest if latest is not None and latest.mark == "alarm"]
-    in_a_row = {state.monitor: state.consecutive for state in Monitors(store).states(spec.name)} if alarmed else {}
     sentences = []
-    for monitor in alarmed:
-        count = in_a_row.get(monitor) or 1
-        if count < spec.monitors[monitor].consecutive:
+    for state in Monitors(store).states(spec.name):
+        monitor = spec.monitors.get(state.monitor)
+        if monitor is None or state.consecutive < monitor.consecutive:
             continue
-        more = f", {count} in a row" if count > 1 else ""
-        sentences.append(f"the monitor {monitor} raises an alarm{more}")
+        more = f", {state.consecutive} in a row" if state.consecutive > 1 else ""
+        sentences.append(f"the monitor {state.monitor} raises an alarm{more}")
     return sentences
 
 

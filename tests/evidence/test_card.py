@@ -267,6 +267,16 @@ def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -
         assert mentions(texts(card, section), section, "cannot be understood")
 
 
+def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(registry: Registry) -> None:
+    registry.register("odd")
+    registry.client.set_registered_model_tag("odd", "onnxserve.gate.policy", "approvals: {counts: 1}")
+    for name, value in (("", "passed"), (".digest", "a digest")):
+        registry.client.set_model_version_tag("odd", "1", f"onnxserve.gate{name}", value)
+    verdict, policy, *_ = texts(make_card("models:/odd/1", registry.store), "gate").splitlines()
+    assert mentions(verdict, "models:/odd/1 is passed")
+    assert mentions(policy, "policy", "onnxserve.gate.policy of model odd", "approvals.counts")
+
+
 def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry) -> None:
     registry.register("odd")
     (registry.folder / "model" / "MLmodel").write_text("flavors: {onnxserve: 5}")

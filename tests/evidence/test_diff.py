@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused
-from mlflow_deploy_plugin.evidence.diff import Value, VersionDiff, diff_versions
+from mlflow_deploy_plugin.evidence.diff import DiffRow, Value, VersionDiff, diff_versions
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions, refused
 
@@ -51,6 +51,26 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
     }
     differences = {(row.section, row.name): row.difference for row in diff.rows}
     assert (differences["metrics", "rows"], differences["parameters", "C"]) == (10.0, None)
+
+
+def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(registry: MlflowClient) -> None:
+    names = (
+        "neg_mean_squared_error",
+        "val_neg_log_loss",
+        "d2_absolute_error_score",
+        "d2_loss",
+        "loss_neg",
+        "recall_neg",
+    )
+    for number, value in (("1", -0.5), ("2", -0.3)):
+        for name in names:
+            registry.log_metric(registry.get_model_version("toy", number).run_id, name, value)
+    trends = {row.name: row.trend for row in diff_versions("models:/toy/1", "models:/toy/2").rows}
+    assert [trends[name] for name in names] == ["better", "better", "better", "worse", "worse", "better"]
+
+
+def test_a_value_that_is_true_or_false_has_no_difference() -> None:
+    assert DiffRow("code", "uncommitted changes", False, True, True).difference is None
 
 
 def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient) -> None:

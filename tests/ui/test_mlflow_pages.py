@@ -94,6 +94,21 @@ def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(mlf
     assert found == [("drift", "alarm"), ("accepted", "fine")]
 
 
+def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow_app: Any) -> None:
+    from mlflow.server import handlers
+
+    pages = MlflowPages(handlers._get_tracking_store(), "")
+    alarms = ("delay", "fare")
+    given = [
+        window("judged", verdict="drift", reason="a", evidence=Evidence(alarms=alarms, accepted=accepted).to_json())
+        for accepted in (("delay",), alarms)
+    ]
+
+    found = [one.sentence for one in pages.windows("nobody", given)]
+
+    assert found == ["in fare", "all alarms are accepted: delay, fare"]
+
+
 def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:
     from mlflow.server import handlers
 

@@ -344,6 +344,27 @@ def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
 
 
+@pytest.mark.parametrize(
+    ("newest", "by_hand", "in_a_row", "mark"),
+    [("not judged", False, 3, "alarm"), ("cannot tell", False, 3, "alarm"), ("drift", True, 0, "healthy")],
+)
+def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not_begin_one(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, newest: str, by_hand: bool, in_a_row: int, mark: str
+) -> None:
+    store, name, monitors = mlflow_app.store, "lasting", Monitors(mlflow_app.store)
+    stored = store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}))
+    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
+    monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+    start = datetime(2013, 7, 9, tzinfo=UTC)
+    window = monitors.add(name, "hits", start, start + timedelta(days=1), by_hand=by_hand)
+    monitors.update(replace(window, state="judged", verdict=newest))
+    monitors.update_state(name, "hits", consecutive=in_a_row)
+    html = mlflow_app.client.get(PAGE).text
+    store.remove_endpoint(name)
+    assert f'<span class="mark mark-{mark}">{mark}</span>' in html
+
+
 def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
     mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
