@@ -130,10 +130,8 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            is_float = pd.api.types.is_float_dtype(series.dtype)  # The check includes types of pandas and Arrow.
-            if is_float or (pd.api.types.is_integer_dtype(series.dtype) and series.abs().max() > _EXACT):
-                for values in _stepped(column_values(series)):
-                    yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
+            for values in _stepped_column(series):
+                yield Batch(table.assign(**{str(name): values.array}))
     else:
         name, matrix = next(iter(table.items()))
         for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
@@ -165,13 +163,39 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
     return np.asarray(values * (1 + steps).astype(values.dtype))
 
 
+def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
+    """Yield the column moved by `_stepped`, with its own type. Columns that hold other values yield nothing."""
+    if pd.api.types.is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
+        for values in _stepped(column_values(series)):
+            yield pd.Series(values).astype(series.dtype)
+    elif pd.api.types.is_integer_dtype(series.dtype):
+        yield from _stepped_integers(series)
+
+
+def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
+    """Yield a column with large integers moved by whole steps. An integer that would leave the type is not moved."""
+    numbers = series.to_numpy(np.float64, na_value=np.nan)
+    if not (np.abs(numbers) > _EXACT).any():
+        return
+    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    bounds = np.iinfo(dtype)
+    steps = np.rint(_step_sizes(numbers))  # The step of a small integer is below one half, and becomes zero.
+    yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
+    yield series + np.where(numbers + steps < bounds.max, steps, 0).astype(dtype)
+
+
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by two 32-bit steps of its usual magnitude: a scaler may round as coarsely.
+    """Yield the column of floats moved down and up by `_step_sizes`."""
+    steps = _step_sizes(values)
+    yield (values - steps).astype(values.dtype)
+    yield (values + steps).astype(values.dtype)
+
+
+def _step_sizes(values: Array) -> Array:
+    """Return two 32-bit steps of the usual magnitude of the column: a scaler may round as coarsely.
 
     Larger numbers are moved by two of their own steps. Their steps would change the other rows too much.
     """
     sizes = np.abs(values.astype(np.float64))
     usual = np.nanmedian(sizes) if not np.isnan(sizes).all() else 0.0
-    steps = 2 * np.spacing(np.fmax(sizes, usual).astype(np.float32)).astype(np.float64)
-    yield (values - steps).astype(values.dtype)
-    yield (values + steps).astype(values.dtype)
+    return 2 * np.spacing(np.fmax(sizes, usual).astype(np.float32)).astype(np.float64)

@@ -284,8 +284,8 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
     gaps = [spec.name for spec in specs if spec.type == DataType.boolean and table[spec.name].hasnans]
     if gaps:
         _logger.warning(
-            "The boolean columns %s have missing values, which MLflow reads from JSON as false, and refuses in CSV. "
-            "Convert them to texts or numbers before the model is trained",
+            "The boolean columns %s have missing values, which are refused in requests, because MLflow would read "
+            "null as false. Convert them to texts or numbers before the model is trained",
             gaps,
         )
     return ModelSignature(Schema(specs), outputs)

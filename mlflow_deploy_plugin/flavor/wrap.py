@@ -91,10 +91,9 @@ def wrap(
 def _algorithm(model: TrainedModel) -> str:
     """Return the class of the model, with the classes of the steps of a scikit-learn pipeline."""
     name = type(model).__name__
-    steps = getattr(model, "steps", None)
-    if not isinstance(steps, list):
-        return name
-    return f"{name}({', '.join(_algorithm(step) for _, step in steps)})"
+    if not any(kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline" for kind in type(model).__mro__):
+        return name  # The attribute `steps` of other models has other values.
+    return f"{name}({', '.join(_algorithm(step) for _, step in model.steps)})"
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:

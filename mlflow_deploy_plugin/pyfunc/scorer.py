@@ -144,6 +144,24 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     return value
 
 
+def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the rows that have the column in a JSON document of MLflow, and their values."""
+    split = document.get("dataframe_split")
+    table = split if isinstance(split, dict) else {}
+    columns, data = table.get("columns"), table.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and name in columns:
+        position = columns.index(name)
+        for number, row in enumerate(data):
+            if isinstance(row, list) and len(row) == len(columns):
+                yield number, row[position]
+    for field in ("dataframe_records", "instances", "inputs"):
+        rows = document.get(field)
+        if isinstance(rows, dict) and name in rows:
+            yield from enumerate(rows[name] if isinstance(rows[name], list) else [rows[name]])
+        elif isinstance(rows, list):
+            yield from ((number, row[name]) for number, row in enumerate(rows) if isinstance(row, dict) and name in row)
+
+
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     """Convert the data that MLflow has read from a body to a table, for a model with columns."""
     is_row = np.isscalar(data)
@@ -500,6 +518,7 @@ class Scorer:
             for spec in self._schema or ()
             if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
         }
+        self._booleans = [spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean]
         self._has_warned = False
 
     @classmethod
@@ -565,6 +584,7 @@ class Scorer:
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
                 self._make_doubles(data)
+                self._refuse_missing_booleans(data)
             else:
                 data = body
             schema = self._json_schema if mime_type == JSON else self._csv_schema
@@ -679,6 +699,14 @@ class Scorer:
             for row in [row for row in rows if isinstance(row, dict)]:
                 for name in self._nested.keys() & row.keys():
                     row[name] = _with_doubles(row[name], self._nested[name])
+
+    def _refuse_missing_booleans(self, document: dict[str, Any]) -> None:
+        """Raise SchemaMismatch for a null in a boolean column, which MLflow would read as false."""
+        for name in self._booleans:
+            for row, value in _json_values(document, name):
+                if value is None:
+                    where = f"column {name!r} (boolean), row {row}"
+                    raise SchemaMismatch(f"{where}: null is neither true nor false", column=name)
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         if recorder.is_too_large:

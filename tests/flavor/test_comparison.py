@@ -97,6 +97,50 @@ def test_column_of_nullable_floats_is_moved_too() -> None:
     assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
 
 
+def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
+    table = pd.DataFrame({"age": [3, 4, 5, 6, 999_999_999]})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return moved.data.age.to_numpy() % 2 != table.age.to_numpy()[origin] % 2
+
+    assert not changes_within_one_step(Batch(table), answers_otherwise).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "down", "up"),
+    [
+        ("Int64", [5, 5, 100_000_000], [5, 5, 99_999_984], [5, 5, 100_000_016]),
+        ("int64[pyarrow]", [5, 5, None, 100_000_000], [5, 5, None, 99_999_984], [5, 5, None, 100_000_016]),
+        ("Int64", [5, 5, None, 2**63 - 1], [5, 5, None, 2**63 - 1 - 2**41], [5, 5, None, 2**63 - 1]),
+        ("Int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
+        ("int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
+        ("uint32", [0, 2**31, 2**32 - 1], [0, 2**31 - 512, 2**32 - 1025], [512, 2**31 + 512, 2**32 - 1]),
+    ],
+)
+def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype: str, values: Any, down: Any, up: Any) -> None:
+    table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
+    tried = []
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        assert moved.data.id.dtype == table.id.dtype
+        tried.extend(None if pd.isna(value) else int(value) for value in moved.data.id)
+        return np.zeros(len(origin), bool)
+
+    changes_within_one_step(Batch(table), answers_otherwise)
+
+    assert tried == down + up
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]"])
+def test_a_column_whose_values_are_all_missing_is_not_moved(dtype: str) -> None:
+    table = pd.DataFrame({"id": pd.Series([None, None], dtype=dtype)})
+
+    def answers_otherwise(moved: Any, origin: Any) -> Any:
+        return moved.data.id.notna().to_numpy()
+
+    assert not changes_within_one_step(Batch(table), answers_otherwise).any()
+
+
 def test_wide_rows_are_moved_a_few_columns_at_a_time() -> None:
     sizes = []
 

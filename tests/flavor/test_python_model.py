@@ -272,7 +272,7 @@ def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signatur
     unsigned = onnxserve.log_model(RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)}))
 
     assert "has no type for the columns ['plan'], which mix types" in caplog.text
-    assert "The boolean columns ['late'] have missing values, which MLflow reads from JSON as false" in caplog.text
+    assert "The boolean columns ['late'] have missing values, which are refused in requests" in caplog.text
     assert info.signature.inputs.to_dict() == [
         {"type": "any", "name": "plan", "required": True},
         {"type": "boolean", "name": "late", "required": True},

@@ -131,6 +131,20 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     assert list(wrapped.example) == ["a", "b"]
 
 
+@pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
+def test_the_steps_of_a_model_that_is_no_pipeline_are_not_named(steps: Any, line: LinearRegression) -> None:
+    class Stepwise(LinearRegression):  # type: ignore[misc]
+        pass
+
+    model = Stepwise()
+    model.__dict__ |= line.__dict__
+    model.steps = steps
+
+    wrapped = wrap(model, pd.DataFrame({"a": [1.5, 2.5], "b": [2.5, 1.5]}))
+
+    assert wrapped.provenance["algorithm"] == "Stepwise"
+
+
 @pytest.mark.long
 def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])

@@ -209,6 +209,41 @@ def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles: Sc
         doubles.invoke("application/json", json.dumps(document).encode())
 
 
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    """A model with a boolean column that returns its values as texts."""
+    folder = tmp_path_factory.mktemp("flagged") / "model"
+    columns = [ColSpec(DataType.boolean, "late"), ColSpec(DataType.double, "distance")]
+
+    class Repeats(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [str(value) for value in model_input["late"]]
+
+    save_model(folder, python_model=Repeats(), signature=ModelSignature(Schema(columns)))
+    return load_scorer(folder)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_records": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"instances": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [None, 1.0]]}},
+        {"inputs": {"late": [True, None], "distance": [1.0, 1.0]}},
+    ],
+    ids=["records", "instances", "split", "columns"],
+)
+def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(flagged: Scorer, document: dict[str, Any]) -> None:
+    with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
+        flagged.invoke("application/json", json.dumps(document).encode())
+
+
+def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
+    document = {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]}}
+    answer = json.loads(flagged.invoke("application/json", json.dumps(document).encode()).body)
+    assert answer["predictions"] == ["True", "False"]
+
+
 @pytest.fixture
 def dated(tmp_path: Path) -> Scorer:
     class At(PythonModel):

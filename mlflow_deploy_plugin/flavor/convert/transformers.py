@@ -78,6 +78,10 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
+    if not getattr(net.tokenizer, "is_fast", False):
+        raise ConversionError(
+            f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True"
+        )
     sides = ["right"]
     if net.tokenizer.padding_side == "left":
         # Most nets number their positions from the left, so a text has its own answer only with padding on the right.
@@ -294,10 +298,6 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
     Raises ConversionError if the saved tokenizer does not return the same arrays as the original for hostile texts.
     """
     tokenizer = model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConversionError(
-            f"its {type(tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True"
-        )
     if tokenizer.pad_token is None:
         raise ConversionError("it has no padding token: set tokenizer.pad_token and model.config.pad_token_id")
     arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.

@@ -22,7 +22,7 @@ else:
     transformers = pytest.importorskip("transformers")
     sentence_transformers = pytest.importorskip("sentence_transformers")
 
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 
 from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.flavor.convert.transformers import forms, read_batch
@@ -322,6 +322,10 @@ def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
     slow.tokenizer = transformers.CanineTokenizer()
     with refused(ConversionError, "CanineTokenizer", "use_fast"):
         convert(slow)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    static = sentence_transformers.SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu")
+    with refused(ConversionError, "Tokenizer is not a fast tokenizer"):
+        convert(static)
     unpadded = classifier()
     unpadded.tokenizer.pad_token = None
     with refused(ConversionError, "pad_token"):
