@@ -138,6 +138,7 @@ def permitted_answers(
     shares_before = _shares(before.spec) if before is not None else {}
     served = [variant.model for variant in before.spec.variants.values()] if before is not None else []
     answers: list[UnapprovedAnswer] = []
+    raised: list[LackingApproval] = []
     for model_uri, share in _shares(after).items():
         answer = known.get(model_uri)
         if restores or share <= shares_before.get(model_uri, 0.0):
@@ -151,9 +152,11 @@ def permitted_answers(
             continue  # The version answered before with an approval. A change of traffic does not need MLflow.
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
-            total = sum(entry.share for entry in answers)
-            if total > lacking.share:
-                raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
+            raised.append(lacking)
+    total = sum(answer.share for answer in answers)
+    for lacking in raised:
+        if total > lacking.share:
+            raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
     return tuple(answers)
 
 
@@ -192,9 +195,12 @@ def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
 
 
 def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: float) -> UnapprovedAnswer:
-    """Return the answer of a model within the time limit, which begins with its first percent at this endpoint."""
+    """Return the answer of a version within the time limit, which begins with its first percent at this endpoint.
+
+    All URIs without a fixed version share the time of their model, because each of them may select the same version.
+    """
     now = store.now()
-    since = min([*_earlier_starts(store, endpoint, lacking.model_uri), now])
+    since = min([*_earlier_starts(store, endpoint, lacking), now])
     until = since + timedelta(seconds=lacking.seconds)
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
@@ -205,10 +211,10 @@ def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: flo
     )
 
 
-def _earlier_starts(store: Store, endpoint: str, model_uri: str) -> Iterator[datetime]:
+def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> Iterator[datetime]:
     for event in store.events(endpoint):
         for entry in event.detail.get(UNAPPROVED, ()):
-            if entry["model_uri"] == model_uri:
+            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
                 yield datetime.fromisoformat(entry["since"])
 
 

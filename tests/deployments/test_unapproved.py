@@ -127,6 +127,43 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
         stored(store, {CHAMPION: 99, SIX: 1})
 
 
+def test_the_order_of_changes_does_not_raise_the_limit(policy: Callable[[str], None], store: Store) -> None:
+    policy(LIMITED)
+    aliases = [f"models:/credit@a{number}" for number in range(3)]
+    idle = dict.fromkeys(aliases, 0)
+    stored(store, {CHAMPION: 100, **idle})
+    stored(store, {CHAMPION: 95, **idle, "models:/credit@a2": 5})
+    with refused(GateRefused, "models:/credit@a1", "10 %", "5 % for 1h"):
+        stored(store, {CHAMPION: 90, **idle, "models:/credit@a2": 5, "models:/credit@a1": 5})
+    exchanged = stored(store, {CHAMPION: 95, **idle, "models:/credit@a0": 5})
+    assert [(entry["model_uri"], entry["share"]) for entry in exchanged.unapproved] == [("models:/credit@a0", 5)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (SIX, "models:/credit/06"),
+        ("models:/credit@challenger", "models:/credit@fresh"),
+        ("models:/credit/latest", "models:/credit/Staging"),
+        ("models:/credit/tag:a=b", "s3://bucket/credit"),
+    ],
+)
+def test_another_spelling_or_reference_does_not_begin_the_time_again(
+    first: str, second: str, policy: Callable[[str], None], store: Store, clock: Clock[datetime]
+) -> None:
+    policy(LIMITED)
+    stored(store, {CHAMPION: 100})
+    stored(store, {CHAMPION: 95, first: 5})
+    clock.now += timedelta(minutes=59)
+    (answer,) = stored(store, {CHAMPION: 95, second: 5}).unapproved
+    assert answer["since"] == NOW.isoformat()
+    stored(store, {CHAMPION: 100})
+    clock.now += timedelta(minutes=1)
+    with refused(GateRefused, second, "since 2026-11-26 12:00 UTC"):
+        stored(store, {CHAMPION: 95, second: 5})
+    assert stored(store, {CHAMPION: 95, "models:/credit/5": 5}).unapproved  # Another version has a time of its own.
+
+
 def test_a_model_that_is_not_registered_does_not_replace_one_that_needs_approvals(
     policy: Callable[[str], None], store: Store, tmp_path: Path
 ) -> None:
