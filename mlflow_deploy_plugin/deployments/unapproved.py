@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weig
 from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags
 from mlflow_deploy_plugin.registry.approved_files import approval_of
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, Json, Store
 
@@ -87,17 +88,17 @@ def lacking_approval(model_uri: str, replaced: Iterable[str] = ()) -> LackingApp
     """Return the missing approval of a model, or None if it needs none or has it.
 
     A URI that follows other aliases, stages or tags has none, because it may select any version later. A model that is
-    not registered has none if one of the models `replaced`, which the endpoint serves, requires approvals.
+    not registered or requires no approvals (such as a copy) has none if one of the registered models `replaced`, which
+    the endpoint serves, requires approvals.
 
     Raises NotFound, InvalidConfig for an invalid policy, RegistryUnavailable and RegistryRefused.
     """
     uri = parse_model_uri(model_uri)
-    if not uri.is_registered:
-        served = [known.name for known in map(parse_model_uri, replaced) if known.is_registered]
-        policies = ((name, _policy_with_approvals(name)) for name in dict.fromkeys(served))
+    policy = _policy_with_approvals(uri.name) if uri.is_registered else None
+    if policy is None:
+        policies = ((name, _policy_with_approvals(name)) for name in replaced)
         return next((_lacking(model_uri, name, "", policy) for name, policy in policies if policy is not None), None)
-    policy = _policy_with_approvals(uri.name)
-    if policy is None or (uri.kind in ("stage", "alias") and policy.gates(uri.place)):
+    if uri.kind in ("stage", "alias") and policy.gates(uri.place):
         return None
     version = uri.selector if uri.kind == "version" else ""
     if version and approval_of(uri.name, version).files:
@@ -136,7 +137,7 @@ def permitted_answers(
     """
     known = {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
     shares_before = _shares(before.spec) if before is not None else {}
-    served = [variant.model for variant in before.spec.variants.values()] if before is not None else []
+    served = registered_model_names(before.spec) if before is not None else []
     answers: list[UnapprovedAnswer] = []
     raised: list[LackingApproval] = []
     for model_uri, share in _shares(after).items():
@@ -160,12 +161,14 @@ def permitted_answers(
     return tuple(answers)
 
 
-def require_rollout(model_uri: str, steps: Sequence[int], seconds: float) -> str:
+def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]) -> str:
     """Return the limit of a rollout without an approval, in words; empty if the version needs none or has it.
+
+    The registered models `replaced` are the models that the endpoint serves.
 
     Raises GateRefused if a step or the shortest time of all steps exceeds the limit.
     """
-    lacking = lacking_approval(model_uri)
+    lacking = lacking_approval(model_uri, replaced)
     if lacking is None:
         return ""
     if max(steps) > lacking.share or len(steps) * seconds > lacking.seconds or lacking.limit is None:

@@ -164,15 +164,20 @@ def test_another_spelling_or_reference_does_not_begin_the_time_again(
     assert stored(store, {CHAMPION: 95, "models:/credit/5": 5}).unapproved  # Another version has a time of its own.
 
 
-def test_a_model_that_is_not_registered_does_not_replace_one_that_needs_approvals(
+def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
     policy: Callable[[str], None], store: Store, tmp_path: Path
 ) -> None:
     policy(POLICY)
+    MlflowClient().create_registered_model("credit-copy")
     before = stored(store, {CHAMPION: 100})
-    for model in (str(tmp_path), "runs:/0123456789abcdef0123456789abcdef/model", "s3://bucket/credit"):
+    unregistered = [str(tmp_path), "runs:/0123456789abcdef0123456789abcdef/model", "s3://bucket/credit"]
+    for model in [*unregistered, "models:/credit-copy/1", "models:/credit-copy@champion", "models:/unknown/1"]:
         assert permitted_answers(store, None, spec_of({model: 100})) == ()
-        with refused(GateRefused, model, "follow @champion"):
+        with refused(GateRefused, model, "the policy of credit", "follow @champion"):
             permitted_answers(store, before, spec_of({model: 100}))
+        with refused(GateRefused, model, "a rollout of 100 %"):
+            require_rollout(model, [100], 60, ["credit"])
+        assert require_rollout(model, [100], 60, ["credit-copy"]) == ""
 
 
 def test_every_other_change_and_a_rollback_stay_possible(policy: Callable[[str], None], store: Store) -> None:
@@ -225,12 +230,12 @@ def test_a_rollout_without_an_approval_stays_within_the_limit(
 ) -> None:
     policy(LIMITED)
     if is_permitted:
-        assert mentions(require_rollout(SIX, steps, minutes * 60), "without an approval", "5 %", "1h")
+        assert mentions(require_rollout(SIX, steps, minutes * 60, ["credit"]), "without an approval", "5 %", "1h")
     else:
         with refused(GateRefused, SIX, "rollout", "5 % for 1h"):
-            require_rollout(SIX, steps, minutes * 60)
+            require_rollout(SIX, steps, minutes * 60, ["credit"])
     policy(POLICY)
     with refused(GateRefused, SIX, "permits no answers"):
-        require_rollout(SIX, steps, minutes * 60)
+        require_rollout(SIX, steps, minutes * 60, ["credit"])
     policy("gated_aliases: [champion]")
-    assert require_rollout(SIX, steps, minutes * 60) == ""
+    assert require_rollout(SIX, steps, minutes * 60, ["credit"]) == ""

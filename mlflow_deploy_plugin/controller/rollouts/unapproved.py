@@ -28,7 +28,7 @@ def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
 
 def _lacks(answer: UnapprovedAnswer) -> bool:
     try:
-        return lacking_approval(answer.model_uri) is not None
+        return lacking_approval(answer.model_uri, [answer.model]) is not None
     except RegistryUnavailable:
         return True  # An approval cannot be assumed.
 
