@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryUnavailab
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags
 from mlflow_deploy_plugin.registry.approved_files import approval_of
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
-from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
+from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds, load_specs
 from mlflow_deploy_plugin.store import Endpoint, Json, Store
 
 if TYPE_CHECKING:
@@ -175,6 +175,24 @@ def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replac
         shares = ", ".join(f"{step} %" for step in steps)
         raise lacking.refusal(f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}")
     return f"without an approval, which the policy permits for {lacking.share:g} % and {lacking.limit.length}"
+
+
+def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
+    """Return True if the model has answered requests of the endpoint, and did not lack an approval then.
+
+    Changes that failed and were undone, and an earlier endpoint of this name, do not count.
+    """
+    answered: list[bool] = []
+    for event in store.events(endpoint):
+        if event.action == "create":
+            answered = []
+        if event.detail.get("undone"):
+            answered = answered[:-1]
+        elif text := event.detail.get("spec"):
+            (spec,) = load_specs(text, may_be_empty=True)
+            lacking = {entry["model_uri"] for entry in event.detail.get(UNAPPROVED, ())}
+            answered.append(model_uri in _shares(spec).keys() - lacking)
+    return any(answered)
 
 
 def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
