@@ -5,13 +5,14 @@ of the model's policy: a share of the endpoint's requests, for a time that begin
 or alias is not checked here, because MLflow's server lets only approved versions in.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
-from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags
 from mlflow_deploy_plugin.registry.approved_files import approval_of
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
@@ -21,8 +22,13 @@ from mlflow_deploy_plugin.store import Endpoint, Json, Store
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.gate.policy import GatePolicy, UnapprovedPolicy
 
+_log = logging.getLogger(__name__)
+
 UNAPPROVED = "unapproved"
 """The key of the answers without an approval in the detail of an event."""
+_DECISIONS = ("request", "approve", "decline")
+"""The actions in the audit trail that only a policy with approvals causes."""
+_POLICY_ACTIONS = ("tag", "rename", "delete", *_DECISIONS)
 
 
 @dataclass(frozen=True)
@@ -84,19 +90,23 @@ class LackingApproval:
         return GateRefused(f"{self.model_uri} lacks the approval for {what}: {permitted}; {remedy}")
 
 
-def lacking_approval(model_uri: str, replaced: Iterable[str] = ()) -> LackingApproval | None:
+def lacking_approval(
+    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
+) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
     A URI that follows other aliases, stages or tags has none, because it may select any version later. A model that is
     not registered or requires no approvals (such as a copy) has none if one of the registered models `replaced`, which
     the endpoint serves, requires approvals.
 
+    If MLflow does not answer, a model requires no approvals if the audit trail of `store` does not have any.
+
     Raises NotFound, InvalidConfig for an invalid policy, RegistryUnavailable and RegistryRefused.
     """
     uri = parse_model_uri(model_uri)
-    policy = _policy_with_approvals(uri.name) if uri.is_registered else None
+    policy = _policy_with_approvals(uri.name, store) if uri.is_registered else None
     if policy is None:
-        policies = ((name, _policy_with_approvals(name)) for name in replaced)
+        policies = ((name, _policy_with_approvals(name, store)) for name in replaced)
         return next((_lacking(model_uri, name, "", policy) for name, policy in policies if policy is not None), None)
     if uri.kind in ("stage", "alias") and policy.gates(uri.place):
         return None
@@ -111,18 +121,39 @@ def _lacking(model_uri: str, model: str, version: str, policy: "GatePolicy") -> 
     return LackingApproval(model_uri, model, version, places, policy.unapproved)
 
 
-def _policy_with_approvals(model: str) -> "GatePolicy | None":
+def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | None":
     """Return the policy of a model that requires approvals; None for other models, and for a model that is missing."""
     try:
         with registry_errors(f"model {model}"):
             model_tags = registry_client().get_registered_model(model).tags
     except NotFound:  # The server cannot load it, and reports this.
         return None
+    except RegistryRefused:
+        raise
+    except RegistryUnavailable as error:
+        if store is None or _may_require_approvals(store, model):
+            raise
+        _log.warning(
+            "%s; without MLflow, model %s requires no approvals: the audit trail has none", error.message, model
+        )
+        return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
     from mlflow_deploy_plugin.gate.policy import policy_from_tags  # Only models with approvals need the gate.
 
     return policy_from_tags(model, model_tags)
+
+
+def _may_require_approvals(store: Store, model: str) -> bool:
+    """Return True if the audit trail has a policy with approvals, or a decision of people after the last policy."""
+    for event in store.events(model=model, actions=_POLICY_ACTIONS, newest_first=True):
+        if event.action in _DECISIONS:
+            return True
+        if event.action == "tag" and event.detail.get("tag") == tags.GATE_POLICY_TAG:
+            return tags.requires_approvals(event.after)
+        if event.action in ("rename", "delete") and not event.endpoint:
+            return event.action == "rename" and event.after == model  # The former name has the policy.
+    return False
 
 
 def permitted_answers(
@@ -146,7 +177,7 @@ def permitted_answers(
             answers += [] if answer is None else [replace(answer, share=share)]
             continue
         try:
-            lacking = lacking_approval(model_uri, served)
+            lacking = lacking_approval(model_uri, served, None if known else store)
         except RegistryUnavailable:
             if model_uri not in shares_before or answer is not None:
                 raise
@@ -154,11 +185,16 @@ def permitted_answers(
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
             raised.append(lacking)
+    _require_total(after.name, answers, raised)
+    return tuple(answers)
+
+
+def _require_total(endpoint: str, answers: Iterable[UnapprovedAnswer], raised: Iterable[LackingApproval]) -> None:
+    """Raise GateRefused if all answers together exceed the limit of a model that gets more traffic than before."""
     total = sum(answer.share for answer in answers)
     for lacking in raised:
         if total > lacking.share:
-            raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
-    return tuple(answers)
+            raise lacking.refusal(f"{total:g} % of the requests of endpoint {endpoint!r}")
 
 
 def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]) -> str:

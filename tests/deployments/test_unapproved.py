@@ -1,8 +1,10 @@
 """Tests of versions without the required approvals: they get traffic only within the limit of the model's policy."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -47,6 +49,13 @@ def policy(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Call
         for _ in range(6):
             client.create_model_version("credit", "s3://bucket/credit")
         yield lambda text: client.set_registered_model_tag("credit", "onnxserve.gate.policy", text)
+
+
+@contextmanager
+def mlflow_is_down() -> Iterator[None]:
+    with tracking_at("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield
 
 
 def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
@@ -203,12 +212,51 @@ def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
 ) -> None:
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
-    with tracking_at("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with mlflow_is_down():
         (answer,) = permitted_answers(store, before, spec_of({CHAMPION: 97, SIX: 3}))
         assert (answer.model_uri, answer.share) == (SIX, 3)
         with pytest.raises(RegistryUnavailable):
             permitted_answers(store, before, spec_of({CHAMPION: 90, SIX: 10}))
+
+
+POLICY_TAG = {"tag": "onnxserve.gate.policy"}
+
+
+@pytest.mark.parametrize(
+    ("events", "needs_mlflow"),
+    [
+        ([], False),
+        ([{"action": "tag", "after": "gated_aliases: [champion]", "detail": POLICY_TAG}], False),
+        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}], True),
+        ([{"action": "tag", "after": "not: [valid, approvals", "detail": POLICY_TAG}], True),
+        ([{"action": "request", "version": "6"}], True),
+        ([{"action": "request"}, {"action": "tag", "before": POLICY, "after": "", "detail": POLICY_TAG}], False),
+        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}], False),
+        ([{"action": "rename", "before": "loan", "after": "credit"}], True),
+        ([{"action": "rename", "before": "credit", "after": "loan"}], False),
+        (
+            [
+                {"action": "tag", "after": POLICY, "detail": POLICY_TAG},
+                {"action": "refused", "before": POLICY, "after": "", "detail": POLICY_TAG},
+            ],
+            True,
+        ),
+    ],
+)
+def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
+    events: list[dict[str, Any]], needs_mlflow: bool, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
+    for event in events:
+        store.record(**event, model="credit")
+    with mlflow_is_down():
+        for standby in (SIX, "s3://bucket/credit"):  # The second model replaces one that may require approvals.
+            if needs_mlflow:
+                with pytest.raises(RegistryUnavailable):
+                    permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99}))
+            else:
+                assert permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99})) == ()
+                assert mentions(caplog.text, "without MLflow, model credit requires no approvals")
 
 
 def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
