@@ -5,23 +5,30 @@ of the model's policy: a share of the endpoint's requests, for a time that begin
 or alias is not checked here, because MLflow's server lets only approved versions in.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
-from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags
 from mlflow_deploy_plugin.registry.approved_files import approval_of
-from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names
+from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds, load_specs
 from mlflow_deploy_plugin.store import Endpoint, Json, Store
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.gate.policy import GatePolicy, UnapprovedPolicy
 
+_log = logging.getLogger(__name__)
+
 UNAPPROVED = "unapproved"
 """The key of the answers without an approval in the detail of an event."""
+_DECISIONS = ("request", "approve", "decline")
+"""The actions in the audit trail that only a policy with approvals causes."""
+_POLICY_ACTIONS = ("tag", "rename", "delete", *_DECISIONS)
 
 
 @dataclass(frozen=True)
@@ -83,21 +90,25 @@ class LackingApproval:
         return GateRefused(f"{self.model_uri} lacks the approval for {what}: {permitted}; {remedy}")
 
 
-def lacking_approval(model_uri: str, replaced: Iterable[str] = ()) -> LackingApproval | None:
+def lacking_approval(
+    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
+) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
     A URI that follows other aliases, stages or tags has none, because it may select any version later. A model that is
-    not registered has none if one of the models `replaced`, which the endpoint serves, requires approvals.
+    not registered or requires no approvals (such as a copy) has none if one of the registered models `replaced`, which
+    the endpoint serves, requires approvals.
+
+    If MLflow does not answer, a model requires no approvals if the audit trail of `store` does not have any.
 
     Raises NotFound, InvalidConfig for an invalid policy, RegistryUnavailable and RegistryRefused.
     """
     uri = parse_model_uri(model_uri)
-    if not uri.is_registered:
-        served = [known.name for known in map(parse_model_uri, replaced) if known.is_registered]
-        policies = ((name, _policy_with_approvals(name)) for name in dict.fromkeys(served))
+    policy = _policy_with_approvals(uri.name, store) if uri.is_registered else None
+    if policy is None:
+        policies = ((name, _policy_with_approvals(name, store)) for name in replaced)
         return next((_lacking(model_uri, name, "", policy) for name, policy in policies if policy is not None), None)
-    policy = _policy_with_approvals(uri.name)
-    if policy is None or (uri.kind in ("stage", "alias") and policy.gates(uri.place)):
+    if uri.kind in ("stage", "alias") and policy.gates(uri.place):
         return None
     version = uri.selector if uri.kind == "version" else ""
     if version and approval_of(uri.name, version).files:
@@ -110,18 +121,39 @@ def _lacking(model_uri: str, model: str, version: str, policy: "GatePolicy") -> 
     return LackingApproval(model_uri, model, version, places, policy.unapproved)
 
 
-def _policy_with_approvals(model: str) -> "GatePolicy | None":
+def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | None":
     """Return the policy of a model that requires approvals; None for other models, and for a model that is missing."""
     try:
         with registry_errors(f"model {model}"):
             model_tags = registry_client().get_registered_model(model).tags
     except NotFound:  # The server cannot load it, and reports this.
         return None
+    except RegistryRefused:
+        raise
+    except RegistryUnavailable as error:
+        if store is None or _may_require_approvals(store, model):
+            raise
+        _log.warning(
+            "%s; without MLflow, model %s requires no approvals: the audit trail has none", error.message, model
+        )
+        return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
     from mlflow_deploy_plugin.gate.policy import policy_from_tags  # Only models with approvals need the gate.
 
     return policy_from_tags(model, model_tags)
+
+
+def _may_require_approvals(store: Store, model: str) -> bool:
+    """Return True if the audit trail has a policy with approvals, or a decision of people after the last policy."""
+    for event in store.events(model=model, actions=_POLICY_ACTIONS, newest_first=True):
+        if event.action in _DECISIONS:
+            return True
+        if event.action == "tag" and event.detail.get("tag") == tags.GATE_POLICY_TAG:
+            return tags.requires_approvals(event.after)
+        if event.action in ("rename", "delete") and not event.endpoint:
+            return event.action == "rename" and event.after == model  # The former name has the policy.
+    return False
 
 
 def permitted_answers(
@@ -136,39 +168,67 @@ def permitted_answers(
     """
     known = {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
     shares_before = _shares(before.spec) if before is not None else {}
-    served = [variant.model for variant in before.spec.variants.values()] if before is not None else []
+    served = registered_model_names(before.spec) if before is not None else []
     answers: list[UnapprovedAnswer] = []
+    raised: list[LackingApproval] = []
     for model_uri, share in _shares(after).items():
         answer = known.get(model_uri)
         if restores or share <= shares_before.get(model_uri, 0.0):
             answers += [] if answer is None else [replace(answer, share=share)]
             continue
         try:
-            lacking = lacking_approval(model_uri, served)
+            lacking = lacking_approval(model_uri, served, None if known else store)
         except RegistryUnavailable:
             if model_uri not in shares_before or answer is not None:
                 raise
             continue  # The version answered before with an approval. A change of traffic does not need MLflow.
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
-            total = sum(entry.share for entry in answers)
-            if total > lacking.share:
-                raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
+            raised.append(lacking)
+    _require_total(after.name, answers, raised)
     return tuple(answers)
 
 
-def require_rollout(model_uri: str, steps: Sequence[int], seconds: float) -> str:
+def _require_total(endpoint: str, answers: Iterable[UnapprovedAnswer], raised: Iterable[LackingApproval]) -> None:
+    """Raise GateRefused if all answers together exceed the limit of a model that gets more traffic than before."""
+    total = sum(answer.share for answer in answers)
+    for lacking in raised:
+        if total > lacking.share:
+            raise lacking.refusal(f"{total:g} % of the requests of endpoint {endpoint!r}")
+
+
+def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]) -> str:
     """Return the limit of a rollout without an approval, in words; empty if the version needs none or has it.
+
+    The registered models `replaced` are the models that the endpoint serves.
 
     Raises GateRefused if a step or the shortest time of all steps exceeds the limit.
     """
-    lacking = lacking_approval(model_uri)
+    lacking = lacking_approval(model_uri, replaced)
     if lacking is None:
         return ""
     if max(steps) > lacking.share or len(steps) * seconds > lacking.seconds or lacking.limit is None:
         shares = ", ".join(f"{step} %" for step in steps)
         raise lacking.refusal(f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}")
     return f"without an approval, which the policy permits for {lacking.share:g} % and {lacking.limit.length}"
+
+
+def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
+    """Return True if the model has answered requests of the endpoint, and did not lack an approval then.
+
+    Changes that failed and were undone, and an earlier endpoint of this name, do not count.
+    """
+    answered: list[bool] = []
+    for event in store.events(endpoint):
+        if event.action == "create":
+            answered = []
+        if event.detail.get("undone"):
+            answered = answered[:-1]
+        elif text := event.detail.get("spec"):
+            (spec,) = load_specs(text, may_be_empty=True)
+            lacking = {entry["model_uri"] for entry in event.detail.get(UNAPPROVED, ())}
+            answered.append(model_uri in _shares(spec).keys() - lacking)
+    return any(answered)
 
 
 def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
@@ -192,9 +252,12 @@ def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
 
 
 def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: float) -> UnapprovedAnswer:
-    """Return the answer of a model within the time limit, which begins with its first percent at this endpoint."""
+    """Return the answer of a version within the time limit, which begins with its first percent at this endpoint.
+
+    All URIs without a fixed version share the time of their model, because each of them may select the same version.
+    """
     now = store.now()
-    since = min([*_earlier_starts(store, endpoint, lacking.model_uri), now])
+    since = min([*_earlier_starts(store, endpoint, lacking), now])
     until = since + timedelta(seconds=lacking.seconds)
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
@@ -205,10 +268,10 @@ def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: flo
     )
 
 
-def _earlier_starts(store: Store, endpoint: str, model_uri: str) -> Iterator[datetime]:
+def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> Iterator[datetime]:
     for event in store.events(endpoint):
         for entry in event.detail.get(UNAPPROVED, ()):
-            if entry["model_uri"] == model_uri:
+            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
                 yield datetime.fromisoformat(entry["since"])
 
 

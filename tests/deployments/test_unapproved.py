@@ -1,8 +1,10 @@
 """Tests of versions without the required approvals: they get traffic only within the limit of the model's policy."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -47,6 +49,13 @@ def policy(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Call
         for _ in range(6):
             client.create_model_version("credit", "s3://bucket/credit")
         yield lambda text: client.set_registered_model_tag("credit", "onnxserve.gate.policy", text)
+
+
+@contextmanager
+def mlflow_is_down() -> Iterator[None]:
+    with tracking_at("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield
 
 
 def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
@@ -127,15 +136,57 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
         stored(store, {CHAMPION: 99, SIX: 1})
 
 
-def test_a_model_that_is_not_registered_does_not_replace_one_that_needs_approvals(
+def test_the_order_of_changes_does_not_raise_the_limit(policy: Callable[[str], None], store: Store) -> None:
+    policy(LIMITED)
+    aliases = [f"models:/credit@a{number}" for number in range(3)]
+    idle = dict.fromkeys(aliases, 0)
+    stored(store, {CHAMPION: 100, **idle})
+    stored(store, {CHAMPION: 95, **idle, "models:/credit@a2": 5})
+    with refused(GateRefused, "models:/credit@a1", "10 %", "5 % for 1h"):
+        stored(store, {CHAMPION: 90, **idle, "models:/credit@a2": 5, "models:/credit@a1": 5})
+    exchanged = stored(store, {CHAMPION: 95, **idle, "models:/credit@a0": 5})
+    assert [(entry["model_uri"], entry["share"]) for entry in exchanged.unapproved] == [("models:/credit@a0", 5)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (SIX, "models:/credit/06"),
+        ("models:/credit@challenger", "models:/credit@fresh"),
+        ("models:/credit/latest", "models:/credit/Staging"),
+        ("models:/credit/tag:a=b", "s3://bucket/credit"),
+    ],
+)
+def test_another_spelling_or_reference_does_not_begin_the_time_again(
+    first: str, second: str, policy: Callable[[str], None], store: Store, clock: Clock[datetime]
+) -> None:
+    policy(LIMITED)
+    stored(store, {CHAMPION: 100})
+    stored(store, {CHAMPION: 95, first: 5})
+    clock.now += timedelta(minutes=59)
+    (answer,) = stored(store, {CHAMPION: 95, second: 5}).unapproved
+    assert answer["since"] == NOW.isoformat()
+    stored(store, {CHAMPION: 100})
+    clock.now += timedelta(minutes=1)
+    with refused(GateRefused, second, "since 2026-11-26 12:00 UTC"):
+        stored(store, {CHAMPION: 95, second: 5})
+    assert stored(store, {CHAMPION: 95, "models:/credit/5": 5}).unapproved  # Another version has a time of its own.
+
+
+def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
     policy: Callable[[str], None], store: Store, tmp_path: Path
 ) -> None:
     policy(POLICY)
+    MlflowClient().create_registered_model("credit-copy")
     before = stored(store, {CHAMPION: 100})
-    for model in (str(tmp_path), "runs:/0123456789abcdef0123456789abcdef/model", "s3://bucket/credit"):
+    unregistered = [str(tmp_path), "runs:/0123456789abcdef0123456789abcdef/model", "s3://bucket/credit"]
+    for model in [*unregistered, "models:/credit-copy/1", "models:/credit-copy@champion", "models:/unknown/1"]:
         assert permitted_answers(store, None, spec_of({model: 100})) == ()
-        with refused(GateRefused, model, "follow @champion"):
+        with refused(GateRefused, model, "the policy of credit", "follow @champion"):
             permitted_answers(store, before, spec_of({model: 100}))
+        with refused(GateRefused, model, "a rollout of 100 %"):
+            require_rollout(model, [100], 60, ["credit"])
+        assert require_rollout(model, [100], 60, ["credit-copy"]) == ""
 
 
 def test_every_other_change_and_a_rollback_stay_possible(policy: Callable[[str], None], store: Store) -> None:
@@ -161,12 +212,51 @@ def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
 ) -> None:
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
-    with tracking_at("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with mlflow_is_down():
         (answer,) = permitted_answers(store, before, spec_of({CHAMPION: 97, SIX: 3}))
         assert (answer.model_uri, answer.share) == (SIX, 3)
         with pytest.raises(RegistryUnavailable):
             permitted_answers(store, before, spec_of({CHAMPION: 90, SIX: 10}))
+
+
+POLICY_TAG = {"tag": "onnxserve.gate.policy"}
+
+
+@pytest.mark.parametrize(
+    ("events", "needs_mlflow"),
+    [
+        ([], False),
+        ([{"action": "tag", "after": "gated_aliases: [champion]", "detail": POLICY_TAG}], False),
+        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}], True),
+        ([{"action": "tag", "after": "not: [valid, approvals", "detail": POLICY_TAG}], True),
+        ([{"action": "request", "version": "6"}], True),
+        ([{"action": "request"}, {"action": "tag", "before": POLICY, "after": "", "detail": POLICY_TAG}], False),
+        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}], False),
+        ([{"action": "rename", "before": "loan", "after": "credit"}], True),
+        ([{"action": "rename", "before": "credit", "after": "loan"}], False),
+        (
+            [
+                {"action": "tag", "after": POLICY, "detail": POLICY_TAG},
+                {"action": "refused", "before": POLICY, "after": "", "detail": POLICY_TAG},
+            ],
+            True,
+        ),
+    ],
+)
+def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
+    events: list[dict[str, Any]], needs_mlflow: bool, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
+    for event in events:
+        store.record(**event, model="credit")
+    with mlflow_is_down():
+        for standby in (SIX, "s3://bucket/credit"):  # The second model replaces one that may require approvals.
+            if needs_mlflow:
+                with pytest.raises(RegistryUnavailable):
+                    permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99}))
+            else:
+                assert permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99})) == ()
+                assert mentions(caplog.text, "without MLflow, model credit requires no approvals")
 
 
 def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
@@ -188,12 +278,12 @@ def test_a_rollout_without_an_approval_stays_within_the_limit(
 ) -> None:
     policy(LIMITED)
     if is_permitted:
-        assert mentions(require_rollout(SIX, steps, minutes * 60), "without an approval", "5 %", "1h")
+        assert mentions(require_rollout(SIX, steps, minutes * 60, ["credit"]), "without an approval", "5 %", "1h")
     else:
         with refused(GateRefused, SIX, "rollout", "5 % for 1h"):
-            require_rollout(SIX, steps, minutes * 60)
+            require_rollout(SIX, steps, minutes * 60, ["credit"])
     policy(POLICY)
     with refused(GateRefused, SIX, "permits no answers"):
-        require_rollout(SIX, steps, minutes * 60)
+        require_rollout(SIX, steps, minutes * 60, ["credit"])
     policy("gated_aliases: [champion]")
-    assert require_rollout(SIX, steps, minutes * 60) == ""
+    assert require_rollout(SIX, steps, minutes * 60, ["credit"]) == ""

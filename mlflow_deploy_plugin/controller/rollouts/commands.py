@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.unapproved import require_rollout
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
-from mlflow_deploy_plugin.registry.model_uri import ModelURI
+from mlflow_deploy_plugin.registry.model_uri import ModelURI, registered_model_names
 from mlflow_deploy_plugin.spec import EndpointSpec, parse_duration
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.store.database import utc_now
@@ -88,7 +88,7 @@ def start_rollout(
     resolved = _find_version(request.to, spec, reference, before)
     steps = parse_steps(request.steps)
     seconds = parse_duration(request.every, "--every").total_seconds()
-    limit = require_rollout(f"models:/{resolved.name}/{resolved.version}", steps, seconds)
+    limit = require_rollout(f"models:/{resolved.name}/{resolved.version}", steps, seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(criterion.is_of_shadow for criterion in criteria)

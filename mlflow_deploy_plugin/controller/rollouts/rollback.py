@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, total_metrics
+from mlflow_deploy_plugin.deployments.unapproved import has_answered
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_address, transitions
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
@@ -113,8 +114,9 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
     config = {f"variants.{main}.model": earlier}
-    # The version that the endpoint served before must not wait for people. A version that a user names may have to.
-    deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=not to)
+    # A model that answered before must not wait for people. A model that a user names, or that had no traffic, may.
+    restores = not to and has_answered(deployments.store, spec.name, earlier)
+    deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
 
 

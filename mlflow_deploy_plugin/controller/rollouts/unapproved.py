@@ -2,34 +2,41 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import reaches
+from mlflow_deploy_plugin.controller.leadership import log_errors, reaches
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.unapproved import UnapprovedAnswer, current_answers, lacking_approval
-from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.store import Endpoint
 
 _log = logging.getLogger(__name__)
 
 
 def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
-    """Take the traffic from the versions at this location whose time without an approval is over."""
+    """Take the traffic from the versions at this location whose time without an approval is over.
+
+    An endpoint that fails is logged, and does not extend the time at the other endpoints.
+    """
+    for stored in deployments.store.endpoints():
+        if stored.unapproved:
+            log_errors(partial(_end_overdue, deployments, stored, location, actor))
+
+
+def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, actor: str) -> None:
     store = deployments.store
-    for stored in store.endpoints():
-        if not stored.unapproved:
-            continue
-        now = store.now()
-        overdue = [answer for answer in current_answers(store, stored) if answer.ends_at <= now and _lacks(answer)]
-        if overdue and reaches(deployments, stored.name, location):
-            _end(deployments, stored, overdue, actor)
+    now = store.now()
+    overdue = [answer for answer in current_answers(store, stored) if answer.ends_at <= now and _lacks(answer)]
+    if overdue and reaches(deployments, stored.name, location):
+        _end(deployments, stored, overdue, actor)
 
 
 def _lacks(answer: UnapprovedAnswer) -> bool:
     try:
-        return lacking_approval(answer.model_uri) is not None
-    except RegistryUnavailable:
+        return lacking_approval(answer.model_uri, [answer.model]) is not None
+    except OnnxserveError:  # MLflow does not answer, the version was deleted, or the policy cannot be read.
         return True  # An approval cannot be assumed.
 
 

@@ -309,6 +309,33 @@ def test_only_a_rollback_to_the_version_before_needs_no_approval(
     assert capsys.readouterr().out.split() == ["restores=True", "restores=False"]
 
 
+@pytest.mark.parametrize(
+    ("weight", "unapproved", "is_undone", "restores"),
+    [(0, [], False, False), (5, [], False, True), (5, ["models:/X/6"], False, False), (5, [], True, False)],
+)
+def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
+    weight: int,
+    unapproved: list[str],
+    is_undone: bool,
+    restores: bool,
+    store: Store,
+    pinned: Callable[..., dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = add_variant(new_endpoint("flights", "models:/X/4"), "trial", "models:/X/6")
+    store.add_endpoint("onnxserve", spec)
+    answers = [{"model_uri": model_uri} for model_uri in unapproved]
+    store.replace_spec(apply_config(spec, {"variants.trial.weight": weight}), unapproved=answers)
+    if is_undone:
+        store.replace_spec(spec, detail={"undone": True})
+    approved = apply_config(spec, {"variants.trial.model": "models:/X/5"})
+    store.replace_spec(approved)
+    store.replace_spec(apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100}))
+
+    assert pinned()["to"] == "models:/X/6"
+    assert capsys.readouterr().out.split() == [f"restores={restores}"]
+
+
 def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
     store: Store, pinned: Callable[..., dict[str, str]]
 ) -> None:
