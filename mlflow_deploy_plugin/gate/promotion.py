@@ -108,6 +108,8 @@ def promote(
             raise GateRefused(refusal)
         is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
+            if request.has_approvals(trail):  # MLflow's server records the files that were approved again.
+                transitions.move_version(parse_model_uri(target.uri(model)), candidate.version)
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, progress)
         if not status.passed and not force:
@@ -188,6 +190,13 @@ class _Request:
         if self.chosen.policy.gates(self.place):
             return None
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
+
+    def has_approvals(self, store: Store) -> bool:
+        """Return True if the version, with the files of its verdict, has approvals for `place` that are not used up."""
+        policy = self.chosen.policy
+        if policy.approvals_for(self.place) is None:
+            return False
+        return not missing_approvals(store, policy, subject_of(self.entry, self.place, self.verdict.digest, policy))
 
     def is_fresh(self) -> bool:
         try:

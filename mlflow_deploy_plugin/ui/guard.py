@@ -121,6 +121,7 @@ class RegistryChange:
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
         is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
+        has_new_files: True if people have approved files of the version that are not recorded for its place yet.
     """
 
     action: str
@@ -132,6 +133,7 @@ class RegistryChange:
     is_refused: bool = False
     detail: Json = field(default_factory=dict)
     is_served_again: bool = False
+    has_new_files: bool = False
 
 
 _Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
@@ -327,7 +329,8 @@ def _decide(
     A version needs a passed verdict on its files, and the approvals of these files. The exceptions are:
 
     - The policy does not gate the place. The files are recorded, because a later policy may gate it.
-    - The version is already there. No version moves, and the recorded files stay the approved ones.
+    - The version is already there. No version moves, and the recorded files stay the approved ones, unless the files
+      that it has now have their own verdict and approvals.
     - The version returns, because `holder` replaced it. A rollback must not wait for a gate or for people. The version
       needs the files with which it was served.
     - The verdict is `forced`. It counts under any policy, because a person answers for these files.
@@ -361,7 +364,11 @@ def _decide(
     if status.passed:
         refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
         if not refusal:
-            return replace(accepted, why=f"gate {status.state}: {status.reason}", detail=moved)
+            has_new_files = holder == number and recorded_files(trail, model.name, number, place) != files
+            if has_new_files:
+                moved |= move_detail(moved["moved"]["place"], number, files)
+            why = f"gate {status.state}: {status.reason}"
+            return replace(accepted, why=why, detail=moved, has_new_files=has_new_files)
     if holder == number:
         return replace(accepted, why="already there")
     once = policy.approvals is not None
@@ -561,6 +568,8 @@ def _is_rollback_target(
             moved = event.detail.get("moved")
             if not moved or moved["place"].lower() != str(place).lower():
                 continue
+            if event.version == moved["before"]:
+                continue  # The version was already there, and its files were approved again.
             if event.version == holder:
                 moves.append(event)  # A move may have several events, by MLflow and by a command.
             elif moves:
@@ -624,7 +633,7 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
         if response.status_code != 200:
             return response
         if change is not None:
-            if change.before != change.after:
+            if change.before != change.after or change.has_new_files or SERVED in change.detail:
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)

@@ -72,6 +72,20 @@ def test_an_approved_version_is_loaded_only_with_the_approved_files(server: Peop
         assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved  # From the cache.
 
 
+def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(server: People, tmp_path: Path) -> None:
+    model = promoted(server)
+    with server.logged_in("alice") as client:
+        other = write_classifier(tmp_path / "other", (9.0, 9.0))
+        client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
+        replaced = version_digest(f"models:/{model}/1")
+    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    run(server, "admin", f"approve {model} 1 --to @champion")
+    run(server, "alice", f"promote {model} 1 --to @champion --wait 0")
+    with server.logged_in("alice"):
+        assert approval_of(model, "1").files == (replaced,)
+        assert agent(tmp_path).fetch(resolve(f"models:/{model}@champion")).digest == replaced
+
+
 def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has_ended(
     server: People, tmp_path: Path
 ) -> None:
