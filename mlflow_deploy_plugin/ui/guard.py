@@ -8,8 +8,8 @@ If the policy requires approvals, only administrators may change the policy, or 
 approvals would otherwise not be required. A promotion is refused while the approvals cannot be read.
 
 Every version in a gated stage or alias has the files that were judged or, with approvals, approved. `_decide` and
-`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a stage or an alias that an
-endpoint may follow records the digest of the version's files (`gate/served_files.py`).
+`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a gated place records the
+digest of the version's files (`gate/served_files.py`). Without a policy, no files are read.
 
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
 MLmodel file changes, or for each decision if the policy requires approvals. The MLmodel file contains the digests of
@@ -222,9 +222,10 @@ def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAl
 
 
 def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
-    """Return the files of the versions in the places that a new policy gates, unless their files are already recorded.
+    """Return the files of the versions in the places that a new policy gates, and of the versions that they replaced.
 
-    The versions moved there without this server, or before it recorded files. They stay served, and may return.
+    Files that are already recorded are not returned. The other versions moved there without this server, or before the
+    policy. They stay served, and may return.
     """
     try:
         gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
@@ -232,10 +233,13 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
         return []
     entries: list[Json] = []
     for place, number in holders(model):
-        if gates is None or not gates.gates(place) or recorded_files(trail, model.name, number, place):
+        if gates is None or not gates.gates(place):
             continue
-        with suppress(NotFound):
-            entries.append(served_entry(number, str(place), files_digest(model.name, number, gates)))
+        moves = _moves_to(trail, model.name, number, place)
+        for known in filter(None, [number, *(event.detail["moved"]["before"] for event in moves[:1])]):
+            if not recorded_files(trail, model.name, known, place):
+                with suppress(NotFound):
+                    entries.append(served_entry(known, str(place), files_digest(model.name, known, gates)))
     return entries
 
 
@@ -328,7 +332,8 @@ def _decide(
 
     A version needs a passed verdict on its files, and the approvals of these files. The exceptions are:
 
-    - The policy does not gate the place. The files are recorded, because a later policy may gate it.
+    - The policy does not gate the place. If it requires approvals, the files are recorded, because a later policy may
+      gate the place. Otherwise, `_adopted_files` records the files when a policy gates the place.
     - The version is already there. No version moves, and the recorded files stay the approved ones, unless the files
       that it has now have their own verdict and approvals.
     - The version returns, because `holder` replaced it. A rollback must not wait for a gate or for people. The version
@@ -343,7 +348,7 @@ def _decide(
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
         return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
     is_gated = policy is not None and policy.gates(place)
-    if not is_gated and place.stage in _UNSERVED_STAGES:
+    if policy is None or (not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)):
         return accepted
     files, unreadable = "", ""
     try:
@@ -351,7 +356,7 @@ def _decide(
     except NotFound as error:
         unreadable = error.message
     moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
-    if policy is None or not is_gated:
+    if not is_gated:
         return replace(accepted, detail=moved)
     status = tags.gate_status_of(version.tags)
     judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
@@ -560,6 +565,16 @@ def _is_rollback_target(
 
     With `once`, return False if `holder` itself came by a rollback.
     """
+    moves = _moves_to(trail, model, holder, place)
+    is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
+    return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
+
+
+def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
+    """Return the events of the last move of `holder` to the stage or alias, newest first; none if they are not known.
+
+    A move may have several events, by MLflow and by a command.
+    """
     moves: list[AuditEvent] = []
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, actions=_MOVES_OR_ENDS, newest_first=True):
@@ -571,12 +586,11 @@ def _is_rollback_target(
             if event.version == moved["before"]:
                 continue  # The version was already there, and its files were approved again.
             if event.version == holder:
-                moves.append(event)  # A move may have several events, by MLflow and by a command.
+                moves.append(event)
             elif moves:
                 break
-        is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
-        return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
-    return False
+        return moves
+    return []
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
