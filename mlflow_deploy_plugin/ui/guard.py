@@ -35,7 +35,7 @@ from flask import Flask, Response, jsonify, make_response, request
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.gate.served_files import SERVED, served_entry, served_files
+from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, served_entry, served_files
 from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
 from mlflow_deploy_plugin.registry.resolution import all_versions
@@ -358,10 +358,7 @@ def _decide(
     moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
     if not is_gated:
         return replace(accepted, detail=moved)
-    status = tags.gate_status_of(version.tags)
-    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
-    if status.passed and status.state != "forced" and judged_by != policy.digest:
-        status = tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
+    status = _status(version, policy)
     if status.passed:
         status = tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
@@ -386,9 +383,21 @@ def _decide(
     return replace(change, why=refusal, is_refused=True)
 
 
+def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
+    """Return the verdict on the version by the current policy of its model."""
+    status = tags.gate_status_of(version.tags)
+    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
+    if status.passed and status.state != "forced" and judged_by != policy.digest:
+        return tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
+    return status
+
+
 def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str) -> str:
     """Return why `files` are not the files with which the version moved to the place; empty if they are."""
-    recorded = recorded_files(trail, model, version, place)
+    try:
+        recorded = served_files(trail.store(), model, version, str(place))
+    except OnnxserveError as error:
+        return f"the files that were served cannot be read from the audit trail: {error.message}"
     if files and recorded == files:
         return ""
     if not recorded:
@@ -401,7 +410,8 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     """Return why the version may not leave its stage; empty if it may.
 
     In a stage, endpoints serve the highest version. If it leaves, the next version is served, as after a move. Neither
-    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same.
+    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same. If
+    they are not recorded, a verdict on its files counts too or, with approvals, the approvals of its files.
     """
     stage = StageOrAlias(stage=version.current_stage)
     try:
@@ -411,18 +421,30 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     if policy is None or not policy.gates(stage):
         return ""
     others = [entry for entry in all_versions(registry(), model.name) if entry.current_stage == stage.stage]
-    numbers = sorted((int(entry.version) for entry in others), reverse=True)
-    if len(numbers) < 2 or numbers[0] != int(version.version):
+    highest = sorted(others, key=lambda entry: int(entry.version), reverse=True)
+    if len(highest) < 2 or int(highest[0].version) != int(version.version):
         return ""
-    below = str(numbers[1])
+    below = highest[1]
     try:
-        changed = _changed_files(trail, model.name, below, stage, files_digest(model.name, below, policy))
-    except NotFound as error:
+        changed = _changed_or_unapproved(trail, policy, below, stage)
+    except OnnxserveError as error:
         changed = error.message
     return changed and (
-        f"version {version.version} of {model.name} may not leave {stage}, because version {below} would then be "
-        f"served: {changed}, or archive version {below} first"
+        f"version {version.version} of {model.name} may not leave {stage}, because version {below.version} would then "
+        f"be served: {changed}, or archive version {below.version} first"
     )
+
+
+def _changed_or_unapproved(
+    trail: AuditTrail, policy: GatePolicy, version: "ModelVersion", stage: StageOrAlias
+) -> str:
+    """Return why the version may not be served in its stage; empty if it may. Raises NotFound and StoreUnavailable."""
+    files = files_digest(version.name, str(version.version), policy)
+    if policy.approvals is None:
+        is_right = _status(version, policy).on_files(files).passed
+    else:
+        is_right = files in approved_files(trail.store(), policy, version)
+    return "" if is_right else _changed_files(trail, version.name, str(version.version), stage, files)
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:

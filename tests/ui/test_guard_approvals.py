@@ -318,6 +318,35 @@ def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_fil
     assert send(mlflow_app, f"model-versions/{path}", **leave) == 200
 
 
+def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorded(
+    mlflow_app: Any, caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = mlflow_app.model(policy=GATED)
+    for version in "12":
+        mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")  # A folder is not a database.
+    answer = move(mlflow_app, name, "2", "Archived")
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "version 1", "audit trail", "cannot be read")
+    mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
+    assert move(mlflow_app, name, "2", "Archived").status_code == 200
+
+
+def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
+    mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in "12":
+        mlflow_app.registry.transition_model_version_stage(model, version, "Production", False)
+    with monkeypatch.context() as changed:
+        changed.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")
+        answer = move(mlflow_app, model, "2", "Archived")
+        assert answer.status_code == 403
+        assert mentions(answer.json["message"], "version 1", "store")
+    assert move(mlflow_app, model, "2", "Archived").status_code == 403
+    approve_all(mlflow_app, model)
+    assert move(mlflow_app, model, "2", "Archived").status_code == 200
+
+
 def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
     mlflow_app: Any, caller: Caller
 ) -> None:
