@@ -181,11 +181,12 @@ class MlflowRegistry:
             # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
-            judged = approval.files[0] if approval.files else resolved.gate_status.digest
+            approved = approval.files or approval.earlier
+            judged = approved[0] if approved else resolved.gate_status.digest
             folder = self.cache.fetch(resolved.source, identity, judged)
             self.cache.prune()
-            if approval.files and folder.name not in approval.files:
-                raise GateRefused(_unapproved_files(resolved, folder.name, approval.files[0]))
+            if approved and folder.name not in approved:
+                raise GateRefused(_unapproved_files(resolved, folder.name, approved[0]))
             artifact = read_served_artifact(folder)
         from_files = {
             "flavor": artifact.flavor,

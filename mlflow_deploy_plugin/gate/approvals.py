@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOVES = ("promote", "transition", "alias")
 _ACTIONS = ("gate", "request", "approve", "decline", "rename", "delete", *_MOVES)
+COMPLETE = "complete"
+"""The key of the subject in the detail of the last missing approval."""
 _CHANGES = {
     "created": "the version was replaced",
     "files": "the files of the version changed",
@@ -240,9 +242,13 @@ def approve(
         require_may_approve(required, known, subject, person)
         if report != known.report_digest:
             raise GateRefused(f"the gate report has changed since {person.user} opened it; read {known.report} again")
-        if any(_same(person.user, name) for name in approval_status(required, known, subject, store.now()).approved_by):
+        status = approval_status(required, known, subject, store.now())
+        if any(_same(person.user, name) for name in status.approved_by):
             return None
-        return _event(store, "approve", subject, person, why, {"report": report, "verdict": known.verdict})
+        detail = {"report": report, "verdict": known.verdict}
+        if status.missing <= 1:
+            detail[COMPLETE] = asdict(subject)
+        return _event(store, "approve", subject, person, why, detail)
 
     return _record(store, subject, decide)
 

@@ -248,7 +248,10 @@ class GatePolicy(_Part):
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """The digest of the requirements for a promotion. Later fields with their default value do not change it."""
+        has_default = self.approvals is None or self.approvals.evaluation == "required"
+        omitted = {"unapproved": True} | ({"approvals": {"evaluation"}} if has_default else {})
+        return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

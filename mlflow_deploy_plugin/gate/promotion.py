@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags, transitions
+from mlflow_deploy_plugin.registry.connection import no_request_timeout
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
@@ -108,6 +109,8 @@ def promote(
             raise GateRefused(refusal)
         is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
+            if request.has_approvals(trail):  # MLflow's server records the files that were approved again.
+                request.move()
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, progress)
         if not status.passed and not force:
@@ -133,8 +136,7 @@ def promote(
                     f"promote version {candidate.version} again to compare both versions"
                 )
         progress(f"moving version {candidate.version} to {target}")
-        reference = parse_model_uri(target.uri(model))
-        transitions.move_version(reference, candidate.version, clears_rollback=target.is_served_from)
+        request.move()
         request.record(trail, "promote", status)
     return request.promotion(status, before=before.version if before else "")
 
@@ -188,6 +190,19 @@ class _Request:
         if self.chosen.policy.gates(self.place):
             return None
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
+
+    def has_approvals(self, store: Store) -> bool:
+        """Return True if the version, with the files of its verdict, has approvals for `place` that are not used up."""
+        policy = self.chosen.policy
+        if policy.approvals_for(self.place) is None:
+            return False
+        return not missing_approvals(store, policy, subject_of(self.entry, self.place, self.verdict.digest, policy))
+
+    def move(self) -> None:
+        """Move the version to `place`. MLflow's server may first read all files of the version, so there is no timeout."""
+        reference = parse_model_uri(self.place.uri(self.candidate.name))
+        with no_request_timeout:
+            transitions.move_version(reference, self.candidate.version, clears_rollback=self.place.is_served_from)
 
     def is_fresh(self) -> bool:
         try:

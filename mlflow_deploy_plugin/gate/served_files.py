@@ -7,7 +7,7 @@ edit a model can replace its files.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.gate.approvals import approval_status, promotion_requests, subject_of
+from mlflow_deploy_plugin.gate.approvals import COMPLETE, approval_status, promotion_requests, subject_of
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.store import AuditEvent, Json, Store
 
@@ -56,6 +56,18 @@ def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") ->
                 files.append(subject.files)
         files.append(served_files(store, name, number, str(place)))
     return tuple(dict.fromkeys(filter(None, files)))
+
+
+def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
+    """Return the digests of the files of the version that once had all approvals, newest first.
+
+    The request may have lapsed, or may have been declined or replaced since. Raises StoreUnavailable.
+    """
+    created = int(version.creation_timestamp)
+    events = store.events(model=version.name, actions=("approve",), newest_first=True)
+    subjects = [event.detail[COMPLETE] for event in events if COMPLETE in event.detail]
+    known = [entry for entry in subjects if (entry["version"], entry["created"]) == (str(version.version), created)]
+    return tuple(dict.fromkeys(entry["files"] for entry in known))
 
 
 def _entries(event: AuditEvent) -> Iterator[Json]:

@@ -27,6 +27,8 @@ class Approval(BaseModel):
         is_required: True if the policy of the model requires approvals.
         files: the digests of all files (`runtime.combine_hashes`) that people have approved, or that were served before
             approvals were required; the newest first. Empty if the version is not approved.
+        earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic at
+            an endpoint, but only with these files.
         places: the stages and @aliases that the policy gates.
         share: the percentage of an endpoint's requests that versions without an approval may answer.
         seconds: the time for which they may answer.
@@ -36,6 +38,7 @@ class Approval(BaseModel):
 
     is_required: bool = False
     files: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     share: float = 0.0
     seconds: float = 0.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.gate.served_files import approved_files
+from mlflow_deploy_plugin.gate.served_files import approved_files, earlier_files
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
@@ -44,6 +44,7 @@ def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Appro
     return Approval(
         is_required=True,
         files=approved_files(trail.store(), policy, entry),
+        earlier=earlier_files(trail.store(), entry),
         places=tuple(map(str, policy.gated_places)),
     )
 

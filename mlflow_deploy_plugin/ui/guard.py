@@ -8,8 +8,8 @@ If the policy requires approvals, only administrators may change the policy, or 
 approvals would otherwise not be required. A promotion is refused while the approvals cannot be read.
 
 Every version in a gated stage or alias has the files that were judged or, with approvals, approved. `_decide` and
-`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a stage or an alias that an
-endpoint may follow records the digest of the version's files (`gate/served_files.py`).
+`_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a gated place records the
+digest of the version's files (`gate/served_files.py`). Without a policy, no files are read.
 
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
 MLmodel file changes, or for each decision if the policy requires approvals. The MLmodel file contains the digests of
@@ -35,7 +35,7 @@ from flask import Flask, Response, jsonify, make_response, request
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.gate.served_files import SERVED, served_entry, served_files
+from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, served_entry, served_files
 from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
 from mlflow_deploy_plugin.registry.resolution import all_versions
@@ -121,6 +121,7 @@ class RegistryChange:
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
         is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
+        has_new_files: True if people have approved files of the version that are not recorded for its place yet.
     """
 
     action: str
@@ -132,6 +133,7 @@ class RegistryChange:
     is_refused: bool = False
     detail: Json = field(default_factory=dict)
     is_served_again: bool = False
+    has_new_files: bool = False
 
 
 _Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
@@ -220,9 +222,10 @@ def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAl
 
 
 def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
-    """Return the files of the versions in the places that a new policy gates, unless their files are already recorded.
+    """Return the files of the versions in the places that a new policy gates, and of the versions that they replaced.
 
-    The versions moved there without this server, or before it recorded files. They stay served, and may return.
+    Files that are already recorded are not returned. The other versions moved there without this server, or before the
+    policy. They stay served, and may return.
     """
     try:
         gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
@@ -230,10 +233,13 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
         return []
     entries: list[Json] = []
     for place, number in holders(model):
-        if gates is None or not gates.gates(place) or recorded_files(trail, model.name, number, place):
+        if gates is None or not gates.gates(place):
             continue
-        with suppress(NotFound):
-            entries.append(served_entry(number, str(place), files_digest(model.name, number, gates)))
+        moves = _moves_to(trail, model.name, number, place)
+        for known in filter(None, [number, *(event.detail["moved"]["before"] for event in moves[:1])]):
+            if not recorded_files(trail, model.name, known, place):
+                with suppress(NotFound):
+                    entries.append(served_entry(known, str(place), files_digest(model.name, known, gates)))
     return entries
 
 
@@ -326,8 +332,10 @@ def _decide(
 
     A version needs a passed verdict on its files, and the approvals of these files. The exceptions are:
 
-    - The policy does not gate the place. The files are recorded, because a later policy may gate it.
-    - The version is already there. No version moves, and the recorded files stay the approved ones.
+    - The policy does not gate the place. If it requires approvals, the files are recorded, because a later policy may
+      gate the place. Otherwise, `_adopted_files` records the files when a policy gates the place.
+    - The version is already there. No version moves, and the recorded files stay the approved ones, unless the files
+      that it has now have their own verdict and approvals.
     - The version returns, because `holder` replaced it. A rollback must not wait for a gate or for people. The version
       needs the files with which it was served.
     - The verdict is `forced`. It counts under any policy, because a person answers for these files.
@@ -340,7 +348,7 @@ def _decide(
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
         return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
     is_gated = policy is not None and policy.gates(place)
-    if not is_gated and place.stage in _UNSERVED_STAGES:
+    if policy is None or (not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)):
         return accepted
     files, unreadable = "", ""
     try:
@@ -348,12 +356,9 @@ def _decide(
     except NotFound as error:
         unreadable = error.message
     moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
-    if policy is None or not is_gated:
+    if not is_gated:
         return replace(accepted, detail=moved)
-    status = tags.gate_status_of(version.tags)
-    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
-    if status.passed and status.state != "forced" and judged_by != policy.digest:
-        status = tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
+    status = _status(version, policy)
     if status.passed:
         status = tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
     how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
@@ -361,7 +366,11 @@ def _decide(
     if status.passed:
         refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
         if not refusal:
-            return replace(accepted, why=f"gate {status.state}: {status.reason}", detail=moved)
+            has_new_files = holder == number and recorded_files(trail, model.name, number, place) != files
+            if has_new_files:
+                moved |= move_detail(moved["moved"]["place"], number, files)
+            why = f"gate {status.state}: {status.reason}"
+            return replace(accepted, why=why, detail=moved, has_new_files=has_new_files)
     if holder == number:
         return replace(accepted, why="already there")
     once = policy.approvals is not None
@@ -374,9 +383,21 @@ def _decide(
     return replace(change, why=refusal, is_refused=True)
 
 
+def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
+    """Return the verdict on the version by the current policy of its model."""
+    status = tags.gate_status_of(version.tags)
+    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
+    if status.passed and status.state != "forced" and judged_by != policy.digest:
+        return tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
+    return status
+
+
 def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str) -> str:
     """Return why `files` are not the files with which the version moved to the place; empty if they are."""
-    recorded = recorded_files(trail, model, version, place)
+    try:
+        recorded = served_files(trail.store(), model, version, str(place))
+    except OnnxserveError as error:
+        return f"the files that were served cannot be read from the audit trail: {error.message}"
     if files and recorded == files:
         return ""
     if not recorded:
@@ -389,7 +410,8 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     """Return why the version may not leave its stage; empty if it may.
 
     In a stage, endpoints serve the highest version. If it leaves, the next version is served, as after a move. Neither
-    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same.
+    a new verdict nor new approvals are needed, because the next version was let in, but its files must be the same. If
+    they are not recorded, a verdict on its files counts too or, with approvals, the approvals of its files.
     """
     stage = StageOrAlias(stage=version.current_stage)
     try:
@@ -399,18 +421,30 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     if policy is None or not policy.gates(stage):
         return ""
     others = [entry for entry in all_versions(registry(), model.name) if entry.current_stage == stage.stage]
-    numbers = sorted((int(entry.version) for entry in others), reverse=True)
-    if len(numbers) < 2 or numbers[0] != int(version.version):
+    highest = sorted(others, key=lambda entry: int(entry.version), reverse=True)
+    if len(highest) < 2 or int(highest[0].version) != int(version.version):
         return ""
-    below = str(numbers[1])
+    below = highest[1]
     try:
-        changed = _changed_files(trail, model.name, below, stage, files_digest(model.name, below, policy))
-    except NotFound as error:
+        changed = _changed_or_unapproved(trail, policy, below, stage)
+    except OnnxserveError as error:
         changed = error.message
     return changed and (
-        f"version {version.version} of {model.name} may not leave {stage}, because version {below} would then be "
-        f"served: {changed}, or archive version {below} first"
+        f"version {version.version} of {model.name} may not leave {stage}, because version {below.version} would then "
+        f"be served: {changed}, or archive version {below.version} first"
     )
+
+
+def _changed_or_unapproved(
+    trail: AuditTrail, policy: GatePolicy, version: "ModelVersion", stage: StageOrAlias
+) -> str:
+    """Return why the version may not be served in its stage; empty if it may. Raises NotFound and StoreUnavailable."""
+    files = files_digest(version.name, str(version.version), policy)
+    if policy.approvals is None:
+        is_right = _status(version, policy).on_files(files).passed
+    else:
+        is_right = files in approved_files(trail.store(), policy, version)
+    return "" if is_right else _changed_files(trail, version.name, str(version.version), stage, files)
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
@@ -553,6 +587,16 @@ def _is_rollback_target(
 
     With `once`, return False if `holder` itself came by a rollback.
     """
+    moves = _moves_to(trail, model, holder, place)
+    is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
+    return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
+
+
+def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
+    """Return the events of the last move of `holder` to the stage or alias, newest first; none if they are not known.
+
+    A move may have several events, by MLflow and by a command.
+    """
     moves: list[AuditEvent] = []
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, actions=_MOVES_OR_ENDS, newest_first=True):
@@ -561,13 +605,14 @@ def _is_rollback_target(
             moved = event.detail.get("moved")
             if not moved or moved["place"].lower() != str(place).lower():
                 continue
+            if event.version == moved["before"]:
+                continue  # The version was already there, and its files were approved again.
             if event.version == holder:
-                moves.append(event)  # A move may have several events, by MLflow and by a command.
+                moves.append(event)
             elif moves:
                 break
-        is_replaced = bool(moves) and moves[0].detail["moved"]["before"] == version
-        return is_replaced and not (once and any(event.detail.get(_ROLLBACK) for event in moves))
-    return False
+        return moves
+    return []
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
@@ -624,7 +669,7 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
         if response.status_code != 200:
             return response
         if change is not None:
-            if change.before != change.after:
+            if change.before != change.after or change.has_new_files or SERVED in change.detail:
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)

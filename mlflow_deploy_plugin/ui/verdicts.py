@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Sc
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.store import Store
 from mlflow_deploy_plugin.ui import access, guard
 
 
@@ -38,8 +39,9 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
     version = str(entry.version)
-    record = record.model_copy(update={"version": version})
+    record = _without_report(record.model_copy(update={"version": version}))
     _require_match(record, policy_from_tags(record.model, registered.tags))
+    _require_new(record, trail.store())
     who = access.caller()
     actor = who.user or record.actor or who.actor
     record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address)
@@ -69,3 +71,22 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
         )
     if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
         raise GateRefused(f"the report of the gate on {subject} in MLflow is not the report of this verdict; {again}")
+
+
+def _without_report(record: VerdictRecord) -> VerdictRecord:
+    """Return a forced record without its report and policy. Its event would otherwise count as a run of the gate."""
+    if record.state != "forced":
+        return record
+    return record.model_copy(update=dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), ""))
+
+
+def _require_new(record: VerdictRecord, store: Store) -> None:
+    """Raise GateRefused if the report is recorded already: a repeated verdict would replace a later failure."""
+    for event in store.events(model=record.model, actions=("gate",)):
+        is_same_run = bool(record.run_id) and event.detail.get("run_id") == record.run_id
+        is_same_report = bool(record.report_digest) and event.detail.get("report_digest") == record.report_digest
+        if event.version == record.version and (is_same_run or is_same_report):
+            raise GateRefused(
+                f"the verdict on {record.model} version {record.version} with this report is recorded already; run "
+                f"`onnxserve gate {record.model} {record.version}` again"
+            )

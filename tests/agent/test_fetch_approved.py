@@ -20,7 +20,7 @@ from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1}"
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
 pytestmark = pytest.mark.long
 
 
@@ -70,6 +70,38 @@ def test_an_approved_version_is_loaded_only_with_the_approved_files(server: Peop
                 agent(tmp_path / "second").fetch(resolve(uri))
             assert mentions(refused.value.message, "differ", approved[:12], replaced[:12])
         assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved  # From the cache.
+
+
+def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(server: People, tmp_path: Path) -> None:
+    model = promoted(server)
+    with server.logged_in("alice") as client:
+        other = write_classifier(tmp_path / "other", (9.0, 9.0))
+        client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
+        replaced = version_digest(f"models:/{model}/1")
+    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    run(server, "admin", f"approve {model} 1 --to @champion")
+    run(server, "alice", f"promote {model} 1 --to @champion --wait 0")
+    with server.logged_in("alice"):
+        assert approval_of(model, "1").files == (replaced,)
+        assert agent(tmp_path).fetch(resolve(f"models:/{model}@champion")).digest == replaced
+
+
+def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has_ended(
+    server: People, tmp_path: Path
+) -> None:
+    model = server.register("alice", POLICY)
+    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    run(server, "admin", f"approve {model} 1 --to @champion")
+    with server.logged_in("alice") as client:
+        approved = version_digest(f"models:/{model}/1")
+        other = write_classifier(tmp_path / "other", (9.0, 9.0))
+        client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
+    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    with server.logged_in("alice"):
+        assert approval_of(model, "1").files == ()
+        with pytest.raises(GateRefused) as refused:
+            agent(tmp_path).fetch(resolve(f"models:/{model}/1"))
+    assert mentions(refused.value.message, "differ", approved[:12])
 
 
 def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People, tmp_path: Path) -> None:

@@ -111,3 +111,16 @@ def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowCl
         choose_policy("toy")
     with refused(NotFound, "model none"):
         choose_policy("none")
+
+
+@pytest.mark.parametrize(
+    ("text", "digest"),
+    [
+        ("{}", "dff831792ea7e412"),
+        ("approvals: {count: 1}", "a5f1d2fb8f2f98bd"),
+        ("approvals: {count: 1, evaluation: required}\nunapproved: {share: 5%, for: 1h}", "a5f1d2fb8f2f98bd"),
+        ("approvals: {count: 1, evaluation: optional}", "958abf01030a3711"),
+    ],
+)
+def test_an_upgrade_keeps_the_verdicts_and_requests_of_a_policy(text: str, digest: str) -> None:
+    assert parse_policy(text, "it").digest == digest

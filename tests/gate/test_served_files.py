@@ -1,15 +1,16 @@
 """Tests of the files with which versions moved to a place, as derived from the events of the audit trail."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.gate.approvals import Person, Subject, approve, request_promotion
+from mlflow_deploy_plugin.gate.approvals import Person, Subject, approve, decline, request_promotion
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, served_entry, served_files
+from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, earlier_files, served_entry, served_files
 from mlflow_deploy_plugin.store import Store, move_detail, open_store
 from tests.support.approvals import REPORT, record_gate
 
@@ -63,3 +64,22 @@ def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
     assert approved_files(store, POLICY, version) == (NEW, OLD)
     replaced: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
     assert approved_files(store, POLICY, replaced) == (OLD,)
+
+
+def test_files_with_all_approvals_are_known_after_their_request_has_ended(store: Store) -> None:
+    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+    policy = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2))
+    subject = Subject("credit", "4", "@champion", 2000, OLD, policy.digest)
+    eva, ada, bob = (Person(name, frozenset(), may_edit=True) for name in ("eva", "ada", "bob"))
+    record_gate(store, subject)
+    request_promotion(store, policy, subject, eva)
+    approve(store, policy, subject, ada, REPORT)
+    assert earlier_files(store, version) == ()
+    approve(store, policy, subject, bob, REPORT)
+    replaced = replace(subject, files=NEW)
+    request_promotion(store, policy, replaced, eva)
+    decline(store, policy, replaced, eva, "other files")
+    assert approved_files(store, policy, version) == ()
+    assert earlier_files(store, version) == (OLD,)
+    again: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
+    assert earlier_files(store, again) == ()

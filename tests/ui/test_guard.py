@@ -103,6 +103,18 @@ def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(m
     assert [event.after for event in events(mlflow_app, gated) + events(mlflow_app, free)] == ["Staging", "Production"]
 
 
+def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_read(
+    mlflow_app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gated, free = mlflow_app.model(), mlflow_app.model(policy=None)
+    for model in (gated, free):
+        shutil.rmtree(mlflow_app.files(model, "1"))
+        assert move(mlflow_app, model, "1", "Staging").status_code == 200
+    assert point(mlflow_app, free, "champion", "1").status_code == 200
+    assert caplog.records == []
+    assert {"files" in event.detail["moved"] for model in (gated, free) for event in events(mlflow_app, model)} == {False}
+
+
 @pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)])
 def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(mlflow_app: Any, to: str, stays: bool) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
@@ -192,6 +204,11 @@ def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: An
     assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
 
 
+def set_policy(mlflow_app: Any, model: str, policy: str) -> None:
+    tag = {"name": model, "key": "onnxserve.gate.policy", "value": policy}
+    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=tag).status_code == 200
+
+
 @pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
 def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_taken_back(
     mlflow_app: Any, tag: str
@@ -200,7 +217,7 @@ def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_take
 
     model = mlflow_app.model(policy="gated_stages: [Staging]", versions=3)
     move(mlflow_app, model, "1", "Production")
-    mlflow_app.registry.set_registered_model_tag(model, ModelVersionTag("onnxserve.gate.policy", "skip: []"))
+    set_policy(mlflow_app, model, "skip: []")
     mlflow_app.stands(model, "2", "passed", "all checks passed")
     assert move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code == 200
     if tag:
@@ -213,8 +230,7 @@ def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_serve
     model = mlflow_app.model(policy=None, versions=2)
     for version in "12":
         assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
-    policy = {"name": model, "key": "onnxserve.gate.policy", "value": POLICY}
-    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
+    set_policy(mlflow_app, model, POLICY)
     weights = mlflow_app.files(model, "1") / "weights.bin"
     weights.write_bytes(b"of a version that was never served")
     answer = move(mlflow_app, model, "1", "Production", archive_existing_versions=True)
@@ -228,11 +244,7 @@ def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=None)
     point(mlflow_app, model, "best", "1")
     point(mlflow_app, model, "best", "2")
-    from mlflow.entities.model_registry import RegisteredModelTag
-
-    mlflow_app.registry.set_registered_model_tag(
-        model, RegisteredModelTag("onnxserve.gate.policy", "gated_aliases: [best]")
-    )
+    set_policy(mlflow_app, model, "gated_aliases: [best]")
     assert point(mlflow_app, model, "best", "1").status_code == 200
 
 

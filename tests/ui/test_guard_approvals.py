@@ -318,6 +318,35 @@ def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_fil
     assert send(mlflow_app, f"model-versions/{path}", **leave) == 200
 
 
+def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorded(
+    mlflow_app: Any, caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = mlflow_app.model(policy=GATED)
+    for version in "12":
+        mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")  # A folder is not a database.
+    answer = move(mlflow_app, name, "2", "Archived")
+    assert answer.status_code == 403
+    assert mentions(answer.json["message"], "version 1", "audit trail", "cannot be read")
+    mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
+    assert move(mlflow_app, name, "2", "Archived").status_code == 200
+
+
+def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
+    mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in "12":
+        mlflow_app.registry.transition_model_version_stage(model, version, "Production", False)
+    with monkeypatch.context() as changed:
+        changed.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")
+        answer = move(mlflow_app, model, "2", "Archived")
+        assert answer.status_code == 403
+        assert mentions(answer.json["message"], "version 1", "store")
+    assert move(mlflow_app, model, "2", "Archived").status_code == 403
+    approve_all(mlflow_app, model)
+    assert move(mlflow_app, model, "2", "Archived").status_code == 200
+
+
 def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
     mlflow_app: Any, caller: Caller
 ) -> None:
@@ -333,6 +362,44 @@ def test_the_files_of_a_served_version_are_recorded_when_approvals_become_requir
     (mlflow_app.files(f"{name}-new", "1") / "MLmodel").write_text("model_id: never judged")
     assert send(mlflow_app, "registered-models/set-tag", **tag | {"name": f"{name}-new"}) == 200
     assert served_files(mlflow_app.store, f"{name}-new", "1", "@champion") == recorded
+
+
+def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_moved(
+    mlflow_app: Any, model: str, caller: Caller
+) -> None:
+    mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
+    caller.is_administrator = True
+    tag = {"name": model, "key": POLICY_TAG, "value": POLICY}
+    for _ in range(2):
+        assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
+    assert [event.action for event in events(mlflow_app, model)] == ["tag"]
+    files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
+    assert served_files(mlflow_app.store, model, "1", "@champion") == files
+
+
+@pytest.mark.parametrize("place", ["@champion", "Production"])
+def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
+    place: str, mlflow_app: Any, model: str
+) -> None:
+    def enter(version: str) -> int:
+        is_alias = place.startswith("@")
+        answer = point(mlflow_app, model, place[1:], version) if is_alias else move(mlflow_app, model, version, place)
+        return int(answer.status_code)
+
+    for version in "12":
+        approve_all(mlflow_app, model, version, place)
+        assert enter(version) == 200
+    (mlflow_app.files(model, "2") / "MLmodel").write_text("model_id: replaced")
+    before = served_files(mlflow_app.store, model, "2", place)
+    assert enter("2") == 200
+    assert served_files(mlflow_app.store, model, "2", place) == before
+    mlflow_app.stands(model, "2", "passed", "all 5 checks passed")
+    approve_all(mlflow_app, model, "2", place)
+    assert enter("2") == 200
+    replaced = combine_hashes(hash_files(mlflow_app.files(model, "2")))
+    assert served_files(mlflow_app.store, model, "2", place) == replaced != before
+    assert promotion_requests(mlflow_app.store, model) == []
+    assert enter("1") == 200  # The way back to version 1 stays open.
 
 
 def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:

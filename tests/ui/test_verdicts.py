@@ -127,6 +127,42 @@ def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdic
     assert send(mlflow_app, document).status_code == 200
 
 
+def logged_report(mlflow_app: Any, text: str) -> dict[str, str]:
+    """Log a report in a new run, and return its fields of a verdict."""
+    from mlflow_deploy_plugin.ui import guard
+
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    client.log_text(run_id, text, "gate_report.html")
+    with mlflow_app.app.test_request_context():
+        return {"run_id": run_id, "report_digest": guard.report_digest(run_id)}
+
+
+def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=APPROVALS)
+    passed = verdict(mlflow_app, model, APPROVALS, **logged_report(mlflow_app, "passed"))
+    failed = verdict(mlflow_app, model, APPROVALS, state="failed", **logged_report(mlflow_app, "failed"))
+    assert [send(mlflow_app, document).status_code for document in (passed, failed)] == [200, 200]
+    copied = passed | logged_report(mlflow_app, "passed")  # The same report in another run.
+    for document in (passed, copied):
+        answer = send(mlflow_app, document)
+        assert answer.status_code == 403
+        assert mentions(answer.json["message"], "recorded already", f"`onnxserve gate {model} 1`")
+    assert [event.after for event in events(mlflow_app, model)] == ["passed", "failed"]
+    assert mlflow_app.registry.get_model_version(model, "1").tags["onnxserve.gate"] == "failed"
+
+
+def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=APPROVALS)
+    report = logged_report(mlflow_app, "never judged")
+    forced = verdict(mlflow_app, model, APPROVALS, state="forced", report="https://mlflow/report", **report)
+    assert send(mlflow_app, forced).status_code == 200
+    (event,) = events(mlflow_app, model)
+    assert (event.actor, event.after, event.detail["files"]) == ("eva", "forced", forced["files"])
+    fields = ("report", "run_id", "report_digest", "policy_digest")
+    assert {event.detail[name] for name in fields} == {""}
+
+
 def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_without_a_policy(mlflow_app: Any) -> None:
     for policy, status in ((POLICY, 404), (None, 200)):
         model = mlflow_app.model(policy=policy)
