@@ -406,11 +406,14 @@ def refuse_folder(location: str) -> None:
     from mlflow.utils.uri import is_http_uri
 
     servers = [urlsplit(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if is_http_uri(uri)]
-    scheme = urlsplit(location).scheme.lower()
-    if not servers or scheme not in ("", "file"):
+    try:
+        folder = _folder_of(location) if servers else None
+    except ValueError as error:
+        named = redact_credentials(location)
+        raise InvalidConfig(f"MLflow at {registry_address()} names the invalid address {named!r}: {error}") from None
+    if folder is None:
         return
-    folder = Path(unquote(urlsplit(location).path) if scheme else location)
-    if all(is_loopback(server.hostname or "") for server in servers) and _LOCAL_ARTIFACTS in folder.resolve().parts:
+    if all(is_loopback(server.hostname or "") for server in servers) and _LOCAL_ARTIFACTS in folder.parts:
         return
     raise InvalidConfig(
         f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a folder "
@@ -418,6 +421,14 @@ def refuse_folder(location: str) -> None:
         "MLflow, or log the model again in an experiment whose artifacts the server serves "
         "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts)"
     )
+
+
+def _folder_of(location: str) -> Path | None:
+    """Return the folder of this machine at an address, without links and `..`. Raises ValueError if it is invalid."""
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path) if parts.scheme else location).resolve()
 
 
 def is_mlflow(uri: str) -> bool:

@@ -183,3 +183,9 @@ def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server: str, 
     """The README logs a model to mlflow.db before it starts a server in the same folder."""
     with tracking_at(server), nullcontext() if is_read else refused(InvalidConfig, "names the folder"):
         refuse_folder(folder)
+
+
+@pytest.mark.parametrize("address", ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"])
+def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> None:
+    with tracking_at("http://127.0.0.1:9"), refused(InvalidConfig, "names the invalid address", repr(address)):
+        refuse_folder(address)
