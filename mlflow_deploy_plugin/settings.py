@@ -73,6 +73,10 @@ class Settings(BaseModel):
     log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
     """Encryption of the inference log's objects at s3://: AES256, aws:kms or aws:kms:KEY-ID. Default: the encryption of
     the bucket."""
+    artifact_folders: str = ""
+    """Folders of this machine in which the files of a version may be if MLflow's server names a folder, separated by
+    commas, such as the server's `--default-artifact-root`. Default: none. A server on this machine may always name a
+    folder below `mlruns`."""
     keys_file: Path | None = None
     """File with the valid API keys, for servers without a store, such as a mounted secret. `onnxserve keys export`
     prints it. Default: the keys in the store."""
@@ -172,6 +176,12 @@ class Settings(BaseModel):
         if ":" in self.log_uri:
             return self.log_uri
         return str(absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log")
+
+    @property
+    def artifact_paths(self) -> frozenset[Path]:
+        """The artifact folders as absolute paths without links."""
+        listed = [folder.strip() for folder in self.artifact_folders.split(",")]
+        return frozenset(absolute_path(folder).resolve() for folder in listed if folder)
 
     @property
     def cache_path(self) -> Path:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.settings import active_workspace
+from mlflow_deploy_plugin.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.spec.types import is_loopback
 
 if TYPE_CHECKING:
@@ -400,24 +400,44 @@ def refuse_folder(location: str) -> None:
     """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or a folder that is mounted here.
 
     The server, or a user who may change it, could otherwise make this process copy and serve any file of its user. A
-    server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server.
+    server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server, and each
+    server may name a folder below ONNXSERVE_ARTIFACT_FOLDERS.
     """
     import mlflow
     from mlflow.utils.uri import is_http_uri
 
     servers = [urlsplit(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if is_http_uri(uri)]
-    scheme = urlsplit(location).scheme.lower()
-    if not servers or scheme not in ("", "file"):
-        return
-    folder = Path(unquote(urlsplit(location).path) if scheme else location)
-    if all(is_loopback(server.hostname or "") for server in servers) and _LOCAL_ARTIFACTS in folder.resolve().parts:
+    try:
+        folders = _folders_at(location) if servers else []
+    except ValueError as error:
+        named = redact_credentials(location)
+        raise InvalidConfig(f"MLflow at {registry_address()} names the invalid address {named!r}: {error}") from None
+    allowed = load_settings().artifact_paths
+    is_local = all(is_loopback(server.hostname or "") for server in servers)
+    if all(
+        (is_local and _LOCAL_ARTIFACTS in folder.parts) or not allowed.isdisjoint((folder, *folder.parents))
+        for folder in folders
+    ):
         return
     raise InvalidConfig(
         f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a folder "
         "that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the database of "
-        "MLflow, or log the model again in an experiment whose artifacts the server serves "
-        "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts)"
+        "MLflow, log the model again in an experiment whose artifacts the server serves "
+        "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts), or set "
+        "ONNXSERVE_ARTIFACT_FOLDERS to the server's artifact folder"
     )
+
+
+def _folders_at(location: str) -> list[Path]:
+    """Return the folders of this machine that an address may mean, without links and `..`; none for another scheme.
+
+    MLflow's client also decodes %2e in a plain path. Raises ValueError if the address is invalid.
+    """
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return []
+    path = unquote(parts.path) if parts.scheme else location
+    return [Path(path).resolve(), Path(unquote(path)).resolve()]
 
 
 def is_mlflow(uri: str) -> bool:

@@ -174,6 +174,7 @@ def test_a_folder_that_a_server_names_is_not_read(
         ("http://mlflow:9", "/work/mlruns/0/models/m-1/artifacts", False),
         ("http://127.0.0.1:9", "/work/mlruns/../secret", False),
         ("http://127.0.0.1:9", "file:///work/mlruns/%2e%2e/secret", False),
+        ("http://127.0.0.1:9", "/work/mlruns/%2e%2e/secret", False),
         ("http://127.0.0.1:9", "/etc", False),
         ("http://mlflow:9", "s3://bucket/etc", True),
         ("sqlite:///mlflow.db", "/etc", True),
@@ -183,3 +184,39 @@ def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server: str, 
     """The README logs a model to mlflow.db before it starts a server in the same folder."""
     with tracking_at(server), nullcontext() if is_read else refused(InvalidConfig, "names the folder"):
         refuse_folder(folder)
+
+
+@pytest.mark.parametrize("address", ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"])
+def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> None:
+    with tracking_at("http://127.0.0.1:9"), refused(InvalidConfig, "names the invalid address", repr(address)):
+        refuse_folder(address)
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:9", "http://mlflow:9"])
+@pytest.mark.parametrize(
+    ("folder", "is_read"),
+    [
+        ("{data}/mlflow/0/models/m-1/artifacts", True),
+        ("file://{data}/mlflow/0/models/m-1/artifacts", True),
+        ("{data}/other", True),
+        ("{data}/mlflow-secret", False),
+        ("{data}", False),
+        ("{data}/mlflow/../secret", False),
+        ("{data}/mlflow/%2e%2e/secret", False),
+        ("file://{data}/mlflow/%2e%2e/secret", False),
+        ("{data}/mlflow/link", False),
+    ],
+)
+def test_a_server_may_name_the_artifact_folders_of_the_settings(
+    server: str, folder: str, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that its clients also have."""
+    (tmp_path / "data" / "mlflow").mkdir(parents=True)
+    (tmp_path / "data" / "mlflow" / "link").symlink_to("/etc")
+    (tmp_path / "nfs").symlink_to("data")
+    listed = f"{tmp_path}/nfs/mlflow, {tmp_path}/data/other/,"
+    monkeypatch.setenv("ONNXSERVE_ARTIFACT_FOLDERS", listed)
+    data = tmp_path / "data"
+    outcome = nullcontext() if is_read else refused(InvalidConfig, "names the folder", "ONNXSERVE_ARTIFACT_FOLDERS")
+    with tracking_at(server), outcome:
+        refuse_folder(folder.format(data=data))
