@@ -23,7 +23,7 @@ from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1}\n"
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}\n"
 LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
 pytestmark = pytest.mark.long
 
