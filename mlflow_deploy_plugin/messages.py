@@ -14,7 +14,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 REPEATED_HEADER = "X-Onnxserve-Repeated"
-"""The header of a request with rows of a failed request, whose failure is not captured again."""
+"""The header of a request with rows of a refused request. If these rows are refused, this is not captured again."""
 
 
 def one_line(text: object, most: int | None = None) -> str:

@@ -115,6 +115,7 @@ def start_webhook_receiver(
         route,
         loop="asyncio",
         http=partial(_Connection, request_seconds),  # type: ignore[arg-type]  # uvicorn only calls it.
+        ws="none",  # A WebSocket would not be a _Connection, and would have none of its limits.
         log_config=None,
         log_level="critical",
         limit_concurrency=2 * _MAX_OPEN,  # This also counts polls.

@@ -170,13 +170,19 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame([data] if is_row else data)
 
 
-def _refuse_numbers(name: str | int, column: "pd.Series[Any]") -> None:
-    """Raise SchemaMismatch if a column of numbers, for which the signature has strings, is not entirely missing."""
-    is_given = column.notna().to_numpy()
-    if is_given.any():
-        row = int(is_given.argmax())
-        why = f"{short_repr(column.iloc[row].item())} is not a string"
-        raise SchemaMismatch(f"column {name!r} (string), row {row}: {why}", column=str(name))
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float | np.number | np.bool_) else value
+
+
+def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
+    """Raise SchemaMismatch if a column, for which the signature has strings, has a value that is not a string."""
+    if pd.api.types.infer_dtype(column) == "string":
+        return
+    for row, value in enumerate(column):
+        if not isinstance(value, str) and not _is_missing(value):
+            plain = value.item() if isinstance(value, np.generic) else value
+            why = f"{short_repr(plain)} is not a string"
+            raise SchemaMismatch(f"column {name!r} (string), row {row}: {why}", column=str(name))
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
@@ -500,16 +506,16 @@ class Scorer:
             self._types = dict(zip(named, kinds, strict=True))
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
         self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
+        self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
         self._missing: dict[str | int, float | None] = {}
         as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's CSV reader rejects dates.
         if artifact.columns:
-            texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
             original = model
             with suppress(NotImplementedError):
                 original = model.get_raw_model()
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
-            self._missing = _missing_texts(original, texts, None if is_python else _MISSING_TEXT)
+            self._missing = _missing_texts(original, self._texts, None if is_python else _MISSING_TEXT)
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
         self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
@@ -660,25 +666,24 @@ class Scorer:
 
     def _converted(self, data: Any) -> Any:
         """Return the data of a request with parsed dates, and with the missing strings that the model expects."""
-        if not self._dates and not self._missing:
+        if not self._dates and not self._missing and not isinstance(data, pd.DataFrame):
             return data
         try:
             table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
         except ValueError as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         doubled = {*table.columns[table.columns.duplicated()]}
-        if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
+        if name := next((name for name in (*self._dates, *self._texts) if name in doubled), None):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
             if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates, which need no parsing.
                 table[name] = _read_dates(name, table[name])
+        for name in [name for name in self._texts if name in table]:
+            if table is not data:  # MLflow reads numbers of `inputs` and `instances` as strings.
+                table[name] = table[name].map(_number_as_text, na_action="ignore")
+            _refuse_other_values(name, table[name])
         for name, missing in self._missing.items():
             if name in table:
-                is_numeric = pd.api.types.is_numeric_dtype(table[name].dtype)
-                if is_numeric and table is not data:  # Strings are expected.
-                    table[name] = table[name].map(str, na_action="ignore")
-                elif is_numeric:
-                    _refuse_numbers(name, table[name])
                 table[name] = _text_column(table[name], missing)
         return table
 

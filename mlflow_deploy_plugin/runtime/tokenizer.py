@@ -41,8 +41,15 @@ _CHARACTERS_AT_ONCE = 20_000
 """The number of characters that are tokenized between two looks at the clock, unless a single text is longer."""
 _CHARACTERS_PER_TOKEN = 8
 """The length of the first start of a text that is tokenized. English has 4 to 5 characters per token."""
-_END_OF_WORD = re.compile(r"[A-Za-z0-9](?= [A-Za-z0-9])")
-"""The place where a text may be cut: a single space between ASCII letters or digits, which nothing combines with."""
+_ADDS_SPACES = r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""The characters of Chinese, around which BertNormalizer adds spaces."""
+_BECOMES_SPACE = r"\u037a\ufc5e-\ufc63\ufe70-\ufe7e\uff9e\uff9f"
+"""The letters of which NFKD and StripAccents leave at most a space."""
+_END_OF_WORD = re.compile(rf"[^\W_{_ADDS_SPACES}{_BECOMES_SPACE}](?= [^\W_])")
+"""The place where a text may be cut: a single space between letters or digits, which nothing combines with.
+
+The excluded letters may end with a space after the normalizer, which the rest of the text could extend.
+"""
 _LOCAL_NORMALIZERS = {
     "BertNormalizer",
     "Lowercase",

@@ -160,6 +160,20 @@ def test_silent_connections_do_not_prevent_an_event(receiver: Receiver) -> None:
         assert begun.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
+def test_an_upgrade_to_websocket_is_refused_and_does_not_prevent_an_event(receiver: Receiver) -> None:
+    address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
+    with ExitStack() as opened:
+        upgrade = opened.enter_context(socket.create_connection(address, timeout=20))
+        upgrade.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert upgrade.recv(100).startswith(b"HTTP/1.1 405 ")
+        silent = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)]
+        assert receiver.send(event()).status_code == 200
+        assert is_closed(silent[0])
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,12 @@ def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[s
     assert kept["text"].tolist() == ["'5'", "'7'"]
 
 
+def test_a_number_among_texts_of_inputs_is_a_text_too(scorers: dict[str, Any]) -> None:
+    body = {"inputs": {"text": ["a", 7], "when": ["2024-01-02"] * 2}}
+    kept = scorers["gaps"].invoke(JSON, json.dumps(body).encode()).arrays["outputs"]
+    assert kept["text"].tolist() == ["'a'", "'7'"]
+
+
 @pytest.mark.parametrize("name", ["when", "text"])
 def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(scorers: dict[str, Any], name: str) -> None:
     split = {"columns": ["when", "text", name], "data": [["2024-01-02", "a", None]]}
@@ -373,7 +380,15 @@ def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("rows", "row", "value"), [([4, 5], 0, "4"), ([None, 2.5], 1, "2.5"), ([True, False], 0, "true")]
+    ("rows", "row", "value"),
+    [
+        ([4, 5], 0, "4"),
+        ([None, 2.5], 1, "2.5"),
+        ([True, False], 0, "true"),
+        (["Bern", 5], 1, "5"),
+        (["Bern", None, True], 2, "true"),
+        (["Bern", {"q": 1}], 1, "{'q': 1}"),
+    ],
 )
 def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
     towns: dict[str, Scorer], rows: list[Any], row: int, value: str
@@ -383,8 +398,15 @@ def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
         towns["none"].invoke(JSON, body)
     assert refusal.value.message == f"column 'city' (string), row {row}: {value} is not a string"
     assert refusal.value.column == "city"
-    with pytest.raises(SchemaMismatch, match=rf"column 'city' \(string\), row {row}: {value} is not a string"):
+    with pytest.raises(
+        SchemaMismatch, match=rf"column 'city' \(string\), row {row}: {re.escape(value)} is not a string"
+    ):
         towns["none"].outputs_of(pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False))
+
+
+def test_an_integer_above_64_bits_is_no_string(towns: dict[str, Scorer]) -> None:
+    with pytest.raises(SchemaMismatch, match=rf"column 'city' \(string\), row 0: {10**30} is not a string"):
+        towns["none"].invoke(JSON, records({"city": 10**30, "land": "CH"}))
 
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])

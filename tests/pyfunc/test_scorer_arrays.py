@@ -202,6 +202,20 @@ def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(double
     assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
 
 
+def test_a_number_for_a_string_beside_a_nested_column_is_refused(tmp_path: Path) -> None:
+    class Repeats(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return [str(value) for value in model_input["s"]]
+
+    signature = ModelSignature(Schema([ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]))
+    save_model(tmp_path / "texts", python_model=Repeats(), signature=signature, pip_requirements=[])
+    scorer = load_scorer(tmp_path / "texts")
+    with pytest.raises(SchemaMismatch, match=r"column 's' \(string\), row 1: 5 is not a string"):
+        scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]}')
+    answer = scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3, 4], "s": "x"}]}')
+    assert json.loads(answer.body)["predictions"] == ["x"]
+
+
 @pytest.mark.parametrize("value", [True, "3", [3]])
 def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles: Scorer, value: Any) -> None:
     document = {"dataframe_records": [POINT | {"m": {"k": value}}]}

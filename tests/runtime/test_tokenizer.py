@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,17 @@ KEPT = 6
 """The number of tokens that a tokenizer keeps. The first start of a text then has 48 characters."""
 
 
-def long_text(*parts: str) -> str:
+ALPHABETS = (
+    *("the model is a b c", "модель отвечает на ё", "το μοντέλο ΟΔΟΣ ς Σ", "نموذج لغوي اﻵ ﷺ", "מודל של"),
+    *("한 ᄀ ᅡ ᆨ", "한국 모델 응답", "日 本語 は", "हिन्दी में मॉडल", "ภาษา ไทย ำ ก", "É é ́e x́"),
+    *("ﾞ x ﾟ y ͺ z", "ﱞ a ﹰ b ㅤ c", "² ½ Ⅷ ٣ १", "ൎ ൎ ൎ ª ŉ"),
+)
+"""Words with places where a text may be cut, in several alphabets, with letters that normalizers change or remove."""
+
+
+def long_text(*parts: str, words: str = ALPHABETS[0]) -> str:
     """Return a text with places where it may be cut, and with hostile parts before, at and after these places."""
-    return " the model is a b c ".join(["", *parts, ""]).strip()
+    return f" {words} ".join(["", *parts, ""]).strip()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -108,9 +117,13 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language: str
     tokenizer = saved(original, KEPT)
 
     @settings(max_examples=200)
-    @given(st.lists(texts(), min_size=4, max_size=12), st.sampled_from(["", " ", "    ", "x", "日本"]))
-    def check(parts: list[str], start: str) -> None:
-        assert_equal_tokens(original, tokenizer, [start * 30 + long_text(*parts), "".join(parts)])
+    @given(
+        st.lists(texts(), min_size=4, max_size=12),
+        st.sampled_from(["", " ", "    ", "x", "日本"]),
+        st.sampled_from(ALPHABETS),
+    )
+    def check(parts: list[str], start: str, words: str) -> None:
+        assert_equal_tokens(original, tokenizer, [start * 30 + long_text(*parts, words=words), "".join(parts)])
 
     check()
 
@@ -123,9 +136,24 @@ def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language: st
     original(["call"], padding=True, truncation=True)
     tokenizer = saved(original, KEPT)
     parts = list(hostile_texts(60_000, seed=1))
-    rows = [long_text(*parts[start : start + 3]) for start in range(0, len(parts), 3)]
+    starts = range(0, len(parts), 3)
+    rows = [
+        long_text(*parts[start : start + 3], words=words)
+        for start, words in zip(starts, cycle(ALPHABETS), strict=False)
+    ]
     for start in range(0, len(rows), 500):
         assert_equal_tokens(original, tokenizer, rows[start : start + 500])
+
+
+@pytest.mark.parametrize("letter", "\uff9e\uff9f\u037a\ufc5e\ufc63\ufe70\ufe7e")
+def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter: str, saved: Any) -> None:
+    pytest.importorskip("transformers")
+    original = original_tokenizer("Unigram", model_max_length=5)
+    original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    original(["call"], padding=True, truncation=True)
+    assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
 
 
 def spent(tokenizer: TextTokenizer, text: str) -> int:
@@ -143,6 +171,8 @@ def test_only_the_start_of_a_long_text_is_tokenized(language: str, saved: Any) -
     original = original_tokenizer(language)
     original(["call"], padding=True, truncation=True)
     assert spent(saved(original), "the model " * 10_000) < 1000
+    assert spent(saved(original), "модель отвечает " * 10_000) < 1000
+    assert spent(saved(original), "한국 모델 " * 10_000) < 1000
     assert spent(saved(original), "日本語" * 10_000) == 30_000  # There is no safe place to cut.
 
 

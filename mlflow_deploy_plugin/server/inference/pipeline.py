@@ -15,7 +15,7 @@ from copy import copy
 from itertools import chain
 
 from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError, InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
@@ -31,6 +31,8 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 logger = logging.getLogger(__name__)
 
 _LAST_EVENT = b"data: [DONE]\n\n"
+_REFUSALS = (InvalidRequest, InferenceError)
+"""The errors of a body that is refused again whenever it is repeated."""
 
 
 class BrokenResponse(Exception):
@@ -115,10 +117,10 @@ class RequestContext:
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction. If it failed, capture the failure, at the caller's event time if valid."""
         seconds = self.count(reply.status, outputs)
-        # `onnxserve predict` sends rows of a failed request again to find the refused row. Its cause counts once.
-        is_new = REPEATED_HEADER.lower() not in self.request.headers
-        is_failure = reply.error is not None and not isinstance(reply.error, ClientDisconnected)
-        if reply.error is not None and is_failure and is_new and self.variant is not None:
+        # `onnxserve predict` sends rows of a refused request again to find the refused row. Its cause counts once.
+        is_repeated = REPEATED_HEADER.lower() in self.request.headers
+        not_captured = (ClientDisconnected, *_REFUSALS) if is_repeated else ClientDisconnected
+        if reply.error is not None and not isinstance(reply.error, not_captured) and self.variant is not None:
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)

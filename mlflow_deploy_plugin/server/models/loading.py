@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -130,7 +130,9 @@ def load_warm(
         else:
             for size in policy.sizes:
                 model.run(repeat_row(feeds, 0, size))
-            batcher = Batcher(model.run, policy)
+            # The tokenizer divides a batch by the lengths of its texts. Padding rows would only be more work.
+            pads = policy.pads and model.artifact.tokenizer is None
+            batcher = Batcher(model.run, replace(policy, pads=pads))
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)

@@ -130,6 +130,14 @@ def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, b
     assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
 
 
+def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve: Serve) -> None:
+    server = serve(max_batch_size=8)
+    assert ask(server, {"dataframe_records": [{"a": "x"}]}, x_onnxserve_repeated="1").status == 400
+    assert ask(server, v2(timeout=1), "/v2/models/e/infer", x_onnxserve_repeated="1").status == 504
+    (failed,) = [batch for batch in read_batches(segments(server.capture.spool)[0]).batches if batch.is_failed]
+    assert failed.statuses.tolist() == [504]
+
+
 FLIGHT = {"carrier": "AA", "distance": 7.5, "hour": 3, "late": True}
 CSV = {"content_type": "text/csv"}
 JSON_LINES = {"content_type": "application/jsonl"}

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
 from mlflow_deploy_plugin.runtime import OnnxModel, session
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
-from mlflow_deploy_plugin.runtime.session import Placement
+from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
 from tests.support.models import mixed_model, write_model
 from tests.support.page_models import with_example
@@ -88,6 +88,18 @@ def test_only_a_server_stops_the_threads_of_tokenizers(tmp_path: Path, monkeypat
     assert name not in os.environ
     load_warm(folder, Placement(), 1)
     assert os.environ[name] == "false"
+
+
+def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tests.support.texts import text_model
+
+    warm = load_warm(text_model(tmp_path / "model"), ON_CPU, 1, BatchPolicy(max_batch_size=8, pads=True))
+    assert isinstance(warm.predictor, OnnxModel)
+    assert warm.batcher is not None
+    warm.predictor.max_text_characters = 500
+    feeds = warm.predictor.schema.from_columns({"text": ["a" * 100] * 5})
+    assert len(warm.batcher.run(feeds)["embedding"]) == 5
 
 
 def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
