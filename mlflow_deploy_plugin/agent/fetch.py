@@ -16,9 +16,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from mlflow_deploy_plugin.errors import (
     GateRefused,
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
+_FIRST_PAUSE = 50
+"""The seconds until refused files are downloaded again. The resolver tries a refused version again after a minute."""
 
 
 class ModelCache:
@@ -156,10 +159,22 @@ class ModelCache:
 
 
 @dataclass(frozen=True)
+class _RefusedFiles:
+    """Files of a version that are not the approved files. They are not downloaded again before `until` (monotonic)."""
+
+    approved: tuple[str, ...]
+    message: str
+    pause: float
+    until: float
+
+
+@dataclass(frozen=True)
 class MlflowRegistry:
-    """The `Registry` of the resolver, which uses MLflow and the cache."""
+    """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has the refused files by identity."""
 
     cache: ModelCache
+    clock: Callable[[], float] = time.monotonic
+    _refused: dict[str, _RefusedFiles] = field(default_factory=dict, compare=False)
 
     def resolve(self, model_uri: str) -> ResolvedModel:
         return resolve(model_uri)
@@ -182,11 +197,13 @@ class MlflowRegistry:
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
             approved = approval.files or approval.earlier
+            self._refuse_known(resolved.identity, approved)
             judged = approved[0] if approved else resolved.gate_status.digest
             folder = self.cache.fetch(resolved.source, identity, judged)
             self.cache.prune()
             if approved and folder.name not in approved:
-                raise GateRefused(_unapproved_files(resolved, folder.name, approved[0]))
+                self._refuse(resolved, folder.name, approved)
+            self._refused.pop(resolved.identity, None)
             artifact = read_served_artifact(folder)
         from_files = {
             "flavor": artifact.flavor,
@@ -206,6 +223,20 @@ class MlflowRegistry:
             digest="" if kind == "path" else folder.name,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
+
+    def _refuse_known(self, identity: str, approved: tuple[str, ...]) -> None:
+        """Raise GateRefused if the files were refused a short time ago and no other files have been approved since."""
+        known = self._refused.get(identity)
+        if known is not None and known.approved == approved and self.clock() < known.until:
+            raise GateRefused(known.message)
+
+    def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
+        """Raise GateRefused. The time until the next download doubles, because all files of the version are loaded."""
+        known = self._refused.get(resolved.identity)
+        pause = _FIRST_PAUSE if known is None or known.approved != approved else min(known.pause * 2, _HOUR)
+        message = _unapproved_files(resolved, digest, approved[0])
+        self._refused[resolved.identity] = _RefusedFiles(approved, message, pause, self.clock() + pause)
+        raise GateRefused(message)
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
         return self.cache.received_bytes(resolved.source)

@@ -277,8 +277,8 @@ class VersionResolver:
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
             reason = (
                 f"MLflow's server has no record of approved files of {target.name} version {target.version}. The agent "
-                "needs MLflow's server with onnxserve. There, an administrator can set the policy again, also unchanged, "
-                "which records the files of the served versions; or request the promotion of the version again"
+                "needs MLflow's server with onnxserve. There, an administrator can set the policy again, also "
+                "unchanged, which records the files of the served versions; or request the promotion again"
             )
             model.rejection = _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
             return

@@ -109,9 +109,7 @@ def promote(
             raise GateRefused(refusal)
         is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
-            if request.has_approvals(trail):  # MLflow's server records the files that were approved again.
-                request.move()
-            return request.promotion(status, before=candidate.version, is_moved=False)
+            return request.stay(trail, status)
         status = request.gate_status(force, progress)
         if not status.passed and not force:
             request.record(trail, "refused", status)
@@ -198,8 +196,14 @@ class _Request:
             return False
         return not missing_approvals(store, policy, subject_of(self.entry, self.place, self.verdict.digest, policy))
 
+    def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
+        """Return the promotion of a version in `place`. MLflow's server records files that were approved again."""
+        if self.has_approvals(store):
+            self.move()
+        return self.promotion(status, before=self.candidate.version, is_moved=False)
+
     def move(self) -> None:
-        """Move the version to `place`. MLflow's server may first read all files of the version, so there is no timeout."""
+        """Move the version to `place`, without a timeout, because MLflow's server may first read all its files."""
         reference = parse_model_uri(self.place.uri(self.candidate.name))
         with no_request_timeout:
             transitions.move_version(reference, self.candidate.version, clears_rollback=self.place.is_served_from)

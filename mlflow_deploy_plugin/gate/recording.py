@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlflow_deploy_plugin.errors import NotFound, error_of_status
 from mlflow_deploy_plugin.registry import registry_client, registry_errors, tags
-from mlflow_deploy_plugin.registry.connection import app_answer
+from mlflow_deploy_plugin.registry.connection import app_answer, is_refused_by_proxy
 from mlflow_deploy_plugin.store import Json, Store
 
 PATH, _JSON = "/onnxserve/verdicts", "application/json"
@@ -136,6 +136,8 @@ def _send(record: VerdictRecord) -> bool:
         try:
             answer = app_answer(PATH, _JSON, "POST", {}, json=document, timeout=_SECONDS)
         except NotFound:
+            return False
+        if is_refused_by_proxy(answer):
             return False
         is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
         error = answer.json() if is_json and not answer.ok else {}

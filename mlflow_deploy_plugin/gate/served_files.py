@@ -41,11 +41,12 @@ def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") ->
     """Return the digests of the files of the version that may be served, if the policy requires approvals.
 
     These are the files of promotions with all approvals, also before the version is moved, and the files with which the
-    version moved to a gated place. Raises StoreUnavailable.
+    version moved to a gated place. The former come first, because they are newer. Raises StoreUnavailable.
     """
     name, number = version.name, str(version.version)
     requests = [request for request in promotion_requests(store, name) if request.version == number]
-    files: list[str] = []
+    approved: list[str] = []
+    served: list[str] = []
     for place in policy.gated_places:
         for request in requests:
             subject = subject_of(version, place, request.subject.files, policy)
@@ -53,9 +54,9 @@ def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") ->
             if required is None or request.subject.key != subject.key:
                 continue
             if approval_status(required, request, subject, store.now()).is_complete:
-                files.append(subject.files)
-        files.append(served_files(store, name, number, str(place)))
-    return tuple(dict.fromkeys(filter(None, files)))
+                approved.append(subject.files)
+        served.append(served_files(store, name, number, str(place)))
+    return tuple(dict.fromkeys(filter(None, [*approved, *served])))
 
 
 def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:

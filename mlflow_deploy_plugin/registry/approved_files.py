@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable, error_of_status
 from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.connection import app_answer, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import app_answer, is_refused_by_proxy, registry_client, registry_errors
 
 APPROVED, CHANGED_FILES = "/onnxserve/approved", "/onnxserve/changed-files"
 _JSON = "application/json"
@@ -25,13 +25,11 @@ class Approval(BaseModel):
 
     Attributes:
         is_required: True if the policy of the model requires approvals.
-        files: the digests of all files (`runtime.combine_hashes`) that people have approved, or that were served before
-            approvals were required; the newest first. Empty if the version is not approved.
-        earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic at
-            an endpoint, but only with these files.
+        files: the digests of all files (`runtime.combine_hashes`) that people have approved, or with which the version
+            moved to a gated place; digests of open requests come first. Empty if the version is not approved.
+        earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic
+            at an endpoint, but only with these files.
         places: the stages and @aliases that the policy gates.
-        share: the percentage of an endpoint's requests that versions without an approval may answer.
-        seconds: the time for which they may answer.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,8 +38,6 @@ class Approval(BaseModel):
     files: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
-    share: float = 0.0
-    seconds: float = 0.0
 
 
 class ChangedFiles(BaseModel):
@@ -87,6 +83,6 @@ def _get(path: str, query: dict[str, str], seconds: float) -> Any:
         error = answer.json() if is_json else {}
         if answer.status_code >= 500 or answer.ok:
             raise RegistryUnavailable(f"the approvals of versions: MLflow answers with the status {answer.status_code}")
-        if "error_code" not in error:
-            return None  # A proxy refuses a path that this server does not have.
+        if is_refused_by_proxy(answer):
+            return None
     raise error_of_status(answer.status_code)(error["message"])

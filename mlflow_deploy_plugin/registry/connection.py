@@ -370,6 +370,14 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
 
 
+def is_refused_by_proxy(answer: "Response") -> bool:
+    """Return True if a proxy refuses a path of the app, which the server behind it then does not have.
+
+    The app's own refusals are JSON documents with an error code.
+    """
+    return 400 <= answer.status_code < 500 and '"error_code"' not in answer.text
+
+
 def login_name() -> str:
     """Return the name under which MLflow's server has authenticated this user; empty without our app or a login.
 

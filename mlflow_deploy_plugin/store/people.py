@@ -22,13 +22,17 @@ _CONTROL = ("Cc", "Cs")
 """Control characters, and halves of surrogate pairs, which UTF-8 cannot store."""
 
 
+_BLANK = "\u2800"
+"""The braille pattern without dots, which looks like a space, but is not white space in Unicode."""
+
+
 def person_key(name: str) -> str:
     """Return the form of a name that is equal for all spellings of the name that look the same or differ only in case.
 
     This is Unicode's compatibility caseless matching (definition D146) without ignorable and control characters,
     without outer spaces, and with one space in place of each run of spaces of any kind.
     """
-    visible = "".join(character for character in name if not _is_invisible(character))
+    visible = "".join(character for character in name.replace(_BLANK, " ") if not _is_invisible(character))
     folded = unicodedata.normalize("NFD", visible).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())

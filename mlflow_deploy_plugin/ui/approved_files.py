@@ -55,17 +55,33 @@ class ChangedFilesSearch:
     def __init__(self, trail: guard.AuditTrail) -> None:
         self._trail = trail
         self._lock = threading.Lock()
-        self._found: dict[str, tuple[float, list[ChangedFiles]]] = {}
+        self._found: dict[tuple[str, str], tuple[float, list[ChangedFiles]]] = {}
+        """The time and the result of the last search, by workspace and model."""
 
     def find(self) -> list[ChangedFiles]:
-        """Return the versions of the models that the caller may read. A result is used for `_PAUSE_SECONDS`."""
-        workspace = active_workspace()
-        with self._lock:
-            searched_at, found = self._found.get(workspace, (-math.inf, []))
-            if time.monotonic() - searched_at > _PAUSE_SECONDS:
-                found = [changed for model in _models() for changed in _changed_files(self._trail, model)]
-                self._found[workspace] = time.monotonic(), found
-        return [changed for changed in found if access.may_read(changed.model)]
+        """Return the versions of the models that the caller may read. A result is used for `_PAUSE_SECONDS`.
+
+        During another search, the last results are returned, because a caller must not wait for the artifact store.
+        """
+        readable = [model for model in _models() if access.may_read(model.name)]
+        if self._lock.acquire(blocking=False):
+            try:
+                for model in readable:
+                    self._search(model)
+            finally:
+                self._lock.release()
+        known = [self._found.get(_key(model), (0.0, []))[1] for model in readable]
+        return [changed for found in known for changed in found]
+
+    def _search(self, model: "RegisteredModel") -> None:
+        searched_at, _ = self._found.get(_key(model), (-math.inf, []))
+        if time.monotonic() - searched_at > _PAUSE_SECONDS:
+            found = [*_changed_files(self._trail, model)]
+            self._found[_key(model)] = time.monotonic(), found
+
+
+def _key(model: "RegisteredModel") -> tuple[str, str]:
+    return active_workspace(), model.name
 
 
 def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:

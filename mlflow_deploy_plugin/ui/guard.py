@@ -435,9 +435,7 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     )
 
 
-def _changed_or_unapproved(
-    trail: AuditTrail, policy: GatePolicy, version: "ModelVersion", stage: StageOrAlias
-) -> str:
+def _changed_or_unapproved(trail: AuditTrail, policy: GatePolicy, version: "ModelVersion", stage: StageOrAlias) -> str:
     """Return why the version may not be served in its stage; empty if it may. Raises NotFound and StoreUnavailable."""
     files = files_digest(version.name, str(version.version), policy)
     if policy.approvals is None:

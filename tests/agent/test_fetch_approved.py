@@ -20,7 +20,9 @@ from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
+POLICY = (
+    "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
+)
 pytestmark = pytest.mark.long
 
 
@@ -102,6 +104,35 @@ def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has
         with pytest.raises(GateRefused) as refused:
             agent(tmp_path).fetch(resolve(f"models:/{model}/1"))
     assert mentions(refused.value.message, "differ", approved[:12])
+
+
+def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approval(
+    server: People, tmp_path: Path
+) -> None:
+    model = promoted(server)
+    now = [0.0]
+    cache = ModelCache(tmp_path / "cache", tmp_path / "state")
+    registry = MlflowRegistry(cache, clock=lambda: now[0])
+    with server.logged_in("alice") as client:
+        run_id = client.get_model_version(model, "1").run_id
+        approved = Path(client.download_artifacts(run_id, "model", str(tmp_path)))
+        client.log_artifacts(run_id, str(write_classifier(tmp_path / "other", (9.0, 9.0))), "model")
+
+        def is_refused() -> bool:
+            try:
+                registry.fetch(resolve(f"models:/{model}/1"))
+            except GateRefused:
+                return True
+            return False
+
+        assert is_refused()
+        now[0] = 60.0
+        assert is_refused()
+        client.log_artifacts(run_id, str(approved), "model")
+        now[0] = 120.0
+        assert is_refused()  # The restored files are not downloaded yet.
+        now[0] = 180.0
+        assert not is_refused()
 
 
 def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People, tmp_path: Path) -> None:

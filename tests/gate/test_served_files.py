@@ -66,6 +66,16 @@ def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
     assert approved_files(store, POLICY, replaced) == (OLD,)
 
 
+def test_files_of_a_request_come_before_files_that_were_served(store: Store) -> None:
+    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+    moved(store, "4", OLD)
+    subject = Subject("credit", "4", "Production", 2000, NEW, POLICY.digest)
+    record_gate(store, subject)
+    request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
+    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
+    assert approved_files(store, POLICY, version) == (NEW, OLD)
+
+
 def test_files_with_all_approvals_are_known_after_their_request_has_ended(store: Store) -> None:
     version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
     policy = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2))

@@ -25,6 +25,8 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
         ("reviewer", "reviewer\x00"),
         ("reviewer", "revi\x07ewer"),
         ("reviewer", "reviewer\x85"),
+        ("reviewer", "reviewer\u2800"),
+        ("ann lee", "ann\u2800lee"),
         ("reviewer", "re\u00adviewer"),
         ("reviewer", "re\u200bviewer"),
         ("reviewer", "reviewer\ufeff"),

@@ -112,7 +112,9 @@ def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_
         assert move(mlflow_app, model, "1", "Staging").status_code == 200
     assert point(mlflow_app, free, "champion", "1").status_code == 200
     assert caplog.records == []
-    assert {"files" in event.detail["moved"] for model in (gated, free) for event in events(mlflow_app, model)} == {False}
+    assert {"files" in event.detail["moved"] for model in (gated, free) for event in events(mlflow_app, model)} == {
+        False
+    }
 
 
 @pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)])

@@ -1,0 +1,60 @@
+"""Tests of the search for changed files on MLflow's server: its callers cannot keep the artifact store busy."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
+from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
+from tests.support.console import POLICY, move
+
+
+@pytest.fixture
+def changed_model(mlflow_app: Any) -> str:
+    """A model with a version in a gated stage whose files were replaced."""
+    model: str = mlflow_app.model(policy=POLICY)
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: replaced")
+    return model
+
+
+def find(mlflow_app: Any, search: ChangedFilesSearch) -> list[ChangedFiles]:
+    with mlflow_app.app.test_request_context():
+        return search.find()
+
+
+def test_only_models_that_the_caller_may_read_are_searched(
+    mlflow_app: Any, changed_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = ChangedFilesSearch(guard.AuditTrail())
+    (mlflow_app.files(changed_model, "1") / "MLmodel").unlink()  # Reading it is logged.
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(access, "may_read", lambda model: model != changed_model)
+        find(mlflow_app, search)
+    assert not any(changed_model in record.getMessage() for record in caplog.records)
+    assert [entry.now for entry in find(mlflow_app, search) if entry.model == changed_model] == [""]
+
+
+def test_a_caller_does_not_wait_for_the_search_of_another_caller(
+    mlflow_app: Any, changed_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = ChangedFilesSearch(guard.AuditTrail())
+    is_reading, may_go_on = threading.Event(), threading.Event()
+    files_digest = guard.files_digest
+
+    def slow_digest(*arguments: Any) -> str:
+        is_reading.set()
+        may_go_on.wait(60)
+        return files_digest(*arguments)
+
+    monkeypatch.setattr(guard, "files_digest", slow_digest)
+    first = threading.Thread(target=find, args=(mlflow_app, search))
+    first.start()
+    assert is_reading.wait(60)
+    assert find(mlflow_app, search) == []
+    may_go_on.set()
+    first.join(60)
+    assert changed_model in {entry.model for entry in find(mlflow_app, search)}
