@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import mlflow.pyfunc
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.exceptions import MlflowException
@@ -267,12 +268,15 @@ def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Tra
     converter = converters.converter_for(model)
     if hasattr(converter, "asked_with"):
         return converter.asked_with(model, settings, predict_fn)
-    method = getattr(model, "forward", None) or getattr(model, "predict", None)
-    parameters = inspect.signature(method).parameters if method is not None else {}
+    method: Any = getattr(model, "forward", None) or getattr(model, "predict", None)
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with suppress(TypeError, ValueError):  # The method of a TorchScript module has no signature.
+        parameters = inspect.signature(method).parameters
+    value: Any
     for name, value in settings.items():
         if name not in parameters and "xgboost" in converters.packages_of(model):
             continue  # MLflow ignores this name.
-        if name not in parameters or parameters[name].default != value:
+        if name not in parameters or not np.array_equal(parameters[name].default, value):
             raise errors.ConversionError(
                 f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "
                 "or make it the default of the model"

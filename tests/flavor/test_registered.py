@@ -393,3 +393,36 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table: pd.DataF
     assert onnxserve.wrap(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state == "proven"
     with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
         onnxserve.wrap(str(tmp_path / "times 2.0"), data=rows, dry_run=True)
+
+
+@pytest.mark.long
+def test_a_param_of_a_traced_module_is_refused_with_its_name(table: pd.DataFrame, tmp_path: Path) -> None:
+    """A traced module does not tell its parameters."""
+    torch = pytest.importorskip("torch")
+    rows = table.to_numpy(np.float32)
+    params = ParamSchema([ParamSpec("factor", "double", 2.0)])
+    signature = ModelSignature(mlflow.models.infer_signature(rows).inputs, params=params)
+    traced = torch.jit.trace(torch.nn.ReLU(), torch.from_numpy(rows))
+    options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
+    mlflow.pytorch.save_model(traced, tmp_path / "saved", signature=signature, **options)
+    with pytest.raises(ConversionError, match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc"):
+        onnxserve.wrap(str(tmp_path / "saved"), data=rows, dry_run=True)
+
+
+@pytest.mark.long
+def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(table: pd.DataFrame, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Weighted(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, rows: Any, weights: Any = np.array([1.0, 2.0])) -> Any:  # noqa: B008
+            return rows * float(weights[1])
+
+    rows = table.to_numpy(np.float32)
+    inputs = mlflow.models.infer_signature(rows).inputs
+    for weights in ([1.0, 2.0], [1.0, 3.0]):
+        signature = ModelSignature(inputs, params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))]))
+        options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
+        mlflow.pytorch.save_model(Weighted(), tmp_path / str(weights[1]), signature=signature, **options)
+    assert onnxserve.wrap(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state == "proven"
+    with pytest.raises(ConversionError, match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain"):
+        onnxserve.wrap(str(tmp_path / "3.0"), data=rows, dry_run=True)
