@@ -281,11 +281,12 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
             "answer for a missing value may depend on the other rows of the request. Convert each column to one type",
             untyped,
         )
-    gaps = [spec.name for spec in specs if spec.type == DataType.boolean and table[spec.name].hasnans]
+    without_null = (DataType.boolean, DataType.binary)
+    gaps = [spec.name for spec in specs if spec.type in without_null and table[spec.name].hasnans]
     if gaps:
         _logger.warning(
-            "The boolean columns %s have missing values, which are refused in requests, because MLflow would read "
-            "null as false. Convert them to texts or numbers before the model is trained",
+            "The boolean or binary columns %s have missing values, which are refused in requests, because MLflow "
+            "cannot read them. Convert the columns to texts or numbers before the model is trained",
             gaps,
         )
     return ModelSignature(Schema(specs), outputs)
@@ -297,6 +298,8 @@ def _column_spec(series: pd.Series) -> ColSpec:
         return ColSpec(DataType[column_type(series)], series.name)
     except ConversionError:
         kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
+    if kind in (DataType.integer, DataType.long) and series.hasnans:
+        kind = DataType.double  # MLflow refuses a missing integer.
     # MLflow refuses a missing list or object in a required column, but not a missing date.
     return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 

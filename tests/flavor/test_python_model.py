@@ -263,7 +263,7 @@ class RefusesFiveRows:
 def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signature_are_reported(
     tracking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10}
+    columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10, "photo": [b"png", None] * 10}
     table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
     model = make_pipeline(FunctionTransformer(lambda rows: rows.astype(str)), OneHotEncoder(), LogisticRegression())
     model.fit(table, [0, 1] * 10)
@@ -272,13 +272,33 @@ def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signatur
     unsigned = onnxserve.log_model(RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)}))
 
     assert "has no type for the columns ['plan'], which mix types" in caplog.text
-    assert "The boolean columns ['late'] have missing values, which are refused in requests" in caplog.text
+    assert "The boolean or binary columns ['late', 'photo'] have missing values, which are refused" in caplog.text
     assert info.signature.inputs.to_dict() == [
         {"type": "any", "name": "plan", "required": True},
         {"type": "boolean", "name": "late", "required": True},
+        {"type": "binary", "name": "photo", "required": True},
     ]
     assert unsigned.signature is None
     assert "The model is logged without a signature" in caplog.text
+
+
+class CountsGaps:
+    """A model of an unknown library."""
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows.isna().sum(axis=1).to_numpy()
+
+
+@pytest.mark.long
+def test_a_whole_number_of_an_object_column_with_gaps_may_be_missing(tracking: Path) -> None:
+    table = pd.DataFrame({"a": pd.Series([1, None, 2], dtype=object)})
+
+    info = onnxserve.log_model(CountsGaps(), name="model", input_example=table)
+
+    scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
+    body = {"dataframe_records": [{"a": 1}, {"a": None}]}
+    assert _predictions(scorer, "application/json", body) == [0, 1]
+    assert info.signature.inputs.to_dict() == [{"type": "double", "name": "a", "required": True}]
 
 
 @pytest.mark.long
