@@ -245,7 +245,7 @@ def approve(
         status = approval_status(required, known, subject, store.now())
         if any(_same(person.user, name) for name in status.approved_by):
             return None
-        detail = {"report": report, "verdict": known.verdict}
+        detail: Json = {"report": report, "verdict": known.verdict}
         if status.missing <= 1:
             detail[COMPLETE] = asdict(subject)
         return _event(store, "approve", subject, person, why, detail)

@@ -667,7 +667,7 @@ def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: Audit
         if response.status_code != 200:
             return response
         if change is not None:
-            if change.before != change.after or change.has_new_files or SERVED in change.detail:
+            if change.before != change.after or change.has_new_files or change.detail.get(SERVED):
                 _record(trail, change)
             if change.is_served_again:  # The version is no longer rolled back.
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
