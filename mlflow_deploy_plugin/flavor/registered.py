@@ -247,14 +247,25 @@ def _convert(
 
 
 def _settings(mlmodel: Model, folder: Path) -> Settings:
-    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor ignores them."""
-    flavors = [name for name in mlmodel.flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
+    """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor ignores them.
+
+    Raises InvalidArtifact if the file with the arguments is damaged.
+    """
+    sections = read_mlmodel(folder).get("flavors", {})
+    flavors = [name for name in sections if name not in (FLAVOR, PYTHON_FUNCTION)]
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
-    config = mlmodel.flavors.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
+    config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
     older = folder / "components" / "inference_config.txt"  # The `inference_config` of MLflow before 2.10.
     if flavors[0] == "transformers" and older.is_file():
-        config = json.loads(older.read_text(encoding="utf-8"))
+        try:
+            config = json.loads(older.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise errors.InvalidArtifact(f"the model's file components/{older.name} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise errors.InvalidArtifact(
+            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or components/{older.name}"
+        )
     if flavors[0] == "pytorch":
         config = {name: value for name, value in config.items() if name != "device"}
     params = mlmodel.get_params_schema()

@@ -235,15 +235,15 @@ class ChangeFeed:
         for subscription in subscriptions if changed else ():
             subscription.due.update(uri for uri, model in subscription.models.items() if model in changed)
         due = _resolve(_in_turn(_due_by_caller(subscriptions)))
-        regular = _resolve(waiting)
+        results = due | _resolve(uri for uri in waiting if uri not in due)
         for uris in watched.waiting.values():
-            uris -= regular.keys()
-        has_answered = bool(regular) and None not in regular.values()
+            uris.difference_update(results)
+        has_answered = bool(results) and None not in results.values()
         for subscription in subscriptions:
             subscription.due -= due.keys()
             if has_answered:
                 subscription.answered_at = begun_at
-            self._pass_on(subscription, regular | due)
+            self._pass_on(subscription, results)
 
     def _pass_on(self, subscription: _Subscription, results: "Mapping[str, _Answer | None]") -> None:
         """Add the results that a subscription does not know to its next event."""

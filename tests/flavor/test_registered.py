@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from sklearn.feature_extraction.text import CountVectorizer
@@ -374,6 +375,25 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
 
     assert made.report.state == "proven"
     assert any("threshold=0.9" in note for note in made.warnings)
+
+
+def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(table: pd.DataFrame, tmp_path: Path) -> None:
+    mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
+    _set_pyfunc_section(tmp_path / "saved", None)
+    assert onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True).report.state == "proven"
+
+
+def test_a_model_config_that_is_no_mapping_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+    mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
+    _set_pyfunc_section(tmp_path / "saved", {"loader_module": "mlflow.xgboost", "config": "fast"})
+    with pytest.raises(InvalidArtifact, match="the model_config 'fast' is not a mapping"):
+        onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+
+
+def _set_pyfunc_section(folder: Path, section: dict[str, str] | None) -> None:
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    document["flavors"]["python_function"] = section
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
 
 
 @pytest.mark.long

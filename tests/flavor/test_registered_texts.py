@@ -23,7 +23,7 @@ else:
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.flavor.example_rows import read_rows
 from mlflow_deploy_plugin.flavor.registered import WrappedVersion
 from tests.support.refusals import refused
@@ -142,6 +142,16 @@ def test_the_older_file_of_settings_replaces_the_model_config(classifier: Any, t
     assert labels(folder) != plain
 
     assert wrapped(folder)[1].predict(TEXTS).tolist() == labels(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[4]", b"\xff"])
+def test_an_older_file_of_settings_that_is_damaged_is_refused(
+    content: bytes, classifier: Any, tracking: Path, tmp_path: Path
+) -> None:
+    folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
+    (folder / "components" / "inference_config.txt").write_bytes(content)
+    with refused(InvalidArtifact, "inference_config.txt"):
+        onnxserve.wrap(str(folder), data=TEXTS, dry_run=True)
 
 
 def test_the_function_that_is_applied_to_the_logits_is_a_setting(

@@ -21,7 +21,7 @@ from tests.support.tracking import tracking_at
 
 CHAMPION, PRODUCTION, TAGGED = "models:/X@champion", "models:/X/Production", "models:/X/tag:region=eu"
 URIS = [CHAMPION, PRODUCTION, TAGGED]
-SECONDS = 10.0
+SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,18 @@ def test_a_change_without_the_app_arrives_after_some_seconds(server: MlflowServe
         database = f"sqlite:///{server.folder}/mlflow.db"
         MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias("X", "champion", "2")
         assert next_event(events) == {CHAMPION: "2"}
+
+
+@pytest.mark.long
+def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server: MlflowServer) -> None:
+    uris = [f"models:/X@alias{number}" for number in range(60)]
+    database = f"sqlite:///{server.folder}/mlflow.db"
+    client = MlflowClient(registry_uri=database, tracking_uri=database)
+    with closing(read_changes(uris)) as events:
+        first_events(events, 60)
+        for number in range(60):
+            client.set_registered_model_alias("X", f"alias{number}", "2")
+        assert first_events(events, 60) == dict.fromkeys(uris, "2")
 
 
 @pytest.mark.parametrize(
