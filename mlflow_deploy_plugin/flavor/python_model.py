@@ -243,11 +243,13 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData
         if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
     closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, rows, name)]
-    return "pyfunc", {
+    arguments: LogOptions = {
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
         "input_example": plain.head(EXAMPLE_ROWS),
-        "signature": _table_signature(plain, expected),
     }
+    with suppress(Exception):  # MLflow may raise any error for predictions that a signature cannot describe.
+        arguments["signature"] = _table_signature(plain, expected)
+    return "pyfunc", arguments
 
 
 def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> LogOptions:
@@ -256,9 +258,9 @@ def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> 
     rows = plain.head(EXAMPLE_ROWS)
     try:
         expected = getattr(model, predict_fn)(table.head(EXAMPLE_ROWS))
+        return {"input_example": rows, "signature": _table_signature(plain, expected)}
     except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
         return {"input_example": rows}
-    return {"input_example": rows, "signature": _table_signature(plain, expected)}
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
