@@ -324,6 +324,29 @@ def test_a_model_that_answers_nothing_is_logged(column: Any, tracking: Path, cap
     assert "is served as pyfunc" in caplog.text
 
 
+class ReadsCategories:
+    """A model of an unknown library that needs categories and counts the rows of each call."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        self.sizes.append(len(rows))
+        return rows.kind.cat.codes.to_numpy()
+
+
+@pytest.mark.long
+def test_a_model_of_categories_is_asked_and_reported_once(tracking: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"kind": pd.Categorical(["x", "y"] * 10), "plan": pd.Series([1, "gold"] * 10, dtype=object)})
+    model = ReadsCategories()
+
+    onnxserve.log_model(model, name="model", input_example=table)
+
+    assert caplog.text.count("has no type for the columns ['plan']") == 1
+    # The search for a flavor asks with one row; then categories, texts, and an unknown category are tried.
+    assert model.sizes == [1, 20, 20, 5]
+
+
 @pytest.mark.long
 def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 2))
