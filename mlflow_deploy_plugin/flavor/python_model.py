@@ -71,9 +71,16 @@ def log_as_pyfunc(
     own = net_options(flavor, model, input_example, *others)
     if own is None and isinstance(example, pd.DataFrame):
         own = typed_columns_options(model, predict_fn, example)
-        arguments |= table_options(model, predict_fn, example)
+        if own is None:
+            arguments |= table_options(model, predict_fn, example)
     rows = arguments["input_example"]
-    if rows is not None and predict_fn != "predict" and options["signature"] is None and "signature" not in arguments:
+    if (
+        own is None
+        and rows is not None
+        and predict_fn != "predict"
+        and options["signature"] is None
+        and "signature" not in arguments
+    ):
         # Without a signature, MLflow would infer the outputs from `predict`.
         arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
     if own is None:
@@ -242,12 +249,15 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData
     with suppress(Exception):  # A model may raise any error for unknown values.
         if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
-    closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, rows, name)]
-    return "pyfunc", {
+    few = rows.head(EXAMPLE_ROWS)
+    closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, few, name)]
+    arguments: LogOptions = {
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
         "input_example": plain.head(EXAMPLE_ROWS),
-        "signature": _table_signature(plain, expected),
     }
+    with suppress(Exception):  # MLflow may raise any error for predictions that a signature cannot describe.
+        arguments["signature"] = _table_signature(plain, expected)
+    return "pyfunc", arguments
 
 
 def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> LogOptions:
@@ -256,9 +266,9 @@ def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> 
     rows = plain.head(EXAMPLE_ROWS)
     try:
         expected = getattr(model, predict_fn)(table.head(EXAMPLE_ROWS))
+        return {"input_example": rows, "signature": _table_signature(plain, expected)}
     except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
         return {"input_example": rows}
-    return {"input_example": rows, "signature": _table_signature(plain, expected)}
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
@@ -299,6 +300,51 @@ def test_a_whole_number_of_an_object_column_with_gaps_may_be_missing(tracking: P
     body = {"dataframe_records": [{"a": 1}, {"a": None}]}
     assert _predictions(scorer, "application/json", body) == [0, 1]
     assert info.signature.inputs.to_dict() == [{"type": "double", "name": "a", "required": True}]
+
+
+class AnswersNothing(BaseEstimator):  # type: ignore[misc]
+    """An estimator that needs categories if the table has a column `kind`."""
+
+    def fit(self, rows: pd.DataFrame) -> "AnswersNothing":
+        self.columns_ = list(rows)
+        return self
+
+    def predict(self, rows: pd.DataFrame) -> None:
+        if "kind" in rows:
+            rows.kind.cat.codes.sum()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("column", [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}])
+def test_a_model_that_answers_nothing_is_logged(column: Any, tracking: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame(column)
+    info = onnxserve.log_model(AnswersNothing().fit(table), name="model", input_example=table)
+
+    assert info.signature.inputs.input_names() == list(table)
+    assert "is served as pyfunc" in caplog.text
+
+
+class ReadsCategories:
+    """A model of an unknown library that needs categories and counts the rows of each call."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        self.sizes.append(len(rows))
+        return rows.kind.cat.codes.to_numpy()
+
+
+@pytest.mark.long
+def test_a_model_of_categories_is_asked_and_reported_once(tracking: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"kind": pd.Categorical(["x", "y"] * 10), "plan": pd.Series([1, "gold"] * 10, dtype=object)})
+    model = ReadsCategories()
+
+    onnxserve.log_model(model, name="model", input_example=table)
+
+    assert caplog.text.count("has no type for the columns ['plan']") == 1
+    # The search for a flavor asks with one row; then categories, texts, and an unknown category are tried.
+    assert model.sizes == [1, 20, 20, 5]
 
 
 @pytest.mark.long
