@@ -130,8 +130,8 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            for values in _stepped_column(series):
-                yield Batch(table.assign(**{str(name): values.array}))
+            for moved in _stepped_column(series):
+                yield Batch(table.assign(**{str(name): moved.array}))
     else:
         name, matrix = next(iter(table.items()))
         for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
@@ -177,7 +177,7 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    dtype = np.dtype(getattr(series.dtype, "numpy_dtype", series.dtype))
     bounds = np.iinfo(dtype)
     steps = np.rint(_step_sizes(numbers))  # The step of a small integer is below one half, and becomes zero.
     yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)

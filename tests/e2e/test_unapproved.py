@@ -23,7 +23,8 @@ from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port
 
-POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}\n"
+APPROVALS = "approvals: {count: 1, evaluation: optional}\n"
+POLICY = f"gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n{APPROVALS}"
 LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
 pytestmark = pytest.mark.long
 

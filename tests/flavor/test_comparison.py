@@ -119,7 +119,7 @@ def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
 )
 def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype: str, values: Any, down: Any, up: Any) -> None:
     table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
-    tried = []
+    tried: list[int | None] = []
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
         assert moved.data.id.dtype == table.id.dtype
