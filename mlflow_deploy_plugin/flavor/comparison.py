@@ -177,7 +177,7 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
-    dtype = np.dtype(getattr(series.dtype, "numpy_dtype", series.dtype))
+    dtype = np.dtype(str(series.dtype).split("[")[0].lower())  # "Int64" and "int64[pyarrow]" hold int64.
     bounds = np.iinfo(dtype)
     steps = np.rint(_step_sizes(numbers))  # The step of a small integer is below one half, and becomes zero.
     yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
