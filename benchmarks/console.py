@@ -26,8 +26,8 @@ def prepare(home: Path) -> None:
     os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
     from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.spec import new_endpoint
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.spec.document import new_endpoint
+    from mlflow_deploy_plugin.store.database import open_store
 
     settings = load_settings()
     store = open_store(settings.store_url)

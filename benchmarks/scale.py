@@ -244,8 +244,8 @@ def limits() -> int:
 
 
 def store(count: int = 10_000) -> None:
-    from mlflow_deploy_plugin.spec import load_specs
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.spec.document import load_specs
+    from mlflow_deploy_plugin.store.database import open_store
 
     (spec,) = load_specs("name: e\nvariants: {v: {model: models:/flights@champion}}\n")
     with postgresql_server() as url, closing(open_store(url)) as opened:
@@ -308,8 +308,9 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
     """Write rows of 14 columns like an agent: a file per ten minutes of two workers."""
     import pyarrow as pa
 
-    from mlflow_deploy_plugin.inference_log import open_log, parse_window
+    from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.inference_log.storage import encode_parquet
+    from mlflow_deploy_plugin.inference_log.windows import parse_window
 
     rng = np.random.default_rng(0)
     per_file, start = 25_000, datetime(2026, 1, 1, tzinfo=UTC)

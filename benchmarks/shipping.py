@@ -37,7 +37,7 @@ SETTLING_SECONDS = 3.0
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Return the captured model, feeds and outputs of requests of one row: `VARIETY` outputs, and new floats in each
     request."""
-    from mlflow_deploy_plugin.runtime import OnnxModel
+    from mlflow_deploy_plugin.runtime.model import OnnxModel
     from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
     loaded = OnnxModel.load(request_path.MODELS / kind)

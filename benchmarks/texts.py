@@ -71,7 +71,7 @@ def save_nets(folder: Path) -> None:
 
 def load(kind: str, folder: Path, device: str) -> Callable[[list[str]], Any]:
     if kind.startswith("wrapped"):
-        from mlflow_deploy_plugin.runtime import OnnxModel
+        from mlflow_deploy_plugin.runtime.model import OnnxModel
         from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement
 
         on_gpu = Placement(listed=[{"CUDAExecutionProvider": {}}, {"CPUExecutionProvider": {}}])

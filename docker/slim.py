@@ -44,7 +44,7 @@ import boto3, click, contextlib, cryptography.x509, ecs_logging, flask, grpc._se
 import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
 import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, yaml
-import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
+import gunicorn.glogging, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
 import grpc._utilities, gunicorn.workers.gthread, psutil, tokenizers, uvicorn_worker
 boto3.client("s3", region_name="none")

@@ -6,7 +6,7 @@ Run `python docs/make_reference.py` after changing a field.
 import json
 from pathlib import Path
 
-from mlflow_deploy_plugin.manifests import values_schema
+from mlflow_deploy_plugin.manifests.helm import values_schema
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec.document import field_reference
 from mlflow_deploy_plugin.spec.types import field_descriptions

@@ -6,7 +6,7 @@
 
     onnxserve.optimize("models:/flight-delay/1", int8="dynamic")
 
-The functions are imported on first use, because the server imports this package and must not import mlflow.
+The names are imported on first use, because the server imports this package and must not import mlflow.
 """
 
 from importlib import import_module
@@ -15,14 +15,23 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.batch.spark import predict_frame
+    from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy
     from mlflow_deploy_plugin.embed import asgi_app, wsgi_app
-    from mlflow_deploy_plugin.evaluation import explain, robustness
-    from mlflow_deploy_plugin.exporter import export
-    from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
-    from mlflow_deploy_plugin.flavor import wrap_registered as wrap
+    from mlflow_deploy_plugin.evaluation.curves import robustness
+    from mlflow_deploy_plugin.evaluation.explanation import explain
+    from mlflow_deploy_plugin.exporter.exporting import export
+    from mlflow_deploy_plugin.flavor.registered import wrap_registered as wrap_model
+    from mlflow_deploy_plugin.flavor.save import load_model, log_model, save_model
     from mlflow_deploy_plugin.optimization.optimizer import optimize
 
 __all__ = [
+    "AsyncClient",
+    "BatchPlan",
+    "Client",
+    "Prediction",
+    "RetryPolicy",
     "__version__",
     "asgi_app",
     "explain",
@@ -30,29 +39,39 @@ __all__ = [
     "load_model",
     "log_model",
     "optimize",
+    "predict_frame",
     "robustness",
+    "run_batch",
     "save_model",
-    "wrap",
+    "wrap_model",
     "wsgi_app",
 ]
 
 _HOMES = {
+    "AsyncClient": ("client.client", "AsyncClient"),
+    "BatchPlan": ("batch.run", "BatchPlan"),
+    "Client": ("client.client", "Client"),
+    "Prediction": ("client.client", "Prediction"),
+    "RetryPolicy": ("client.client", "RetryPolicy"),
+    "_load_pyfunc": ("flavor.save", "_load_pyfunc"),
     "asgi_app": ("embed", "asgi_app"),
-    "explain": ("evaluation", "explain"),
-    "export": ("exporter", "export"),
-    "load_model": ("flavor", "load_model"),
-    "log_model": ("flavor", "log_model"),
+    "explain": ("evaluation.explanation", "explain"),
+    "export": ("exporter.exporting", "export"),
+    "load_model": ("flavor.save", "load_model"),
+    "log_model": ("flavor.save", "log_model"),
     "optimize": ("optimization.optimizer", "optimize"),
-    "robustness": ("evaluation", "robustness"),
-    "save_model": ("flavor", "save_model"),
-    "wrap": ("flavor", "wrap_registered"),
+    "predict_frame": ("batch.spark", "predict_frame"),
+    "robustness": ("evaluation.curves", "robustness"),
+    "run_batch": ("batch.run", "run_batch"),
+    "save_model": ("flavor.save", "save_model"),
+    "wrap_model": ("flavor.registered", "wrap_registered"),
     "wsgi_app": ("embed", "wsgi_app"),
 }
-"""Public name → (module, name in that module)."""
+"""Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a saved model."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        room, own_name = _HOMES[name]
-        return getattr(import_module(f"mlflow_deploy_plugin.{room}"), own_name)
+        module, own_name = _HOMES[name]
+        return getattr(import_module(f"mlflow_deploy_plugin.{module}"), own_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

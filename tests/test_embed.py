@@ -17,7 +17,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WsgiClient
 
 from mlflow_deploy_plugin import wsgi_app
-from mlflow_deploy_plugin.client import Client
+from mlflow_deploy_plugin.client.client import Client
 from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.http.embedded import WsgiApp

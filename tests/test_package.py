@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib import import_module
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -92,3 +93,25 @@ def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> N
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_of_the_package_can_be_imported() -> None:
+    package = import_module("mlflow_deploy_plugin")
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("protocols.side_messages", (".arrow", ".large_json", "orjson")),
+        ("registry.model_uri", ("mlflow.tracking", ".resolution")),
+        ("inference_log.windows", ("duckdb", "pandas", "pyarrow")),
+        ("inference_log.reader", ("duckdb", "pandas")),
+    ],
+)
+def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, ...]) -> None:
+    code = (
+        f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if name.endswith({others})])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings, load_secrets, load_settings
 from mlflow_deploy_plugin.spec.types import field_descriptions

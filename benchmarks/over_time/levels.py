@@ -29,8 +29,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.monitors import Requirement
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, Requirement
 
 INDEPENDENT = World(10, 0.2, 400)
 PERSISTENT = World(5, 0.4, 300, correlation=0.8)

@@ -145,9 +145,8 @@ def follow_all(
     has_feed: bool,
 ) -> None:
     """Run followers in this process until it is killed."""
-    from mlflow_deploy_plugin.processes import die_with_parent
-    from mlflow_deploy_plugin.registry import hidden_pandas, set_service_timeouts
-    from mlflow_deploy_plugin.registry.connection import ignore_warnings
+    from mlflow_deploy_plugin.processes.child import die_with_parent
+    from mlflow_deploy_plugin.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
 
     die_with_parent(signal.SIGKILL)
     logging.disable(logging.WARNING)  # Each follower reports each disturbance.

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import MAX_WAITING, Command, command_files
-from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_answer
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, MAX_WAITING, command_answer, command_files
 from mlflow_deploy_plugin.statedir.files import ANSWERS, COMMANDS, CONTROL, assert_content, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import Control
+from mlflow_deploy_plugin.statedir.models import Command, Control
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +46,10 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
     def write(command: Command, error: str) -> None:
         actor, action = f"{kind} {command.actor}", command.action
         try:
-            from mlflow_deploy_plugin import store  # Some images lack SQLAlchemy, which also takes memory.
+            # Some images lack SQLAlchemy, which also takes memory.
+            from mlflow_deploy_plugin.store.database import open_store
 
-            with closing(store.open_store(store_url)) as opened:
+            with closing(open_store(store_url)) as opened:
                 done = "failed" if error else f"{action}ed"
                 opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
         except (OnnxserveError, ImportError) as failure:

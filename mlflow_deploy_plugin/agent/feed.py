@@ -7,7 +7,7 @@ import time
 from collections import deque
 
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
-from mlflow_deploy_plugin.processes import backoff_seconds
+from mlflow_deploy_plugin.processes.child import backoff_seconds
 from mlflow_deploy_plugin.registry.change_feed import MAX_URIS, Selected, read_changes
 
 _LONGEST_PAUSE_SECONDS, _WITHOUT_FEED_SECONDS = 10.0, 300.0

@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, check
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry import redact_addresses
-from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
-from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.registry.connection import redact_addresses
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     LOOK,
@@ -35,7 +35,15 @@ from mlflow_deploy_plugin.statedir.files import (
     read_workers,
     take_load_deaths,
 )
-from mlflow_deploy_plugin.statedir.models import ShippingState
+from mlflow_deploy_plugin.statedir.models import (
+    AgentState,
+    RefusedVersion,
+    ShippingState,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
 
 _log = logging.getLogger(__name__)
 

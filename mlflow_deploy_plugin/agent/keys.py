@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import bounded_answers
-from mlflow_deploy_plugin.statedir import ValidKeys
+from mlflow_deploy_plugin.registry.connection import bounded_answers
 from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, assert_content
+from mlflow_deploy_plugin.statedir.models import ValidKeys
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store import Store
+    from mlflow_deploy_plugin.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +75,13 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
     def read_store() -> ValidKeys:
         """Return the valid keys of the store, which remains open until a read fails."""
         nonlocal opened
-        from mlflow_deploy_plugin import store  # Servers without keys do not need SQLAlchemy in memory.
+        # Servers without keys do not need SQLAlchemy in memory.
+        from mlflow_deploy_plugin.store.database import open_store
+        from mlflow_deploy_plugin.store.keys import ApiKeys
 
         try:
-            opened = opened or store.open_store(str(source))
-            return store.ApiKeys(opened).valid_entries()
+            opened = opened or open_store(str(source))
+            return ApiKeys(opened).valid_entries()
         except OnnxserveError:
             if opened is not None:
                 opened.close()

@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
-from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.processes.child import backoff_seconds
 from mlflow_deploy_plugin.registry.change_feed import Selected
-from mlflow_deploy_plugin.registry.resolution import Resolution
+from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel
 from mlflow_deploy_plugin.registry.tags import GateStatus
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.statedir.models import FetchedVersion
 
 _log = logging.getLogger(__name__)

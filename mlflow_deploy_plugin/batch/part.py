@@ -17,7 +17,6 @@ import orjson
 import pyarrow as pa
 from pyarrow import fs
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.batch.table_model import (
     OnnxTable,
     TableModel,
@@ -30,13 +29,12 @@ from mlflow_deploy_plugin.batch.table_model import (
     with_kept,
 )
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.inference_log import LogLocation, locate_log
-from mlflow_deploy_plugin.inference_log.storage import upload_file
+from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.tabular import FileFormat, group_tables, table_writer
-from mlflow_deploy_plugin.tabular.files import atomic_file, compression_of
-from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock, RowStream
+from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.spec.parts import Device
+from mlflow_deploy_plugin.tabular.files import FileFormat, atomic_file, compression_of, table_writer
+from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
@@ -236,7 +234,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
         fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
-        protocols.arrow.select_columns(pa.schema(fields), model.schema)
+        arrow.select_columns(pa.schema(fields), model.schema)
     return read
 
 

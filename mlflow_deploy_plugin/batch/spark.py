@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.batch.table_model import declared_outputs, load_table_
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.processes.spark import NO_CONNECT, spark_context
-from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 if TYPE_CHECKING:

@@ -15,27 +15,22 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import without_row_number
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import (
-    COLUMN_TYPES,
-    PYTHON_FUNCTION,
-    Artifact,
-    OnnxModel,
-    Schema,
-    pyfunc_schema,
-    read_served_artifact,
-)
+from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import RUN_ROWS
+from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec.parts import Device
 from mlflow_deploy_plugin.statedir.files import temporary_folder
-from mlflow_deploy_plugin.tabular import first_line
+from mlflow_deploy_plugin.tabular.files import first_line
 from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
@@ -83,24 +78,24 @@ class OnnxTable:
         tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
         predicted = []
         for table in tables:
-            feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+            feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
             for start in range(0, table.num_rows, RUN_ROWS):
                 run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
                 outputs = self._model.run(run, self.artifact.prediction, first_row=start)
-                predictions = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
+                predictions = arrow.prediction_table(self._model.prediction(outputs, of_table=True))
                 predicted.append(_one_a_row(predictions, min(RUN_ROWS, table.num_rows - start)))
         return pa.concat_tables(predicted)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
         """Return the `predictions` that a server would return for this body. Raises the errors of `predict`."""
-        is_arrow = content_type == protocols.arrow.STREAM
+        is_arrow = content_type == arrow.STREAM
         if is_arrow:
-            feeds = protocols.arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
+            feeds = arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
         else:
-            feeds = protocols.mlflow.decode(content_type, body, self.schema)
+            feeds = mlflow_protocol.decode(content_type, body, self.schema)
         outputs = self._model.run(feeds, self.artifact.prediction)
-        of_table = is_arrow or protocols.mlflow.is_table(content_type, body)
-        return orjson.loads(protocols.mlflow.encode(self._model.prediction(outputs, of_table)))["predictions"]
+        of_table = is_arrow or mlflow_protocol.is_table(content_type, body)
+        return orjson.loads(mlflow_protocol.encode(self._model.prediction(outputs, of_table)))["predictions"]
 
 
 class PyfuncTable:
@@ -119,14 +114,14 @@ class PyfuncTable:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
             else:
-                feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+                feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
         except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
-        return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
+        return _one_a_row(arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        if content_type == protocols.arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
+        if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
             pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
             content_type, body = "application/vnd.apache.parquet", sink.getvalue().to_pybytes()
@@ -201,7 +196,7 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
             values = column.cast(kind)
         except pa.ArrowInvalid:  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
-            read = protocols.mlflow.read_column(name, kinds, fields)
+            read = mlflow_protocol.read_column(name, kinds, fields)
             # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
             if cut := [num for num in read if isinstance(num, float) and kind == pa.int64() and not num.is_integer()]:
                 raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}")
@@ -227,4 +222,4 @@ def declared_outputs(artifact: Artifact) -> pa.Table:
         for name in names
         if shapes[name].dtype != "map"
     }
-    return protocols.arrow.prediction_table(next(iter(arrays.values())) if len(arrays) == 1 else arrays)
+    return arrow.prediction_table(next(iter(arrays.values())) if len(arrays) == 1 else arrays)

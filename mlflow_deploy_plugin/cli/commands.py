@@ -14,7 +14,7 @@ import click
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.messages import did_you_mean, one_line
-from mlflow_deploy_plugin.registry import set_service_timeouts
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.settings import load_secrets
 from mlflow_deploy_plugin.version import __version__
 

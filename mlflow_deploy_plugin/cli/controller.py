@@ -24,12 +24,13 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes import end_on_signals
+from mlflow_deploy_plugin.processes.child import end_on_signals
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.store import Retraining, Rollout
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.store.retrainings import Retraining
+    from mlflow_deploy_plugin.store.store import Rollout
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
@@ -216,7 +217,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller import rollback as go_back
+    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
 
     with opened_deployments() as deployments:
         done = go_back(deployments, name, why=why, to=to)
@@ -323,8 +324,8 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
     from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
-    from mlflow_deploy_plugin.inference_log import parse_window
-    from mlflow_deploy_plugin.store import Retrainings
+    from mlflow_deploy_plugin.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:
@@ -352,7 +353,7 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
     """Show the progress of a retraining until its end. If no controller runs the retraining, run it in this process."""
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.service import run_retrainings
-    from mlflow_deploy_plugin.store import Retrainings
+    from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     retrainings, current, summary = Retrainings(deployments.store), begun, retraining_summary(begun)
     show_lines([summary])

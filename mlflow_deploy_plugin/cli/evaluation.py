@@ -80,7 +80,7 @@ def robustness(
       onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed \\
         --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
     """
-    from mlflow_deploy_plugin.evaluation import robustness as measure
+    from mlflow_deploy_plugin.evaluation.curves import robustness as measure
 
     with usage_errors():
         chosen = parse_strengths(strengths) if strengths else None
@@ -135,8 +135,8 @@ def explain(
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
       onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
     """
-    from mlflow_deploy_plugin.evaluation import explain as explain_file
     from mlflow_deploy_plugin.evaluation.explanation import contributions_format
+    from mlflow_deploy_plugin.evaluation.explanation import explain as explain_file
 
     if contributions:
         contributions_format(contributions)  # Refuse an unknown file format before the long measurement.

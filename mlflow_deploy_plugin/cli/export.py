@@ -22,8 +22,9 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
-from mlflow_deploy_plugin.registry import default_endpoint_name
+from mlflow_deploy_plugin.manifests.formats import FORMATS
+from mlflow_deploy_plugin.manifests.served import Place, lacks_mlflow_address
+from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.settings import read_text
 from mlflow_deploy_plugin.sizing.plan import (
     CPU_HOUR_PRICE,
@@ -33,7 +34,8 @@ from mlflow_deploy_plugin.sizing.plan import (
     disturbance,
     plan_pods,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
+from mlflow_deploy_plugin.spec.document import apply_config, load_specs, new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.spec.types import parse_latency
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
         raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
     if options["original"] and export_format != "pmml":
         raise click.UsageError(f"--original is for pmml; the format is {export_format}")
-    from mlflow_deploy_plugin.exporter import export as export_model
+    from mlflow_deploy_plugin.exporter.exporting import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
@@ -251,8 +253,8 @@ def size(
     \b
       onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1
     """
-    from mlflow_deploy_plugin.evaluation import downloaded_version
-    from mlflow_deploy_plugin.registry import resolve
+    from mlflow_deploy_plugin.evaluation.model import downloaded_version
+    from mlflow_deploy_plugin.registry.resolution import resolve
     from mlflow_deploy_plugin.server.device import require_device
     from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
 

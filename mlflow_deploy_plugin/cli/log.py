@@ -24,13 +24,12 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.spec import parse_duration
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
-from mlflow_deploy_plugin.tabular.files import values_of
+from mlflow_deploy_plugin.spec.types import parse_duration
+from mlflow_deploy_plugin.tabular.files import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import InferenceLog
     from mlflow_deploy_plugin.inference_log.query import QueryResult
+    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
     from mlflow_deploy_plugin.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
@@ -131,9 +130,8 @@ def query(
         raise click.UsageError(f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
-    from mlflow_deploy_plugin.inference_log import Query, View, run_query
-    from mlflow_deploy_plugin.inference_log.query import limit_memory
-    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
+    from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint
     from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     labels = labels and not failed
@@ -250,9 +248,9 @@ def errors(name: str, last: str, output: str) -> None:
       onnxserve errors flights --last 24h
       onnxserve errors flights --last 7d -o json
     """
-    from mlflow_deploy_plugin.inference_log import Query, TimeRange, View, run_query
-    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
-    from mlflow_deploy_plugin.inference_log.windows import time_before
+    from mlflow_deploy_plugin.inference_log.query import Query, run_query
+    from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint
+    from mlflow_deploy_plugin.inference_log.windows import TimeRange, time_before
 
     with usage_errors():
         view = View(name, TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")), labels=False)
@@ -312,7 +310,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 
 def _open(since: datetime | None = None) -> "InferenceLog":
-    from mlflow_deploy_plugin.inference_log import open_log
+    from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
     return open_log(load_settings().inference_log, since)

@@ -30,14 +30,15 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import MonitorKind, parse_duration
+from mlflow_deploy_plugin.spec.monitors import MonitorKind
+from mlflow_deploy_plugin.spec.types import parse_duration
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
-    from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
-    from mlflow_deploy_plugin.store import MonitorWindow
+    from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
     from mlflow_deploy_plugin.store.alerts import Silence
+    from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -83,7 +84,9 @@ def list_(name: str | None, output: str) -> None:
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.schedule import overviews
-        from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
+        from mlflow_deploy_plugin.inference_log.stats import read_watermarks
+        from mlflow_deploy_plugin.inference_log.storage import locate_log
+        from mlflow_deploy_plugin.inference_log.windows import Window
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
@@ -127,8 +130,8 @@ def expire(keep: str, dry_run: bool) -> None:
     The command keeps windows that wait for a judgement, active alerts, the newest 200 windows of each monitor, the runs
     in MLflow, the audit trail, rollouts and retrainings.
     """
-    from mlflow_deploy_plugin.store import expire as delete
     from mlflow_deploy_plugin.store.expiry import MIN_DAYS
+    from mlflow_deploy_plugin.store.expiry import expire as delete
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -165,8 +168,8 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
         raise click.UsageError("--due cannot be combined with --window, -o or --engine")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
-        from mlflow_deploy_plugin.gate import request_is_over
-        from mlflow_deploy_plugin.monitoring import send_due
+        from mlflow_deploy_plugin.gate.approvals import request_is_over
+        from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 
         chosen = find_monitor(deployments, name, monitor_name)
         try:
@@ -217,7 +220,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
     continue with the first window that is not judged. Exit status 1 if a window could not be judged.
     """
-    from mlflow_deploy_plugin.inference_log import Window, parse_window
+    from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 
     with usage_errors():
         period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
@@ -335,7 +338,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     The results of the monitor are kept.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store import Monitors
+        from mlflow_deploy_plugin.store.monitors import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
@@ -442,7 +445,7 @@ def silence(
     if length is not None and name is None:
         raise click.UsageError("specify the endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
-        from mlflow_deploy_plugin.store import Silences
+        from mlflow_deploy_plugin.store.alerts import Silences
 
         silences = Silences(store)
         if number is not None:
@@ -471,7 +474,7 @@ def _judge_window(
     """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
-        from mlflow_deploy_plugin.inference_log import parse_window
+        from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         with usage_errors():
             parsed = parse_window(window) if window is not None else None
@@ -507,7 +510,7 @@ def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store import Monitors
+        from mlflow_deploy_plugin.store.monitors import Monitors
 
         deployments.store.require_endpoint(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)

@@ -15,8 +15,8 @@ import orjson
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.store import Store
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.store.store import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -125,7 +125,7 @@ def to_names(_context: click.Context, _parameter: click.Parameter, text: str | N
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
     """Open the user's deployments (of one target). Report long steps on standard error, unless `quiet`."""
-    from mlflow_deploy_plugin.deployments import parse_target
+    from mlflow_deploy_plugin.deployments.backends.targets import parse_target
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
     only = parse_target(target) if target else None
@@ -137,7 +137,7 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 def opened_store() -> Iterator["Store"]:
     from mlflow_deploy_plugin.registry.connection import login_name
     from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.store.database import open_store
 
     with closing(open_store(load_settings().store_url, login=login_name)) as store:
         yield store

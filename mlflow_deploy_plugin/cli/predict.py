@@ -14,14 +14,21 @@ import orjson
 
 from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.registry import hidden_pandas
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output
-from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, open_input, output_format, value_writer
+from mlflow_deploy_plugin.registry.connection import hidden_pandas
+from mlflow_deploy_plugin.tabular.files import (
+    FILE_FORMATS,
+    FileFormat,
+    format_of,
+    open_input,
+    open_output,
+    output_format,
+    value_writer,
+)
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import BatchProgress
     from mlflow_deploy_plugin.deployments.batch_prediction import RowBatch, RowFile
-    from mlflow_deploy_plugin.inference_log import BadRow
+    from mlflow_deploy_plugin.inference_log.label_files import BadRow
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -73,10 +80,10 @@ def feedback(
     later. Bad rows are reported and skipped; the exit status is then 1.
     """
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels, label_sink
-    from mlflow_deploy_plugin.inference_log import LabelColumns, open_log
-    from mlflow_deploy_plugin.inference_log.label_files import read_label_file
+    from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
+    from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import unknown_endpoint
+    from mlflow_deploy_plugin.store.store import unknown_endpoint
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)
@@ -280,7 +287,7 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     If a batch is killed, repeat the command to continue. _batch.json describes the batch, and _SUCCESS is written when
     the output is complete. The exit status is 1 if a part was skipped.
     """
-    from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+    from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")

@@ -29,13 +29,12 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import check_registered_name
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
     from mlflow_deploy_plugin.evidence.diff import VersionDiff
     from mlflow_deploy_plugin.gate.approval_client import ListedRequest
     from mlflow_deploy_plugin.gate.promotion import Promotion
@@ -112,7 +111,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
-    from mlflow_deploy_plugin.gate import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
     from mlflow_deploy_plugin.gate.verdict import verdict_as_json
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
@@ -172,7 +171,7 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
 
             copied = target.enter_context(copied_version(model, version, *destination, show_progress))
             model, version = copied.model, copied.version
-        from mlflow_deploy_plugin.gate import promote as move
+        from mlflow_deploy_plugin.gate.promotion import promote as move
 
         if is_request:
             from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision

@@ -69,7 +69,7 @@ def replay(context: click.Context, /, subject: str, against: str | None, output:
 
 
 def _replay_prediction(prediction_id: str, output: str, endpoint: str, row: int, nodes: int, pdb: bool) -> None:
-    from mlflow_deploy_plugin.inference_log import open_log
+    from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.replay.traffic import open_traffic
     from mlflow_deploy_plugin.settings import load_settings
@@ -129,10 +129,9 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 
 def _backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
     """Back-test a candidate on the captured rows of an endpoint."""
-    from mlflow_deploy_plugin.evaluation import downloaded_version
-    from mlflow_deploy_plugin.evaluation.model import load_version
+    from mlflow_deploy_plugin.evaluation.model import downloaded_version, load_version
     from mlflow_deploy_plugin.inference_log.windows import parse_time_range
-    from mlflow_deploy_plugin.registry import resolve
+    from mlflow_deploy_plugin.registry.resolution import resolve
     from mlflow_deploy_plugin.replay.backtest import backtest
     from mlflow_deploy_plugin.replay.traffic import open_traffic
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
-from mlflow_deploy_plugin.tabular import FileFormat
-from mlflow_deploy_plugin.tabular.files import FILE_FORMATS
+from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.flavor import WrappedVersion
-    from mlflow_deploy_plugin.runtime import Input, Output
+    from mlflow_deploy_plugin.flavor.registered import WrappedVersion
+    from mlflow_deploy_plugin.runtime.artifact import Input, Output
 
 
 @click.command()
@@ -56,7 +55,8 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
       onnxserve wrap models:/old/3 --data rows.csv
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
     """
-    from mlflow_deploy_plugin.flavor import read_rows, wrap_registered
+    from mlflow_deploy_plugin.flavor.example_rows import read_rows
+    from mlflow_deploy_plugin.flavor.registered import wrap_registered
 
     rows = None if data is None else read_rows(data, content_type)
     made = wrap_registered(model, data=rows, progress=show_progress, **options)

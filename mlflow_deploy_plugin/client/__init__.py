@@ -7,17 +7,3 @@
 Frames and arrays are sent as Arrow, plain Python values as JSON. After a server has refused Arrow, as MLflow's own
 server does, the client sends it only JSON. The client imports neither mlflow nor pandas.
 """
-
-from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error
-from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json, is_pandas_frame
-
-__all__ = [
-    "BODY_FORMS",
-    "AsyncClient",
-    "Client",
-    "Prediction",
-    "RetryPolicy",
-    "encode_json",
-    "is_pandas_frame",
-    "response_error",
-]

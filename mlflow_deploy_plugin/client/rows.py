@@ -109,14 +109,14 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
 
 def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
     """Return the JSON header and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
-    from mlflow_deploy_plugin import protocols  # Imported here, because only V2 requests need it.
+    from mlflow_deploy_plugin.protocols import v2_tensors  # Imported here, because only V2 requests need it.
 
     tensors, parts = [], []
     for name, values in inputs.items():
         array = as_array(values)
-        if not (datatype := protocols.v2_tensors.array_datatype(array)):
+        if not (datatype := v2_tensors.array_datatype(array)):
             raise InvalidRequest(f"{name!r} has the dtype {array.dtype}; V2 has no datatype for it")
-        parts.append(protocols.v2_tensors.to_binary(array))
+        parts.append(v2_tensors.to_binary(array))
         size = {"binary_data_size": len(parts[-1])}
         tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
     document: dict[str, object] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
@@ -127,17 +127,17 @@ def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs of a V2 response. Each output is binary, or is in the JSON header."""
-    from mlflow_deploy_plugin import protocols  # Imported here, as in `encode_tensors`.
+    from mlflow_deploy_plugin.protocols import v2_tensors  # Imported here, as in `encode_tensors`.
 
     content, start, arrays = memoryview(body), head_length, {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
-        head = protocols.v2_tensors.read_tensor_header(position, tensor)
+        head = v2_tensors.read_tensor_header(position, tensor)
         size = tensor.get("parameters", {}).get("binary_data_size")
         if size is None:
             with np.errstate(over="raise"):
-                arrays[head.name] = protocols.v2_tensors.from_json(head, tensor["data"])
+                arrays[head.name] = v2_tensors.from_json(head, tensor["data"])
         else:
-            arrays[head.name] = protocols.v2_tensors.from_binary(head, content[start : start + size])
+            arrays[head.name] = v2_tensors.from_binary(head, content[start : start + size])
             start += size
     return arrays
 

@@ -15,10 +15,11 @@ from functools import partial
 
 from prometheus_client import Gauge
 
-from mlflow_deploy_plugin.deployments import Deployments, parse_target
+from mlflow_deploy_plugin.deployments.backends.targets import parse_target
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store import Endpoint, Store
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.store.store import Endpoint, Store
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_deploy_plugin.controller.leadership import log_errors
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 _ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")

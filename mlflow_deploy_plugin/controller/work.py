@@ -16,9 +16,8 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
-from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.spec import load_time_zone
-from mlflow_deploy_plugin.spec.types import crontab_times
+from mlflow_deploy_plugin.processes.child import backoff_seconds
+from mlflow_deploy_plugin.spec.types import crontab_times, load_time_zone
 
 _log = logging.getLogger(__name__)
 

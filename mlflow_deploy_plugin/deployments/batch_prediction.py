@@ -18,16 +18,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from mlflow_deploy_plugin import protocols
-from mlflow_deploy_plugin.client import BODY_FORMS
+from mlflow_deploy_plugin.client.rows import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.inference_log import LabelColumns
+from mlflow_deploy_plugin.inference_log.label_files import LabelColumns
 from mlflow_deploy_plugin.messages import REPEATED_HEADER, without_row_number
-from mlflow_deploy_plugin.protocols import CSV, JSON, load_json
+from mlflow_deploy_plugin.protocols import arrow
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import CSV, JSON, load_json
 from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
-from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
+from mlflow_deploy_plugin.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.tabular.files import FileFormat, first_line, json_lines, open_parquet
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -118,7 +120,7 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
             headers = {REPEATED_HEADER: "1"} if is_repeated else {}
             if event_time:
                 headers["X-Event-Time"] = _as_time(_key_columns(content_type, body, (event_time,))[event_time][0])
-            if content_type == protocols.arrow.STREAM and target.has_pyfunc:
+            if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
             document, prediction_id = post(
                 session, url, body, content_type, target.timeout_seconds, _TRIES, headers=headers
@@ -193,7 +195,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
         return {name: [row[position] or None for row in rows] for name, position in positions.items()}
     if content_type == JSON:
         document = load_json(body)
-        taken = {name: protocols.mlflow.take_column(document, name) for name in keys}
+        taken = {name: mlflow_protocol.take_column(document, name) for name in keys}
         return {name: values for name, values in taken.items() if values is not None}
     table = _read_arrow(body)
     return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
@@ -311,7 +313,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
             for records in parquet.iter_batches(batch_size=batch_rows):
                 places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
                 row += len(records)
-                yield RowBatch(records, places, protocols.arrow.STREAM, encode, row)
+                yield RowBatch(records, places, arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"{name}: row {row} and later rows cannot be read: {first_line(error)}") from None
 

@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.deployments.description import describe, describe_endp
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.spec.document import field_reference
-from mlflow_deploy_plugin.store import Json
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.spec.document import field_reference, new_endpoint
+from mlflow_deploy_plugin.store.tables import Json
 
 Fields = Config | None
 _WIDTH = 100

@@ -14,12 +14,16 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
-from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
-from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
-from mlflow_deploy_plugin.store import Json
+from mlflow_deploy_plugin.spec.document import apply_config
+from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.types import load_time_zone
+from mlflow_deploy_plugin.store.tables import Json
 
 Config = Mapping[str, object]
 """The dotted name of a field of a spec → the value of the field."""

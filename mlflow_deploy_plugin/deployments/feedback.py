@@ -11,17 +11,17 @@ from uuid import uuid4
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
-from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog, TimeRange, View
-from mlflow_deploy_plugin.inference_log.label_files import LabelEntry
+from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
 from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table, write_labels
-from mlflow_deploy_plugin.inference_log.reader import match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, ColumnMask
 
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0
@@ -157,7 +157,7 @@ def check_key_columns(
     columns = schema.names
     for name in key:
         if name not in columns and name not in keys:
-            raise InvalidConfig(f"--key: {protocols.feedback.unknown_column(name, columns, endpoint)}")
+            raise InvalidConfig(f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}")
     types = {name: schema.field(name).type for name in key if name in columns}
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return frozenset(name for name, kind in types.items() if any(is_type(kind) for is_type in is_number))

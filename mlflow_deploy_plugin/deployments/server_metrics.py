@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.store import Json
+from mlflow_deploy_plugin.store.tables import Json
 
 _LATEST = 4e9
 """The latest valid time in seconds since 1970, in the year 2096."""

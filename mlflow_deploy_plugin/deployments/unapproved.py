@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags
+from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.approved_files import approval_of
-from mlflow_deploy_plugin.registry.model_uri import registered_model_names
-from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds, load_specs
-from mlflow_deploy_plugin.store import Endpoint, Json, Store
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.types import duration_seconds
+from mlflow_deploy_plugin.store.store import Endpoint, Store
+from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.gate.policy import GatePolicy, UnapprovedPolicy

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.desktop import FACTS, MODEL
 from mlflow_deploy_plugin.desktop.window import ProgramWindow
 from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 
 def main(folder: Path, arguments: list[str]) -> None:

@@ -11,15 +11,15 @@ import openpyxl
 import orjson
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as _ILLEGAL
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.protocols import CSV
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import CSV
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import as_text
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.statedir.files import write_atomically
-from mlflow_deploy_plugin.tabular import csv_records
+from mlflow_deploy_plugin.tabular.csv_file import csv_records
 
 Columns = dict[str, list[object]]
 """The values of the rows by column; all columns have the same length."""
@@ -66,10 +66,10 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     """Return all columns of a CSV text, and the predictions for its rows.
 
     Numbers are as in the server's JSON: a float32 has few digits, and NaN is None. An output with several values per
-    row becomes a column per class or index. Raises the errors of `protocols.mlflow.decode` and `OnnxModel.run`.
+    row becomes a column per class or index. Raises the errors of `mlflow_protocol.decode` and `OnnxModel.run`.
     """
     artifact, schema = model.artifact, model.schema
-    feeds = protocols.mlflow.decode(CSV, body, schema)
+    feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
     inputs, predictions = dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True)), Columns()
@@ -90,7 +90,7 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
 
 
 def _json_values(array: Array) -> list[object]:
-    values: list[object] = orjson.loads(protocols.mlflow.encode(array))["predictions"]
+    values: list[object] = orjson.loads(mlflow_protocol.encode(array))["predictions"]
     return values
 
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.desktop.tables import Columns, csv_text, predict_csv, predict_file, save_columns
 from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.messages import without_row_number
-from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import JSON
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.log_columns import as_text
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 Bars = Sequence[tuple[str, float]]
 _WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "long": "whole number"}
@@ -189,7 +190,7 @@ class ProgramWindow:
             _add_button(form, "Predict (Enter)", self.predict)
         page = _add_page(form)
         if schema.columns and example.is_file():
-            rows = schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
+            rows = schema.to_columns(mlflow_protocol.decode(JSON, example.read_bytes(), schema))
         choices: dict[str, Sequence[object]] = {**artifact.categories, **artifact.refusals.categories}
         choices |= {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
         for name, note in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_versio
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.runtime.feeds import Array
 

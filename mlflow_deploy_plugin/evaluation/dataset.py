@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import JSON
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Artifact, Schema
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, INPUT_EXAMPLE, Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.tabular.streams import MAX_BYTES, read_table
@@ -94,7 +96,7 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
     example = artifact.folder / INPUT_EXAMPLE
     feeds: Mapping[str, Array] | None = None
     if example.is_file():
-        feeds = protocols.mlflow.decode(protocols.JSON, example.read_bytes(), schema)
+        feeds = mlflow_protocol.decode(JSON, example.read_bytes(), schema)
     elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
     if feeds is not None:  # A graph may stack booleans and integers with floats in one input.

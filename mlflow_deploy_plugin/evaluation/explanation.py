@@ -37,15 +37,18 @@ from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, explained_features, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime.explained import explained_features
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.tabular.files import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
-    from mlflow_deploy_plugin.runtime import ExplainedFeature
+    from mlflow_deploy_plugin.runtime.explained import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
 _PERMUTATIONS = 10  # `/explain` uses the same number of pairs of permutations.

@@ -19,19 +19,22 @@ from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.gate import choose_policy
+from mlflow_deploy_plugin.gate.policy import choose_policy
 from mlflow_deploy_plugin.gate.verdict import report_templates
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import console_page
 from mlflow_deploy_plugin.monitoring.reports import log
 from mlflow_deploy_plugin.monitoring.result import format_time
-from mlflow_deploy_plugin.registry import redact_credentials, registry_client, registry_errors, resolve, tags
+from mlflow_deploy_plugin.registry import tags
+from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import fetch
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
 from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
-from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.store import Store
 
 _SECTIONS = {
     "model_details": ("purpose", "origin", "data", "signature"),

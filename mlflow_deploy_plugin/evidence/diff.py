@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, Refused
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel, compare_outputs
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 Value = str | float | None
@@ -164,7 +167,7 @@ def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
         body = examples[0].read_bytes()
         try:
             old, new = (OnnxModel.load(folder) for folder in folders)
-            had, has = (model.run(protocols.mlflow.decode(protocols.JSON, body, model.schema)) for model in (old, new))
+            had, has = (model.run(mlflow_protocol.decode(JSON, body, model.schema)) for model in (old, new))
             compared = {name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has) for name in had}
         except OnnxserveError as error:
             return Refused(f"the predictions for the example rows cannot be compared: {error.message}")

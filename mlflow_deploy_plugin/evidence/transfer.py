@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.registry.connection import registry_address, registry_
 from mlflow_deploy_plugin.registry.model_files import download, fetch, version_digest
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
 from mlflow_deploy_plugin.registry.runs import IdempotentRun, log_metrics, logged_run
-from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
+from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings, workspace_of, workspace_query
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 

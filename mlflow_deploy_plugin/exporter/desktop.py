@@ -13,14 +13,14 @@ from typing import Any
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, NotInstalled
 from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.version import __version__
 
 _SECONDS, _NAME = 1800, "predict"
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {
     *("_yaml", "annotated_types", "blinker", "click", "cronsim", "csimdjson", "deprecated", "ecs_logging"),
-    *("et_xmlfile", "flask", "h11", "itsdangerous", "jinja2", "lazy_loader", "limits", "markupsafe"),
+    *("et_xmlfile", "flask", "h11", "itsdangerous", "jinja2", "limits", "markupsafe"),
     *("mlflow_deploy_plugin", "numpy", "onnxruntime", "openpyxl", "orjson", "packaging", "prometheus_client", "psutil"),
     *("pydantic", "pydantic_core", "simdjson", "typing_extensions", "typing_inspection", "uvicorn", "werkzeug"),
     *("wrapt", "yaml", "zstandard"),
@@ -44,7 +44,7 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     (data / FACTS).write_text(json.dumps({key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}))
     options = {"name": _NAME, "add-data": f"{data}:.", "paths": _PACKAGE.parent, "log-level": "ERROR"}
     options |= {f"{kind}path": folder / kind for kind in ("dist", "work", "spec")}
-    options |= {"collect-all": _PACKAGE.name}  # PyInstaller cannot find the imports of lazy_loader.
+    options |= {"collect-all": _PACKAGE.name}  # PyInstaller cannot find modules that are imported by a name in a text.
     unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {"zstandard._cffi"}
     command = ["env", f"PYINSTALLER_CONFIG_DIR={folder / 'config'}", sys.executable, "-m", "PyInstaller"]
     command += [f"--{option}={value}" for option, value in options.items()]

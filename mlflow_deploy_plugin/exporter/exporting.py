@@ -24,18 +24,20 @@ from mlflow_deploy_plugin.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
-from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature
+from mlflow_deploy_plugin.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, known_rows
 from mlflow_deploy_plugin.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.exporter.package import RUNNER, write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
@@ -194,7 +196,8 @@ def _write(
             progress(f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s")
             return program.parent, _difference(version.expected, outputs, 0.0)
         case "pmml":
-            from mlflow_deploy_plugin.exporter.pmml import PMML_MODEL, served_outputs, write_pmml
+            from mlflow_deploy_plugin.exporter.pmml import served_outputs, write_pmml
+            from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL
 
             artifact = version.model.artifact
             file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
@@ -272,7 +275,7 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     random, schema = np.random.default_rng(0), model.schema
     try:
         if isinstance(user_rows, str | Path):
-            from mlflow_deploy_plugin.flavor import read_rows  # Importing MLflow is slow.
+            from mlflow_deploy_plugin.flavor.example_rows import read_rows  # Importing MLflow is slow.
 
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:

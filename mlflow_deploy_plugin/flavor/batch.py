@@ -15,10 +15,10 @@ from mlflow.types import ColSpec, DataType, TensorSpec
 from mlflow.types import Schema as SignatureSchema
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Output, Schema
-from mlflow_deploy_plugin.runtime.artifact import ColumnType
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")

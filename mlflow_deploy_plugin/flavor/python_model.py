@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requiremen
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry.runs import log_flavor
 from mlflow_deploy_plugin.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
-from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")

@@ -28,9 +28,10 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
-from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OnnxModel
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, to_log_columns
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
@@ -49,7 +50,7 @@ MAX_REFERENCE_VALUES = 20_000_000
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
 """The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all usable cores are used."""
 
-_LOADER = "mlflow_deploy_plugin.flavor"
+_LOADER = "mlflow_deploy_plugin"
 _CHUNK = 10_000
 _MOST_LISTED = 250
 """The maximum number of saved categories per column, from which a user can select in a form."""

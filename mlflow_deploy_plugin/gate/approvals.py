@@ -19,7 +19,11 @@ from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.spec.types import length_of
-from mlflow_deploy_plugin.store import Alert, AuditEvent, Json, Store, name_refusal, person_key
+from mlflow_deploy_plugin.store.alerts import Alert
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.people import name_refusal, person_key
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -9,13 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, load_dataset, reference_rows, take_rows
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, torch_gradient
 from mlflow_deploy_plugin.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.evaluation.curves import measure_robustness
-from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signature, own_columns, sample_positions
+from mlflow_deploy_plugin.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    cast_to_signature,
+    load_dataset,
+    own_columns,
+    reference_rows,
+    sample_positions,
+    take_rows,
+)
 from mlflow_deploy_plugin.evaluation.metrics import default_metric
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
+from mlflow_deploy_plugin.evaluation.model import (
+    LoadedModel,
+    LoadedOnnx,
+    ModelPredictions,
+    downloaded_version,
+    load_version,
+)
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
@@ -24,12 +38,12 @@ from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, chec
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.replay.traffic import open_traffic
-from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
+from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.store import Store
 
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 

@@ -14,12 +14,14 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, Polic
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import parse_model_uri, registry_client, registry_errors, tags, transitions
-from mlflow_deploy_plugin.registry.connection import no_request_timeout
+from mlflow_deploy_plugin.registry import tags, transitions
+from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.store import Store, move_detail
+from mlflow_deploy_plugin.store.audit import move_detail
+from mlflow_deploy_plugin.store.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

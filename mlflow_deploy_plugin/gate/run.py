@@ -18,14 +18,15 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, finite, write_verdict
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import registered_version, registry_client, registry_errors, resolve, tags
-from mlflow_deploy_plugin.registry.connection import login_name
+from mlflow_deploy_plugin.registry import tags
+from mlflow_deploy_plugin.registry.connection import login_name, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
 from mlflow_deploy_plugin.registry.transitions import version_at
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 
 JSON = "gate.json"
 

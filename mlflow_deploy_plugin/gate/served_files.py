@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.gate.approvals import COMPLETE, approval_status, promotion_requests, subject_of
 from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

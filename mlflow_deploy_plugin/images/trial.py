@@ -12,10 +12,12 @@ from uuid import uuid4
 
 from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.evaluation import check_outputs, known_rows
+from mlflow_deploy_plugin.evaluation.agreement import check_outputs
+from mlflow_deploy_plugin.evaluation.dataset import known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.feeds import array_bytes
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 TOLERANCE, GPU_TOLERANCE = 1e-4, 1e-2  # Absolute and relative: other processors round differently, and GPUs use TF32.
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.

@@ -4,7 +4,3 @@ LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet           rows, by the 
 LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet           true values, by the day of receipt
 LOG/_failed/endpoint=…                                             requests without an answer
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,12 +11,13 @@ from typing import IO
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.runtime.log_columns import as_text
-from mlflow_deploy_plugin.spool import Feedback
-from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
+from mlflow_deploy_plugin.spool.codec import Feedback
+from mlflow_deploy_plugin.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.tabular.files import FileFormat, json_lines, open_parquet
 
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
 _JSON = "application/json"
@@ -102,7 +103,7 @@ def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
     except TypeError as error:  # JSON cannot contain a number beyond 64 bits or invalid Unicode.
         raise InvalidRequest(str(error)) from None
-    return protocols.feedback.decode(_JSON, body)
+    return feedback_protocol.decode(_JSON, body)
 
 
 def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, c
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
-from mlflow_deploy_plugin.tabular import group_tables
+from mlflow_deploy_plugin.tabular.streams import group_tables
 
 LABELS = "_labels"
 LABEL, LABEL_NUMBER = "_label", "_label_number"

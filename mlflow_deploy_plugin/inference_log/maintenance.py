@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.tabular import group_tables
+from mlflow_deploy_plugin.tabular.streams import group_tables
 
 QUIET = timedelta(minutes=10)
 """The time without a write after which a file is compacted. Until then, its agent may rewrite the file."""

@@ -20,8 +20,8 @@ from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.tabular import group_tables
+from mlflow_deploy_plugin.spec.types import duration_seconds
+from mlflow_deploy_plugin.tabular.streams import group_tables
 
 MAX_ROWS = 100_000
 _TIME = pa.timestamp("us", tz="UTC")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import duration_seconds, parse_duration, parse_time
-from mlflow_deploy_plugin.spec.types import is_duration, parse_interval
+from mlflow_deploy_plugin.spec.types import duration_seconds, is_duration, parse_duration, parse_interval, parse_time
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000

@@ -21,7 +21,9 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback, reachable_url
+from mlflow_deploy_plugin.spec.document import dump_spec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.types import is_loopback, reachable_url
 
 SECRETS = "/run/secrets"
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
-from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
+from mlflow_deploy_plugin.spec.document import spec_document
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")

@@ -27,7 +27,8 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec, spec_document
+from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, spec_document
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.spec.types import SECRET_KEY
 
 _INSTANCE = "app.kubernetes.io/instance"

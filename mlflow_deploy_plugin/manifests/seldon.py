@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.manifests.served import (
     make_document,
     refuse_strangers,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+from mlflow_deploy_plugin.spec.document import dump_spec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")

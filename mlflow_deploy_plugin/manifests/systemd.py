@@ -19,7 +19,9 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
+from mlflow_deploy_plugin.spec.document import dump_spec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.types import is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
 """The command of the server. systemd needs an absolute path, and the images have it at the same path."""

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
-from mlflow_deploy_plugin.flavor import save_model
-from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.flavor.save import save_model
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _BATCH = 64

@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, reference_rows
-from mlflow_deploy_plugin.flavor import ONNX_FILE, PARITY_FILE, write_graph
-from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OnnxModel, read_artifact
+from mlflow_deploy_plugin.evaluation.dataset import reference_rows
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
+from mlflow_deploy_plugin.flavor.saved_model import PARITY_FILE
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR, MLMODEL, read_artifact
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.log_columns import to_log_columns as log_columns
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 
 def save_model(

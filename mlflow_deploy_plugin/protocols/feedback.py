@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.protocols.content import load_json_object
 from mlflow_deploy_plugin.runtime.values import short_repr
-from mlflow_deploy_plugin.spool import Feedback
 from mlflow_deploy_plugin.spool.captured_model import Value
+from mlflow_deploy_plugin.spool.codec import Feedback
 
 MOST_ENTRIES = 10_000
 MOST_KEY_COLUMNS = 16

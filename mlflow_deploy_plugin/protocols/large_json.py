@@ -16,8 +16,8 @@ import numpy as np
 
 from mlflow_deploy_plugin.protocols.content import check_containers
 from mlflow_deploy_plugin.protocols.v2_tensors import kind_of
-from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import fits_shape
 
 try:

@@ -19,9 +19,10 @@ from mlflow_deploy_plugin.protocols import v2_tensors
 from mlflow_deploy_plugin.protocols.content import JSON, base64_text, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, array_datatype, datatype_of, from_binary
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import KeyedSchema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import fits_shape, shape_text, short_repr
 from mlflow_deploy_plugin.version import __version__
 

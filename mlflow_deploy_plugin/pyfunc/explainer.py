@@ -19,15 +19,23 @@ import pyarrow as pa
 import shap
 from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin import errors, protocols
+from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.protocols import JSON, SideMessage
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, ExplainedFeature, OnnxModel, explained_features
-from mlflow_deploy_plugin.runtime.explained import explained_columns, explained_outputs
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols.content import JSON
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.runtime.explained import (
+    ExplainedFeature,
+    explained_columns,
+    explained_features,
+    explained_outputs,
+)
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns
-from mlflow_deploy_plugin.tabular import read_parquet
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.tabular.streams import read_parquet
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -128,7 +136,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
-            feeds = protocols.mlflow.decode(JSON, example.read_bytes(), model.schema)
+            feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
             return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
     except (OSError, pa.ArrowException) as error:
         why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror

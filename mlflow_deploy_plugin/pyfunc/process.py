@@ -17,10 +17,14 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes import die_with_parent
-from mlflow_deploy_plugin.processes.child import requests_of_parent
-from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message
-from mlflow_deploy_plugin.protocols.side_messages import FAILED_MESSAGE, receive_connection
+from mlflow_deploy_plugin.processes.child import die_with_parent, requests_of_parent
+from mlflow_deploy_plugin.protocols.side_messages import (
+    FAILED_MESSAGE,
+    SideMessage,
+    receive_connection,
+    receive_message,
+    send_message,
+)
 from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)

@@ -35,13 +35,17 @@ from mlflow.types.schema import AnyType, Map, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
-from mlflow_deploy_plugin import errors, protocols
+from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
-from mlflow_deploy_plugin.protocols import JSON, SideMessage, side_messages
+from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
+from mlflow_deploy_plugin.protocols import side_messages
+from mlflow_deploy_plugin.protocols.content import JSON
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, UNNAMED_OUTPUT, Artifact, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, INPUT_EXAMPLE, Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.model import too_many_values
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, read_served_artifact
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import key_array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 
@@ -439,7 +443,7 @@ class _Recorder:
     def take_keys(self, document: dict[str, Any]) -> None:
         """Remove the key columns from a JSON document: pandas rounds large integers if any value is missing."""
         for name in self._keys:
-            if (values := protocols.mlflow.take_column(document, name)) is not None:
+            if (values := mlflow_protocol.take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
 
     def predict(self, data: Any, params: Any = None) -> Any:
@@ -596,7 +600,7 @@ class Scorer:
             schema = self._json_schema if mime_type == JSON else self._csv_schema
             has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
             if mime_type == "text/csv" and has_columns:
-                protocols.mlflow.check_separator(body, [str(name) for name in self._names.values()])
+                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
             if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])

@@ -3,7 +3,3 @@
 MLflow, spec, store and numpy are imported inside functions, because the command line and the workers, which must start
 fast, import this room. Each function raises `RegistryUnavailable` if MLflow does not answer.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

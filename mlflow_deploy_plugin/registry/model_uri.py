@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import absolute_path
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.spec import EndpointSpec
+    from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
@@ -153,7 +153,7 @@ def registered_meta(folder: Path) -> dict[str, str]:
         return {}
     import yaml  # Only a folder with this file needs the import.
 
-    from mlflow_deploy_plugin.runtime import load_yaml
+    from mlflow_deploy_plugin.runtime.artifact import load_yaml
 
     try:
         note = load_yaml(text)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from mlflow_deploy_plugin.store import AuditEvent, Store
+    from mlflow_deploy_plugin.store.audit import AuditEvent
+    from mlflow_deploy_plugin.store.store import Store
 
 STARTED_AT = "begun"
 """The key of the start time in the detail of a promotion or rollback event. The event's `at` is the end time."""
@@ -82,7 +83,7 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
             return registered_model_names(stored.spec)
-    from mlflow_deploy_plugin.spec import load_specs  # pydantic and YAML take 0.1 s.
+    from mlflow_deploy_plugin.spec.document import load_specs  # pydantic and YAML take 0.1 s.
 
     names: list[str] | None = None
     for event in store.events(endpoint, newest_first=True):

@@ -11,18 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, MetricName, NamedArrays, metrics, take_rows
-from mlflow_deploy_plugin.evaluation.dataset import own_columns
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, predictions_of
-from mlflow_deploy_plugin.inference_log import Sample, TimeRange, View
+from mlflow_deploy_plugin.evaluation import metrics
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, own_columns, take_rows
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
+from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
-from mlflow_deploy_plugin.inference_log.reader import require_endpoint, view_tables
-from mlflow_deploy_plugin.inference_log.tables import IDENTITY, captured_outputs, count_versions, describe_answers
+from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint, view_tables
+from mlflow_deploy_plugin.inference_log.tables import (
+    IDENTITY,
+    Sample,
+    captured_outputs,
+    count_versions,
+    describe_answers,
+)
+from mlflow_deploy_plugin.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.messages import one_line, without_row_number
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.runtime import Artifact, compare_outputs
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import row_count
 from mlflow_deploy_plugin.runtime.log_columns import PREDICTION, output_column
+from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.spec.parts import ProviderOptions
+from mlflow_deploy_plugin.spec.parts import Device, ProviderOptions
 
 if TYPE_CHECKING:
     import onnxruntime as ort

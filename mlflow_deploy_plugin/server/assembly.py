@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.server.cloud import read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
@@ -25,7 +25,8 @@ from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import open_tracer
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 

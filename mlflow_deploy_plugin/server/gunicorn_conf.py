@@ -16,11 +16,9 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.http import limits
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.spec.parts import WorkerClass
-from mlflow_deploy_plugin.statedir import remove_metrics
+from mlflow_deploy_plugin.spec.parts import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir.files import METRICS, worker_file
-from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder, shared_memory
+from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder, remove_metrics, shared_memory
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, Unauthenticated
-from mlflow_deploy_plugin.protocols import JSON
+from mlflow_deploy_plugin.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)

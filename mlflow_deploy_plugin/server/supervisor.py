@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
-from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.processes.child import (
     Crashes,
     SupervisedChild,
     SupervisedChildren,
     adopt_orphans,
     awaiting_signals,
+    exit_reason,
     signal_group,
 )
 from mlflow_deploy_plugin.server.certificates import open_tls
@@ -35,9 +35,11 @@ from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reachable_url
-from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted, files
-from mlflow_deploy_plugin.statedir.models import Phase
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.spec.types import is_loopback, reachable_url
+from mlflow_deploy_plugin.statedir import files
+from mlflow_deploy_plugin.statedir.models import AgentState, Phase, ServerState, Wanted
 
 _log = logging.getLogger(__name__)
 

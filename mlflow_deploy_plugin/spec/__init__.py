@@ -14,7 +14,3 @@ An endpoint is a server, and a deployment is a variant in it. Each YAML document
 Field names, defaults, bounds and descriptions are defined only here. `-C server.port=8123`, `onnxserve serve --help`,
 `mlflow deployments help -t onnxserve` and the reference page of the docs are generated from them.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

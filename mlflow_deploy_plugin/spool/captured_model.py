@@ -17,7 +17,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import (
     OUTPUT_PREFIX,
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.runtime.log_columns import (
     only_answer_columns,
     output_column,
 )
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"

@@ -26,7 +26,3 @@ Each JSON file has one writer, which replaces the file by an atomic rename, so a
 content. Workers serve the versions in `wanted.json`, even while the registry is down and after a restart. If a file of
 the agent is lost, the agent writes it again (`assert_state`).
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

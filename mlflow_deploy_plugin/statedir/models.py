@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, StickySpec
+from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, StickySpec
 
 
 class State(BaseModel):

@@ -1,5 +1,1 @@
 """The store: endpoints, audit events, rollouts, monitors, alerts, retrainings and leases, in an SQL database."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
+from mlflow_deploy_plugin.spec.document import spec_document
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.store.tables import AuditRow, Base, Json, ValueT, from_row, storable_text
 
 USER = "user"

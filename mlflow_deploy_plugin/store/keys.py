@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
+from mlflow_deploy_plugin.statedir.models import KeyEntry, Scope, ValidKeys
 from mlflow_deploy_plugin.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, storable_text

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
+from mlflow_deploy_plugin.spec.document import dump_spec, load_specs
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.store import audit
 from mlflow_deploy_plugin.store.audit import AuditEvent
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, held_row

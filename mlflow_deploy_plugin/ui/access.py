@@ -17,7 +17,8 @@ from flask.sessions import SecureCookieSessionInterface
 from mlflow_deploy_plugin.errors import CallerRefused
 from mlflow_deploy_plugin.registry.transitions import models_served_by
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
-from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 try:

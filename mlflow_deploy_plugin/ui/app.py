@@ -22,7 +22,7 @@ from flask import (
 )
 
 from mlflow_deploy_plugin import settings
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
@@ -31,8 +31,8 @@ from mlflow_deploy_plugin.registry.approved_files import APPROVED, CHANGED_FILES
 from mlflow_deploy_plugin.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.registry.connection import CALLER
 from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
-from mlflow_deploy_plugin.spec import reachable_url
-from mlflow_deploy_plugin.statedir import Span
+from mlflow_deploy_plugin.spec.types import reachable_url
+from mlflow_deploy_plugin.statedir.history import Span
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, jsonify, request
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
-from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
 from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import registry
 

@@ -40,9 +40,12 @@ from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.model_files import is_loading_trace
 from mlflow_deploy_plugin.registry.resolution import all_versions
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes, hash_files
+from mlflow_deploy_plugin.runtime.artifact import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store import AuditEvent, Json, Store, move_detail, open_store
+from mlflow_deploy_plugin.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
 if TYPE_CHECKING:

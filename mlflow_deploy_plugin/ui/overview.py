@@ -9,10 +9,10 @@ from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.deployments import (
-    Deployments,
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.server_metrics import (
     MetricsByServer,
-    ObservedEndpoint,
     ServerMetrics,
     VersionCounters,
     total_metrics,
@@ -21,14 +21,17 @@ from mlflow_deploy_plugin.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import all_versions, parse_model_uri, transitions
-from mlflow_deploy_plugin.registry.model_uri import registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.registry import transitions
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.registry.resolution import all_versions
 from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir import Span
-from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Rollout, Store
+from mlflow_deploy_plugin.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.statedir.history import Span
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.store.monitors import Monitors
+from mlflow_deploy_plugin.store.store import Rollout, Store
 from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, VersionCounters
-from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, HistoryByServer
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, HistoryByServer, VersionCounters
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import Span
-from mlflow_deploy_plugin.statedir.history import HISTORY_INTERVALS
-from mlflow_deploy_plugin.store import Json, Monitors, Rollout, Store
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.statedir.history import HISTORY_INTERVALS, Span
+from mlflow_deploy_plugin.store.monitors import Monitors
+from mlflow_deploy_plugin.store.store import Rollout, Store
+from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, Sc
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui import access, guard
 
 

@@ -23,7 +23,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
-from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.log import PAGE as REPORT
 from projects.demo.workspace import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES

@@ -23,15 +23,21 @@ from sklearn.pipeline import make_pipeline
 
 from mlflow_deploy_plugin.cli.options import align_columns
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.evaluation import NamedArrays, downloaded_version, reference_rows, take_rows
-from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, frame_rows, own_columns, read_dataset
+from mlflow_deploy_plugin.evaluation.dataset import (
+    NamedArrays,
+    cast_to_signature,
+    frame_rows,
+    own_columns,
+    read_dataset,
+    reference_rows,
+    take_rows,
+)
 from mlflow_deploy_plugin.evaluation.metrics import default_metric, weighted_metric
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, load_version
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
-from mlflow_deploy_plugin.inference_log import View, open_log
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import view_schema, view_tables
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_schema, view_tables
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import tag_version
 from mlflow_deploy_plugin.runtime.feeds import row_count
 from mlflow_deploy_plugin.settings import load_settings

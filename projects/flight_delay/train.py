@@ -20,7 +20,8 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry import parse_model_uri, resolve
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.tags import DATA_DIGEST_TAG, PARENT_TAG
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score

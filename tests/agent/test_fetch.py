@@ -7,7 +7,7 @@ import yaml
 
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.errors import InvalidArtifact, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 
 MakeModel = Callable[..., Path]
 

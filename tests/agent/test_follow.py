@@ -2,9 +2,8 @@
 
 from collections import Counter
 
-from mlflow_deploy_plugin.statedir import AgentState
 from mlflow_deploy_plugin.statedir.files import AGENT, LOOK, SPEC, read_state
-from mlflow_deploy_plugin.statedir.models import ShippingState
+from mlflow_deploy_plugin.statedir.models import AgentState, ShippingState
 from tests.support.fake_registry import STAGE, Case
 
 

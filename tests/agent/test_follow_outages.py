@@ -10,8 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.statedir import AgentState, Command, KeyEntry, ValidKeys
+from mlflow_deploy_plugin.spec.document import new_endpoint
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     ANSWERS,
@@ -23,7 +22,7 @@ from mlflow_deploy_plugin.statedir.files import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.statedir.models import CommandAnswer
+from mlflow_deploy_plugin.statedir.models import AgentState, Command, CommandAnswer, KeyEntry, ValidKeys
 from tests.support.fake_registry import STAGE, Case, Later
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

@@ -10,8 +10,8 @@ import pytest
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
-from mlflow_deploy_plugin.registry import ResolvedModel
-from mlflow_deploy_plugin.spec import load_specs
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.spec.document import load_specs
 from tests.support.fake_registry import STAGE, AtOnce, Case, Later
 
 SPEC = """

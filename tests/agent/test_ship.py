@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log import open_log, parse_window
-from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.runtime.artifact import Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter

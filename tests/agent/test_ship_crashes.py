@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import read_labels
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.spool.codec import Feedback
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.protocols import arrow, jsonlines, mlflow, v2
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, dtype_of, to_binary
-from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Output, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel, exclude_columns

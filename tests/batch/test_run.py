@@ -26,10 +26,10 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.batch import BatchPlan, manifest, run_batch
-from mlflow_deploy_plugin.batch.run import BatchProgress
+from mlflow_deploy_plugin.batch import manifest
+from mlflow_deploy_plugin.batch.run import BatchPlan, BatchProgress, run_batch
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
-from mlflow_deploy_plugin.inference_log import LogLocation
+from mlflow_deploy_plugin.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.tabular.files import unfinished_stem
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
@@ -79,7 +79,7 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
 
 KILLED = """
 import os, signal, sys
-from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
 
 def kill(progress):
     if progress.parts_done >= 3:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.batch import BatchPlan, predict_frame, run_batch
+from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.batch.spark import predict_frame
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.processes.spark import spark_session
 from tests.support.models import tensor_model

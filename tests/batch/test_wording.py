@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
 from tests.support.messages import message_of
 
 from .conftest import flights

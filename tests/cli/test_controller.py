@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.spec.document import add_variant
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.spec.document import add_variant, new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
+from mlflow_deploy_plugin.store.store import Store
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
 import sys
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 try:
     main(sys.argv[2:])

@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.commands import said

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.optimization import measure
 from tests.support.networks import write_labelled, write_network
 from tests.support.refusals import mentions

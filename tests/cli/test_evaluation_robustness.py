@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at

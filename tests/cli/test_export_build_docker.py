@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 

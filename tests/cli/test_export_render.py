@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.refusals import mentions
 
 SPEC = "name: flights\nvariants: {flights: {model: 'models:/flight-delay/3'}}\n"

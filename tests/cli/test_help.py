@@ -9,12 +9,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.spec import MonitorKind
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.spec.document import field_reference
+from mlflow_deploy_plugin.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.spec.parts import Device
 from mlflow_deploy_plugin.statedir.models import Scope
-from mlflow_deploy_plugin.tabular import FileFormat
+from mlflow_deploy_plugin.tabular.files import FileFormat
 from tests.support.refusals import mentions
 
 _IMPERATIVES = {

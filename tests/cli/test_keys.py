@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.refusals import mentions
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.log import size_text, table_lines
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import QueryResult

@@ -12,7 +12,7 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions

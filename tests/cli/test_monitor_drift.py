@@ -14,9 +14,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.statedir import Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.statedir.models import Wanted, WantedEndpoint, WantedVariant
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 

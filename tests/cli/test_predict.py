@@ -20,9 +20,8 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.tabular import open_output
-from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, value_writer
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, open_output, value_writer
 from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.pyfuncs import Days, save_pyfuncs
@@ -257,7 +256,10 @@ def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_
 
 def typed(*arguments: str, given: bytes = b"", after: str = "") -> subprocess.CompletedProcess[bytes]:
     """Run the command in a process of its own, which has imported nothing yet, and the code `after` it."""
-    code = f"import sys; from mlflow_deploy_plugin.cli import main; main(sys.argv[1:], standalone_mode=False); {after}"
+    code = (
+        "import sys; from mlflow_deploy_plugin.cli.commands import main; "
+        f"main(sys.argv[1:], standalone_mode=False); {after}"
+    )
     command = [sys.executable, "-c", code, "predict", *arguments]
     return subprocess.run(command, input=given, capture_output=True, check=True)
 

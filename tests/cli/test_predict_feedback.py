@@ -13,9 +13,8 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.inference_log import View, open_log
-from mlflow_deploy_plugin.inference_log.reader import view_tables
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_tables
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.tabular.files import FILE_FORMATS
 from tests.support.commands import said

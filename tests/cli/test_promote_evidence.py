@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import registered_toy
 from tests.support.commands import said
 from tests.support.refusals import mentions

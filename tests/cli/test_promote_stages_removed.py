@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to

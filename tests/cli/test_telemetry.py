@@ -5,7 +5,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 
 
 @pytest.mark.parametrize(("said", "kept"), [("", "true"), ("false", "false")])

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sklearn.linear_model import LinearRegression
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.pmml import needs_java, write_pmml
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at

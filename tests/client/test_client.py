@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import requests
 
-from mlflow_deploy_plugin.client import AsyncClient, Client, Prediction, RetryPolicy
+from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy
 from mlflow_deploy_plugin.errors import (
     DeadlineExceeded,
     InvalidConfig,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.client import Client, Prediction, RetryPolicy
+from mlflow_deploy_plugin.client.client import Client, Prediction, RetryPolicy
 from tests.support.messages import message_of
 
 FAST = RetryPolicy(first_pause_seconds=0.001)

@@ -19,9 +19,10 @@ from mlflow_deploy_plugin.controller.metrics import StoreMetrics, start_metrics_
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
+from mlflow_deploy_plugin.store.store import Store
 from tests.support.refusals import refused
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import free_port, wait_until

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller import rollback
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.controller.rollouts.commands import (
@@ -15,12 +14,13 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     last_rollout,
     require_controller,
 )
+from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.controller.work import next_fire
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
 from tests.support.rollouts import PLAN
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.batch_prediction import predict_batch, read_rows
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.tabular import FileFormat
+from mlflow_deploy_plugin.tabular.files import FileFormat
 from tests.support.refusals import refused
 
 

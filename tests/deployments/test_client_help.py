@@ -7,7 +7,7 @@ import click
 import pytest
 from mlflow.cli import cli as mlflow
 
-from mlflow_deploy_plugin.cli import main as onnxserve
+from mlflow_deploy_plugin.cli.commands import main as onnxserve
 from mlflow_deploy_plugin.deployments.client import target_help
 from mlflow_deploy_plugin.spec.document import field_reference
 

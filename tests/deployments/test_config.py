@@ -6,7 +6,8 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 

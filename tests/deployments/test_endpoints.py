@@ -23,8 +23,11 @@ from mlflow_deploy_plugin.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
-from mlflow_deploy_plugin.store import AuditEvent, Endpoint, current_actor, open_store
+from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Endpoint
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions, refused

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.desktop import MODEL
 from mlflow_deploy_plugin.desktop.program import main
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.refusals import mentions
 
 

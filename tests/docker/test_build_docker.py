@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.images.build import planned_image
 from mlflow_deploy_plugin.images.engine import build, image_fields
 from tests.docker.conftest import HARDENED, ROOT, send

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from tests.docker.conftest import run_docker

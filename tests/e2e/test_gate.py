@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.deployments import empty_home
 from tests.support.refusals import mentions

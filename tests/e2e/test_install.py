@@ -40,7 +40,7 @@ ROOMS = {
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
     "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
-    "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
+    "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn.conversion",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
     "statsmodels": "import mlflow_deploy_plugin.flavor.convert.statsmodels",
     "text": "import tokenizers",

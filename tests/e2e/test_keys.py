@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient
 from tritonclient.grpc import InferenceServerClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from tests.support.deployments import empty_home, save_models
 from tests.support.waiting import free_port, wait_until

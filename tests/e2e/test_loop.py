@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.replay import replay

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, check_outputs, compare_with_base
-from mlflow_deploy_plugin.evaluation.model import load_version
+from mlflow_deploy_plugin.evaluation.agreement import check_outputs, compare_with_base
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.refusals import refused
 

@@ -9,7 +9,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 
-from mlflow_deploy_plugin.gate import run_gate
+from mlflow_deploy_plugin.gate.run import run_gate
 from tests.support.classifiers import write_classifier
 from tests.support.tracking import tracking_at
 

@@ -18,8 +18,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from mlflow.entities.model_registry import ModelVersion
 
-from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.store import AuditEvent, open_store
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
 from tests.support.refusals import mentions
@@ -234,7 +235,7 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
 def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
     source: Registry, target: Registry, model: str, tmp_path: Path
 ) -> None:
-    code = "from mlflow_deploy_plugin.cli import main; main()"
+    code = "from mlflow_deploy_plugin.cli.commands import main; main()"
     command = [sys.executable, "-c", code, *f"promote {model} 1 --to @champion".split()]
     command += ["--to-registry", target.server.url]
     for step in itertools.count(1):

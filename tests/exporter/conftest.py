@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.save import save_model
 from tests.support.models import mixed_model, tensor_model
 
 

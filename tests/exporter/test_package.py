@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.exporter.package import wheel_version
-from mlflow_deploy_plugin.flavor import load_model
+from mlflow_deploy_plugin.flavor.save import load_model
 from tests.support.guides import ROOT
 
 

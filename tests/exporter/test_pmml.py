@@ -18,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidConfig, NotInstalled, ParityError
 from mlflow_deploy_plugin.exporter.pmml import served_outputs
-from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.save import save_model
 from tests.support.pmml import needs_java
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
@@ -86,7 +86,7 @@ def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")))
         options = {**_OPTIONS, "input_example": flights[:20], "registered_model_name": "flights"}
         mlflow.sklearn.log_model(fitted, name="model", **options)
-        onnxserve.wrap("models:/flights/1", data=flights)
+        onnxserve.wrap_model("models:/flights/1", data=flights)
         path, original = tmp_path / "flights.pmml", "models:/flights/1"
         with refused(CodeRefused, f"--original {original}"):  # The tag of a version alone must not run code.
             onnxserve.export("models:/flights/2", "pmml", path)

@@ -11,8 +11,9 @@ import requests
 from onnx import TensorProto, helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact
-from mlflow_deploy_plugin.flavor import load_model, onnx_file, save_model
-from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.flavor import onnx_file
+from mlflow_deploy_plugin.flavor.save import load_model, save_model
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from tests.support.serving import Served
 
 ROWS, WIDTH = 300, 7

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPClassifier
 
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, OriginalModel
-from mlflow_deploy_plugin.flavor.convert.sklearn import forms
+from mlflow_deploy_plugin.flavor.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.flavor.parity import (
     ParityReport,
     RowGroup,
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.flavor.parity import (
     refusals_of,
 )
 from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.refusals import mentions
 
 Saved = tuple[OnnxModel, Any]

@@ -35,7 +35,7 @@ INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).rep
 @needs_java
 def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: Path, tmp_path: Path) -> None:
     path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")  # MLflow reads paths as URIs.
-    made = onnxserve.wrap(str(path), register="delay", data=ROWS)
+    made = onnxserve.wrap_model(str(path), register="delay", data=ROWS)
 
     assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
     assert [(entry.name, entry.dtype) for entry in made.inputs] == [("carrier", "str"), ("distance", "float64")]
@@ -121,7 +121,7 @@ def test_rows_that_the_file_refuses_are_named(tmp_path: Path) -> None:
 def test_without_java_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with refused(NotInstalled, "Java", "default-jre-headless"):
-        onnxserve.wrap(str(write_pmml(tmp_path)), register="delay", data=ROWS)
+        onnxserve.wrap_model(str(write_pmml(tmp_path)), register="delay", data=ROWS)
 
 
 def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
-from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
@@ -60,7 +60,7 @@ def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
 def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd.DataFrame) -> None:
     before = mlflow.pyfunc.load_model(old).predict(table)
 
-    made = onnxserve.wrap("models:/old/Production")
+    made = onnxserve.wrap_model("models:/old/Production")
 
     assert (made.source, made.name, made.report.state, made.warnings) == (old, "old", "proven", ())
     assert made.report.rows >= 1000
@@ -72,7 +72,7 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
 @pytest.mark.long
 def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> None:
     client = mlflow.MlflowClient()
-    made = onnxserve.wrap(old)
+    made = onnxserve.wrap_model(old)
 
     first, new = (client.get_model_version("old", version) for version in ("1", made.version))
     assert (new.run_id, new.description) == (first.run_id, "The first one.")
@@ -98,7 +98,7 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
     client = mlflow.MlflowClient()
     ended = client.get_run(client.get_model_version("old", "1").run_id).info.end_time
 
-    made = onnxserve.wrap("models:/old@champion")
+    made = onnxserve.wrap_model("models:/old@champion")
 
     assert client.get_model_version_by_alias("old", "champion").version == 1
     assert client.get_model_version("old", made.version).current_stage == "None"
@@ -117,7 +117,7 @@ def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_it
             mlflow.log_artifacts(str(tmp_path / "model"), "model")
         first = mlflow.register_model(f"runs:/{run.info.run_id}/model", "before-3", tags={"owner": "ann"})
 
-        made = onnxserve.wrap("models:/before-3/1")
+        made = onnxserve.wrap_model("models:/before-3/1")
 
         new = mlflow.MlflowClient().get_model_version("before-3", made.version)
         assert (made.run_id, made.model_id, new.run_id) == (run.info.run_id, "", run.info.run_id)
@@ -141,7 +141,7 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: 
     lines: list[str] = []
     versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
 
-    made = onnxserve.wrap(old, data=table.assign(label="up"), dry_run=True, progress=lines.append)
+    made = onnxserve.wrap_model(old, data=table.assign(label="up"), dry_run=True, progress=lines.append)
 
     assert (made.version, made.report.state) == ("", "proven")
     assert made.report.sources["example"] == len(table)
@@ -157,7 +157,7 @@ def test_the_next_version_of_a_graph_takes_the_graphs_own_types(form: str, track
     options: dict[str, Any] = {"input_example": examples[form], "pip_requirements": []}
     mlflow.onnx.log_model(graph, name="graph", registered_model_name=f"graph, {form}", **options)
 
-    onnxserve.wrap(f"models:/graph, {form}/1")
+    onnxserve.wrap_model(f"models:/graph, {form}/1")
 
     new = mlflow.pyfunc.load_model(f"models:/graph, {form}/2")
     types = [str(spec.type) for spec in new.metadata.signature.inputs.inputs]
@@ -175,7 +175,7 @@ def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept
     signature = mlflow.models.infer_signature(table, model.predict(table))
     mlflow.sklearn.log_model(model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS)
 
-    made = onnxserve.wrap("models:/signed/1")
+    made = onnxserve.wrap_model("models:/signed/1")
 
     assert made.warnings[0].startswith("it has no input example: it is compared on rows generated from its signature")
     artifact = read_artifact(Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")))
@@ -188,11 +188,11 @@ def test_a_file_is_loaded_with_consent_only(
     joblib.dump(model, tmp_path / "updown.joblib")
     file = str(tmp_path / "updown.joblib")
     with pytest.raises(CodeRefused, match=r"updown\.joblib .*--allow-pickle"):
-        onnxserve.wrap(file, "filed")
+        onnxserve.wrap_model(file, "filed")
     with pytest.raises(InvalidConfig, match=r"updown\.joblib .*--data FILE"):
-        onnxserve.wrap(file, "filed", allow_pickle=True)
+        onnxserve.wrap_model(file, "filed", allow_pickle=True)
 
-    made = onnxserve.wrap(file, "filed", data=table.assign(other=1), allow_pickle=True)
+    made = onnxserve.wrap_model(file, "filed", data=table.assign(other=1), allow_pickle=True)
 
     tags = mlflow.MlflowClient().get_model_version("filed", made.version).tags
     assert tags["onnxserve.wrapped_from"] == (tmp_path / "updown.joblib").as_uri()
@@ -206,13 +206,13 @@ def test_a_file_is_loaded_with_consent_only(
 def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
     with pytest.raises(InvalidConfig, match="'a/b'"):
-        onnxserve.wrap("models:/nobody/1", register="a/b")
+        onnxserve.wrap_model("models:/nobody/1", register="a/b")
     with pytest.raises(InvalidConfig, match="--register NAME"):
-        onnxserve.wrap(str(tmp_path / "saved"))
+        onnxserve.wrap_model(str(tmp_path / "saved"))
     logged = mlflow.MlflowClient().get_model_version("old", "1").source
 
-    assert onnxserve.wrap(str(tmp_path / "saved"), "from-folder").version == "1"
-    assert onnxserve.wrap(logged, "from-logged", data=table).version == "1"
+    assert onnxserve.wrap_model(str(tmp_path / "saved"), "from-folder").version == "1"
+    assert onnxserve.wrap_model(logged, "from-logged", data=table).version == "1"
 
 
 class Doubled(mlflow.pyfunc.PythonModel):
@@ -308,7 +308,7 @@ def test_what_cannot_be_wrapped_is_said_in_one_line(
 ) -> None:
     _save(kind, tmp_path / "saved", model, table)
     with pytest.raises(error, match=message) as caught:
-        onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
     assert "\n" not in str(caught.value)
 
 
@@ -317,7 +317,7 @@ def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model: Pip
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
     refused = r"column 'when' has the type datetime, which an ONNX model cannot read; .*; \S+ can be served as pyfunc"
     with pytest.raises(ConversionError, match=refused):
-        onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
 
 
 def test_another_version_of_the_framework_that_loads_is_a_warning(
@@ -326,7 +326,7 @@ def test_another_version_of_the_framework_that_loads_is_a_warning(
     mlflow.sklearn.save_model(
         model, tmp_path / "saved", input_example=table, pip_requirements=["scikit-learn==1.0", "numpy"]
     )
-    made = onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
+    made = onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
     assert made.report.state == "proven"
     assert made.warnings[0].startswith("it was logged with scikit-learn 1.0 (")
 
@@ -339,7 +339,7 @@ def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows
     words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, ["up", "down", "up", "down"])
     signature = ModelSignature(Schema([ColSpec("string")]))
     mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
-    made = onnxserve.wrap(str(tmp_path / "saved"), data=rows, dry_run=True)
+    made = onnxserve.wrap_model(str(tmp_path / "saved"), data=rows, dry_run=True)
     assert made.report.state == "proven"
 
 
@@ -356,7 +356,7 @@ def test_params_that_change_a_prediction_are_refused_with_their_name(
     signature = ModelSignature(mlflow.models.infer_signature(table).inputs, params=ParamSchema([spec]))
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", signature=signature, pip_requirements=["xgboost"])
     with pytest.raises(ConversionError, match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc"):
-        onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
 
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost"])
@@ -371,7 +371,7 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
     save = mlflow.sklearn.save_model if flavor == "sklearn" else mlflow.xgboost.save_model
     save(original, tmp_path / "saved", signature=signature, pip_requirements=["scikit-learn"])
 
-    made = onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+    made = onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
     assert made.report.state == "proven"
     assert any("threshold=0.9" in note for note in made.warnings)
@@ -380,14 +380,14 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
 def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(table: pd.DataFrame, tmp_path: Path) -> None:
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", None)
-    assert onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True).report.state == "proven"
+    assert onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True).report.state == "proven"
 
 
 def test_a_model_config_that_is_no_mapping_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", {"loader_module": "mlflow.xgboost", "config": "fast"})
     with pytest.raises(InvalidArtifact, match="the model_config 'fast' is not a mapping"):
-        onnxserve.wrap(str(tmp_path / "saved"), data=table, dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
 
 def _set_pyfunc_section(folder: Path, section: dict[str, str] | None) -> None:
@@ -410,9 +410,9 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table: pd.DataF
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
         mlflow.pytorch.save_model(Scaled(), tmp_path / f"times {factor}", signature=signature, **options)
     rows = table.to_numpy(np.float32)
-    assert onnxserve.wrap(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state == "proven"
+    assert onnxserve.wrap_model(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state == "proven"
     with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
-        onnxserve.wrap(str(tmp_path / "times 2.0"), data=rows, dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "times 2.0"), data=rows, dry_run=True)
 
 
 @pytest.mark.long
@@ -426,7 +426,7 @@ def test_a_param_of_a_traced_module_is_refused_with_its_name(table: pd.DataFrame
     options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
     mlflow.pytorch.save_model(traced, tmp_path / "saved", signature=signature, **options)
     with pytest.raises(ConversionError, match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc"):
-        onnxserve.wrap(str(tmp_path / "saved"), data=rows, dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "saved"), data=rows, dry_run=True)
 
 
 @pytest.mark.long
@@ -443,6 +443,6 @@ def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(table:
         signature = ModelSignature(inputs, params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))]))
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
         mlflow.pytorch.save_model(Weighted(), tmp_path / str(weights[1]), signature=signature, **options)
-    assert onnxserve.wrap(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state == "proven"
+    assert onnxserve.wrap_model(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state == "proven"
     with pytest.raises(ConversionError, match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain"):
-        onnxserve.wrap(str(tmp_path / "3.0"), data=rows, dry_run=True)
+        onnxserve.wrap_model(str(tmp_path / "3.0"), data=rows, dry_run=True)

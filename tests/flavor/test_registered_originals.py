@@ -31,7 +31,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message) as caught:
-        onnxserve.wrap(str(tmp_path / name), "x", data=table, allow_pickle=True)
+        onnxserve.wrap_model(str(tmp_path / name), "x", data=table, allow_pickle=True)
     assert "\n" not in str(caught.value)
 
 

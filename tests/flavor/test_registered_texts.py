@@ -88,7 +88,7 @@ def saved_encoder(model: Any, folder: Path, **options: Any) -> Path:
 
 
 def wrapped(folder: Path, **options: Any) -> tuple[WrappedVersion, Any]:
-    made = onnxserve.wrap(str(folder), "texts", data=TEXTS, **options)
+    made = onnxserve.wrap_model(str(folder), "texts", data=TEXTS, **options)
     return made, mlflow.pyfunc.load_model(f"models:/texts/{made.version}")
 
 
@@ -151,7 +151,7 @@ def test_an_older_file_of_settings_that_is_damaged_is_refused(
     folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
     (folder / "components" / "inference_config.txt").write_bytes(content)
     with refused(InvalidArtifact, "inference_config.txt"):
-        onnxserve.wrap(str(folder), data=TEXTS, dry_run=True)
+        onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
 
 def test_the_function_that_is_applied_to_the_logits_is_a_setting(
@@ -169,12 +169,12 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
 ) -> None:
     def refuse(folder: Path, *words: str) -> None:
         with refused(ConversionError, *words, "can be served as pyfunc"):
-            onnxserve.wrap(str(folder), data=TEXTS, dry_run=True)
+            onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
     asked = {"signature": ModelSignature(TEXT)}
     several = saved_classifier(classifier, tmp_path / "several", model_config={"top_k": 2}, **asked)
     refuse(several, "top_k=2", "predict_proba")
-    made = onnxserve.wrap(str(several), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba")
+    made = onnxserve.wrap_model(str(several), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba")
     assert (made.report.state, made.prediction) == ("proven", ("probabilities",))
     bare = saved_classifier(classifier, tmp_path / "bare", model_config={"add_special_tokens": False}, **asked)
     refuse(bare, "add_special_tokens=False")
@@ -223,7 +223,7 @@ def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(
     pd.DataFrame({"review": TEXTS}).to_csv(tmp_path / "texts.csv", index=False)
     rows = read_rows(tmp_path / "texts.csv") if name == "texts.csv" else None
 
-    made = onnxserve.wrap(str(folder), data=rows, dry_run=True)
+    made = onnxserve.wrap_model(str(folder), data=rows, dry_run=True)
 
     assert (made.report.state, made.report.sources["example"]) == ("proven", 500 if rows is None else 4)
     assert [(entry.dtype, entry.shape) for entry in made.inputs] == [("str", (-1,))]

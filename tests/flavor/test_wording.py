@@ -70,7 +70,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "event_time: 0 is a number; convert it with pandas.to_datetime(…, unit='s')",
     ),
     "a name that MLflow refuses": (
-        lambda: onnxserve.wrap("models:/nobody/1", register="a/b"),
+        lambda: onnxserve.wrap_model("models:/nobody/1", register="a/b"),
         "'a/b' is not a valid name for a registered model: / and : are not allowed",
     ),
 }

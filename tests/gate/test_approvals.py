@@ -30,7 +30,9 @@ from mlflow_deploy_plugin.gate.approvals import (
     version_authors,
 )
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.store import Store, move_detail, open_store
+from mlflow_deploy_plugin.store.audit import move_detail
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 from tests.support.approvals import REPORT, record_gate
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused

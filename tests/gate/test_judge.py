@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.errors import CodeRefused, InvalidConfig
 from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
-from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import write_model
 from tests.support.refusals import mentions, refused

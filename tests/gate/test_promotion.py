@@ -11,11 +11,12 @@ from mlflow_deploy_plugin.gate.approvals import Person, approve, request_promoti
 from mlflow_deploy_plugin.gate.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import AuditEvent, open_store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
 from tests.support.refusals import mentions, refused
 
 

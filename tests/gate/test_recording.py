@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.gate.recording import PATH, VerdictRecord, write_verdict
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.database import open_store
 from tests.support.tracking import tracking_at
 
 

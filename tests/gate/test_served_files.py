@@ -11,7 +11,9 @@ import pytest
 from mlflow_deploy_plugin.gate.approvals import Person, Subject, approve, decline, request_promotion
 from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.gate.served_files import SERVED, approved_files, earlier_files, served_entry, served_files
-from mlflow_deploy_plugin.store import Store, move_detail, open_store
+from mlflow_deploy_plugin.store.audit import move_detail
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 from tests.support.approvals import REPORT, record_gate
 
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())

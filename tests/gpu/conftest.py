@@ -4,7 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 
 
 @pytest.fixture(scope="session", autouse=True)

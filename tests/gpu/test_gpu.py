@@ -14,8 +14,7 @@ from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
 from mlflow_deploy_plugin.runtime.session import Placement, open_session, operators_of
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.spec.parts import ProviderOptions
+from mlflow_deploy_plugin.spec.parts import ProviderOptions, ServerSpec
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
 from tests.support.serving import Served

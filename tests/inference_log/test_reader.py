@@ -9,10 +9,11 @@ import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import InferenceLog, LogLocation, View, microseconds
 from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table
 from mlflow_deploy_plugin.inference_log.reader import (
     MAX_ROWS,
+    InferenceLog,
+    View,
     WindowRows,
     match_labels,
     open_log,
@@ -20,7 +21,8 @@ from mlflow_deploy_plugin.inference_log.reader import (
     view_schema,
     view_tables,
 )
-from mlflow_deploy_plugin.inference_log.windows import parse_time_range, parse_window
+from mlflow_deploy_plugin.inference_log.storage import LogLocation
+from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_time_range, parse_window
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

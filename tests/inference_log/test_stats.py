@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import (
@@ -20,6 +19,7 @@ from mlflow_deploy_plugin.inference_log.stats import (
     read_watermarks,
     write_watermark,
 )
+from mlflow_deploy_plugin.inference_log.storage import locate_log
 from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     describe_answers,
     with_both_names,
 )
-from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from tests.support.classifiers import write_classifier
 
 ROWS = pa.table(

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given, settings
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests import FORMATS, Document, Place
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+from mlflow_deploy_plugin.manifests.formats import FORMATS
+from mlflow_deploy_plugin.manifests.served import Document, Place
+from mlflow_deploy_plugin.spec.document import load_specs, new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.manifests.test_kubernetes import SPECS
 from tests.support.refusals import refused
 

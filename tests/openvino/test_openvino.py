@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InferenceError, InvalidArtifact, RuntimeMissing
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, OnnxModel
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,
     OPENVINO,
@@ -24,7 +25,7 @@ from mlflow_deploy_plugin.runtime.session import (
 )
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.models.loading import load_warm
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support.models import dense_layer, parse_graph, save_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.serving import Served

@@ -13,8 +13,8 @@ import torch
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, compare_with_base
-from mlflow_deploy_plugin.evaluation.model import load_version
+from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.optimization import forms
 from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned
 from mlflow_deploy_plugin.optimization.saved_form import save_model

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.agreement import Agreement
-from mlflow_deploy_plugin.gate import run_gate
+from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.optimization import optimizer
 from mlflow_deploy_plugin.optimization.measure import FormCost
 from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.optimization.profiler import profile
 from tests.support.models import HEADER, write_model
 from tests.support.networks import network, write_network

@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import CommandFailed
-from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason, read_log_tail, signal_process
-from mlflow_deploy_plugin.processes.child import run_to_end, signal_group
+from mlflow_deploy_plugin.processes.child import (
+    Child,
+    backoff_seconds,
+    exit_reason,
+    read_log_tail,
+    run_to_end,
+    signal_group,
+    signal_process,
+)
 from tests.support.macos import MACOS
 from tests.support.waiting import is_gone, wait_until
 
@@ -26,7 +33,7 @@ time.sleep(600)
 """
 PARENT = """
 import socket, subprocess, sys, threading, time
-from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.processes.child import Child
 ours, theirs = socket.socketpair()
 child = Child([sys.executable, "-c", sys.argv[1], str(theirs.fileno())], descriptors=[theirs.fileno()])
 theirs.close()
@@ -45,7 +52,7 @@ time.sleep(600)  # as one that computes
 """
 ASKS_THE_KERNEL = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.processes import die_with_parent
+from mlflow_deploy_plugin.processes.child import die_with_parent
 die_with_parent()
 connection = socket.socket(fileno=int(sys.argv[1]))
 connection.sendall(f"{os.getpid()}".encode())
@@ -53,7 +60,7 @@ time.sleep(600)
 """
 WAITS_FOR_THE_END = """
 import os, threading
-from mlflow_deploy_plugin.processes import end_on_signals
+from mlflow_deploy_plugin.processes.child import end_on_signals
 ended = threading.Event()
 end_on_signals(ended)
 print("ready", flush=True)
@@ -170,7 +177,8 @@ def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str)
 def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> None:
     children: list[Child] = []
     code = (
-        "from mlflow_deploy_plugin.processes import die_with_parent; die_with_parent(); print(1, flush=True);" + SLEEP
+        "from mlflow_deploy_plugin.processes.child import die_with_parent; die_with_parent(); print(1, flush=True);"
+        + SLEEP
     )
     read, write = os.pipe()
 
@@ -332,7 +340,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_killing_one_that_has_ended_and_was_not_waited_for_does_nothing(system: str) -> None:
     assert run("""
-from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.processes.child import Child
 child = Child(["true"])
 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT) if hasattr(os, "waitid") else time.sleep(1)
 child.kill()

@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
-from mlflow_deploy_plugin.processes.worker import ProcessEnded
+from mlflow_deploy_plugin.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
 from tests.support.raising import Panic, raise_it
 from tests.support.waiting import is_gone, wait_until
 
 SECONDS = 60.0
 PARENT = """
 import os, time
-from mlflow_deploy_plugin.processes import Worker
+from mlflow_deploy_plugin.processes.worker import Worker
 worker = Worker()
 print(worker.call(os.getpid, seconds=60), flush=True)
 worker.call(time.sleep, 600, seconds=600)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import dump_json
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.runtime.artifact import ColumnType
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 
 def schema_of(**types: ColumnType) -> Schema:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import large_json, mlflow
 from mlflow_deploy_plugin.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 SCHEMAS = {
     "doubles": compile_schema(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import large_json, v2
-from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Schema, Tensor, read_artifact
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")

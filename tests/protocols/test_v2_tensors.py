@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as hnp
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
-from mlflow_deploy_plugin.runtime import Artifact, Input, Output, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 DTYPES = {
     "BOOL": "bool",

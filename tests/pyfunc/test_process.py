@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.processes.child import Child
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, version_differences
 from tests.support.ecs import read_line
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.pyfunc import process
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.process import answer_all
 from mlflow_deploy_plugin.protocols import side_messages
-from mlflow_deploy_plugin.protocols import SideMessage
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 
 side_messages.MAX_BYTES = 1000
 if sys.argv[1] == "hangs at its end":

@@ -22,8 +22,9 @@ from mlflow_deploy_plugin.pyfunc.scorer import (
     to_model_input,
     to_outputs,
 )
-from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Tensor, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import object_array
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 
 
 @pytest.mark.parametrize(

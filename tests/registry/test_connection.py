@@ -385,7 +385,7 @@ def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_pa
 def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: Path) -> None:
     (tmp_path / "plugin_store.py").write_text("import pandas\n")
     code = (
-        "import sys; from mlflow_deploy_plugin.registry import hidden_pandas\n"
+        "import sys; from mlflow_deploy_plugin.registry.connection import hidden_pandas\n"
         "with hidden_pandas():\n"
         "    import mlflow; print('pandas' in sys.modules)\n"
         "    import plugin_store; print(plugin_store.pandas.Series([1]).sum())\n"
@@ -505,7 +505,7 @@ def test_what_a_server_says_that_an_author_names_stands_in_no_error(tmp_path: Pa
 
 CONCURRENT_IMPORTS = """
 import threading, time
-from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 
 def name_an_error():
     with registry_errors("x"):

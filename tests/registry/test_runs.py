@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.registry.runs import (
     SUPERSEDED,
     IdempotentRun,

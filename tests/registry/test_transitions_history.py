@@ -15,7 +15,9 @@ from mlflow_deploy_plugin.registry.transitions import (
     models_served_by,
     without_step_events,
 )
-from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SPEC = "name: flights\nvariants: {main: {model: models:/flight-delay/Production}}"

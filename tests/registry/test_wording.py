@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry import registered_version, registry_errors, resolve
+from mlflow_deploy_plugin.registry.connection import registry_errors
 from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
 from tests.support.tracking import tracking_at
 
 

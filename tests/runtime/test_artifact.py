@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import MLMODEL, OnnxModel, read_artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime.artifact import MLMODEL, read_artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, repeat_row
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.models import write_model
 from tests.support.raising import Panic, raise_it
 from tests.support.refusals import mentions

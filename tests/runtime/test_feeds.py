@@ -7,7 +7,6 @@ import onnx
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import (
     NarrowedFeeds,
     concatenate_feeds,
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.runtime.feeds import (
     sent_arrays,
     slice_feeds,
 )
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import (
     as_key,
@@ -17,6 +16,7 @@ from mlflow_deploy_plugin.runtime.log_columns import (
     cast_columns_losslessly,
     to_log_columns,
 )
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.models import write_model
 
 

@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime import OnnxModel
-from mlflow_deploy_plugin.runtime.model import RUN_ROWS
+from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.runtime.session import limit_memory
 from tests.support.models import write_model
 from tests.support.waiting import wait_until

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Output, Tensor, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from tests.support.models import write_model
 
 TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.refusals import check_rows
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 COLUMNS = (Column("distance", "double"), Column("hour", "long"), Column("wind", "double"), Column("carrier", "string"))
 INPUTS = (

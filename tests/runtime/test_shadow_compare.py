@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Artifact, Output
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison, compare_outputs
 
 LABEL = Output("label", "str", (-1,), "label")

@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.errors import (
     NotInstalled,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.runtime import OnnxModel, read_artifact
-from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
+from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec, read_artifact
 from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.tokenizer import TextBudget, TextTokenizer
 from tests.support.refusals import refused
 from tests.support.texts import LANGUAGES, PANIC, hostile_texts, original_tokenizer, panicking_model, text_model, texts
@@ -322,7 +322,7 @@ def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> N
         "for name in ('torch', 'transformers', 'sentence_transformers', 'huggingface_hub', 'mlflow', 'pandas'):\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from mlflow_deploy_plugin.runtime import OnnxModel\n"
+        "from mlflow_deploy_plugin.runtime.model import OnnxModel\n"
         "model = OnnxModel.load(Path(sys.argv[1]))\n"
         "print(model.run(model.schema.from_columns({'text': ['']}))['embedding'].tolist())\n"
     )

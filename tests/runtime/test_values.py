@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import Feeds
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 

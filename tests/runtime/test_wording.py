@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Column, Input
-from mlflow_deploy_plugin.runtime.artifact import Refusals
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Refusals
 from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from tests.support.messages import message_of
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import SPEC
 from tests.support.handling import ask
 from tests.support.servers import one_endpoint

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.supervisor import supervise
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import LOCAL_KEY, make_local_key
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, write_spec

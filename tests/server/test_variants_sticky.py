@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.server.variants import has_sticky_column, sticky_key
 

@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec, duration_seconds, load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.document import add_variant, field_reference, remove_variant
-from mlflow_deploy_plugin.spec.parts import ProviderOptions
+from mlflow_deploy_plugin.spec.document import (
+    add_variant,
+    apply_config,
+    dump_spec,
+    field_reference,
+    load_specs,
+    new_endpoint,
+    remove_variant,
+)
+from mlflow_deploy_plugin.spec.parts import EndpointSpec, ProviderOptions
+from mlflow_deploy_plugin.spec.types import duration_seconds
 from tests.support.specs import FLIGHTS, flights
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, apply_config, dump_spec, load_specs
-from mlflow_deploy_plugin.spec.monitors import SampleSpec
+from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, load_specs
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, SampleSpec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 from tests.support.specs import flights
 

@@ -3,8 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.monitors import Condition, Requirement, parse_condition
+from mlflow_deploy_plugin.spec.monitors import Condition, MonitorSpec, Requirement, parse_condition
 
 
 def required(kind: str, *texts: str) -> tuple[Requirement, ...]:

@@ -3,7 +3,7 @@
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import apply_config, dump_spec, load_specs
+from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, load_specs
 from tests.support.refusals import refused
 from tests.support.specs import flights
 

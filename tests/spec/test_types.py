@@ -5,10 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import bin_period, duration_seconds, load_time_zone, parse_duration, reachable_url
 from mlflow_deploy_plugin.spec.types import (
+    bin_period,
+    duration_seconds,
     duration_text,
+    load_time_zone,
+    parse_duration,
     parse_latency,
+    reachable_url,
     rolling_span,
     validate_crontab,
     validate_lag,

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from mlflow_deploy_plugin.spec import apply_config, load_specs, load_time_zone, parse_duration
-from mlflow_deploy_plugin.spec.document import add_variant
+from mlflow_deploy_plugin.spec.document import add_variant, apply_config, load_specs
+from mlflow_deploy_plugin.spec.types import load_time_zone, parse_duration
 from tests.support.messages import message_of
 from tests.support.specs import FLIGHTS, flights
 

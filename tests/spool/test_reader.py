@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.runtime import Column, Input, Schema
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Column, Input, Schema
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.spool import writer as capture
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import RequestRecord

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.statedir import Wanted, WorkerState
+from mlflow_deploy_plugin.statedir.models import Wanted, WorkerState
 
 
 def test_fields_of_a_newer_writer_are_ignored() -> None:

@@ -18,18 +18,17 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
-from mlflow_deploy_plugin.store.database import SCHEMA, migration_config, utc_now
-from mlflow_deploy_plugin.store.store import store_unavailable
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.database import SCHEMA, migration_config, open_store, utc_now
+from mlflow_deploy_plugin.store.store import Store, store_unavailable
 from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
 from tests.support.refusals import mentions, refused
 
 OPEN_AND_ADD = """
 import sys
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
 store = open_store(sys.argv[1])
 try:
     store.add_endpoint("onnxserve", new_endpoint("raced", "m"))
@@ -104,7 +103,7 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
 
 def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    code = "import sys; from mlflow_deploy_plugin.store import open_store; "
+    code = "import sys; from mlflow_deploy_plugin.store.database import open_store; "
     code += "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); assert 'alembic' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
 

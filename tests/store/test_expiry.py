@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store import expiry
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.expiry import Expired, expire
-from mlflow_deploy_plugin.store.monitors import read_counts
+from mlflow_deploy_plugin.store.monitors import Monitors, read_counts
+from mlflow_deploy_plugin.store.store import Store
 from tests.support.clocks import Clock
 from tests.support.waiting import wait_until
 

@@ -8,7 +8,9 @@ from sqlalchemy import delete
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.server.messages import without_keys
-from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.keys import ApiKeys
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, AuditRow
 from tests.support.clocks import Clock
 

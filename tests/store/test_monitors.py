@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
-from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Silences, Store, open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts, Silences
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState
+from mlflow_deploy_plugin.store.store import Store
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 20, tzinfo=UTC)

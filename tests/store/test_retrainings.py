@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import RetrainingFigures, RetrainingRow
 from tests.support.refusals import refused
 

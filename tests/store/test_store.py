@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.document import add_variant, remove_variant
-from mlflow_deploy_plugin.store import AuditEvent, Monitors, Store, current_actor, open_store
+from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint, remove_variant
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.refusals import refused
 

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import RegistryChangeRow
 
 

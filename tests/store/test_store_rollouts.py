@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 import pytest
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor, held_lease, open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.leases import held_lease
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import LeaseRow
 from tests.support.refusals import refused
 

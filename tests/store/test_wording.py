@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import ApiKeys, Retrainings, Store, open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.keys import ApiKeys
+from mlflow_deploy_plugin.store.retrainings import Retrainings
+from mlflow_deploy_plugin.store.store import Store
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ import math
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
-from mlflow_deploy_plugin.spec import VariantSpec
+from mlflow_deploy_plugin.spec.parts import VariantSpec
 
 PLAN = RolloutPlan(
     endpoint="flights",

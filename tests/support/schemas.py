@@ -1,8 +1,7 @@
 """Schemas of columns and tensors."""
 
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.runtime.artifact import ColumnType
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:

@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.supervisor import open_listener
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import Wanted, remove_metrics
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import SPEC, WANTED, read_workers, write_state
+from mlflow_deploy_plugin.statedir.metric_files import remove_metrics
+from mlflow_deploy_plugin.statedir.models import Wanted
 from tests.support.models import columns, write_model
 from tests.support.waiting import wait_until
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter

@@ -1,6 +1,7 @@
 """The spec of an endpoint with three variants."""
 
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 FLIGHTS = """
 apiVersion: onnxserve/v1

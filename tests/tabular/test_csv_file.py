@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from mlflow_deploy_plugin.tabular import csv_records
+from mlflow_deploy_plugin.tabular.csv_file import csv_records
 
 
 def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it() -> None:

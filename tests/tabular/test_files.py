@@ -10,8 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, json_lines, open_output, open_parquet
-from mlflow_deploy_plugin.tabular.files import atomic_file, open_input, output_format, unfinished_stem
+from mlflow_deploy_plugin.tabular.files import (
+    FileFormat,
+    atomic_file,
+    format_of,
+    json_lines,
+    open_input,
+    open_output,
+    open_parquet,
+    output_format,
+    unfinished_stem,
+)
 
 
 @pytest.mark.parametrize(

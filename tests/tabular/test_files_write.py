@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular import FileFormat, table_writer
-from mlflow_deploy_plugin.tabular.files import value_writer, values_of
+from mlflow_deploy_plugin.tabular.files import FileFormat, table_writer, value_writer, values_of
 
 TABLE = pa.table(
     {

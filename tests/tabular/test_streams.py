@@ -20,8 +20,8 @@ from pyarrow import fs
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.flavor.example_rows import read_rows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
-from mlflow_deploy_plugin.tabular import FileFormat, open_parquet, read_parquet
-from mlflow_deploy_plugin.tabular.streams import RowBlock, RowStream, read_table, typed_tables
+from mlflow_deploy_plugin.tabular.files import FileFormat, open_parquet
+from mlflow_deploy_plugin.tabular.streams import RowBlock, RowStream, read_parquet, read_table, typed_tables
 
 
 def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:

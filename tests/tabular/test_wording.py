@@ -7,8 +7,7 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.tabular import FileFormat, open_output
-from mlflow_deploy_plugin.tabular.files import open_input, output_format, value_writer
+from mlflow_deploy_plugin.tabular.files import FileFormat, open_input, open_output, output_format, value_writer
 from mlflow_deploy_plugin.tabular.streams import RowStream
 from tests.support.messages import message_of
 

@@ -11,9 +11,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
-from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
+from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
-from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
+from mlflow_deploy_plugin.spec.document import empty_endpoint, new_endpoint
+from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.store.keys import ApiKeys
+from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.access import add_sessions
 from tests.support.console import PAGE, form, open_page

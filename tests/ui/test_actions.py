@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate import promote
 from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.registry import redact_addresses
+from mlflow_deploy_plugin.gate.promotion import promote
+from mlflow_deploy_plugin.registry.connection import redact_addresses
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.document import add_variant
+from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_reque
 from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.gate.served_files import served_files
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
+from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.ui import guard
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import API, events, move, point

@@ -14,8 +14,9 @@ from mlflow.utils.workspace_context import WorkspaceContext
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import AuditEvent, open_store
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.store.database import open_store
 from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.deployments import SIGNATURE, weighted_sum, working_in
 from tests.support.refusals import refused

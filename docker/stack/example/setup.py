@@ -14,8 +14,9 @@ from mlflow.exceptions import MlflowException
 from train import register_first
 
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import duration_seconds, load_specs
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.types import duration_seconds
+from mlflow_deploy_plugin.store.database import open_store
 
 
 def main(path: str) -> None:

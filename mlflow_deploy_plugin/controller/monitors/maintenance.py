@@ -20,19 +20,22 @@ from typing import Literal
 from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import DAY, InferenceLog, Window, open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.stats import GONE_AFTER, expire_watermarks
-from mlflow_deploy_plugin.inference_log.storage import list_days, list_files, wrap_log_errors
-from mlflow_deploy_plugin.processes import Worker
-from mlflow_deploy_plugin.processes.worker import ProcessEnded
+from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files, wrap_log_errors
+from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.processes.worker import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, expire
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.spec.types import bin_period, duration_seconds
+from mlflow_deploy_plugin.store.expiry import expire
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.store import Endpoint
 
 _log = logging.getLogger(__name__)
 

@@ -20,21 +20,24 @@ from mlflow_deploy_plugin.controller.monitors import evaluation, window_runner
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log
-from mlflow_deploy_plugin.inference_log.windows import window_at
-from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, load_datasets
+from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, MonitorSpec, empty_endpoint
-from mlflow_deploy_plugin.spool import segments, shipped_bytes
-from mlflow_deploy_plugin.statedir import AgentState
+from mlflow_deploy_plugin.spec.document import empty_endpoint
+from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.spool.frames import segments, shipped_bytes
 from mlflow_deploy_plugin.statedir.files import AGENT, SPOOL, is_alive, read_state
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, held_lease, unknown_endpoint
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.statedir.models import AgentState
+from mlflow_deploy_plugin.store.leases import LeaseKeeper, held_lease
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.store import Store, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import Window, microseconds
-from mlflow_deploy_plugin.inference_log.windows import window_at
-from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store
-from mlflow_deploy_plugin.store.monitors import MonitorState
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.spec.types import duration_seconds
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store.store import Endpoint, Store
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import Watermark  # At run time, this would import Arrow.
+    from mlflow_deploy_plugin.inference_log.stats import Watermark  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
 """The maximum number of missed windows that a controller judges. A user may request more windows (`backfill`)."""

@@ -34,14 +34,13 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     StoreUnavailable,
 )
-from mlflow_deploy_plugin.gate import choose_policy
-from mlflow_deploy_plugin.gate.policy import PolicyChoice
+from mlflow_deploy_plugin.gate.policy import PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.run import gate_version
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import registered_version, resolve
+from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
-from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout
-from mlflow_deploy_plugin.store.retrainings import WaitsFor
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings, WaitsFor
+from mlflow_deploy_plugin.store.store import Rollout
 
 _log = logging.getLogger(__name__)
 

@@ -16,18 +16,20 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, microseconds_of, open_log, parse_window
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
-from mlflow_deploy_plugin.inference_log.tables import hash_rows, splitmix64
-from mlflow_deploy_plugin.inference_log.windows import microseconds
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log.tables import Sample, hash_rows, splitmix64
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
-from mlflow_deploy_plugin.spec import CaptureSpec, duration_seconds
 from mlflow_deploy_plugin.spec.monitors import SampleSpec
-from mlflow_deploy_plugin.store import Json, Retraining
+from mlflow_deploy_plugin.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.spec.types import duration_seconds
 from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.tables import RetrainingFigures
+from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store.tables import Json, RetrainingFigures
 
 MAX_TRAININGS = 2
 """The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""

@@ -21,7 +21,8 @@ from pydantic import ConfigDict, TypeAdapter
 from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.monitors import parse_condition
-from mlflow_deploy_plugin.store import Json, Rollout
+from mlflow_deploy_plugin.store.store import Rollout
+from mlflow_deploy_plugin.store.tables import Json
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 PromotionKind = Literal["stage", "alias", "tag", "pinned"]

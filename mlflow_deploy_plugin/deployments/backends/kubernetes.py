@@ -20,17 +20,21 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin import errors, manifests
-from mlflow_deploy_plugin.deployments.backends import Observation, Progress, kubernetes_status, served_state
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.deployments.backends import kubernetes_status, served_state
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
 from mlflow_deploy_plugin.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
-from mlflow_deploy_plugin.manifests import CONTAINER, OWNER, STATE_FOLDER, Document, Place, endpoint_labels, http_port
+from mlflow_deploy_plugin.deployments.backends.targets import Observation, Progress
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, endpoint_labels, kubernetes_documents
+from mlflow_deploy_plugin.manifests.served import OWNER, STATE_FOLDER, Document, Place, http_port, lacks_mlflow_address
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
-from mlflow_deploy_plugin.statedir import AgentState, Wanted, WorkerState
+from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.types import is_loopback
 from mlflow_deploy_plugin.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
+from mlflow_deploy_plugin.statedir.models import AgentState, Wanted, WorkerState
 
 _KINDS = (
     *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
@@ -98,7 +102,7 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = manifests.kubernetes_documents(
+        documents = kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
         kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
@@ -475,7 +479,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     The Deployment's addresses take precedence, so that a later command with another MLflow does not replace the pods.
     Raises InvalidConfig if a model is in the registry and no reachable address of the registry is known.
     """
-    is_needed = manifests.lacks_mlflow_address(spec)
+    is_needed = lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
         variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]

@@ -28,7 +28,8 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.manifests import CONTAINER, Document
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER
+from mlflow_deploy_plugin.manifests.served import Document
 from mlflow_deploy_plugin.messages import join_names, one_line
 
 MANAGER = "onnxserve"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.manifests import CONTAINER, Document
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER
+from mlflow_deploy_plugin.manifests.served import Document
 from mlflow_deploy_plugin.messages import one_line
 
 UNSEEN = "waiting for the cluster to plan the rollout"

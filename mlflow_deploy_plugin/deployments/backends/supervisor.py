@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
+from mlflow_deploy_plugin.processes.child import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.statedir.files import LOG, SEE_LOG, SPEC, write_atomically
 

@@ -15,8 +15,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, Onnxserv
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Input, Output
-from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
+from mlflow_deploy_plugin.runtime.artifact import Input, Output, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 

@@ -24,7 +24,8 @@ _MODULES = {
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch", "transformers")},
     "sentence_transformers": "transformers",
 }
-"""The converter module for each package of model classes. The module and its pip extra have the same name."""
+"""The pip extra for each package of model classes. The converter module has the same name, except in `_RENAMED`."""
+_RENAMED = {"sklearn": "sklearn.conversion"}
 
 _NEVER = ("pmdarima",)
 """Packages whose models subclass a framework's classes but do not predict rows. MLflow's flavors log such models."""
@@ -122,7 +123,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        return cast(FrameworkConverter, import_module(f"{_ROOM}.{extra}"))
+        return cast(FrameworkConverter, import_module(f"{_ROOM}.{_RENAMED.get(extra, extra)}"))
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(

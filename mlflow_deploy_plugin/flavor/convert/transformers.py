@@ -26,8 +26,7 @@ from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Input
-from mlflow_deploy_plugin.runtime.artifact import Role, TokenizerSpec
+from mlflow_deploy_plugin.runtime.artifact import Input, Role, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, object_array
 from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
 from mlflow_deploy_plugin.runtime.values import short_repr

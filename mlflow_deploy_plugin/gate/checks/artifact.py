@@ -10,11 +10,12 @@ The signature check requires that clients of the current version can use the new
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, compare_with_base
-from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signature
+from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
+from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Output
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Output
 
 PARITY = "parity"
 SIGNATURE = "signature"

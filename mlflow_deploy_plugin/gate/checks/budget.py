@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, Onnxse
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.processes import Worker
+from mlflow_deploy_plugin.processes.worker import Worker
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 
 NAME = "budget"

@@ -14,12 +14,13 @@ from urllib.parse import urlencode
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import UNDECIDED, MonitorResult
-from mlflow_deploy_plugin.registry import registry_address, registry_errors
 from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
-from mlflow_deploy_plugin.registry.connection import app_answer
+from mlflow_deploy_plugin.registry.connection import app_answer, registry_address, registry_errors
 from mlflow_deploy_plugin.settings import Settings, active_workspace
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Alert, Alerts, Json, Store
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import Json
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5

@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
 from mlflow_deploy_plugin.statedir.files import FileCache
 

@@ -31,7 +31,7 @@ from scipy.stats import beta, norm, t
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
-from mlflow_deploy_plugin.inference_log import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
 from mlflow_deploy_plugin.runtime.feeds import Array

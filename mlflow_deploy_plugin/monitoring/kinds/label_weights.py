@@ -21,7 +21,7 @@ from scipy.stats import chi2_contingency
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import EPSILON
-from mlflow_deploy_plugin.inference_log import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import Metrics, classification_metrics, regression_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.inference_log import EPOCH, Window, concat_tables
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     COMPLETE,
@@ -27,10 +28,9 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassP
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions, row_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec import REGRESSION
-from mlflow_deploy_plugin.spec.monitors import REPEATED_WINDOWS
+from mlflow_deploy_plugin.spec.monitors import REGRESSION, REPEATED_WINDOWS
 from mlflow_deploy_plugin.spec.types import length_of
 
 _MOST_CELLS = 20_000_000

@@ -14,15 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
-from mlflow_deploy_plugin.inference_log import InferenceLog
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, WindowRows
 from mlflow_deploy_plugin.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded
 from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPredictions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.runtime import Artifact, Output, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError, Refused
-from mlflow_deploy_plugin.inference_log import concat_tables
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.inference_log.tables import (
     captured_outputs,
     combine_hashes,
+    concat_tables,
     count_versions,
     describe_answers,
     hash_texts,
@@ -32,10 +32,11 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import Artifact, compare_outputs
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

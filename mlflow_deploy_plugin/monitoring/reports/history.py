@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.inference_log import microseconds
+from mlflow_deploy_plugin.inference_log.windows import microseconds
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.reports import history
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
 from mlflow_deploy_plugin.monitoring.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
-from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
 from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
 

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_f
 from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.spec.types import duration_text, length_of
 
 FEWEST_WINDOWS, FEW_WINDOWS = 20, 40

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import EPOCH, microseconds
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, microseconds
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name

@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError, Message
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.protocols import v2, v2_tensors
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
-from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 
 _FIELDS = {

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.errors import pass_exit
-from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.protocols.content import dump_json, json_object
+from mlflow_deploy_plugin.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.protocols.mlflow import decode_document
-from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.feeds import Feeds
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse

@@ -8,8 +8,7 @@ from functools import lru_cache
 from http.client import responses
 
 from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
-from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.protocols.content import dump_json
+from mlflow_deploy_plugin.protocols.content import JSON, dump_json
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES
 from mlflow_deploy_plugin.server.messages import RawRequest, Reply, error_reply, safe_headers

@@ -11,9 +11,9 @@ from contextlib import suppress
 from urllib.parse import parse_qs
 
 from mlflow_deploy_plugin.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
-from mlflow_deploy_plugin.protocols import JSON, tfserving
 from mlflow_deploy_plugin.protocols import feedback as protocol
-from mlflow_deploy_plugin.protocols.content import dump_json, json_object, media_name, media_type
+from mlflow_deploy_plugin.protocols import tfserving
+from mlflow_deploy_plugin.protocols.content import JSON, dump_json, json_object, media_name, media_type
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference import management
@@ -23,9 +23,8 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.server.variants import ServedEndpoint
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import read_history
-from mlflow_deploy_plugin.statedir.history import SPANS
+from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.statedir.history import SPANS, read_history
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, pass_exit
-from mlflow_deploy_plugin.protocols import JSON, SideMessage, mlflow
-from mlflow_deploy_plugin.protocols.content import dump_json, load_json_object, media_name
-from mlflow_deploy_plugin.runtime import explained_features
-from mlflow_deploy_plugin.runtime.explained import check_explainable
+from mlflow_deploy_plugin.protocols import mlflow
+from mlflow_deploy_plugin.protocols.content import JSON, dump_json, load_json_object, media_name
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.runtime.explained import check_explainable, explained_features
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
 from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext

@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import KeyEntry
+from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.statedir.models import KeyEntry
 
 if TYPE_CHECKING:
     from limits import RateLimitItem

@@ -23,11 +23,20 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.protocols import CSV, JSON, arrow, content, jsonlines, load_json, mlflow, tfserving, v2
-from mlflow_deploy_plugin.protocols.content import check_depth, dump_json, load_json_object, media_type
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
+from mlflow_deploy_plugin.protocols import arrow, content, jsonlines, mlflow, tfserving, v2
+from mlflow_deploy_plugin.protocols.content import (
+    CSV,
+    JSON,
+    check_depth,
+    dump_json,
+    load_json,
+    load_json_object,
+    media_type,
+)
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.variants import ServedVariant
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import Tracer
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 

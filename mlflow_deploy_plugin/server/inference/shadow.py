@@ -19,12 +19,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
-from mlflow_deploy_plugin.runtime import Schema, compare_outputs
 from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, array_bytes, concatenate_feeds, sent_arrays, slice_feeds
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import add_keys
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.variants import LoadedVersion, ServedVariant

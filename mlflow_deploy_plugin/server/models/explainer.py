@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
-from mlflow_deploy_plugin.protocols import SideMessage
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 

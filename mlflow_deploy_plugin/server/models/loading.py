@@ -14,17 +14,19 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
-from mlflow_deploy_plugin.protocols import JSON, mlflow
-from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.protocols import mlflow
+from mlflow_deploy_plugin.protocols.content import JSON
+from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
-from mlflow_deploy_plugin.runtime.model import Predictor
+from mlflow_deploy_plugin.runtime.model import OnnxModel, Predictor
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement, memory_limit, open_session, physical_memory
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 from mlflow_deploy_plugin.spool.captured_model import STREAM_OUTPUT, CapturedModel
-from mlflow_deploy_plugin.statedir import WantedVariant
 from mlflow_deploy_plugin.statedir.files import mark_loading
+from mlflow_deploy_plugin.statedir.models import WantedVariant
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
-from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.spec.parts import ModelControlMode
-from mlflow_deploy_plugin.statedir import MAX_WAITING, AgentState, Command, command_files
-from mlflow_deploy_plugin.statedir.commands import COMMAND_TIMEOUT_SECONDS, command_error
+from mlflow_deploy_plugin.spec.parts import EndpointSpec, ModelControlMode
+from mlflow_deploy_plugin.statedir.commands import COMMAND_TIMEOUT_SECONDS, MAX_WAITING, command_error, command_files
 from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, is_alive, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import CommandAnswer
+from mlflow_deploy_plugin.statedir.models import AgentState, Command, CommandAnswer
 
 _MAX_COMMAND_BYTES = 256 * 1024
 _AGENT_SECONDS = 10.0

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.protocols import SideMessage
-from mlflow_deploy_plugin.runtime import UNNAMED_OUTPUT, Artifact, Output, pyfunc_schema
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueResponse
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 

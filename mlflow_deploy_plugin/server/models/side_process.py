@@ -29,9 +29,9 @@ from typing import Final
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
-from mlflow_deploy_plugin.processes import Child, exit_reason
-from mlflow_deploy_plugin.processes.child import Crashes
-from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message, side_messages
+from mlflow_deploy_plugin.processes.child import Child, Crashes, exit_reason
+from mlflow_deploy_plugin.protocols import side_messages
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 
 logger = logging.getLogger(__name__)
 

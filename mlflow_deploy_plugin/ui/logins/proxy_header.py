@@ -16,7 +16,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import name_refusal
+from mlflow_deploy_plugin.store.people import name_refusal
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.processes import Child, signal_process
+from mlflow_deploy_plugin.processes.child import Child, signal_process
 from mlflow_deploy_plugin.registry.connection import child_environment
 from projects.demo.workspace import CHECKOUT
 

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions

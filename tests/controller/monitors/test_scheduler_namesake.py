@@ -8,12 +8,13 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors import manual_runs
 from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import View, Window, open_log
 from mlflow_deploy_plugin.inference_log.maintenance import compact
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.inference_log.reader import View, open_log
 from mlflow_deploy_plugin.inference_log.stats import log_stats
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest

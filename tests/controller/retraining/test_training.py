@@ -34,7 +34,8 @@ from mlflow_deploy_plugin.controller.retraining.training import (
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.store.retrainings import Retraining

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule, request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.tables import RetrainingFigures

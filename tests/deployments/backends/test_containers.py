@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
 )
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+from mlflow_deploy_plugin.spec.document import new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.deployments.backends.docker import DockerBackend
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec.document import new_endpoint
 from tests.support.refusals import refused
 
 

@@ -14,11 +14,18 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.document import add_variant
-from mlflow_deploy_plugin.statedir import ServerState, Wanted, WantedEndpoint, WantedVariant, WorkerState, files
+from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.statedir import files
 from mlflow_deploy_plugin.statedir.files import WANTED, worker_file, write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant
+from mlflow_deploy_plugin.statedir.models import (
+    LoadedVariant,
+    ServerState,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
 from tests.support.refusals import mentions, refused
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")

@@ -23,9 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
-from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
+from mlflow_deploy_plugin.flavor.save import save_model
 from tests.support.refusals import mentions
 
 RANDOM = np.random.default_rng(0)

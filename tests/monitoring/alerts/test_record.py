@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, announce_request, record_failure, record_result
+from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.store import Store
 from tests.support.metrics_page import serving

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
+from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts, Silences
 from mlflow_deploy_plugin.store.store import Store
 from tests.support.results import result_of

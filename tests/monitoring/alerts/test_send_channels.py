@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, record_result
+from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.store import Store
 from tests.support.refusals import mentions

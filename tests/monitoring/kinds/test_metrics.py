@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     classification_metrics,
     regression_metrics,
 )
-from mlflow_deploy_plugin.spec import REGRESSION
+from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 
 def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> ClassPredictions:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.history import (
     PastWindow,
     TrendLine,

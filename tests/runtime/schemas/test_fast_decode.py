@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {

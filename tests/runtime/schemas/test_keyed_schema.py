@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import key_array, with_keys
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 
 LARGEST = 2**63 - 1
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")

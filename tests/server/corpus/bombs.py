@@ -22,9 +22,8 @@ import zstandard
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import arrow, feedback, jsonlines, mlflow, tfserving
 from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
-from mlflow_deploy_plugin.runtime.artifact import ColumnType
-from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import protocol_table

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire, Wsgi

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import InferInput, service_pb2
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Artifact, Input, Output, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import with_keys
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc.tensors import MAX_FIELDS, decode, encode, read_message
 

@@ -22,8 +22,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin import asgi_app, wsgi_app
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.inference_log import View, open_log
-from mlflow_deploy_plugin.inference_log.reader import view_tables
+from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_tables
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.messages import RawRequest

@@ -11,7 +11,7 @@ import pytest
 import requests
 import yaml
 
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.statedir.files import SPOOL
 from tests.support.refusals import mentions

@@ -19,9 +19,9 @@ from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import KeyEntry
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, make_local_key
+from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support.clocks import Clock
 from tests.support.keys import write_keys
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.inference.limits import (
     open_rate_limiter,
 )
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.statedir import KeyEntry
+from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port

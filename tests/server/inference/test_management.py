@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support import servers
 from tests.support.waiting import wait_until
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.inference import protocol_table
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse

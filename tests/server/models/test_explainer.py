@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.protocols.side_messages import receive_connection
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))

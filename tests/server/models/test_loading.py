@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
-from mlflow_deploy_plugin.runtime import OnnxModel, session
+from mlflow_deploy_plugin.runtime import session
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
 from tests.support.models import mixed_model, write_model

@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
-from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir import AgentState, Command
+from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir.commands import MAX_WAITING, command_answer, command_files
 from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
+from mlflow_deploy_plugin.statedir.models import AgentState, Command
 from tests.support.waiting import wait_until
 
 

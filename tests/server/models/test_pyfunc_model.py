@@ -25,8 +25,8 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.protocols.v2_tensors import to_binary
-from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.responses import RawResponse
@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
 from mlflow_deploy_plugin.statedir.files import SPEC

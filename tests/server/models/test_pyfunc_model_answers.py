@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from tests.support.handling import handle
 from tests.support.servers import opened, variant

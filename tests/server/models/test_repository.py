@@ -17,9 +17,8 @@ from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.session import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.statedir import Wanted, WorkerState
 from mlflow_deploy_plugin.statedir.files import LOADING, WANTED, read_workers, take_load_deaths, write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, LoadingState
+from mlflow_deploy_plugin.statedir.models import LoadedVariant, LoadingState, Wanted, WorkerState
 from tests.support import servers
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions

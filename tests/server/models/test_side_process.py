@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
-from mlflow_deploy_plugin.protocols import SideMessage, side_messages
+from mlflow_deploy_plugin.protocols import side_messages
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, threading, time
-from mlflow_deploy_plugin.protocols import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.protocols.side_messages import receive_connection
 
 how, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))

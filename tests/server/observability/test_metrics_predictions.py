@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Artifact, Output
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.observability.metrics import Metrics, Statistics, predicted_labels
 from tests.support import servers

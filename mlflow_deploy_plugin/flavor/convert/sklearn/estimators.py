@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, Selection
-from mlflow_deploy_plugin.runtime import Column, Input
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 Estimator: TypeAlias = Any

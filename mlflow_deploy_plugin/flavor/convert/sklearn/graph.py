@@ -33,8 +33,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shap
 from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
-from mlflow_deploy_plugin.runtime import Output
-from mlflow_deploy_plugin.runtime.artifact import Role
+from mlflow_deploy_plugin.runtime.artifact import Output, Role
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 

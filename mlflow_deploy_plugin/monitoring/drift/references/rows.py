@@ -16,19 +16,20 @@ import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import redact_credentials, registry_address, resolve
+from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_address
 from mlflow_deploy_plugin.registry.model_files import download, fetch, logged_columns
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
-from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.statedir import Wanted
 from mlflow_deploy_plugin.statedir.files import WANTED, FileCache, read_state
-from mlflow_deploy_plugin.tabular import SPARK_TIMES, read_parquet
-from mlflow_deploy_plugin.tabular.streams import csv_tables, open_csv, require_few_values, typed_tables
+from mlflow_deploy_plugin.statedir.models import Wanted
+from mlflow_deploy_plugin.tabular.files import SPARK_TIMES
+from mlflow_deploy_plugin.tabular.streams import csv_tables, open_csv, read_parquet, require_few_values, typed_tables
 
 MAX_ROWS = 1_000_000
 _SEED = 0

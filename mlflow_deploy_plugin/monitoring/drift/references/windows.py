@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import as_floats, decoded, feature_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (

@@ -28,18 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log import (
-    DAY,
-    EPOCH,
-    HOUR_US,
-    InferenceLog,
-    LogLocation,
-    Window,
-    microseconds_of,
-    open_log,
-    write_file,
-)
-from mlflow_deploy_plugin.inference_log.storage import HOUR, SKETCHES, Hour, LogFile
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile, LogLocation, write_file
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches import sketch
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins

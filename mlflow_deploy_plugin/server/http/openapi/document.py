@@ -8,9 +8,9 @@ from functools import cached_property
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.protocols.content import EVENTS
-from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.protocols.content import EVENTS, JSON
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.auth import scopes_for
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.variants import ServedEndpoint, ServedVariant
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 
 MAX_ENDPOINTS = 20

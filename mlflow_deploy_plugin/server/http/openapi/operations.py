@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlflow_deploy_plugin.protocols import CSV, JSON, feedback
-from mlflow_deploy_plugin.protocols.content import EVENTS
+from mlflow_deploy_plugin.protocols import feedback
+from mlflow_deploy_plugin.protocols.content import CSV, EVENTS, JSON
 from mlflow_deploy_plugin.protocols.v2 import OCTETS
-from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.explained import is_explainable
+from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, TABLE_FORMATS

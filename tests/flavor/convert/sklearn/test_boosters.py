@@ -21,10 +21,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ParityError, SchemaMismatch
-from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 ROWS, HALF = 400, 300
 DRAW = np.random.default_rng(0)

@@ -26,9 +26,9 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 RANDOM = np.random.default_rng(0)

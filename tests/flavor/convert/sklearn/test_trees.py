@@ -30,10 +30,10 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 from threadpoolctl import threadpool_limits
 
-from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 BEFORE = {
     "nothing": lambda: "passthrough",

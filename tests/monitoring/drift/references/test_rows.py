@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_column
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model
 from tests.monitoring.drift.sketches.test_sketch import assert_same
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.inference_log import HOUR_US, parse_window
+from mlflow_deploy_plugin.inference_log.windows import HOUR_US, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, cut_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns

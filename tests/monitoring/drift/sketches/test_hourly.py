@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log, parse_window
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (

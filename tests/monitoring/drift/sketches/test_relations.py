@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns, sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000

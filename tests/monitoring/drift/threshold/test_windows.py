@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log import HOUR_US
+from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.pages.views import ImageInput, form_fields, image_input

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.handling import ask_wsgi
 from tests.support.servers import gunicorn, one_endpoint, opened, variant

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import is_released, segments
 from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.servers import gunicorn, one_endpoint, ping, want

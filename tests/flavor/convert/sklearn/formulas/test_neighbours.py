@@ -29,11 +29,11 @@ from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn import forms
+from mlflow_deploy_plugin.flavor.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.flavor.saved_model import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 ROWS = np.random.default_rng(0).normal(size=(150, 3))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]

@@ -1,3 +1,0 @@
-from .rollouts.rollback import rollback as rollback
-
-__all__: list[str]

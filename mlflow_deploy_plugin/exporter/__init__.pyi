@@ -1,3 +1,0 @@
-from .exporting import export as export
-
-__all__: list[str]

@@ -1,0 +1,18 @@
+"""The formats of `onnxserve render`, with one function per format."""
+
+from collections.abc import Callable, Mapping
+
+from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
+from mlflow_deploy_plugin.manifests.served import Place
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+
+FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
+    "kubernetes": kubernetes.render,
+    "keda": kubernetes.render_keda,
+    "helm": helm.render,
+    "kserve": kserve.render,
+    "seldon": seldon.render,
+    "compose": compose.render,
+    "systemd": systemd.render,
+}
+"""Format → a function that returns the files of an endpoint (path → text), or raises InvalidConfig."""
