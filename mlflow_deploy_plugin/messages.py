@@ -76,3 +76,8 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     first = closest_match(name, known) if name else None
     listed = known[:_MOST_LISTED] if first is None else list(dict.fromkeys([first, *known]))[:_MOST_LISTED]
     return f"{', '.join(listed)} and {len(known) - len(listed)} more"
+
+
+def format_time(iso: str) -> str:
+    """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
+    return iso[:16].replace("T", " ").removesuffix(" 00:00")

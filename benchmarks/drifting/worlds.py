@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,
@@ -18,7 +19,6 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     window_grid,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
 

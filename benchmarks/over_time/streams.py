@@ -19,7 +19,7 @@ from scipy import stats
 
 from benchmarks.drifting.judging import Line, Outcome
 from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_of
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_groups
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
 )
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.spec.types import EPOCH
 
 CHANGED = 3
 """The column whose level changes."""

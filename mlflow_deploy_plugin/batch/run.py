@@ -28,11 +28,11 @@ from mlflow_deploy_plugin.batch.part import (
     write_progress,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.processes.worker import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_run
-from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec.parts import Device

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import without_row_number
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact

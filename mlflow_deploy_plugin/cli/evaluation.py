@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     usage_errors,
 )
-from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, parse_strengths
+from mlflow_deploy_plugin.spec.evaluation_names import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.optimization.optimizer import Optimization

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from mlflow_deploy_plugin.client.rows import BODY_FORMS
+from mlflow_deploy_plugin.column_names import PREDICTION
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
@@ -27,7 +28,6 @@ from mlflow_deploy_plugin.messages import REPEATED_HEADER, without_row_number
 from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import CSV, JSON, load_json
-from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
 from mlflow_deploy_plugin.tabular.csv_file import csv_records
 from mlflow_deploy_plugin.tabular.files import FileFormat, first_line, json_lines, open_parquet
 

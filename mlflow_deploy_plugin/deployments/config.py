@@ -14,10 +14,10 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
+from mlflow_deploy_plugin.mlmodel import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec.document import apply_config
 from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
@@ -255,7 +255,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column, because a missing column would count as drift in every window."""
     # No other command of deployments needs pyarrow and scipy.
-    from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns
+    from mlflow_deploy_plugin.registry.datasets import dataset_columns
 
     try:
         present = dataset_columns(monitor.reference.removeprefix(_DATASET))

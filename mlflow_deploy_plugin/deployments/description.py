@@ -12,10 +12,11 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.mlmodel import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYFUNC_PARITY, PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.statedir.models import WantedVariant
 from mlflow_deploy_plugin.store.tables import Json

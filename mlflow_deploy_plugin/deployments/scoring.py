@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.store.store import Endpoint, Store
 from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.gate.policy import GatePolicy, UnapprovedPolicy
+    from mlflow_deploy_plugin.registry.policy import GatePolicy, UnapprovedPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
         return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
-    from mlflow_deploy_plugin.gate.policy import policy_from_tags  # Only models with approvals need the gate.
+    from mlflow_deploy_plugin.registry.policy import policy_from_tags  # Only models with approvals need the gate.
 
     return policy_from_tags(model, model_tags)
 
@@ -242,7 +242,7 @@ def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
 
 def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval now: the version may have been promoted since the last change."""
-    from mlflow_deploy_plugin.gate.served_files import served_files  # Only models with approvals need the gate.
+    from mlflow_deploy_plugin.store.served_files import served_files  # Only models with approvals need the gate.
 
     return [
         answer

@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.desktop.tables import Columns, csv_text, predict_csv, 
 from mlflow_deploy_plugin.embed import local_server
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.messages import without_row_number
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.log_columns import as_text
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 

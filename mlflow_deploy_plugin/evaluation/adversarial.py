@@ -25,10 +25,11 @@ from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_typ
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, wrapped_from
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, Artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]

@@ -31,12 +31,12 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 from mlflow_deploy_plugin.evaluation.disturbances import DISTURB, unfit_reason, with_missing
 from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
 
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")

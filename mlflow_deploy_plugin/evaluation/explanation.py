@@ -35,15 +35,15 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 )
 from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.explained import explained_features
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.spec.evaluation_names import METRICS, MetricName
 from mlflow_deploy_plugin.tabular.files import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact

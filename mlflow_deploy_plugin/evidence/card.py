@@ -19,19 +19,17 @@ from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.gate.policy import choose_policy
 from mlflow_deploy_plugin.gate.verdict import report_templates
-from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.monitoring.alerts.record import console_page
-from mlflow_deploy_plugin.monitoring.reports import log
-from mlflow_deploy_plugin.monitoring.result import format_time
-from mlflow_deploy_plugin.registry import tags
+from mlflow_deploy_plugin.messages import format_time, join_names, one_line
+from mlflow_deploy_plugin.mlmodel import MALFORMED
+from mlflow_deploy_plugin.registry import tags, window_runs
 from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.console import console_page
 from mlflow_deploy_plugin.registry.model_files import fetch
+from mlflow_deploy_plugin.registry.policy import choose_policy
 from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
-from mlflow_deploy_plugin.runtime.artifact import MALFORMED
 from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
 from mlflow_deploy_plugin.store.audit import AuditEvent
 from mlflow_deploy_plugin.store.store import Store
@@ -177,12 +175,12 @@ class _Facts:
         """Yield each monitor, the run of its newest window, and the tags of its windows, the newest window first."""
         own = {"onnxserve.model": self.record.name, "onnxserve.version": self.record.version}
         begin = self.record.created_at.timestamp() * 1000
-        for tag in (tag for tag in self.record.tags if tag.startswith(log.PREFIX) and tag.endswith("/window")):
-            endpoint, monitor = tag.removeprefix(log.PREFIX).removesuffix("/window").split("/")
+        for tag in (tag for tag in self.record.tags if tag.startswith(window_runs.PREFIX) and tag.endswith("/window")):
+            endpoint, monitor = tag.removeprefix(window_runs.PREFIX).removesuffix("/window").split("/")
             windows: dict[str, Any] = {}
-            for run in log.runs_of_windows(endpoint, monitor):
+            for run in window_runs.runs_of_windows(endpoint, monitor):
                 if own.items() <= run.data.tags.items() and run.info.start_time >= begin:
-                    windows.setdefault(run.data.tags[log.START_TAG], run)  # The newest revision is first.
+                    windows.setdefault(run.data.tags[window_runs.START_TAG], run)  # The newest revision is first.
             if windows:
                 newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
                 yield f"{monitor} of the endpoint {endpoint}", newest, [run.data.tags for run in windows.values()]
@@ -310,10 +308,10 @@ class _Facts:
 
     def segments(self) -> Statements:
         for monitor, newest, _ in self.windows():
-            for finding in _read_json(newest.run_id, log.DOCUMENT).get("findings", ()):
+            for finding in _read_json(newest.run_id, window_runs.DOCUMENT).get("findings", ()):
                 if finding["segment"]:
                     text = f"The state of {finding['subject']} for {finding['segment']} is {finding['state']}"
-                    yield self.in_run(f"{text}, judged by {monitor}: {finding['reason']}", log.PAGE, newest)
+                    yield self.in_run(f"{text}, judged by {monitor}: {finding['reason']}", window_runs.PAGE, newest)
 
     def approvals(self) -> Statements:
         return self.in_trail("request", "approve", "decline", "refused")
@@ -324,8 +322,10 @@ class _Facts:
 
     def monitors(self) -> Statements:
         for monitor, newest, windows in self.windows():
-            own, counts = windows[0], Counter(window[log.VERDICT_TAG] for window in windows)
+            own, counts = windows[0], Counter(window[window_runs.VERDICT_TAG] for window in windows)
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
             yield self.in_run(f"The verdicts of {monitor} on its last windows are: {verdicts}", "", newest)
-            text = f"The verdict of {monitor} on the window of {format_time(own[log.START_TAG])} is"
-            yield self.in_run(f"{text} {own[log.VERDICT_TAG]}: {own['onnxserve.reason']}", log.PAGE, newest)
+            text = f"The verdict of {monitor} on the window of {format_time(own[window_runs.START_TAG])} is"
+            yield self.in_run(
+                f"{text} {own[window_runs.VERDICT_TAG]}: {own['onnxserve.reason']}", window_runs.PAGE, newest
+            )

@@ -23,13 +23,13 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import JSON
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.connection import refuse_folder, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, resolve
 from mlflow_deploy_plugin.registry.runs import mlflow_page
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 if TYPE_CHECKING:

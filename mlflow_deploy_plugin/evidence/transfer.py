@@ -27,12 +27,12 @@ from mlflow_deploy_plugin.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.gate.promotion import Promotion
 from mlflow_deploy_plugin.gate.run import JSON, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.registry import connection, resolution, tags
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import download, fetch, version_digest
 from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
 from mlflow_deploy_plugin.registry.runs import IdempotentRun, log_metrics, logged_run
-from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import active_workspace, load_settings, workspace_of, workspace_query
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 

@@ -31,10 +31,10 @@ from mlflow_deploy_plugin.exporter.package import RUNNER, write_bundle, write_wh
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact

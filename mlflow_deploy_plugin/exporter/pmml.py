@@ -14,10 +14,10 @@ from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.flavor.pmml import require_java
 from mlflow_deploy_plugin.flavor.registered import load_folder, onnx_form
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, wrapped_from
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _CONVERSION_SECONDS = 600

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import NAMELESS_TEXT, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, FileFormat, first_line, format_of
 

@@ -36,10 +36,10 @@ from mlflow_deploy_plugin.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import FLAVOR
 from mlflow_deploy_plugin.registry.connection import addresses_of_server
 from mlflow_deploy_plugin.registry.resolution import PARITY_TAG
 from mlflow_deploy_plugin.registry.runs import log_flavor
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.spec.parts import Device

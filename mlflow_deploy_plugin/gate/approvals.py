@@ -14,8 +14,8 @@ from pydantic import Field
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
-from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.spec.types import length_of

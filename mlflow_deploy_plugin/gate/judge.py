@@ -35,12 +35,12 @@ from mlflow_deploy_plugin.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.replay.traffic import open_traffic
-from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.store.store import Store

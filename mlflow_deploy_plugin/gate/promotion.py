@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.registry import tags, transitions
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.store.audit import move_detail

@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, finite, write_verdict
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import tags
 from mlflow_deploy_plugin.registry.connection import login_name, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
 from mlflow_deploy_plugin.registry.transitions import version_at

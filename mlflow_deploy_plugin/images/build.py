@@ -13,10 +13,10 @@ from mlflow_deploy_plugin.errors import InvalidConfig, ModelError
 from mlflow_deploy_plugin.images.context import BuildContext, model_context, server_context
 from mlflow_deploy_plugin.images.engine import build, image_fields
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.spec.parts import Device
 from mlflow_deploy_plugin.version import __version__

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConf
 from mlflow_deploy_plugin.evaluation.agreement import check_outputs
 from mlflow_deploy_plugin.evaluation.dataset import known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.feeds import array_bytes
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 

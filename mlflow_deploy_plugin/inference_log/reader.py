@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels, LabelMatches, join_labels
@@ -19,7 +20,6 @@ from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocatio
 from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_list, summarise_lists, unify_schemas
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.spec.types import duration_seconds
 from mlflow_deploy_plugin.tabular.streams import group_tables
 

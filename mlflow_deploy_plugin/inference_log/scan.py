@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536

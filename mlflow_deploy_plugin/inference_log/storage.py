@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec.types import EPOCH
 from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"

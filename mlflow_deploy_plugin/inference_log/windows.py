@@ -7,9 +7,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.types import duration_seconds, is_duration, parse_duration, parse_interval, parse_time
+from mlflow_deploy_plugin.spec.types import (
+    EPOCH,
+    duration_seconds,
+    is_duration,
+    parse_duration,
+    parse_interval,
+    parse_time,
+)
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
 CLOCK_SKEW = timedelta(hours=1)
 """The maximum expected clock difference between a server and a bucket."""

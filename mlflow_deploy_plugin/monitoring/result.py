@@ -136,11 +136,6 @@ def format_number(number: float) -> str:
     return f"{number:,.0f}" if is_whole else f"{number:.4g}"
 
 
-def format_time(iso: str) -> str:
-    """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
-    return iso[:16].replace("T", " ").removesuffix(" 00:00")
-
-
 def describe_span(start: datetime, end: datetime) -> str:
     """Return the interval [start, end) in words and in UTC: `29 to 31 August 2026` for whole days, otherwise `31 August
     2026, 14:00 to 15:00 UTC`."""

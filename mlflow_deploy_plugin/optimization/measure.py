@@ -15,8 +15,8 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import short_repr

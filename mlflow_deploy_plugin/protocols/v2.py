@@ -15,11 +15,12 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import v2_tensors
 from mlflow_deploy_plugin.protocols.content import JSON, base64_text, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, array_datatype, datatype_of, from_binary
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -22,10 +22,10 @@ from pyarrow.types import is_floating
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.explained import (
     ExplainedFeature,
     explained_columns,

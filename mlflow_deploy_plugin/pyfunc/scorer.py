@@ -37,12 +37,13 @@ from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, load_failure
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, INPUT_EXAMPLE, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.model import too_many_values
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, read_served_artifact

@@ -68,7 +68,7 @@ def is_loading_trace(path: Path) -> bool:
 
 def version_digest(source: str) -> str:
     """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the errors of `download`."""
-    from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files  # The import takes 0.25 s.
+    from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files  # PyYAML is not needed by most commands.
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
@@ -82,10 +82,7 @@ def fetch_mlmodel(source: str) -> "Model":
     """
     from mlflow.models import Model  # The import takes a second, and few commands need it.
 
-    from mlflow_deploy_plugin.runtime.artifact import (
-        MALFORMED,
-        read_mlmodel,  # The import takes 0.25 s.
-    )
+    from mlflow_deploy_plugin.mlmodel import MALFORMED, read_mlmodel
 
     location, what = _location(source), f"the model {connection.redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, connection.registry_errors(what):
@@ -186,8 +183,8 @@ class LoggedColumns:
 
 def logged_columns(source: str) -> LoggedColumns:
     """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the errors of `fetch_mlmodel`."""
-    from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, FLAVOR  # The import takes 0.25 s.
-    from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+    from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
+    from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, FLAVOR  # PyYAML is not needed by most commands.
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None

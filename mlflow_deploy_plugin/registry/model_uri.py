@@ -153,7 +153,7 @@ def registered_meta(folder: Path) -> dict[str, str]:
         return {}
     import yaml  # Only a folder with this file needs the import.
 
-    from mlflow_deploy_plugin.runtime.artifact import load_yaml
+    from mlflow_deploy_plugin.yaml_text import load_yaml
 
     try:
         note = load_yaml(text)

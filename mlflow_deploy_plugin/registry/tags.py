@@ -31,7 +31,7 @@ GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
 GATE_DIGEST_TAG = "onnxserve.gate.digest"
 """The digest of all judged files (`runtime.combine_hashes`). The verdict is valid only for files with this digest."""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
-"""The gate policy of a registered model, as YAML or JSON (`gate/policy.py`)."""
+"""The gate policy of a registered model, as YAML or JSON (`registry/policy.py`)."""
 
 PARENT_TAG = "onnxserve.parent"
 """The version that was served when this version was trained. Incremental training started from that version."""
@@ -116,7 +116,7 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
 
 def names_dataset(policy: str) -> bool:
     """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or is not valid."""
-    from mlflow_deploy_plugin.runtime.artifact import load_yaml  # The import takes 0.25 s.
+    from mlflow_deploy_plugin.yaml_text import load_yaml  # PyYAML is not needed by most commands.
 
     try:
         return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
@@ -126,7 +126,7 @@ def names_dataset(policy: str) -> bool:
 
 def requires_approvals(policy: str) -> bool:
     """Return True if a gate policy, as YAML, requires approvals of people, or is not valid and may require them."""
-    from mlflow_deploy_plugin.runtime.artifact import load_yaml  # The import takes 0.25 s.
+    from mlflow_deploy_plugin.yaml_text import load_yaml  # PyYAML is not needed by most commands.
 
     try:
         return (load_yaml(policy) or {}).get("approvals") is not None

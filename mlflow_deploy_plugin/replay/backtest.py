@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.column_names import PREDICTION
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
 from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, own_columns, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
-from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.reader import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.tables import (
@@ -29,8 +29,9 @@ from mlflow_deploy_plugin.messages import one_line, without_row_number
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import row_count
-from mlflow_deploy_plugin.runtime.log_columns import PREDICTION, output_column
+from mlflow_deploy_plugin.runtime.log_columns import output_column
 from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.spec.evaluation_names import MetricName
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
@@ -20,13 +21,14 @@ from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.explained import check_explainable
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
+from mlflow_deploy_plugin.runtime.log_columns import output_column
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options

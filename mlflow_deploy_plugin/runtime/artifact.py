@@ -1,61 +1,25 @@
 """The folder of a saved model: the MLmodel file, the signature, the ONNX file and the roles of its outputs.
 
 `flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also accepted;
-its inputs are bound to the signature when the graph is loaded (`runtime/model.py`). libyaml parses an MLmodel file in
-1.7 ms, PyYAML in 5.8 ms. Recent documents are cached, because several functions read the same file.
+its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
 """
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.messages import one_line
-
-MLMODEL = "MLmodel"
-INPUT_EXAMPLE = "serving_input_example.json"
-"""The file that MLflow writes if a model is logged with an input example; it contains a body for `/invocations`."""
-_IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
-_IDENTIFIER = re.compile(r"[!-~]{1,256}")
-"""The allowed identifiers. Identifiers appear in headers, metrics and logs, and the MLmodel file may be untrusted."""
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml.
-_MAX_DEPTH = 100
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""The errors that a reader raises if a value is not the expected mapping, list or string."""
-_MAX_ALIASED = 1_000_000
-"""The maximum number of characters and values that the aliases of a document may expand to."""
-_MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
-
-FLAVOR = "onnxserve"
-_MAPPINGS = ("categories", "digests", "optimization", "parity", "provenance", "reference", "refused", "tokenizer")
-_PLAIN_LISTS = ("classes", "prediction")
-_LISTS = ("inputs", "outputs", *_PLAIN_LISTS)
-"""The entries of the section `flavors.onnxserve` that are mappings, lists of plain values, and lists of any kind."""
-_PLAIN = (str, int, float)
-PYTHON_FUNCTION: Final = "python_function"
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
 
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]
 ParityState = Literal["proven", "warned", "no-original"]
 PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 
-COLUMN_TYPES: dict[str, str] = {
-    "double": "float64",
-    "float": "float32",
-    "integer": "int32",
-    "long": "int64",
-    "boolean": "bool",
-    "string": "str",
-}
-"""The MLflow column types that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
 TENSOR_DTYPES: dict[str, str] = {
     "object": "str",  # MLflow writes either object or str for strings.
     "str": "str",
@@ -206,122 +170,6 @@ class Artifact:
         return str(self.parity.get("state", "no-original"))
 
 
-def read_mlmodel(folder: Path) -> Mapping[str, Any]:
-    """Return the parsed MLmodel file in `folder` without null entries. Callers share it and must not modify it.
-
-    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier or section.
-    """
-    file = folder / MLMODEL
-    try:
-        status = file.stat()
-        document = _read(file, status.st_mtime_ns, status.st_size)
-        if not isinstance(document, Mapping):
-            raise InvalidArtifact("the MLmodel file is not a mapping")
-        document = _checked_document(document)
-        identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
-    except FileNotFoundError:
-        raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # Nested aliases raise a RecursionError.
-        raise InvalidArtifact(f"the MLmodel file cannot be read: {one_line(error)}") from None
-    for name, value in identifiers.items():
-        if not _IDENTIFIER.fullmatch(value):
-            raise InvalidArtifact(
-                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected"
-            )
-    return document
-
-
-def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a document without null entries, whose sections have the types that all readers expect."""
-    document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
-    flavors = document.get("flavors", {})
-    flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
-    sections: dict[str, Mapping[str, Any]]
-    sections = {name: _checked_mappings(section, f"flavors.{name}.", ()) for name, section in flavors.items()}
-    if FLAVOR in sections:
-        sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
-    return {**document, "flavors": sections} if "flavors" in document else document
-
-
-def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    own = _checked_mappings(section, where, _MAPPINGS)
-    listed = {name: own.get(name, []) for name in _LISTS}
-    parity = own.get("parity", {})
-    _check_type(parity.get("rows", 0), int, "a whole number", f"{where}parity.rows")
-    listed["parity.outputs"] = parity.get("outputs", [])
-    for name, entries in listed.items():
-        _check_type(entries, list, "a list", where + name)
-        for entry in entries:
-            if name in _PLAIN_LISTS:
-                _check_type(entry, _PLAIN, "a text or a number", where + name)
-                continue
-            _check_type(entry, Mapping, "a mapping", where + name)
-            _check_type(entry.get("name"), str, "a text", f"{where}{name}.name")
-            _check_type(entry.get("shape", []), list, "a list", f"{where}{name}.shape")
-    return own
-
-
-def _checked_mappings(parent: Mapping[str, Any], where: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return a mapping without null entries, in which the entries `names` are mappings."""
-    present = {name: value for name, value in parent.items() if value is not None}
-    for name in present.keys() & set(names):
-        _check_type(present[name], Mapping, "a mapping", f"{where}{name}")
-    return present
-
-
-def _check_type(value: object, expected: type | tuple[type, ...], description: str, where: str) -> None:
-    if not isinstance(value, expected):
-        raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; {description} is expected"
-        )
-
-
-@lru_cache(maxsize=8)
-def _read(file: Path, modified_ns: int, size: int) -> object:
-    return load_yaml(file.read_text())
-
-
-def load_yaml(text: str) -> Any:
-    """Parse a YAML text with libyaml. Raises YAMLError like `check_yaml`, and ValueError for a date like 2001-99-99."""
-    check_yaml(text)
-    return yaml.load(text, Loader=_LOADER)
-
-
-def check_yaml(text: str) -> None:
-    """Raise YAMLError if the syntax, the depth, the aliases or the numbers of a YAML text are not acceptable.
-
-    Deep nesting crashes the process, because libyaml recurses in C. A few hundred characters of aliases can expand to
-    gigabytes of text. The time to parse a number with colons (1:59:59) is quadratic in the number of its parts.
-    """
-    open_anchors: list[str | None] = []
-    open_sizes = [0]  # The sizes of the open collections, with the document first.
-    sizes: dict[str | None, int] = {}
-    aliased = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_anchors.append(event.anchor)
-            open_sizes.append(1)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_anchors.pop(), open_sizes.pop()
-            sizes[anchor] = size
-            open_sizes[-1] += size
-        elif isinstance(event, yaml.ScalarEvent):
-            if event.value.count(":") > _MAX_COLONS and not event.value.strip(_WITH_COLONS):
-                raise yaml.YAMLError(f"a number in base 60 has more than {_MAX_COLONS} colons")
-            sizes[event.anchor] = size = 1 + len(event.value)
-            open_sizes[-1] += size
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor in open_anchors:
-                raise yaml.YAMLError(f"the alias *{event.anchor} is used inside its own anchor")
-            size = sizes.get(event.anchor, 0)
-            open_sizes[-1] += size
-            aliased += size
-        if len(open_anchors) > _MAX_DEPTH:
-            raise yaml.YAMLError(f"the text is nested more than {_MAX_DEPTH} levels deep")
-        if aliased > _MAX_ALIASED:
-            raise yaml.YAMLError(f"its aliases (*name) expand to more than {_MAX_ALIASED:,} characters")
-
-
 def read_artifact(folder: Path) -> Artifact:
     """Read the MLmodel file in `folder`, without opening the graph.
 
@@ -377,22 +225,6 @@ def read_artifact(folder: Path) -> Artifact:
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
-
-
-def hash_files(folder: Path) -> dict[Path, str]:
-    hashes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            hashes[path.relative_to(folder)] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
-
-
-def combine_hashes(hashes: Mapping[Path, str]) -> str:
-    """Return a SHA-256 over the paths and hashes of all files, which identifies the bytes of a version."""
-    digest = hashlib.sha256()
-    for path in sorted(hashes):
-        digest.update(f"{path}\0{hashes[path]}\n".encode())
-    return digest.hexdigest()
 
 
 def check_digests(artifact: Artifact) -> None:

@@ -11,12 +11,10 @@ from decimal import Decimal
 
 import numpy as np
 
+from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 
-PREDICTION = "prediction"
-OUTPUT_PREFIX = "output."
-EVENT_TIME = "_event_time"
 _TRUTH = {"true": "1", "false": "0"}
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
 from mlflow_deploy_plugin.runtime import artifact
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Column, Input, Output
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
@@ -28,12 +29,12 @@ _ONLY_INPUT = "input"
 
 def read_served_artifact(folder: Path) -> Artifact:
     """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the model cannot be served."""
-    document = artifact.read_mlmodel(folder)
+    document = read_mlmodel(folder)
     try:
         flavors = document.get("flavors") or ()
-        if PYTHON_FUNCTION in flavors and not {artifact.FLAVOR, "onnx"} & set(flavors):
+        if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
             return _pyfunc_artifact(folder, document)
-    except artifact.MALFORMED as error:
+    except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
     return artifact.read_artifact(folder)
 

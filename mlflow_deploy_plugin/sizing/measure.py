@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.client.rows import encode_json
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.evaluation.dataset import known_rows, take_rows
 from mlflow_deploy_plugin.logs import ProgressCallback
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.processes.child import die_with_parent, read_log_tail
 from mlflow_deploy_plugin.processes.worker import Worker
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact

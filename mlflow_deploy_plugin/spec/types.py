@@ -61,7 +61,7 @@ SMALLEST_ROLLING_RATE = 0.002
 """The smallest false alarm rate that the log's stored counts support (`monitoring/drift/references/windows.py`)."""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_loopback(host: str) -> bool:
@@ -182,7 +182,7 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
     only once every four spans, so that the stored counts of an hour serve many windows.
     """
     era = _SPANS_AN_ERA * span
-    turn = _EPOCH + (start - _EPOCH) // era * era
+    turn = EPOCH + (start - EPOCH) // era * era
     return (turn - span, turn) if first <= turn - span else (first, min(first + span, start))
 
 
@@ -227,7 +227,7 @@ def validate_season(season: str, every: str) -> None:
 
 def validate_crontab(text: str) -> str:
     """Return the crontab line unchanged. Raises like `crontab_times`."""
-    crontab_times(text, _EPOCH)
+    crontab_times(text, EPOCH)
     return text
 
 

@@ -11,9 +11,8 @@ from typing import Any, Literal
 from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.inference_log.windows import EPOCH
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import length_of
+from mlflow_deploy_plugin.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.store import tables
 from mlflow_deploy_plugin.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row

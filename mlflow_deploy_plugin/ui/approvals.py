@@ -11,10 +11,10 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate import approvals
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import Person, PromotionRequest, Subject
-from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
 from mlflow_deploy_plugin.monitoring.alerts.send import send_until_accepted
+from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store.store import Store

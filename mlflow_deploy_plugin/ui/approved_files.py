@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.gate.served_files import approved_files, earlier_files
+from mlflow_deploy_plugin.gate.approved_files import approved_files, earlier_files
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry.approved_files import Approval, ChangedFiles
+from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.ui import access, guard

@@ -19,10 +19,10 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
 )
 from mlflow_deploy_plugin.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
-from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import transitions
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.resolution import all_versions
 from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias

@@ -8,9 +8,9 @@ from flask import request
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
-from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui import access, guard
 

@@ -21,7 +21,8 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     read_rows,
     reference_rows,
 )
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE, Artifact, Column, Tensor, read_artifact
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import columns, mixed_model, write_model

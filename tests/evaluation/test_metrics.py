@@ -9,8 +9,8 @@ from sklearn import metrics
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
-from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec.evaluation_names import MetricName
 
 ROWS = 300
 

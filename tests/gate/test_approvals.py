@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.gate.approvals import (
     request_promotion,
     version_authors,
 )
-from mlflow_deploy_plugin.gate.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.store.audit import move_detail
 from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.store import Store

@@ -6,8 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.gate.promotion import promote
+from mlflow_deploy_plugin.registry.policy import parse_policy
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InferenceError, InvalidArtifact, RuntimeMissing
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import (
     ON_CPU,

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.protocols.arrow_columns import check_type
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import FrameSchema
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import dump_json
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.sizing import measure
 from mlflow_deploy_plugin.sizing.measure import highest_rate, measure_pod, request_bodies

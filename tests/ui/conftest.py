@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mlflow_deploy_plugin.runtime.artifact import combine_hashes, hash_files
+from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.store.database import open_store
 from mlflow_deploy_plugin.store.store import Store

@@ -17,9 +17,9 @@ from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.registry.connection import redact_addresses
+from mlflow_deploy_plugin.registry.policy import GatePolicy
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint

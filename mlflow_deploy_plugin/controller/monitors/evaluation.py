@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
@@ -28,6 +27,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window, window_at
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
+from mlflow_deploy_plugin.processes.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.processes.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.spec.types import duration_seconds
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow

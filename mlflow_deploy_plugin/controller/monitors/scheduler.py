@@ -15,10 +15,10 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Ev
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, WindowRunner
-from mlflow_deploy_plugin.controller.work import WorkRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.processes.work import WorkRunner
 from mlflow_deploy_plugin.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow

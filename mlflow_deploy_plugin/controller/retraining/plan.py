@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
+from mlflow_deploy_plugin.processes.work import read_plan
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec.monitors import RetrainSpec

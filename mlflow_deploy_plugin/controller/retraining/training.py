@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.deployments.config import check_project
@@ -22,8 +23,8 @@ from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.tables import Sample, hash_rows, splitmix64
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.spec.types import duration_seconds

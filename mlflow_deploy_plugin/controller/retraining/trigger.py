@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
-from mlflow_deploy_plugin.controller.work import next_fire
 from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.processes.work import next_fire
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.types import duration_seconds

@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.processes.work import read_plan
 from mlflow_deploy_plugin.spec.monitors import parse_condition
 from mlflow_deploy_plugin.store.store import Rollout
 from mlflow_deploy_plugin.store.tables import Json

@@ -4,19 +4,17 @@ or ends."""
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Literal
-from urllib.parse import urlencode
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
-from mlflow_deploy_plugin.registry.connection import app_answer, registry_address, registry_errors
-from mlflow_deploy_plugin.settings import Settings, active_workspace
+from mlflow_deploy_plugin.registry.console import console_page
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.store.store import Store
@@ -25,8 +23,6 @@ from mlflow_deploy_plugin.store.tables import Json
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
-_CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
-"""A file that MLflow's server serves only if the console is installed, and the timeout of the check."""
 _log = logging.getLogger(__name__)
 
 
@@ -229,15 +225,6 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
 def _next(endpoint: str, commands: str) -> str:
     page = console_page(endpoint=endpoint)
     return f"next ({page}): {commands}" if page else f"next: {commands}"
-
-
-def console_page(**query: str) -> str:
-    """Return the URL of the console's page with this query; empty if MLflow's server does not have the console."""
-    with suppress(OnnxserveError), registry_errors("the console"):
-        if app_answer(_CONSOLE_FILE, "", "GET", {}, timeout=_CONSOLE_SECONDS).ok:
-            query |= {"workspace": name} if (name := active_workspace()) else {}
-            return f"{registry_address().rstrip('/')}/onnxserve?{urlencode(query)}"
-    return ""
 
 
 def _short(text: str) -> str:

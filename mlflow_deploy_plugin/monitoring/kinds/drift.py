@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.inference_log.tables import concat_tables, with_both_names
@@ -61,7 +62,6 @@ from mlflow_deploy_plugin.monitoring.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.monitoring.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.processes.spark import spark_session
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.spec.monitors import Requirement
 from mlflow_deploy_plugin.spec.parts import CaptureSpec
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import chi2_contingency
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import EPSILON
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
@@ -27,7 +28,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import Metrics, classificatio
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10

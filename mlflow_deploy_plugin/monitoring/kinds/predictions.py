@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, WindowRows
@@ -23,7 +24,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import MOST_CLASSES, ClassPre
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text
+from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
 
 _LARGEST = 1e9  # Larger class weights are not normalised to probabilities.
 _FEW_ROWS, _FEW_SHARE = 5, 0.05

@@ -8,7 +8,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -22,35 +22,43 @@ from mlflow_deploy_plugin.monitoring.reports import history
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
 from mlflow_deploy_plugin.monitoring.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
+from mlflow_deploy_plugin.registry.runs import IdempotentRun, LoggedRun, log_metrics, project_run_id
 from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
+from mlflow_deploy_plugin.registry.window_runs import (
+    CREATED_TAG,
+    DOCUMENT,
+    END_TAG,
+    ENDPOINT_TAG,
+    KIND_TAG,
+    MONITOR_TAG,
+    PAGE,
+    PAGE_RUNS,
+    PREFIX,
+    REVISION_TAG,
+    SERIES_TAG,
+    SERIES_UNTIL_TAG,
+    START_TAG,
+    TRIED_TAG,
+    TRIED_VERDICT_TAG,
+    VERDICT_TAG,
+    runs_of_windows,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
-PAGE, PICTURE = "report.html", "trend.png"
+PICTURE = "trend.png"
 _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
     "</head><body></body></html>"
 )
 _MOST_FINDINGS, _MOST_FIGURES = 300, 100
-DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
+EVIDENTLY = "evidently.json"
 LARGEST_PAGE = 6_000_000
 """The maximum size of a page in bytes. MLflow's viewer loads a page as a single text and is slow for larger pages."""
 _MOST_COLUMNS = 30  # Thirty columns are drawn in about ten seconds.
-ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
-KIND_TAG = "onnxserve.kind"
-START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
-CREATED_TAG = "onnxserve.endpoint.created"
-TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
-"""Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not used as a verdict."""
-SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
-PREFIX = "onnxserve.monitor."
-"""The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names may contain dots but no slash."""
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
-_PAGE_RUNS, _MOST_PAGES = 2 * history.MOST_WINDOWS, 10
 _MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
 
@@ -158,30 +166,9 @@ def past_windows(result: MonitorResult) -> list[history.PastWindow]:
         number = int(revision) if revision.isdigit() else 0
         if start not in last or last[start][0] < number:
             last[start] = (number, history.PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
-        if len(last) == _PAGE_RUNS:
+        if len(last) == PAGE_RUNS:
             break
     return [window for _, window in last.values()]
-
-
-def runs_of_windows(endpoint: str, monitor: str) -> "Iterator[Run]":
-    """Yield the runs of the monitor's windows, the newest first, page by page: a late window has many newer runs."""
-    token = None
-    for _ in range(_MOST_PAGES):
-        with registry_errors(f"the experiment of endpoint {endpoint}"):
-            client = registry_client()
-            experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
-            if experiment is None:
-                return
-            runs = client.search_runs(
-                [experiment.experiment_id],
-                f"tags.`{MONITOR_TAG}` = '{monitor}' and tags.`{VERDICT_TAG}` != ''",
-                max_results=_PAGE_RUNS,
-                order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
-                page_token=token,
-            )
-        yield from (run for run in runs if SUPERSEDED not in run.data.tags)
-        if not (token := runs.token):
-            return
 
 
 def _time(text: str) -> datetime | None:

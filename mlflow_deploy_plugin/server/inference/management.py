@@ -13,10 +13,11 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.content import json_object, json_type
 from mlflow_deploy_plugin.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Input, Output, check_yaml
+from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.inference.server import Server
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.server.variants import ServedVariant
 from mlflow_deploy_plugin.spec.document import load_specs, new_endpoint
 from mlflow_deploy_plugin.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.yaml_text import check_yaml
 
 LARGEST_CONFIG_BYTES = 64 * 1024
 Document = dict[str, Any]

@@ -23,6 +23,7 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import arrow, content, jsonlines, mlflow, tfserving, v2
 from mlflow_deploy_plugin.protocols.content import (
     CSV,
@@ -33,7 +34,7 @@ from mlflow_deploy_plugin.protocols.content import (
     load_json_object,
     media_type,
 )
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import OnnxModel, Predictor

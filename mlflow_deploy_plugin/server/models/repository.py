@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server import variants

@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.evaluation.dataset import LabelledRows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.gate.judge import judge
-from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
+from mlflow_deploy_plugin.registry.policy import EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.registry.resolution import resolve
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.refusals import mentions

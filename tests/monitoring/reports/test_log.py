@@ -325,8 +325,10 @@ def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_cam
 ) -> None:
     from mlflow_deploy_plugin.monitoring.reports import log
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
+    from mlflow_deploy_plugin.registry import window_runs
 
-    monkeypatch.setattr(log, "_PAGE_RUNS", 4)
+    for module in (log, window_runs):
+        monkeypatch.setattr(module, "PAGE_RUNS", 4)
     log_result(result_of(0, "late", temperature=3.0), {})
     (before,) = runs_of(tracking, "late")
     for day in range(2, 8):

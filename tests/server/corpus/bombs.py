@@ -20,9 +20,10 @@ import pyarrow as pa
 import zstandard
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import arrow, feedback, jsonlines, mlflow, tfserving
 from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors

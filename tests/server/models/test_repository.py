@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
-from mlflow_deploy_plugin.runtime.artifact import INPUT_EXAMPLE
+from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.session import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository

@@ -4,38 +4,33 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_address
-from mlflow_deploy_plugin.registry.model_files import download, fetch, logged_columns
+from mlflow_deploy_plugin.registry.connection import registry_address
+from mlflow_deploy_plugin.registry.datasets import csv_files, dataset_name, dataset_path, open_parquet, reading
+from mlflow_deploy_plugin.registry.model_files import download, logged_columns
 from mlflow_deploy_plugin.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import WANTED, FileCache, read_state
 from mlflow_deploy_plugin.statedir.models import Wanted
-from mlflow_deploy_plugin.tabular.files import SPARK_TIMES
-from mlflow_deploy_plugin.tabular.streams import csv_tables, open_csv, read_parquet, require_few_values, typed_tables
+from mlflow_deploy_plugin.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
 
 MAX_ROWS = 1_000_000
 _SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
-_HIDDEN = (".", "_")
 """The prefixes of files and folders that are not part of a dataset, such as Spark's `_SUCCESS`."""
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
@@ -173,14 +168,6 @@ def load_datasets(
     return [dataset.reference_rows(exclude) for dataset in datasets]
 
 
-def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return a dataset's column names without reading rows of a local file. Raises the errors of `load_datasets`."""
-    with _dataset_path(uri) as path:
-        if files := _csv_files(path):
-            return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))
-        return tuple(_open_parquet(path).schema.names)
-
-
 @dataclass(frozen=True, eq=False)
 class _Dataset:
     """A dataset of `rows` rows, of which `table` has at most `MAX_ROWS`. CSV columns are texts (`is_text`)."""
@@ -194,7 +181,7 @@ class _Dataset:
         name_in_messages, table = self.shown, self.table
         if not len(table):
             raise InvalidConfig(f"{name_in_messages} has no rows")
-        with _reading(name_in_messages):
+        with reading(name_in_messages):
             name = _time_column(table, name_in_messages, exclude)
             times = event_times(table, name) if name else None
         if times is not None and name != EVENT_TIME:
@@ -204,8 +191,8 @@ class _Dataset:
 
 
 def _read_dataset(uri: str) -> _Dataset:
-    with _dataset_path(uri) as path:
-        if files := _csv_files(path):
+    with dataset_path(uri) as path:
+        if files := csv_files(path):
             count = sum(len(table) for file in files for table in csv_tables(file, most_columns=1))
             chosen = choose_rows(count, MAX_ROWS)
             tables, first = [], 0
@@ -213,14 +200,14 @@ def _read_dataset(uri: str) -> _Dataset:
                 start, stop = np.searchsorted(chosen, [first, first + len(table)])
                 tables.append(table.take(pa.array(chosen[start:stop] - first)))
                 first += len(table)
-            return _Dataset(_shown(uri), pa.concat_tables(tables, promote_options="default"), count, True)
-        data = _open_parquet(path)
+            return _Dataset(dataset_name(uri), pa.concat_tables(tables, promote_options="default"), count, True)
+        data = open_parquet(path)
         count = data.count_rows()
         require_few_values([fragment.metadata for fragment in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
         table = data.take(choose_rows(count, MAX_ROWS)) if count > MAX_ROWS else data.to_table()
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
-        return _Dataset(_shown(uri), table, count, False)
+        return _Dataset(dataset_name(uri), table, count, False)
 
 
 def choose_rows(count: int, most: int) -> Array:
@@ -228,50 +215,6 @@ def choose_rows(count: int, most: int) -> Array:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, most, replace=False))
-
-
-def _shown(uri: str) -> str:
-    return f"the dataset {redact_credentials(uri)}"
-
-
-@contextmanager
-def _dataset_path(uri: str) -> Iterator[Path]:
-    """Yield the path of the dataset or of a downloaded copy. Raises the errors of `load_datasets`."""
-    shown, parsed = _shown(uri), urlparse(uri)
-    with ExitStack() as stack:
-        if parsed.scheme in ("", "file"):
-            path = absolute_path(unquote(parsed.path))
-        else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
-            path = fetch(uri, Path(folder), shown)
-        stack.enter_context(_reading(shown))
-        if not path.exists():
-            raise FileNotFoundError
-        yield path
-
-
-@contextmanager
-def _reading(shown: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise NotFound(f"{shown} does not exist") from None
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidConfig(f"{shown} cannot be read: {one_line(error)}") from None
-
-
-def _csv_files(path: Path) -> list[Path]:
-    """Return the CSV files of a dataset, sorted by name; empty for Parquet."""
-    if path.is_file():
-        return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
-    files = sorted(path.rglob("*.csv"))
-    return [file for file in files if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts)]
-
-
-def _open_parquet(path: Path) -> pa_dataset.Dataset:
-    # A buffered stream reads a file of one large row group without holding its compressed bytes.
-    options = {**SPARK_TIMES, "use_buffered_stream": True, "pre_buffer": False}
-    return pa_dataset.dataset(path, format=pa_dataset.ParquetFileFormat(**options))
 
 
 def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:

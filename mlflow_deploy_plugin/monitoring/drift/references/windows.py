@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
@@ -23,7 +24,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_groups,
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100

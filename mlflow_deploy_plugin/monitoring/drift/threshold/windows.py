@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
@@ -20,7 +21,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     count_alarms,
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")

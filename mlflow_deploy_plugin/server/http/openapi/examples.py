@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 

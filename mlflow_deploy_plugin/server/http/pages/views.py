@@ -19,13 +19,15 @@ from urllib.parse import parse_qs
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Tensor
+from mlflow_deploy_plugin.runtime.artifact import Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_text, to_log_columns
+from mlflow_deploy_plugin.runtime.log_columns import as_text, to_log_columns
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint

@@ -15,9 +15,10 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
-from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns, load_datasets
+from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
+from mlflow_deploy_plugin.registry.datasets import dataset_columns
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model

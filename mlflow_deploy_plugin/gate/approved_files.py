@@ -1,42 +1,14 @@
-"""The files with which versions moved to stages and aliases, as events of MLflow's server in the audit trail.
+"""The files of a version that may be served, if its model requires approvals."""
 
-A version may return to a place, and stay there, only with these files. Tags are not read, because the people who may
-edit a model can replace its files.
-"""
-
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.gate.approvals import COMPLETE, approval_status, promotion_requests, subject_of
-from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.registry.policy import GatePolicy
+from mlflow_deploy_plugin.store.served_files import served_files
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-
-SERVED = "served"
-"""The key of the list of `served_entry` in the detail of an event that sets a policy or renames a model."""
-_ACTIONS = ("transition", "alias", "tag", "rename", "delete")
-
-
-def served_entry(version: str, place: str, files: str) -> Json:
-    return {"version": version, "place": place, "files": files}
-
-
-def served_files(store: Store, model: str, version: str, place: str) -> str:
-    """Return the digest of the files with which the version last moved to the stage or @alias.
-
-    Return an empty text if there is no such move, or if the files could not be read then. Raises StoreUnavailable.
-    """
-    for event in store.events(model=model, actions=_ACTIONS, newest_first=True):
-        for entry in _entries(event):
-            if entry["version"] == version and entry["place"].lower() == place.lower():
-                return str(entry["files"])
-        if event.action in ("rename", "delete") and not event.endpoint:
-            break  # Earlier versions belong to a different model.
-    return ""
 
 
 def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") -> tuple[str, ...]:
@@ -71,10 +43,3 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
     known = [entry for entry in subjects if (entry["version"], entry["created"]) == (str(version.version), created)]
     return tuple(dict.fromkeys(entry["files"] for entry in known))
-
-
-def _entries(event: AuditEvent) -> Iterator[Json]:
-    yield from event.detail.get(SERVED, ())
-    moved = event.detail.get("moved", {})
-    if "files" in moved:
-        yield served_entry(event.version, moved["place"], moved["files"])

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mlflow_deploy_plugin.controller.work import next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.processes.work import next_fire
 from tests.support.refusals import refused
 
 

@@ -21,14 +21,14 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation.names import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.runtime.artifact import load_yaml
 from mlflow_deploy_plugin.settings import read_text
+from mlflow_deploy_plugin.spec.evaluation_names import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.spec.types import Duration
+from mlflow_deploy_plugin.yaml_text import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
 

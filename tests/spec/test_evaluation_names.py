@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, check_strengths, parse_strengths
+from mlflow_deploy_plugin.spec.evaluation_names import DISTURBANCES, check_strengths, parse_strengths
 
 
 def test_a_name_alone_has_its_default_strengths() -> None:

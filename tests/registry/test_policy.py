@@ -1,11 +1,12 @@
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import (
+from mlflow_deploy_plugin.registry.policy import (
     ApprovalPolicy,
     GatePolicy,
     PolicyChoice,
@@ -15,6 +16,15 @@ from mlflow_deploy_plugin.gate.policy import (
 )
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
+from tests.support.tracking import tracking_at
+
+
+@pytest.fixture
+def registry(new_database: Callable[[Path], str], tmp_path: Path) -> Iterator[MlflowClient]:
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        client.create_registered_model("toy")
+        yield client
 
 
 def test_an_empty_policy_gates_champion_and_production_and_requires_proof() -> None:
