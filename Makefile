@@ -79,7 +79,7 @@ IMAGES := cpu gpu controller
 images:
 	@for target in $(IMAGES); do \
 		docker build -f docker/Dockerfile --target $$target -t onnxserve:$$target \
-			--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mlflow_deploy_plugin/version.py) \
+			--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mlflow_deploy_plugin/core/version.py) \
 			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) . || exit 1; done
 	@docker images --filter reference='onnxserve:*'
 

@@ -25,9 +25,9 @@ def prepare(home: Path) -> None:
     """Configure MLflow and onnxserve for a folder, with endpoints and their histories."""
     os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.spec.document import new_endpoint
-    from mlflow_deploy_plugin.store.database import open_store
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.spec.document import new_endpoint
+    from mlflow_deploy_plugin.core.store.database import open_store
 
     settings = load_settings()
     store = open_store(settings.store_url)
@@ -55,8 +55,8 @@ def history_line(endpoint: str, left: int) -> bytes:
 
 def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
     """Return the agent's work of every ten seconds, for a server with this number of endpoints."""
+    from mlflow_deploy_plugin.core.statedir.history import _read_counts
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
-    from mlflow_deploy_plugin.statedir.history import _read_counts
 
     metrics = Metrics(folder)
     for number in range(endpoints):

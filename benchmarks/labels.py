@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     CbpeEstimate,
     LabelledWindow,

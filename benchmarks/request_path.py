@@ -103,11 +103,11 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
             requests is captured, or none. `logged`: each request is logged. `traced`: each request has a span, without
             a collector.
     """
-    from mlflow_deploy_plugin.logs import configure_logging
+    from mlflow_deploy_plugin.core.logs import configure_logging
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.statedir.files import KEYS, SPEC, WANTED, write_atomically, write_state
+    from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted
     from mlflow_deploy_plugin.server.assembly import open_server
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.statedir.files import KEYS, SPEC, WANTED, write_atomically, write_state
-    from mlflow_deploy_plugin.statedir.models import KeyEntry, ValidKeys, Wanted
 
     servers = {}
     if label in ("logged", "traced"):

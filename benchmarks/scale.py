@@ -244,8 +244,8 @@ def limits() -> int:
 
 
 def store(count: int = 10_000) -> None:
-    from mlflow_deploy_plugin.spec.document import load_specs
-    from mlflow_deploy_plugin.store.database import open_store
+    from mlflow_deploy_plugin.core.spec.document import load_specs
+    from mlflow_deploy_plugin.core.store.database import open_store
 
     (spec,) = load_specs("name: e\nvariants: {v: {model: models:/flights@champion}}\n")
     with postgresql_server() as url, closing(open_store(url)) as opened:

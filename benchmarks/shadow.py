@@ -33,10 +33,10 @@ ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
 def open_apps(root: Path) -> dict[str, "ServerApp"]:
     """Return the servers by the model in their shadow."""
+    from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+    from mlflow_deploy_plugin.core.statedir.models import Wanted
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-    from mlflow_deploy_plugin.statedir.models import Wanted
 
     folder = str(request_path.MODELS / "numbers")
     copy = root / "copy"

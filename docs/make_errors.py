@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.core import errors
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlflow_deploy_plugin"

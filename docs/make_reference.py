@@ -6,17 +6,17 @@ Run `python docs/make_reference.py` after changing a field.
 import json
 from pathlib import Path
 
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import field_reference
+from mlflow_deploy_plugin.core.spec.types import field_descriptions
 from mlflow_deploy_plugin.manifests.helm import values_schema
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import field_reference
-from mlflow_deploy_plugin.spec.types import field_descriptions
 
 PAGE = Path(__file__).with_name("reference.md")
 SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.schema.json"
 
 HEAD = """# Reference
 
-Made by `python docs/make_reference.py` from `spec/` and `settings.py`; a test holds it equal to them.
+Made by `python docs/make_reference.py` from `core/spec/` and `settings.py`; a test holds it equal to them.
 
 ## Fields of an endpoint
 

@@ -12,7 +12,7 @@ The names are imported on first use, because the server imports this package and
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.version import __version__
+from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch

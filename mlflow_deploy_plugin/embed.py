@@ -11,13 +11,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import KEYS, WANTED, temporary_folder, write_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
-from mlflow_deploy_plugin.settings import absolute_path, load_settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.files import KEYS, WANTED, temporary_folder, write_state
-from mlflow_deploy_plugin.statedir.models import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
 
 _WAIT_SECONDS = 120.0
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
 
 
 @contextmanager

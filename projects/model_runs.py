@@ -10,7 +10,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 
 Loaded = TypeVar("Loaded")
 

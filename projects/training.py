@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.tags import TRAINING_TAG
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.tags import TRAINING_TAG
 from projects.command import one_line_errors
 from projects.model_runs import parity_line
 

@@ -18,10 +18,10 @@ from werkzeug.test import Client as WsgiClient
 
 from mlflow_deploy_plugin import wsgi_app
 from mlflow_deploy_plugin.client.client import Client
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.embed import local_server
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.http.embedded import WsgiApp
-from mlflow_deploy_plugin.statedir.files import METRICS
 from tests.support.models import mixed_model
 from tests.support.refusals import refused
 from tests.support.waiting import free_port, wait_until

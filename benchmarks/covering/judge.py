@@ -23,7 +23,7 @@ from sklearn.base import is_classifier
 import mlflow_deploy_plugin as onnxserve
 from benchmarks.covering.rows import hostile
 from benchmarks.covering.served import Refused, ServedModel, serving
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from tests.support.tracking import create_database, tracking_at
 
 Outcome = Literal["equal", "pyfunc", "refused", "wrong", "crashed"]

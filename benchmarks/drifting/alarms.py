@@ -16,7 +16,7 @@ from benchmarks.drifting.worlds import (
     independent_rows,
     reference_of,
 )
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 
 SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
 _COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)

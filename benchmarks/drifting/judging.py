@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 
 RATE = 0.05
 WORKERS = 2

@@ -29,13 +29,13 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
 
 _DAYS, _LATER, _ROWS = 90, 45, 60
 """The days of the reference, the later days (half as many), and the rows per day."""
 _LAG, _BEFORE = 7, 54
-"""The days of the log that `rolling:7d` reads (`spec/reference.py`)."""
+"""The days of the log that `rolling:7d` reads (`core/spec/reference.py`)."""
 _STEP = 9
 _REFERENCES = 60
 

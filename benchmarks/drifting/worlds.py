@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,

@@ -70,8 +70,8 @@ def write_log(root: Path, rows: pa.Table) -> None:
 
 def serve(root: Path, reference: pa.Table) -> None:
     """Write the state folder of a server whose model has this reference."""
-    from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-    from mlflow_deploy_plugin.statedir.models import Wanted, WantedEndpoint, WantedVariant
+    from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+    from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 
     model, state = root / "model", root / "home/deployments" / NAME
     model.mkdir()
@@ -120,13 +120,13 @@ RUNS: dict[str, tuple[str, Callable[[Path, int], list[str]], Cost]] = {
 
 def judge_in_library(root: Path) -> None:
     """Print the CPU seconds for sketching the window with frozen bins and judging it."""
+    from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
     from mlflow_deploy_plugin.inference_log.scan import microseconds_of
     from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
     from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
     from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
     from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
     from mlflow_deploy_plugin.monitoring.drift.verdict import judge_profile
-    from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 
     rows = pq.read_table(root / "training.parquet")
     bins, _ = freeze_table(rows, (), "the reference")

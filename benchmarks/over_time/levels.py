@@ -22,6 +22,7 @@ from benchmarks.over_time.streams import (
     yearly_line,
     years_of,
 )
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, Requirement
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     Sampling,
     bonferroni_confidence,
@@ -29,7 +30,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec, Requirement
 
 INDEPENDENT = World(10, 0.2, 400)
 PERSISTENT = World(5, 0.4, 300, correlation=0.8)

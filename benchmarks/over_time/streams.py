@@ -19,6 +19,9 @@ from scipy import stats
 
 from benchmarks.drifting.judging import Line, Outcome
 from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_of
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_groups
@@ -36,9 +39,6 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
     reference_levels,
     window_levels,
 )
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import EPOCH
 
 CHANGED = 3
 """The column whose level changes."""

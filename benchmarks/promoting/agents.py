@@ -145,8 +145,8 @@ def follow_all(
     has_feed: bool,
 ) -> None:
     """Run followers in this process until it is killed."""
-    from mlflow_deploy_plugin.processes.child import die_with_parent
-    from mlflow_deploy_plugin.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
+    from mlflow_deploy_plugin.core.processes.child import die_with_parent
+    from mlflow_deploy_plugin.core.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
 
     die_with_parent(signal.SIGKILL)
     logging.disable(logging.WARNING)  # Each follower reports each disturbance.

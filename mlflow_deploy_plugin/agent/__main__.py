@@ -24,17 +24,17 @@ from mlflow_deploy_plugin.agent.keys import KeyFetcher, api_key_fetcher, issuer_
 from mlflow_deploy_plugin.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes.child import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
+from mlflow_deploy_plugin.core.registry.connection import hidden_pandas, ignore_warnings, set_service_timeouts
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
+from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
+from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
-from mlflow_deploy_plugin.statedir.history import HistoryWriter
-from mlflow_deploy_plugin.statedir.metric_files import remove_metrics
-from mlflow_deploy_plugin.statedir.models import AgentState
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 

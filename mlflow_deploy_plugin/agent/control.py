@@ -14,11 +14,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, MAX_WAITING, command_answer, command_files
-from mlflow_deploy_plugin.statedir.files import ANSWERS, COMMANDS, CONTROL, assert_content, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import Command, Control
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.commands import (
+    MAX_COMMAND_AGE_SECONDS,
+    MAX_WAITING,
+    command_answer,
+    command_files,
+)
+from mlflow_deploy_plugin.core.statedir.files import ANSWERS, COMMANDS, CONTROL, assert_content, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import Command, Control
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
         actor, action = f"{kind} {command.actor}", command.action
         try:
             # Some images lack SQLAlchemy, which also takes memory.
-            from mlflow_deploy_plugin.store.database import open_store
+            from mlflow_deploy_plugin.core.store.database import open_store
 
             with closing(open_store(store_url)) as opened:
                 done = "failed" if error else f"{action}ed"

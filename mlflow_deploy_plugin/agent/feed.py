@@ -6,9 +6,9 @@ import threading
 import time
 from collections import deque
 
-from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
-from mlflow_deploy_plugin.processes.child import backoff_seconds
-from mlflow_deploy_plugin.registry.change_feed import MAX_URIS, Selected, read_changes
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.registry.change_feed import MAX_URIS, Selected, read_changes
 
 _LONGEST_PAUSE_SECONDS, _WITHOUT_FEED_SECONDS = 10.0, 300.0
 _PAUSE_SECONDS = 1.0

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     GateRefused,
     InvalidConfig,
     NotFound,
@@ -29,17 +29,17 @@ from mlflow_deploy_plugin.errors import (
     RegistryRefused,
     RegistryUnavailable,
 )
-from mlflow_deploy_plugin.mlmodel import FLAVOR, MLMODEL, PYTHON_FUNCTION, combine_hashes, hash_files, read_mlmodel
-from mlflow_deploy_plugin.registry.approved_files import Approval, approval_of
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL, PYTHON_FUNCTION, combine_hashes, hash_files, read_mlmodel
+from mlflow_deploy_plugin.core.registry.approved_files import Approval, approval_of
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.model_files import download, refuse_links
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
 from mlflow_deploy_plugin.runtime.artifact import altered_file_message, check_digests
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
-from mlflow_deploy_plugin.statedir.models import FetchedVersion, Followed, Wanted
 
 _log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from mlflow_deploy_plugin.agent.feed import FeedFollower
 from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.connection import redact_addresses
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir.files import (
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     LOOK,
     SPEC,
@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.statedir.files import (
     read_workers,
     take_load_deaths,
 )
-from mlflow_deploy_plugin.statedir.models import (
+from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
     RefusedVersion,
     ShippingState,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, OnnxserveError
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, OnnxserveError
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, assert_state, read_state
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, FollowedReference, Wanted, WantedVariant
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir.files import FOLLOWED, WANTED, assert_state, read_state
-from mlflow_deploy_plugin.statedir.models import FetchedVersion, Followed, FollowedReference, Wanted, WantedVariant
 
 _log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import requests
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.connection import bounded_answers
-from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, assert_content
-from mlflow_deploy_plugin.statedir.models import ValidKeys
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, assert_content
+from mlflow_deploy_plugin.core.statedir.models import ValidKeys
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store.store import Store
+    from mlflow_deploy_plugin.core.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
         """Return the valid keys of the store, which remains open until a read fails."""
         nonlocal opened
         # Servers without keys do not need SQLAlchemy in memory.
-        from mlflow_deploy_plugin.store.database import open_store
-        from mlflow_deploy_plugin.store.keys import ApiKeys
+        from mlflow_deploy_plugin.core.store.database import open_store
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
         try:
             opened = opened or open_store(str(source))

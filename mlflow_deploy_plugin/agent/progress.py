@@ -16,12 +16,12 @@ from pathlib import Path
 
 import orjson
 
-from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.core.errors import NotInstalled
+from mlflow_deploy_plugin.core.statedir.files import WANTED, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.metric_files import read_capture_counters, saved_capture_counters
+from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.inference_log.storage import LogLocation
-from mlflow_deploy_plugin.statedir.files import WANTED, read_state, write_atomically
-from mlflow_deploy_plugin.statedir.metric_files import read_capture_counters, saved_capture_counters
-from mlflow_deploy_plugin.statedir.models import Wanted
 
 _log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
-from mlflow_deploy_plugin.processes.child import backoff_seconds
-from mlflow_deploy_plugin.registry.change_feed import Selected
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel
-from mlflow_deploy_plugin.registry.tags import GateStatus
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.models import FetchedVersion
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.registry.change_feed import Selected
+from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.core.registry.tags import GateStatus
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
 
 _log = logging.getLogger(__name__)
 

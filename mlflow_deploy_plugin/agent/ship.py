@@ -23,19 +23,19 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.agent.progress import ShippingProgress
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import NotInstalled
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.statedir.files import write_atomically
+from mlflow_deploy_plugin.core.statedir.models import ShippingState
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.storage import FAILURES, encode_parquet, locate_log, write_file
 from mlflow_deploy_plugin.inference_log.tables import concat_tables
-from mlflow_deploy_plugin.processes.child import backoff_seconds
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import as_text, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.spool.codec import FeedbackFrame
 from mlflow_deploy_plugin.spool.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.spool.reader import CapturedBatch, CapturedSegment, Utf8Array, read_batches
-from mlflow_deploy_plugin.statedir.files import write_atomically
-from mlflow_deploy_plugin.statedir.models import ShippingState
 
 _log = logging.getLogger(__name__)
 

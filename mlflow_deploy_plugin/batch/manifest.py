@@ -15,11 +15,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mlflow_deploy_plugin.batch.part import REJECTED, OnError, Part, state_of
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.statedir.files import locked
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, compression_of, format_of, unfinished_stem
 from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log, write_file
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.statedir.files import locked
-from mlflow_deploy_plugin.tabular.files import FileFormat, compression_of, format_of, unfinished_stem
 
 MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"

@@ -28,13 +28,13 @@ from mlflow_deploy_plugin.batch.table_model import (
     typed,
     with_kept,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, atomic_file, compression_of, table_writer
+from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
 from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log, upload_file
-from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.protocols import arrow
-from mlflow_deploy_plugin.spec.parts import Device
-from mlflow_deploy_plugin.tabular.files import FileFormat, atomic_file, compression_of, table_writer
-from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"

@@ -27,17 +27,17 @@ from mlflow_deploy_plugin.batch.part import (
     read_progress,
     write_progress,
 )
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.processes.worker import ProcessCrashed, Worker, WorkerPool
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_run
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker, WorkerPool
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_run
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.core.tabular.files import FileFormat
 from mlflow_deploy_plugin.runtime.session import available_cores
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.spec.parts import Device
-from mlflow_deploy_plugin.statedir.files import temporary_folder
-from mlflow_deploy_plugin.tabular.files import FileFormat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

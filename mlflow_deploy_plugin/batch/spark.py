@@ -20,12 +20,12 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, predict_part
 from mlflow_deploy_plugin.batch.table_model import declared_outputs, load_table_model, takes, with_kept
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.processes.spark import NO_CONNECT, spark_context
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.statedir.files import temporary_folder
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.processes.spark import NO_CONNECT, spark_context
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 
 if TYPE_CHECKING:
     from pyspark import SparkContext

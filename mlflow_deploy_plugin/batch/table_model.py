@@ -15,13 +15,23 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.messages import without_row_number
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidConfig,
+    InvalidRequest,
+    OnnxserveError,
+    SchemaMismatch,
+)
+from mlflow_deploy_plugin.core.messages import without_row_number
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.core.tabular.files import first_line
+from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
@@ -29,10 +39,6 @@ from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_ser
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.spec.parts import Device
-from mlflow_deploy_plugin.statedir.files import temporary_folder
-from mlflow_deploy_plugin.tabular.files import first_line
-from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from mlflow_deploy_plugin.cli.options import Commands, printable
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.messages import did_you_mean, one_line
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.settings import load_secrets
-from mlflow_deploy_plugin.version import __version__
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.core.settings import load_secrets
+from mlflow_deploy_plugin.core.version import __version__
 
 _GROUPS = {
     "Wrap": {

@@ -22,15 +22,15 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes.child import end_on_signals
-from mlflow_deploy_plugin.version import __version__
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.child import end_on_signals
+from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.store.retrainings import Retraining
+    from mlflow_deploy_plugin.core.store.store import Rollout
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.store.retrainings import Retraining
-    from mlflow_deploy_plugin.store.store import Rollout
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
@@ -175,7 +175,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
 
         if request is not None:
             from mlflow_deploy_plugin.controller.rollouts.commands import start_rollout
-            from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
+            from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
             import_mlflow_without_pandas()
 
@@ -214,7 +214,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     The command ends when the endpoint NAME serves the earlier version. The followed stage or alias moves back to the
     earlier version, and the newer version is archived. A running rollout is aborted.
     """
-    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
+    from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
@@ -324,8 +324,8 @@ def retrain(name: str | None, window: str | None, wait: bool, listed: bool, outp
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
     from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
+    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.inference_log.windows import parse_window
-    from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:
@@ -353,7 +353,7 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
     """Show the progress of a retraining until its end. If no controller runs the retraining, run it in this process."""
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.service import run_retrainings
-    from mlflow_deploy_plugin.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 
     retrainings, current, summary = Retrainings(deployments.store), begun, retraining_summary(begun)
     show_lines([summary])

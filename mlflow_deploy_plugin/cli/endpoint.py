@@ -30,8 +30,8 @@ from mlflow_deploy_plugin.cli.options import (
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
+    from mlflow_deploy_plugin.core.store.audit import AuditEvent
     from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-    from mlflow_deploy_plugin.store.audit import AuditEvent
 
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
@@ -291,8 +291,8 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     events. The history of a deleted endpoint is kept. In the text format, a rollout step, a promotion or a rollback is
     one entry. JSON also contains the events that belong to it: traffic, gate, tags, the move in MLflow.
     """
-    from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history, without_step_events
-    from mlflow_deploy_plugin.store.store import unknown_endpoint
+    from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history, without_step_events
+    from mlflow_deploy_plugin.core.store.store import unknown_endpoint
 
     with opened_store() as store:
         if name is not None and name not in store.names() and next(store.events(name), None) is None:

@@ -18,12 +18,12 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     usage_errors,
 )
-from mlflow_deploy_plugin.spec.evaluation_names import DISTURBANCES, METRICS, parse_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.registry.runs import LoggedRun
     from mlflow_deploy_plugin.optimization.optimizer import Optimization
     from mlflow_deploy_plugin.optimization.profiler import GraphProfile
-    from mlflow_deploy_plugin.registry.runs import LoggedRun
 
 _SHOWN_NODES = 10
 _seed_option = option(

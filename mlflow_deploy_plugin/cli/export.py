@@ -21,11 +21,14 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.settings import read_text
+from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import parse_latency
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.served import Place, lacks_mlflow_address
-from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.settings import read_text
 from mlflow_deploy_plugin.sizing.plan import (
     CPU_HOUR_PRICE,
     GB_HOUR_PRICE,
@@ -34,9 +37,6 @@ from mlflow_deploy_plugin.sizing.plan import (
     disturbance,
     plan_pods,
 )
-from mlflow_deploy_plugin.spec.document import apply_config, load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import parse_latency
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
@@ -253,8 +253,8 @@ def size(
     \b
       onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C capture.fraction=0.1
     """
+    from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.evaluation.model import downloaded_version
-    from mlflow_deploy_plugin.registry.resolution import resolve
     from mlflow_deploy_plugin.server.device import require_device
     from mlflow_deploy_plugin.sizing.measure import measure_pod, request_bodies
 

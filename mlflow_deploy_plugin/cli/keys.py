@@ -18,15 +18,15 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.spec.document import empty_endpoint
-from mlflow_deploy_plugin.spec.parts import RATE
-from mlflow_deploy_plugin.spec.types import parse_duration
-from mlflow_deploy_plugin.statedir.models import Scope
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.spec.document import empty_endpoint
+from mlflow_deploy_plugin.core.spec.parts import RATE
+from mlflow_deploy_plugin.core.spec.types import parse_duration
+from mlflow_deploy_plugin.core.statedir.models import Scope
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store.keys import ApiKey
+    from mlflow_deploy_plugin.core.store.keys import ApiKey
 
 _SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -94,7 +94,7 @@ def create(
     with usage_errors():
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
     with opened_store() as store:
-        from mlflow_deploy_plugin.store.keys import ApiKeys
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
         known = store.names()
         try:
@@ -116,7 +116,7 @@ def create(
 def list_keys(output: str) -> None:
     """List all API keys, including expired and revoked keys."""
     with opened_store() as store:
-        from mlflow_deploy_plugin.store.keys import ApiKeys
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
         api_keys, now = ApiKeys(store).created(), store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
@@ -142,7 +142,7 @@ def export() -> None:
       kubectl create secret generic keys --from-file keys.json=<(onnxserve keys export)
     """
     with opened_store() as store:
-        from mlflow_deploy_plugin.store.keys import ApiKeys
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
         click.echo(ApiKeys(store).valid_entries().model_dump_json(indent=2))
 
@@ -153,7 +153,7 @@ def export() -> None:
 def revoke(name: str, why: str) -> None:
     """Revoke the API key NAME. Servers refuse it within seconds."""
     with opened_store() as store:
-        from mlflow_deploy_plugin.store.keys import ApiKeys
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
         stored = ApiKeys(store)
         if stored.revoke(name, why) is None:

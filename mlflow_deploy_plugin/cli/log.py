@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.cli.options import (
     until_option,
     usage_errors,
 )
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.spec.types import parse_duration
-from mlflow_deploy_plugin.tabular.files import FileFormat, format_of, open_output, table_writer, values_of
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.spec.types import parse_duration
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.query import QueryResult
@@ -310,8 +310,8 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 
 def _open(since: datetime | None = None) -> "InferenceLog":
+    from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.inference_log.reader import open_log
-    from mlflow_deploy_plugin.settings import load_settings
 
     return open_log(load_settings().inference_log, since)
 

@@ -28,17 +28,17 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
     why_option,
 )
-from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.spec.types import parse_duration
+from mlflow_deploy_plugin.core.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
+from mlflow_deploy_plugin.core.spec.types import parse_duration
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
+    from mlflow_deploy_plugin.core.store.alerts import Silence
+    from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
     from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
-    from mlflow_deploy_plugin.store.alerts import Silence
-    from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -130,8 +130,8 @@ def expire(keep: str, dry_run: bool) -> None:
     The command keeps windows that wait for a judgement, active alerts, the newest 200 windows of each monitor, the runs
     in MLflow, the audit trail, rollouts and retrainings.
     """
-    from mlflow_deploy_plugin.store.expiry import MIN_DAYS
-    from mlflow_deploy_plugin.store.expiry import expire as delete
+    from mlflow_deploy_plugin.core.store.expiry import MIN_DAYS
+    from mlflow_deploy_plugin.core.store.expiry import expire as delete
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -338,7 +338,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     The results of the monitor are kept.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store.monitors import Monitors
+        from mlflow_deploy_plugin.core.store.monitors import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
@@ -403,7 +403,7 @@ def run_drift(
             raise click.UsageError("--rows and --reference must be specified together, without --window and --monitor")
         show_progress(f"comparing {rows} with {reference}")  # Print the line before imports that take seconds.
         from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
-        from mlflow_deploy_plugin.settings import load_settings
+        from mlflow_deploy_plugin.core.settings import load_settings
 
         _show_result(*run_files(name, rows, reference, load_settings(), _judge, **bounds), output)
         return
@@ -445,7 +445,7 @@ def silence(
     if length is not None and name is None:
         raise click.UsageError("specify the endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
-        from mlflow_deploy_plugin.store.alerts import Silences
+        from mlflow_deploy_plugin.core.store.alerts import Silences
 
         silences = Silences(store)
         if number is not None:
@@ -510,7 +510,7 @@ def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store.monitors import Monitors
+        from mlflow_deploy_plugin.core.store.monitors import Monitors
 
         deployments.store.require_endpoint(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.store.store import Store
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.store.store import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -135,9 +135,9 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 
 @contextmanager
 def opened_store() -> Iterator["Store"]:
-    from mlflow_deploy_plugin.registry.connection import login_name
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store.database import open_store
+    from mlflow_deploy_plugin.core.registry.connection import login_name
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.database import open_store
 
     with closing(open_store(load_settings().store_url, login=login_name)) as store:
         yield store

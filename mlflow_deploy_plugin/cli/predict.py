@@ -13,9 +13,9 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.cli.options import engine_option, opened_deployments, option, to_names
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.registry.connection import hidden_pandas
-from mlflow_deploy_plugin.tabular.files import (
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
+from mlflow_deploy_plugin.core.tabular.files import (
     FILE_FORMATS,
     FileFormat,
     format_of,
@@ -79,11 +79,11 @@ def feedback(
     If a row has several labels, the last label is used. A label without a row is kept, because its row may be logged
     later. Bad rows are reported and skipped; the exit status is then 1.
     """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.store import unknown_endpoint
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels, label_sink
     from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.inference_log.reader import open_log
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store.store import unknown_endpoint
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)

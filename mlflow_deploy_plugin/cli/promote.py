@@ -27,11 +27,11 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     show_table,
 )
-from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import check_registered_name
-from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import check_registered_name
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments

@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from mlflow_deploy_plugin.cli.options import config_option, key_values, option, path_option
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 from mlflow_deploy_plugin.server.cloud import read_cloud
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.supervisor import supervise
-from mlflow_deploy_plugin.settings import absolute_path, load_settings, read_text
-from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 
 _log = logging.getLogger(__name__)
 

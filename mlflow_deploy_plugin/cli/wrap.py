@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
-from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, FileFormat
+from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor.registered import WrappedVersion

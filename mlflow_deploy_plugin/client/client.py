@@ -20,7 +20,6 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, Lo
 from urllib3.exceptions import TimeoutError as PoolTimeout
 from urllib3.util import parse_url
 
-from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.client.rows import (
     JSON,
     Array,
@@ -31,9 +30,10 @@ from mlflow_deploy_plugin.client.rows import (
     encode_rows,
     encode_tensors,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.version import __version__
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.version import __version__
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _CONNECT_SECONDS = 5.0

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Run tasks only while this process holds a lease of the store (`store/leases.py`). Each task has its own thread.
+"""Run tasks only while this process holds a lease of the store (`core/store/leases.py`). Each task has its own thread.
 
 The process that holds `STORE_LEASE` runs the monitors, alerts and retrainings of the store.
 """
@@ -15,11 +15,11 @@ from functools import partial
 
 from prometheus_client import Gauge
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.store import Endpoint, Store
 
 _log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mlflow_deploy_plugin.controller.leadership import LEADS
-from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow, read_counts
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow, read_counts
-from mlflow_deploy_plugin.store.store import Endpoint, Store
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer

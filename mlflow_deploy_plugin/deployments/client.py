@@ -10,18 +10,18 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.document import field_reference, new_endpoint
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments import scoring
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.backends.targets import TARGETS, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import Config, apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.spec.document import field_reference, new_endpoint
-from mlflow_deploy_plugin.store.tables import Json
 
 Fields = Config | None
 _WIDTH = 100

@@ -12,18 +12,18 @@ from urllib.parse import urlparse
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
-from mlflow_deploy_plugin.mlmodel import FLAVOR, PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.spec.document import apply_config
-from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import load_time_zone
-from mlflow_deploy_plugin.store.tables import Json
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import load_time_zone
+from mlflow_deploy_plugin.core.store.tables import Json
 
 Config = Mapping[str, object]
 """The dotted name of a field of a spec → the value of the field."""
@@ -255,7 +255,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column, because a missing column would count as drift in every window."""
     # No other command of deployments needs pyarrow and scipy.
-    from mlflow_deploy_plugin.registry.datasets import dataset_columns
+    from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
 
     try:
         present = dataset_columns(monitor.reference.removeprefix(_DATASET))

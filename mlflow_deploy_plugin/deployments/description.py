@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.models import WantedVariant
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.unapproved import answers_of
-from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
-from mlflow_deploy_plugin.mlmodel import FLAVOR, PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.statedir.models import WantedVariant
-from mlflow_deploy_plugin.store.tables import Json
 
 _OF_DEPLOYMENT = (
     *("name", "endpoint", "state", "url", "model_uri", "model", "version"),

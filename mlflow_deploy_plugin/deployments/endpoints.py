@@ -14,18 +14,18 @@ from typing import Any
 
 import yaml
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC, locked
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from mlflow_deploy_plugin.core.store.leases import held_lease
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
 from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.backends.targets import Backend, Observation, Target, parse_target
 from mlflow_deploy_plugin.deployments.unapproved import UnapprovedAnswer, as_json, current_answers, permitted_answers
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.files import SPEC, locked
-from mlflow_deploy_plugin.store.keys import ApiKeys
-from mlflow_deploy_plugin.store.leases import held_lease
-from mlflow_deploy_plugin.store.store import Endpoint, Store, unknown_endpoint
 
 _PORT_ATTEMPTS = 5
 

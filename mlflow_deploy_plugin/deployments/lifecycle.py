@@ -10,23 +10,29 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.registry.connection import login_name, set_service_timeouts
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias, current_version, move_version
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.spec.document import (
+    add_variant,
+    empty_endpoint,
+    new_endpoint,
+    remove_monitor,
+    remove_variant,
+)
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.history import HISTORY, Span, read_history
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
 from mlflow_deploy_plugin.deployments import server_metrics
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Observation, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import Config, absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_metrics import HistoryByServer, MetricsByServer, read_page
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
-from mlflow_deploy_plugin.messages import did_you_mean, join_names
-from mlflow_deploy_plugin.registry.connection import login_name, set_service_timeouts
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias, current_version, move_version
-from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec.document import add_variant, empty_endpoint, new_endpoint, remove_monitor, remove_variant
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.history import HISTORY, Span, read_history
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Endpoint, Store, unknown_endpoint
 
 _PAGE_SECONDS = 5.0
 _OBSERVED_AT_ONCE = 16

@@ -14,14 +14,14 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json, is_pandas_frame
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.description import describe
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
-from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     import pandas as pd

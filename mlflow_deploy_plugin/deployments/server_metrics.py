@@ -1,4 +1,4 @@
-"""Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `statedir/history.py`).
+"""Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `core/statedir/history.py`).
 
 The counters are summed over the server's workers and protocols. As in Prometheus, a counter that has decreased means
 that the server was restarted. Rollouts and the console use the same rules:
@@ -21,9 +21,9 @@ import orjson
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
-from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.store.tables import Json
 
 _LATEST = 4e9
 """The latest valid time in seconds since 1970, in the year 2096."""

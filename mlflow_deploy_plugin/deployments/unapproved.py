@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.approved_files import approval_of
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
-from mlflow_deploy_plugin.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.approved_files import approval_of
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.store import Endpoint, Store
-from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.registry.policy import GatePolicy, UnapprovedPolicy
+    from mlflow_deploy_plugin.core.registry.policy import GatePolicy, UnapprovedPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
         return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
-    from mlflow_deploy_plugin.registry.policy import policy_from_tags  # Only models with approvals need the gate.
+    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags  # Only models with approvals need the gate.
 
     return policy_from_tags(model, model_tags)
 
@@ -242,7 +242,7 @@ def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
 
 def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval now: the version may have been promoted since the last change."""
-    from mlflow_deploy_plugin.store.served_files import served_files  # Only models with approvals need the gate.
+    from mlflow_deploy_plugin.core.store.served_files import served_files  # Only models with approvals need the gate.
 
     return [
         answer

@@ -7,10 +7,10 @@ import tkinter
 from pathlib import Path
 from urllib.request import urlopen
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
 from mlflow_deploy_plugin.desktop.window import ProgramWindow
 from mlflow_deploy_plugin.embed import local_server
-from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import without_row_number
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.desktop.tables import Columns, csv_text, predict_csv, predict_file, save_columns
 from mlflow_deploy_plugin.embed import local_server
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.messages import without_row_number
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.runtime.log_columns import as_text

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
+from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
-from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 

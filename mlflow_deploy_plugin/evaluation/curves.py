@@ -16,7 +16,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.evaluation.dataset import (
     LabelledRows,
@@ -31,12 +36,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 from mlflow_deploy_plugin.evaluation.disturbances import DISTURB, unfit_reason, with_missing
 from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.evaluation_names import DISTURBANCES, METRICS, MetricName, check_strengths
 
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE
+from mlflow_deploy_plugin.core.tabular.streams import MAX_BYTES, read_table
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import JSON
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import fetch
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.spec.evaluation_names import REFERENCE
-from mlflow_deploy_plugin.tabular.streams import MAX_BYTES, read_table
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column. Texts are objects, and a missing value is NaN or None."""

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.core.spec.evaluation_names import METRICS, MetricName
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.evaluation.dataset import (
     LabelledRows,
@@ -35,16 +41,10 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 )
 from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.runtime.explained import explained_features
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.spec.evaluation_names import METRICS, MetricName
-from mlflow_deploy_plugin.tabular.files import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.explainer import RowContributions

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.core.errors import CodeRefused, InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0

@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import format_time, join_names, one_line
+from mlflow_deploy_plugin.core.mlmodel import MALFORMED
+from mlflow_deploy_plugin.core.registry import tags, window_runs
+from mlflow_deploy_plugin.core.registry.connection import redact_credentials, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.console import console_page
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder, write_atomically
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.gate.verdict import report_templates
-from mlflow_deploy_plugin.messages import format_time, join_names, one_line
-from mlflow_deploy_plugin.mlmodel import MALFORMED
-from mlflow_deploy_plugin.registry import tags, window_runs
-from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.console import console_page
-from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.registry.policy import choose_policy
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
-from mlflow_deploy_plugin.statedir.files import temporary_folder, write_atomically
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.store import Store
 
 _SECTIONS = {
     "model_details": ("purpose", "origin", "data", "signature"),

@@ -19,18 +19,18 @@ from urllib.parse import quote
 from google.protobuf.message import DecodeError
 from pydantic import TypeAdapter
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, RegistryRefused
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, RegistryRefused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import refuse_folder, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, resolve
+from mlflow_deploy_plugin.core.registry.runs import mlflow_page
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.gate.run import JSON
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.connection import refuse_folder, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import fetch
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, resolve
-from mlflow_deploy_plugin.registry.runs import mlflow_page
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -22,19 +22,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.utils import credentials
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry import connection, resolution, tags
+from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import download, fetch, version_digest
+from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
+from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, log_metrics, logged_run
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings, workspace_of, workspace_query
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.gate.promotion import Promotion
 from mlflow_deploy_plugin.gate.run import JSON, store_or_default
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.registry import connection, resolution, tags
-from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import download, fetch, version_digest
-from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
-from mlflow_deploy_plugin.registry.runs import IdempotentRun, log_metrics, logged_run
-from mlflow_deploy_plugin.settings import active_workspace, load_settings, workspace_of, workspace_query
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (
     *(tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, PARITY_TAG, GIT_COMMIT_TAG),

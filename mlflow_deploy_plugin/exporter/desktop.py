@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, NotInstalled
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
-from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, NotInstalled
-from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.version import __version__
 
 _SECONDS, _NAME = 1800, "predict"
 _PACKAGE = Path(__file__).parents[1]

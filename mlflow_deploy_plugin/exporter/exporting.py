@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     AlreadyExists,
     CommandFailed,
     ConversionError,
@@ -24,23 +24,23 @@ from mlflow_deploy_plugin.errors import (
     ParityError,
     SchemaMismatch,
 )
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.evaluation.agreement import check_outputs
 from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, known_rows
 from mlflow_deploy_plugin.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.exporter.package import RUNNER, write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -23,11 +23,11 @@ import numpy as np
 import yaml
 from packaging.version import InvalidVersion, Version
 
-from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
-from mlflow_deploy_plugin.processes.child import run_to_end
+from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
-from mlflow_deploy_plugin.settings import absolute_path
 
 RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.flavor.pmml import require_java
 from mlflow_deploy_plugin.flavor.registered import load_folder, onnx_form
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
-from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _CONVERSION_SECONDS = 600

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import CommandFailed, ConversionError
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.processes.child import run_to_end
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir.files import locked
+from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.processes.child import run_to_end
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.statedir.files import locked
 
 if TYPE_CHECKING:
     import onnx

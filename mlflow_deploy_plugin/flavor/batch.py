@@ -14,9 +14,9 @@ from mlflow.models.signature import infer_signature
 from mlflow.types import ColSpec, DataType, TensorSpec
 from mlflow.types import Schema as SignatureSchema
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -14,13 +14,13 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import Schema
 from pydantic import JsonValue
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, first_line, format_of
 from mlflow_deploy_plugin.flavor.batch import NAMELESS_TEXT, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, FileFormat, first_line, format_of
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4

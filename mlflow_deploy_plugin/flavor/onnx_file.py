@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 
 ONNX_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import JsonValue
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.flavor import comparison
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import ABSOLUTE, RELATIVE, TIE_MARGIN

@@ -10,11 +10,11 @@ import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.python_model import LogOptions
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS
-from mlflow_deploy_plugin.messages import one_line
 
 PMML_MODEL = Path(__file__).with_name("pmml_model.py")
 _REQUIREMENTS = ("mlflow", "pandas", "numpy", "jpmml-evaluator", "jpype1")

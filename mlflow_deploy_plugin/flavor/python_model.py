@@ -31,14 +31,14 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
-from mlflow_deploy_plugin.errors import ConversionError, ModelError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import ConversionError, ModelError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.runs import log_flavor
+from mlflow_deploy_plugin.core.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, column_type, column_values, unseen_category
 from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel, call_original
 from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.runs import log_flavor
-from mlflow_deploy_plugin.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array
 

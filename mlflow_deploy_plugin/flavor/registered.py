@@ -26,7 +26,22 @@ from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import MODEL_CONFIG
 from mlflow.tracking.fluent import _get_experiment_id
 
-from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import (
+    GIT_COMMIT_TAG,
+    PARITY_TAG,
+    ResolvedModel,
+    check_new_name,
+    resolve,
+)
+from mlflow_deploy_plugin.core.registry.runs import has_logged_models, log_flavor
+from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert import converters
 from mlflow_deploy_plugin.flavor.convert.converted import Settings, TrainedModel
@@ -37,17 +52,8 @@ from mlflow_deploy_plugin.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel, save_model
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
 from mlflow_deploy_plugin.pyfunc.process import error_summary, load_failure, version_differences
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG, ResolvedModel, check_new_name, resolve
-from mlflow_deploy_plugin.registry.runs import has_logged_models, log_flavor
-from mlflow_deploy_plugin.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")

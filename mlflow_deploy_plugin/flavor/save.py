@@ -23,7 +23,13 @@ from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.logging_utils import eprint
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR
+from mlflow_deploy_plugin.core.registry.connection import addresses_of_server
+from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG
+from mlflow_deploy_plugin.core.registry.runs import log_flavor
+from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.evaluation.explanation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation.explanation import require_shap
@@ -35,14 +41,8 @@ from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import FLAVOR
-from mlflow_deploy_plugin.registry.connection import addresses_of_server
-from mlflow_deploy_plugin.registry.resolution import PARITY_TAG
-from mlflow_deploy_plugin.registry.runs import log_flavor
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores
-from mlflow_deploy_plugin.spec.parts import Device
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose MLflow pyfunc returns a table for an input table."""

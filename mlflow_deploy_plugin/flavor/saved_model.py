@@ -24,17 +24,17 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
-from mlflow_deploy_plugin.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
-from mlflow_deploy_plugin.version import __version__
 
 LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     InvalidArtifact,
     InvalidConfig,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, error_of_status
-from mlflow_deploy_plugin.registry.connection import app_answer, registry_errors
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, error_of_status
+from mlflow_deploy_plugin.core.registry.connection import app_answer, registry_errors
 
 PATH, _JSON = "/onnxserve/requests", "application/json"
 _SECONDS = 120

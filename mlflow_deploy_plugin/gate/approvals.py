@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.spec.types import length_of
+from mlflow_deploy_plugin.core.store.alerts import Alert
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
-from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.registry.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.spec.types import length_of
-from mlflow_deploy_plugin.store.alerts import Alert
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.people import name_refusal, person_key
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
+from mlflow_deploy_plugin.core.store.served_files import served_files
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.approvals import COMPLETE, approval_status, promotion_requests, subject_of
-from mlflow_deploy_plugin.registry.policy import GatePolicy
-from mlflow_deploy_plugin.store.served_files import served_files
-from mlflow_deploy_plugin.store.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

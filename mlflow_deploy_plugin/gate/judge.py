@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, torch_gradient
 from mlflow_deploy_plugin.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.evaluation.curves import measure_robustness
@@ -36,14 +41,9 @@ from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, 
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.replay.traffic import open_traffic
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.store.store import Store
 
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 

@@ -8,20 +8,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.registry import tags, transitions
+from mlflow_deploy_plugin.core.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registered_version
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.approvals import missing_approvals, subject_of
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.gate.run import GateRun, gate_version, store_or_default
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import tags, transitions
-from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -11,11 +11,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_deploy_plugin.errors import NotFound, error_of_status
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.connection import app_answer, is_refused_by_proxy, registry_client, registry_errors
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
+from mlflow_deploy_plugin.core.errors import NotFound, error_of_status
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import (
+    app_answer,
+    is_refused_by_proxy,
+    registry_client,
+    registry_errors,
+)
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 
 PATH, _JSON = "/onnxserve/verdicts", "application/json"
 _SECONDS = 120

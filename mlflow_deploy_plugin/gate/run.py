@@ -13,20 +13,26 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import login_name, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.policy import (
+    ALL_PERMISSIONS,
+    GatePolicy,
+    Permissions,
+    PolicyChoice,
+    choose_policy,
+)
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registered_version, resolve
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
+from mlflow_deploy_plugin.core.registry.transitions import version_at
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.recording import VerdictRecord, finite, write_verdict
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.connection import login_name, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version, resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
-from mlflow_deploy_plugin.registry.transitions import version_at
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 
 JSON = "gate.json"
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.registry.tags import PASSED_WITHOUT_EVALUATION, VerdictState
+from mlflow_deploy_plugin.core.registry.tags import PASSED_WITHOUT_EVALUATION, VerdictState
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]

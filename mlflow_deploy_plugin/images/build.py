@@ -9,17 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, ModelError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.images.context import BuildContext, model_context, server_context
 from mlflow_deploy_plugin.images.engine import build, image_fields
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.spec.parts import Device
-from mlflow_deploy_plugin.version import __version__
 
 BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile must have the same default.
 

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import NotInstalled
+from mlflow_deploy_plugin.core.messages import one_line
 
 MODEL_PATH = "/opt/ml/model"
 """The model folder in images of SageMaker and MLflow. `serve` serves the model of this folder by default."""

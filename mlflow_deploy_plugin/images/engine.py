@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO, Any
 
-from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.core.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.images.context import BuildContext
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.messages import one_line
 
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)

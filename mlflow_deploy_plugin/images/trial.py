@@ -11,11 +11,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from mlflow_deploy_plugin.client.rows import decode_tensors, encode_tensors
-from mlflow_deploy_plugin.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.evaluation.agreement import check_outputs
 from mlflow_deploy_plugin.evaluation.dataset import known_rows
 from mlflow_deploy_plugin.images.engine import MINIMAL_RIGHTS, docker
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.feeds import array_bytes
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 

@@ -11,13 +11,13 @@ from typing import IO
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, json_lines, open_parquet
 from mlflow_deploy_plugin.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.runtime.log_columns import as_text
 from mlflow_deploy_plugin.spool.codec import Feedback
-from mlflow_deploy_plugin.tabular.csv_file import csv_records
-from mlflow_deploy_plugin.tabular.files import FileFormat, json_lines, open_parquet
 
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
 _JSON = "application/json"

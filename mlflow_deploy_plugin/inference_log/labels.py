@@ -25,15 +25,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.scan import read_folder
 from mlflow_deploy_plugin.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, distinct, hash_ids, splitmix64
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
-from mlflow_deploy_plugin.tabular.streams import group_tables
 
 LABELS = "_labels"
 LABEL, LABEL_NUMBER = "_label", "_label_number"

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
@@ -38,7 +39,6 @@ from mlflow_deploy_plugin.inference_log.tables import (
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.tabular.streams import group_tables
 
 QUIET = timedelta(minutes=10)
 """The time without a write after which a file is compacted. Until then, its agent may rewrite the file."""

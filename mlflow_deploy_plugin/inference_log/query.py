@@ -23,10 +23,10 @@ from typing import NamedTuple, TypeVar
 import duckdb
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, view_schema, view_tables
 from mlflow_deploy_plugin.inference_log.tables import conform
-from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime.session import available_cores
 
 _Result = TypeVar("_Result")

@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.inference_log import storage
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels, LabelMatches, join_labels
 from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import Hour, LogFile, LogLocation
 from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_list, summarise_lists, unify_schemas
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
-from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.tabular.streams import group_tables
 
 MAX_ROWS = 100_000
 _TIME = pa.timestamp("us", tz="UTC")

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"

@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from pyarrow import fs
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LabelMatches
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.scan import SHADOW, microseconds_of
 from mlflow_deploy_plugin.inference_log.storage import LogLocation, wrap_log_errors, write_file
 from mlflow_deploy_plugin.inference_log.windows import HOUR_US, TimeRange
-from mlflow_deploy_plugin.spec.types import EPOCH
 
 WATERMARKS = "_watermarks"
 GONE_AFTER = timedelta(days=30)

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.types import EPOCH
-from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"
 """The log of requests without an answer, in a folder of the log's root. This log has no columns of the model."""

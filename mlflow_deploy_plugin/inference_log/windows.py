@@ -6,8 +6,8 @@ A `Window` limits the event time. A `TimeRange` (`--since`, `--until`) limits th
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.types import (
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.types import (
     EPOCH,
     duration_seconds,
     is_duration,

@@ -5,6 +5,9 @@ The folder is mounted, because a container does not see the replacement of a sin
 
 from collections.abc import Mapping
 
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.manifests.served import (
     HOME_FOLDER,
     SERVE,
@@ -21,9 +24,6 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import is_loopback, reachable_url
 
 SECRETS = "/run/secrets"
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.served import Place
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "kubernetes": kubernetes.render,

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from mlflow_deploy_plugin.core.spec.document import spec_document
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import IMAGE
 from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
-from mlflow_deploy_plugin.spec.document import spec_document
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")
 """The spec fields that are not in the values: the name is a key of `endpoints`; the rest is in the store."""

@@ -8,11 +8,11 @@ https://kserve.github.io/website/docs/concepts/resources describes the objects.
 from collections.abc import Mapping
 from functools import partial
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of, spec_of_pod
 from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, http_port, make_document
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 MODEL_FOLDER = "/mnt/models"
 _SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci://")

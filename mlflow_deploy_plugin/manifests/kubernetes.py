@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, spec_document
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import SECRET_KEY
 from mlflow_deploy_plugin.manifests.served import (
     HOME_FOLDER,
     SERVE,
@@ -27,9 +30,6 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, spec_document
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import SECRET_KEY
 
 _INSTANCE = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}

@@ -7,7 +7,9 @@ because its `Server.spec.serverConfig` only accepts MLServer or Triton.
 import re
 from collections.abc import Mapping
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of, spec_of_pod
 from mlflow_deploy_plugin.manifests.served import (
     SPEC_FILE,
@@ -17,8 +19,6 @@ from mlflow_deploy_plugin.manifests.served import (
     make_document,
     refuse_strangers,
 )
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.settings import workspace_environment, workspace_of
-from mlflow_deploy_plugin.spec.document import apply_config
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.settings import workspace_environment, workspace_of
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
 Document = dict[str, Any]
 

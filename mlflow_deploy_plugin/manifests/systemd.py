@@ -7,7 +7,10 @@ credentials (systemd.exec(5)).
 import re
 from collections.abc import Mapping
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback
 from mlflow_deploy_plugin.manifests.served import (
     STARTUP_SECONDS,
     TLS_FILES,
@@ -19,9 +22,6 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
 """The command of the server. systemd needs an absolute path, and the images have it at the same path."""

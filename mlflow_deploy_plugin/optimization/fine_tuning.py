@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.flavor.save import save_model

@@ -12,11 +12,11 @@ from statistics import geometric_mean
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
-from mlflow_deploy_plugin.mlmodel import FLAVOR, read_mlmodel
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     DeadlineExceeded,
     InvalidConfig,
@@ -19,23 +19,23 @@ from mlflow_deploy_plugin.errors import (
     ParityError,
     Refused,
 )
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG, ResolvedModel, check_new_name, resolve
+from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment, log_flavor, log_metrics
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.evaluation.adversarial import torch_original
 from mlflow_deploy_plugin.evaluation.agreement import Agreement, compare_with_base, graph_digest
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, load_dataset, load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, downloaded_version
-from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
-from mlflow_deploy_plugin.processes.worker import ProcessCrashed, Worker
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.policy import choose_policy
-from mlflow_deploy_plugin.registry.resolution import PARITY_TAG, ResolvedModel, check_new_name, resolve
-from mlflow_deploy_plugin.registry.runs import get_or_create_experiment, log_flavor, log_metrics
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_feeds
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 MIN_ROWS = 100
 """The minimum number of rows to measure a loss of 1 %."""

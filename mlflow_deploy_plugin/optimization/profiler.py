@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.dataset import load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.optimization.measure import load_onnx
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime.feeds import Feeds, repeat_row, row_count
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.evaluation.dataset import reference_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.saved_model import PARITY_FILE
-from mlflow_deploy_plugin.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.log_columns import to_log_columns as log_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_deploy_plugin.column_names import PREDICTION
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.protocols import arrow_columns
 from mlflow_deploy_plugin.protocols.arrow_columns import StringBudget, UnsupportedColumn, to_numpy
 from mlflow_deploy_plugin.protocols.content import check_row_aligned, dump_json
@@ -26,7 +27,6 @@ from mlflow_deploy_plugin.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import NO_ROWS
-from mlflow_deploy_plugin.tabular.files import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype
 
 if TYPE_CHECKING:

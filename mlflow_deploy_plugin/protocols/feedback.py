@@ -8,8 +8,8 @@
 import math
 from collections.abc import Collection, Iterable
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.protocols.content import load_json_object
 from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.spool.captured_model import Value

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from mlflow_deploy_plugin.column_names import PREDICTION
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.protocols.content import check_row_aligned, dump_json, json_type, load_json, rows_of
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

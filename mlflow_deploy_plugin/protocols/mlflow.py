@@ -14,13 +14,13 @@ from itertools import chain, islice
 from string import whitespace
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.messages import wrong_separator
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.core.messages import wrong_separator
+from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS
 from mlflow_deploy_plugin.protocols.content import CSV, JSON, dump_json, json_object, json_type, load_json, media_type
 from mlflow_deploy_plugin.protocols.large_json import read_large_csv, read_large_feeds
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.tabular.csv_file import MISSING_TEXTS
 
 _ACCEPTED = (JSON, CSV)
 _COLUMN_NAME_TYPES = {str, int}

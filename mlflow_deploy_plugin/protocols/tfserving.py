@@ -7,8 +7,8 @@ output has no name. Every model has one signature, `serving_default`. Text and b
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols.content import base64_text, dump_json, json_object, json_type, rows_of
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds

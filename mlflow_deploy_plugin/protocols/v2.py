@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.protocols import v2_tensors
 from mlflow_deploy_plugin.protocols.content import JSON, base64_text, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.protocols.large_json import load_infer_request
@@ -25,7 +26,6 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.runtime.values import fits_shape, shape_text, short_repr
-from mlflow_deploy_plugin.version import __version__
 
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"

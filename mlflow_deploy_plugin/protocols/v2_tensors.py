@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype
 from mlflow_deploy_plugin.runtime.values import short_repr
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, pass_exit
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, pass_exit
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summary, load_failure, version_differences

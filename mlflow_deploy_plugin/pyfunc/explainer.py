@@ -19,10 +19,11 @@ import pyarrow as pa
 import shap
 from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.tabular.streams import read_parquet
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
@@ -35,7 +36,6 @@ from mlflow_deploy_plugin.runtime.explained import (
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.tabular.streams import read_parquet
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10

@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact, OnnxserveError
-from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes.child import die_with_parent, requests_of_parent
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.child import die_with_parent, requests_of_parent
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.protocols.side_messages import (
     FAILED_MESSAGE,
     SideMessage,
@@ -25,7 +26,6 @@ from mlflow_deploy_plugin.protocols.side_messages import (
     receive_message,
     send_message,
 )
-from mlflow_deploy_plugin.settings import load_settings
 
 _log = logging.getLogger(__name__)
 

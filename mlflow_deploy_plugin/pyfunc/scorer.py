@@ -35,9 +35,9 @@ from mlflow.types.schema import AnyType, Map, Object
 from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
-from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.content import JSON

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.column_names import PREDICTION
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
+from mlflow_deploy_plugin.core.messages import one_line, without_row_number
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, own_columns, take_rows
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, LoadedOnnx, predictions_of
@@ -25,13 +27,11 @@ from mlflow_deploy_plugin.inference_log.tables import (
     describe_answers,
 )
 from mlflow_deploy_plugin.inference_log.windows import TimeRange
-from mlflow_deploy_plugin.messages import one_line, without_row_number
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import row_count
 from mlflow_deploy_plugin.runtime.log_columns import output_column
 from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
-from mlflow_deploy_plugin.spec.evaluation_names import MetricName
 
 _CHUNK, _SHOWN = 2_000, 5
 _NEEDED = {*IDENTITY, "_prediction_id", "_model", "_version", "_received_time", "_latency_us"}

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.explanation import contributions, require_shap
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.inference_log.windows import TimeRange
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.model_uri import served_version_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.explained import check_explainable

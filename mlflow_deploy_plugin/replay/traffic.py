@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.tables import as_array, with_both_names
-from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.store.store import Endpoint
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests, pass_exit
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests, pass_exit
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.runtime.model import Predictor
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output
 
 Array = npt.NDArray[Any]

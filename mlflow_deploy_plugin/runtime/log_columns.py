@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
 

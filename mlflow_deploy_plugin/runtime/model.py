@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
     DeadlineExceeded,
     InferenceError,

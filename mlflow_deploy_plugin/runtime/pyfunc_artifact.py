@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
 from mlflow_deploy_plugin.runtime import artifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.runtime.artifact import Input, Refusals
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label

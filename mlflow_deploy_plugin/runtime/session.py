@@ -17,9 +17,9 @@ from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec.parts import Device, ProviderOptions
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, OnnxserveError, RuntimeMissing
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
 
 if TYPE_CHECKING:
     import onnxruntime as ort

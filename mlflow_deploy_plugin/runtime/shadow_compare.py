@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, as_table, row_count
 

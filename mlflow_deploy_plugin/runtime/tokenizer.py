@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
     DeadlineExceeded,
     InvalidArtifact,
@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.errors import (
     SchemaMismatch,
     pass_exit,
 )
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.runtime.artifact import TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.values import short_repr

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import Column, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, object_array
 

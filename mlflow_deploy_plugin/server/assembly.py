@@ -5,7 +5,11 @@ import gc
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, available_cores, limit_memory
@@ -24,11 +28,7 @@ from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import open_tracer
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24

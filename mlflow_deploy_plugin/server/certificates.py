@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.statedir.files import file_identity
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import file_identity
 
 if TYPE_CHECKING:
     from gunicorn.config import Config

@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 SAGEMAKER_MODEL, KSERVE_MODEL = Path("/opt/ml/model"), Path("/mnt/models")
 _ROUTE = re.compile(r"/[!-~]{0,512}")

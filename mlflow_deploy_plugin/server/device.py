@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
-from mlflow_deploy_plugin.processes.worker import ProcessCrashed, Worker
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 
 # The ONNX graph y = x + x, float32 of shape (1).
 _ADDITION = bytes.fromhex(

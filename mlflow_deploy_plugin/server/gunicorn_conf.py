@@ -12,13 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.core.statedir.files import METRICS, worker_file
+from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics, shared_memory
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.http import limits
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.parts import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir.files import METRICS, worker_file
-from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder, remove_metrics, shared_memory
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

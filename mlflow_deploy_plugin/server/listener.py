@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
 
 _BACKLOG = 2048
 _WAIT_SECONDS, _RETRY_SECONDS = 30.0, 0.2

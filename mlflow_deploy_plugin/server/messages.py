@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, Unauthenticated
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, Unauthenticated
 from mlflow_deploy_plugin.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,7 +20,7 @@ _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 _MOST_AHEAD = timedelta(days=1)
 """The tolerance for event times in the future (wrong clock or zone). Monitors ignore a row until its event time."""
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
-"""The text form of an API key (`store/keys.py`)."""
+"""The text form of an API key (`core/store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """The characters that a header value or gRPC metadata may contain unescaped."""

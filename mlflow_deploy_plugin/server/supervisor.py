@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
-from mlflow_deploy_plugin.processes.child import (
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
+from mlflow_deploy_plugin.core.processes.child import (
     Crashes,
     SupervisedChild,
     SupervisedChildren,
@@ -30,16 +30,16 @@ from mlflow_deploy_plugin.processes.child import (
     exit_reason,
     signal_group,
 )
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Phase, ServerState, Wanted
 from mlflow_deploy_plugin.server.certificates import open_tls
 from mlflow_deploy_plugin.server.cloud import is_healthy
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.spec.types import is_loopback, reachable_url
-from mlflow_deploy_plugin.statedir import files
-from mlflow_deploy_plugin.statedir.models import AgentState, Phase, ServerState, Wanted
 
 _log = logging.getLogger(__name__)
 

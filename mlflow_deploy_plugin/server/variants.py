@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
 from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
 from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.spec.parts import CaptureSpec, StickySpec
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
 

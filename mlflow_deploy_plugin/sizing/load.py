@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.messages import one_line
 
 Times = npt.NDArray[np.float64]
 _CONNECTIONS = 64

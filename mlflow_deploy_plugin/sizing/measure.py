@@ -18,23 +18,23 @@ import numpy as np
 import psutil
 
 from mlflow_deploy_plugin.client.rows import encode_json
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import die_with_parent, read_log_tail
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
+from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.evaluation.dataset import known_rows, take_rows
-from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
-from mlflow_deploy_plugin.processes.child import die_with_parent, read_log_tail
-from mlflow_deploy_plugin.processes.worker import Worker
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.session import available_cores
-from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.sizing.load import Times, open_loop, post, random_times
 from mlflow_deploy_plugin.sizing.plan import Load, PodMeasurement, count_pods
-from mlflow_deploy_plugin.spec.document import apply_config, dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.files import LOG, SERVER, SPEC, read_state, temporary_folder
-from mlflow_deploy_plugin.statedir.models import ServerState
 
 _BATCH_SIZES, _GAIN = (1, 8, 32, 1), 1.3
 """The batch sizes to try. A larger batch size is selected for a gain of 30 %, after 1 was tried again."""

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 HEADROOM = 0.3
 """The share of a pod's highest rate that stays free for bursts and lost pods: Kubernetes' autoscalers aim at 70 %."""

@@ -15,14 +15,14 @@ from typing import Self
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.messages import did_you_mean
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import as_key, only_answer_columns, output_column
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"
 """The file of the key, in a server's state folder. A server with a copy of this file creates the same hashes."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from flask import Flask, current_app, g, request
 from flask.sessions import SecureCookieSessionInterface
 
-from mlflow_deploy_plugin.errors import CallerRefused
-from mlflow_deploy_plugin.registry.transitions import models_served_by
-from mlflow_deploy_plugin.statedir.files import read_or_make_secret
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.errors import CallerRefused
+from mlflow_deploy_plugin.core.registry.transitions import models_served_by
+from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 try:

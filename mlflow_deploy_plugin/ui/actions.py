@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING
 import requests
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_target
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, require_mlflow_data
+from mlflow_deploy_plugin.core.registry.tags import gate_status_of
+from mlflow_deploy_plugin.core.registry.transitions import PreviousVersion, StageOrAlias
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, rollout_traffic_refusal
 from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import transitions
-from mlflow_deploy_plugin.registry.connection import redact_addresses
-from mlflow_deploy_plugin.registry.model_uri import registered_model_names
-from mlflow_deploy_plugin.registry.policy import GatePolicy, require_mlflow_data
-from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.registry.transitions import PreviousVersion, StageOrAlias
-from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.statedir.files import read_state, write_state
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Endpoint, Store
-from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE
 
@@ -255,10 +255,10 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.core.registry.policy import Permissions
     from mlflow_deploy_plugin.gate.approval_client import send_decision
     from mlflow_deploy_plugin.gate.promotion import promote
     from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-    from mlflow_deploy_plugin.registry.policy import Permissions
 
     action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
     allowed = Permissions(code=False, files=not job.has_account)

@@ -21,18 +21,19 @@ from flask import (
     stream_with_context,
 )
 
-from mlflow_deploy_plugin import settings
+from mlflow_deploy_plugin.core import settings
+from mlflow_deploy_plugin.core.errors import OnnxserveError, ScopeMissing
+from mlflow_deploy_plugin.core.registry.approved_files import APPROVED, CHANGED_FILES
+from mlflow_deploy_plugin.core.registry.change_feed import CHANGES
+from mlflow_deploy_plugin.core.registry.connection import CALLER
+from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history
+from mlflow_deploy_plugin.core.spec.types import reachable_url
+from mlflow_deploy_plugin.core.statedir.history import Span
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.evidence.diff import compare
 from mlflow_deploy_plugin.evidence.record import record_of
 from mlflow_deploy_plugin.gate.recording import PATH as VERDICTS
-from mlflow_deploy_plugin.registry.approved_files import APPROVED, CHANGED_FILES
-from mlflow_deploy_plugin.registry.change_feed import CHANGES
-from mlflow_deploy_plugin.registry.connection import CALLER
-from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
-from mlflow_deploy_plugin.spec.types import reachable_url
-from mlflow_deploy_plugin.statedir.history import Span
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
@@ -45,7 +46,6 @@ from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.ui.verdicts import record_verdict
-from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -7,18 +7,18 @@ from functools import partial
 
 from flask import g, request
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.gate import approvals
 from mlflow_deploy_plugin.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.gate.approvals import Person, PromotionRequest, Subject
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import announce_request
 from mlflow_deploy_plugin.monitoring.alerts.send import send_until_accepted
-from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.gate.approved_files import approved_files, earlier_files
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.approved_files import Approval, ChangedFiles
-from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.ui import access, guard
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The change feed in MLflow's server, which agents follow instead of polling (`registry/change_feed.py`).
+"""The change feed in MLflow's server, which agents follow instead of polling (`core/registry/change_feed.py`).
 
 A Flask view checks the caller's permissions and registers a subscription. An ASGI middleware around all other apps
 replaces the view's answer with the events, so that an open stream does not occupy a thread. One thread per worker reads
@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, jsonify, request
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
-from mlflow_deploy_plugin.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
+from mlflow_deploy_plugin.core.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import registry
 

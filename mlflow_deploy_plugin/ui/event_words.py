@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
 _VERSION = "version {version} of <bdi>{model}</bdi>"
 _WORDS = {

@@ -9,7 +9,7 @@ approvals would otherwise not be required. A promotion is refused while the appr
 
 Every version in a gated stage or alias has the files that were judged or, with approvals, approved. `_decide` and
 `_uncovering_refusal` list the exceptions with their reasons. For this purpose, each move to a gated place records the
-digest of the version's files (`store/served_files.py`). Without a policy, no files are read.
+digest of the version's files (`core/store/served_files.py`). Without a policy, no files are read.
 
 A verdict covers the files of a version. All files of the version are read once, and again if a file name, a size or the
 MLmodel file changes, or for each decision if the policy requires approvals. The MLmodel file contains the digests of
@@ -32,21 +32,21 @@ from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, make_response, request
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.model_files import is_loading_trace
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.gate.approvals import Subject, missing_approvals, subject_of, version_authors
 from mlflow_deploy_plugin.gate.approved_files import approved_files
-from mlflow_deploy_plugin.mlmodel import MLMODEL, combine_hashes, hash_files
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.model_files import is_loading_trace
-from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.registry.resolution import all_versions
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.store.audit import AuditEvent, move_detail
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.served_files import SERVED, served_entry, served_files
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.processes.child import Child, exit_reason
-from mlflow_deploy_plugin.statedir.files import is_alive, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import State
-from mlflow_deploy_plugin.store.people import person_key
-from mlflow_deploy_plugin.store.tables import Json
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.processes.child import Child, exit_reason
+from mlflow_deploy_plugin.core.statedir.files import is_alive, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import State
+from mlflow_deploy_plugin.core.store.people import person_key
+from mlflow_deploy_plugin.core.store.tables import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of

@@ -7,10 +7,10 @@ from datetime import time, timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from mlflow_deploy_plugin.core.settings import workspace_query
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from mlflow_deploy_plugin.monitoring.result import mark_of
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.settings import workspace_query
-from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 if TYPE_CHECKING:
     from mlflow.store.tracking.abstract_store import AbstractStore

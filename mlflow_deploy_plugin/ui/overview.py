@@ -9,6 +9,20 @@ from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.tags import GateStatus, gate_status_of
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.history import Span
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_metrics import (
@@ -18,20 +32,6 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
     total_metrics,
 )
 from mlflow_deploy_plugin.deployments.unapproved import answers_of
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import transitions
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names, registered_model_uris
-from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.registry.resolution import all_versions
-from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir.history import Span
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Rollout, Store
 from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows

@@ -1,6 +1,6 @@
 """The charts of an endpoint: traffic, latency and errors per version, labels, rollout evidence, monitor windows.
 
-The traffic figures are read from the history of the servers (`statedir/history.py`), other figures from the store.
+The traffic figures are read from the history of the servers (`core/statedir/history.py`), other figures from the store.
 """
 
 import math
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.history import HISTORY_INTERVALS, Span
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, HistoryByServer, VersionCounters
-from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.history import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Rollout, Store
-from mlflow_deploy_plugin.store.tables import Json
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 

@@ -7,11 +7,11 @@ of the version, the policy of the model and, if people must approve, the report,
 from flask import request
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.recording import VerdictRecord
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.ui import access, guard
 
 

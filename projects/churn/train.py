@@ -15,7 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
 from sklearn.pipeline import Pipeline
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.tables import Recipe, TableOptions, train_on_table, two_answers
 from projects.training import BLUE, GREY, option, run_command
 

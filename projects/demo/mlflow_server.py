@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from projects.demo.workspace import Workspace
 
 READY_SECONDS = 90.0

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 CHECKOUT = Path(__file__).parents[2]
 DEFAULT_HOME = CHECKOUT / ".demo"

@@ -22,7 +22,10 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 
 from mlflow_deploy_plugin.cli.options import align_columns
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.tags import tag_version
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.evaluation.dataset import (
     NamedArrays,
     cast_to_signature,
@@ -37,10 +40,7 @@ from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions,
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_schema, view_tables
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import tag_version
 from mlflow_deploy_plugin.runtime.feeds import row_count
-from mlflow_deploy_plugin.settings import load_settings
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import log_options, option, register, run_command
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.core.errors import NotFound
 
 CATEGORIES = ("carrier", "origin", "dest")
 INTEGERS = ("departure_minute", "arrival_minute", "distance")

@@ -9,7 +9,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.flight_delay.data import BOOLEANS, CATEGORIES, FEATURES, INTEGERS, LABEL, WEATHER
 from projects.flight_delay.training_data import TrainingData
 from projects.model_runs import load_run_artifact, logged_file

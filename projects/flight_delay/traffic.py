@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import requests
 
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady
 from projects.command import one_line_errors
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, load_flights
 

@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.tags import DATA_DIGEST_TAG, PARENT_TAG
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.tags import DATA_DIGEST_TAG, PARENT_TAG
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
 from projects.flight_delay.training_data import TrainingData, load_training_data

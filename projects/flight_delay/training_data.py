@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, YEAR, load_flights, split
 
 _LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"

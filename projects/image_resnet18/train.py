@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import nn
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.digits_cnn.fitting import accuracy
 from projects.digits_cnn.train import load_images
 from projects.image_resnet18.network import resnet18

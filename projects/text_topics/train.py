@@ -26,7 +26,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.tables import EXAMPLE_ROWS, read_rows
 from projects.training import log_options, log_scores, option, picture, register, run_command
 

@@ -8,12 +8,12 @@ import pytest
 
 from mlflow_deploy_plugin.agent import control as module
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
-from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_files
-from mlflow_deploy_plugin.statedir.files import ANSWERS, COMMANDS, CONTROL, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import Command, CommandAnswer, Control
+from mlflow_deploy_plugin.core.errors import ModelError, OnnxserveError
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_files
+from mlflow_deploy_plugin.core.statedir.files import ANSWERS, COMMANDS, CONTROL, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import Command, CommandAnswer, Control
 from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.agent import feed as feeds
 from mlflow_deploy_plugin.agent.feed import FeedFollower
-from mlflow_deploy_plugin.registry import change_feed
+from mlflow_deploy_plugin.core.registry import change_feed
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
-from mlflow_deploy_plugin.errors import InvalidArtifact, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 
 MakeModel = Callable[..., Path]
 

@@ -13,7 +13,13 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.agent.fetch import ModelCache
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from tests.support.disk import files_of_at_most
 from tests.support.waiting import wait_until
 

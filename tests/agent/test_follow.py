@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from mlflow_deploy_plugin.statedir.files import AGENT, LOOK, SPEC, read_state
-from mlflow_deploy_plugin.statedir.models import AgentState, ShippingState
+from mlflow_deploy_plugin.core.statedir.files import AGENT, LOOK, SPEC, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, ShippingState
 from tests.support.fake_registry import STAGE, Case
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.errors import GateRefused
+from mlflow_deploy_plugin.core.errors import GateRefused
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 

@@ -9,9 +9,15 @@ from threading import Event, Thread
 import pytest
 
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.statedir.files import (
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     ANSWERS,
     COMMANDS,
@@ -22,7 +28,7 @@ from mlflow_deploy_plugin.statedir.files import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.statedir.models import AgentState, Command, CommandAnswer, KeyEntry, ValidKeys
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, CommandAnswer, KeyEntry, ValidKeys
 from tests.support.fake_registry import STAGE, Case, Later
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

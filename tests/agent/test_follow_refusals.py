@@ -2,9 +2,9 @@
 
 import subprocess
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.statedir.files import LOADING, SPEC, write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, LoadingState
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.statedir.files import LOADING, SPEC, write_state
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, LoadingState
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 

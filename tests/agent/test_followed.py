@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
-from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-from mlflow_deploy_plugin.statedir.models import FetchedVersion, Wanted
+from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Wanted
 
 MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed")

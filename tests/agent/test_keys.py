@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher
-from mlflow_deploy_plugin.statedir.files import KEYS, read_state
-from mlflow_deploy_plugin.statedir.models import KeyEntry, ValidKeys
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.keys import ApiKeys
+from mlflow_deploy_plugin.core.statedir.files import KEYS, read_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from tests.support.waiting import wait_until
 
 

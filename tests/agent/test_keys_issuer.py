@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.agent.keys import issuer_key_fetcher
-from mlflow_deploy_plugin.statedir.files import JWKS
+from mlflow_deploy_plugin.core.statedir.files import JWKS
 from tests.support.waiting import wait_until
 
 

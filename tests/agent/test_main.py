@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir.files import METRICS, SPEC
 from tests.support.refusals import mentions
 from tests.support.shipping import files, write
 

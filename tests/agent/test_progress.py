@@ -13,6 +13,9 @@ import pytest
 
 from mlflow_deploy_plugin.agent.progress import ShippingProgress, WatermarkWriter
 from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.core.statedir.files import METRICS, WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.metric_files import read_capture_counters, save_capture_counters
+from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.inference_log.stats import Watermark, read_watermarks
 from mlflow_deploy_plugin.inference_log.storage import locate_log
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
@@ -22,9 +25,6 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir.files import METRICS, WANTED, write_state
-from mlflow_deploy_plugin.statedir.metric_files import read_capture_counters, save_capture_counters
-from mlflow_deploy_plugin.statedir.models import Wanted, WantedEndpoint
 from tests.support.clocks import Clock
 
 MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)), ("y",))

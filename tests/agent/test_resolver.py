@@ -9,9 +9,9 @@ import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, PyfuncPolicy, VersionResolver
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.spec.document import load_specs
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.core.spec.document import load_specs
 from tests.support.fake_registry import STAGE, AtOnce, Case, Later
 
 SPEC = """

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.batch.part import Part, PartJob, PartResult, predict_part
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.tabular.files import FileFormat, format_of
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
 from tests.support.models import tensor_model, write_model
 
 from .conftest import flights, labels, write

@@ -14,8 +14,8 @@ import pytest
 
 from mlflow_deploy_plugin.batch.run import BatchPlan, run_batch
 from mlflow_deploy_plugin.batch.spark import predict_frame
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.processes.spark import spark_session
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.processes.spark import spark_session
 from tests.support.models import tensor_model
 from tests.support.waiting import free_port, wait_until
 

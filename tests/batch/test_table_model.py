@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.batch.table_model import body_predictor, load_table_model, predict_block, takes
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 

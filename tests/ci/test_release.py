@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.version import __version__
+from mlflow_deploy_plugin.core.version import __version__
 from tests.support.guides import ROOT, blocks, run_page
 from tests.support.workflows import Workflow
 
@@ -86,8 +86,8 @@ def test_the_version_stands_in_one_place() -> None:
     """Only version.py contains the version, and charts, whose format requires it as text."""
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
     named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
-    assert [name for name in named if not name.endswith("Chart.yaml")] == ["mlflow_deploy_plugin/version.py"]
-    for name in set(named) - {"mlflow_deploy_plugin/version.py"}:
+    assert [name for name in named if not name.endswith("Chart.yaml")] == ["mlflow_deploy_plugin/core/version.py"]
+    for name in set(named) - {"mlflow_deploy_plugin/core/version.py"}:
         chart = yaml.safe_load((ROOT / name).read_text())
         assert {str(chart["version"]), str(chart["appVersion"])} == {__version__}
 

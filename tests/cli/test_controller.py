@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.retrainings import Retrainings
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.config import configure
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import add_variant, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.retrainings import Retrainings
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT

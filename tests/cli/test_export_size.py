@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.sizing import measure
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
 from tests.support.commands import said
 from tests.support.refusals import mentions
 from tests.support.servers import single_model

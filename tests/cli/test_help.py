@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.spec.document import field_reference
-from mlflow_deploy_plugin.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.spec.parts import Device
-from mlflow_deploy_plugin.statedir.models import Scope
-from mlflow_deploy_plugin.tabular.files import FileFormat
+from mlflow_deploy_plugin.core.spec.document import field_reference
+from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
+from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.statedir.models import Scope
+from mlflow_deploy_plugin.core.tabular.files import FileFormat
 from tests.support.refusals import mentions
 
 _IMPERATIVES = {
@@ -120,10 +120,10 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     from mlflow_deploy_plugin.batch.part import OnError
     from mlflow_deploy_plugin.batch.run import Engine as BatchEngine
     from mlflow_deploy_plugin.controller.retraining.plan import TrainingMode
+    from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
     from mlflow_deploy_plugin.exporter.exporting import ExportFormat
     from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction
     from mlflow_deploy_plugin.monitoring.result import Engine
-    from mlflow_deploy_plugin.spec.evaluation_names import MetricName
 
     types = {
         **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),

@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.controller.monitors import evaluation
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
@@ -209,7 +209,7 @@ def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home: Path, store: Sto
 
 
 def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
-    from mlflow_deploy_plugin.spec.document import empty_endpoint
+    from mlflow_deploy_plugin.core.spec.document import empty_endpoint
 
     store.add_endpoint("onnxserve", empty_endpoint("new"))
 

@@ -15,8 +15,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-from mlflow_deploy_plugin.statedir.models import Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.refusals import mentions
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.store.audit import current_actor
+from mlflow_deploy_plugin.core.store.audit import current_actor
 from tests.support.accounts import People, people
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer

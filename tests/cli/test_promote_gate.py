@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import labelled, registered_toy, write_rows
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at

@@ -14,8 +14,8 @@ import requests
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.statedir.files import AGENT, read_state, read_workers
-from mlflow_deploy_plugin.statedir.models import AgentState
+from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state, read_workers
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
     InvalidConfig,
     InvalidRequest,

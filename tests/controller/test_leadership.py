@@ -9,11 +9,11 @@ import pytest
 
 from mlflow_deploy_plugin.controller import leadership
 from mlflow_deploy_plugin.controller.leadership import LEADS, STORE_LEASE, lead_store, reached_places, reaches, repeat
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from tests.support.clusters import kubeconfig
 from tests.support.waiting import wait_until
 

@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.controller.metrics import StoreMetrics, start_metrics_server
-from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.refusals import refused
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import free_port, wait_until

@@ -4,12 +4,12 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.snapshot import served_model, take_snapshot
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, parse_server_metrics
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 

@@ -23,14 +23,14 @@ from cryptography.fernet import Fernet
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.webhooks import start_webhook_receiver
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import LOOK
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.supervisor import open_listener
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.statedir.files import LOOK
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.deployments import SIGNATURE, empty_home, weighted_sum
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer

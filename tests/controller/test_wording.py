@@ -15,12 +15,12 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     require_controller,
 )
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.work import next_fire
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.processes.work import next_fire
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.rollouts import PLAN
 
 

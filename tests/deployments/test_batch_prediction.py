@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.tabular.files import FileFormat
 from mlflow_deploy_plugin.deployments.batch_prediction import predict_batch, read_rows
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.tabular.files import FileFormat
 from tests.support.refusals import refused
 
 

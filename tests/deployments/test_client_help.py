@@ -8,8 +8,8 @@ import pytest
 from mlflow.cli import cli as mlflow
 
 from mlflow_deploy_plugin.cli.commands import main as onnxserve
+from mlflow_deploy_plugin.core.spec.document import field_reference
 from mlflow_deploy_plugin.deployments.client import target_help
-from mlflow_deploy_plugin.spec.document import field_reference
 
 PROGRAMS = {"mlflow": mlflow, "onnxserve": onnxserve}
 COMMANDS = re.findall(r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$", target_help(), re.MULTILINE)

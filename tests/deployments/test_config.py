@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.deployments.config import configure
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 

@@ -10,10 +10,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 

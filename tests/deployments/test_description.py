@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.deployments.backends.targets import Observation
-from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployment
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.models import (
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     RefusedVersion,
     WantedEndpoint,
     WantedVariant,
     WorkerState,
 )
-from mlflow_deploy_plugin.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployment
 from tests.support.models import write_model
 from tests.support.tracking import tracking_at
 

@@ -18,17 +18,17 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Endpoint
-from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until

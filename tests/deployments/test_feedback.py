@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.spec.document import apply_config, dump_spec, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter

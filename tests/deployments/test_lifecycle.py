@@ -15,9 +15,9 @@ import requests
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.deployments import empty_home, working_in
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until

@@ -12,14 +12,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.registry import transitions
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 from tests.support.traffic import Traffic

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import locked
 from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.statedir.files import locked
 from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 

@@ -12,13 +12,13 @@ import orjson
 import pytest
 import requests
 
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, SERVER, write_state
+from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.statedir.files import LOCAL_KEY, SERVER, write_state
-from mlflow_deploy_plugin.statedir.models import ServerState
 from tests.support.refusals import refused
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.deployments.server_metrics import (
     VersionCounters,
     fetch_page,
@@ -15,7 +16,6 @@ from mlflow_deploy_plugin.deployments.server_metrics import (
     read_page,
     total_metrics,
 )
-from mlflow_deploy_plugin.errors import Refused
 from tests.support.metrics_page import PAGE, serving
 
 SECONDS = 30.0

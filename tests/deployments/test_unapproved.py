@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.core.errors import GateRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.description import describe_endpoint
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.unapproved import as_json, current_answers, permitted_answers, require_rollout
-from mlflow_deploy_plugin.errors import GateRefused, RegistryUnavailable
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Endpoint, Store
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused
 from tests.support.tracking import tracking_at

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.deployments.batch_prediction import read_rows
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
 
 
 @pytest.fixture

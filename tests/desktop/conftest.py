@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.desktop.window import ProgramWindow
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from tests.support.models import mixed_model, tensor_model
 
 FACTS = {"name": "flight-delay", "version": "3", "git commit": "6d1f0ab"}

@@ -37,8 +37,8 @@ NOT_IMPORTED_BY_US = {"cryptography", "gunicorn", "uvloop"}  # used by PyJWT, a 
 
 NOT_TAKEN = [
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.deployments"),
-    ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.store"),
-    ("mlflow_deploy_plugin.registry.transitions", "mlflow_deploy_plugin.store"),
+    ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.core.store"),
+    ("mlflow_deploy_plugin.core.registry.transitions", "mlflow_deploy_plugin.core.store"),
 ]
 """Imports within functions that no serving process calls: options of other commands, and the audit trail."""
 

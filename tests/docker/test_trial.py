@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import BuildFailed
+from mlflow_deploy_plugin.core.errors import BuildFailed
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.images.engine import image_fields
 from mlflow_deploy_plugin.images.trial import try_image
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from tests.docker.conftest import run_docker
 from tests.docker.test_build_docker import invoke
 from tests.support.models import mixed_model, write_model

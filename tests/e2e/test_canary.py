@@ -20,8 +20,8 @@ import yaml
 from mlflow.models import infer_signature
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from mlflow_deploy_plugin.statedir.files import SPEC, WANTED, read_state, read_workers, write_atomically
-from mlflow_deploy_plugin.statedir.models import Wanted
+from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_state, read_workers, write_atomically
+from mlflow_deploy_plugin.core.statedir.models import Wanted
 from tests.support.models import write_model
 from tests.support.pyfuncs import Troubled
 from tests.support.serving import Served, servers_below

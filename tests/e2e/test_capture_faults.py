@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 import pytest
 import requests
 
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.stats import Watermark, read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir.files import SPOOL, read_workers
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 from tests.support.services.s3 import Bucket, s3_server

@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 
 from benchmarks.serving.load import post
 from benchmarks.serving.timeline import Answers, OpenLoop
-from mlflow_deploy_plugin.statedir.files import AGENT, WANTED, read_state, read_workers
-from mlflow_deploy_plugin.statedir.models import AgentState, Wanted
+from mlflow_deploy_plugin.core.statedir.files import AGENT, WANTED, read_state, read_workers
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Wanted
 from tests.support.models import parse_graph
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.images.context import PROJECT_FILES
-from mlflow_deploy_plugin.version import __version__
 from tests.support.guides import ROOT, blocks, run_smallest_example, section, shell, walk_by_hand
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
@@ -176,7 +176,7 @@ def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_instal
     folder = tmp_path / "environment"
     _output([sys.executable, "-m", "venv", folder])
     install, upgrade = (block for block in blocks("sh", INSTALL) if "pip wheel" in block)
-    installed = "import mlflow_deploy_plugin.version as version; print(version.__file__)"
+    installed = "import mlflow_deploy_plugin.core.version as version; print(version.__file__)"
     save = (
         "import mlflow_deploy_plugin as onnxserve, numpy as np; from sklearn.linear_model import LinearRegression; "
         "X = np.eye(3); onnxserve.save_model(LinearRegression().fit(X, X[:, 0]), 'model', input_example=X)"
@@ -199,7 +199,7 @@ def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_instal
     )
     assert walked.returncode == 0, walked.stderr
     assert f"mlflow-onnxserve[cpu]=={__version__}" in walked.stdout
-    assert "mlflow_deploy_plugin/version.py" in walked.stdout
+    assert "mlflow_deploy_plugin/core/version.py" in walked.stdout
 
 
 def test_without_extras_everything_but_their_rooms_is_imported(

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.replay import replay
 from tests.support.deployments import empty_home

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import requests
 
-from mlflow_deploy_plugin.statedir.files import SERVER, read_state
-from mlflow_deploy_plugin.statedir.models import ServerState
+from mlflow_deploy_plugin.core.statedir.files import SERVER, read_state
+from mlflow_deploy_plugin.core.statedir.models import ServerState
 from tests.support.macos import MACOS
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port, is_gone, wait_until

@@ -19,9 +19,9 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from playwright.sync_api import Page, expect
 
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import adder
 from tests.support.services.mlflow_server import MlflowServer

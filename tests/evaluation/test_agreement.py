@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.agreement import check_outputs, compare_with_base
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from tests.support.classifiers import labelled, write_classifier, write_regressor

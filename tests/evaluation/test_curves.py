@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.evaluation.curves import RobustnessPoint
-from mlflow_deploy_plugin.registry.runs import LoggedRun
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 from tests.support.refusals import mentions

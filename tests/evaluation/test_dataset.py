@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.evaluation.dataset import (
     cast_to_signature,
     frame_rows,
@@ -21,7 +22,6 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     read_rows,
     reference_rows,
 )
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.classifiers import labelled, write_classifier, write_rows
@@ -258,7 +258,7 @@ def test_what_would_not_fit_into_memory_is_not_read(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
-    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 1000)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet.*1,050 values.*1,000"):
         load(file, artifact)
 
@@ -269,7 +269,7 @@ def test_a_text_counts_in_every_row_that_has_it(
 ) -> None:
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
-    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 400_000)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams.MAX_BYTES", 400_000)
     with pytest.raises(InvalidConfig, match=r"dataset b.*400,000 bytes"):
         read_rows(file, "b", artifact)
 

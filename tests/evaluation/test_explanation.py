@@ -11,7 +11,13 @@ from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, InvalidRequest, NotInstalled, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    InvalidRequest,
+    NotInstalled,
+    SchemaMismatch,
+)
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 from tests.support.refusals import mentions

@@ -12,9 +12,9 @@ import pytest
 from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.model import chunk_rows, downloaded_version, load_version
-from mlflow_deploy_plugin.registry.resolution import resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
@@ -122,7 +122,7 @@ def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) ->
 KILLED = """
 import os, signal, sys
 from mlflow_deploy_plugin.evaluation.model import downloaded_version
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 with downloaded_version(resolve(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.spec.evaluation_names import check_strengths, parse_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import check_strengths, parse_strengths
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.messages import message_of
 

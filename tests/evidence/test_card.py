@@ -17,18 +17,18 @@ from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.evidence.card import Statement, VersionCard, make_card
 from mlflow_deploy_plugin.gate.approvals import Person, approve, promotion_requests, request_promotion, subject_of
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.monitoring.result import Finding, State
-from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.policy import choose_policy
-from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.commands import said
 from tests.support.refusals import mentions, refused

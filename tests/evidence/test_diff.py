@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.evidence.diff import DiffRow, Value, VersionDiff, diff_versions
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions, refused

@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from onnx import numpy_helper
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_TAG
 from mlflow_deploy_plugin.evidence.record import read_record
-from mlflow_deploy_plugin.registry.tags import GATE_REPORT_TAG
 from tests.support.models import parse_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.core.errors import AlreadyExists, ConversionError, NotInstalled
 from mlflow_deploy_plugin.desktop import FACTS, MODEL
-from mlflow_deploy_plugin.errors import AlreadyExists, ConversionError, NotInstalled
 from mlflow_deploy_plugin.exporter import desktop
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused

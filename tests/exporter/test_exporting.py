@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     AlreadyExists,
     ConversionError,
     InferenceError,

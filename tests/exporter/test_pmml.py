@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidConfig, NotInstalled, ParityError
+from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidConfig, NotInstalled, ParityError
 from mlflow_deploy_plugin.exporter.pmml import served_outputs
 from mlflow_deploy_plugin.flavor.save import save_model
 from tests.support.pmml import needs_java

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.exporter.tflite import converter_python
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.runtime.model import OnnxModel

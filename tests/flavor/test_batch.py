@@ -12,7 +12,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, as_pandas, column_values, columns_of
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, read_rows, saved_example
 
 TABLE = pd.DataFrame({"a": [1.5, None], "b": ["x", "2013-07-01"]})

@@ -10,7 +10,7 @@ import pytest
 import requests
 from onnx import TensorProto, helper
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.flavor import onnx_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.runtime.artifact import read_artifact

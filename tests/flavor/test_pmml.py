@@ -11,9 +11,9 @@ import pytest
 import requests
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.flavor.pmml import read_pmml, require_java
-from mlflow_deploy_plugin.registry.model_files import download
 from tests.support.pmml import DELAY, needs_java, write_pmml
 from tests.support.refusals import refused
 from tests.support.servers import gunicorn, one_endpoint

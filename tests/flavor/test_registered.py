@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer

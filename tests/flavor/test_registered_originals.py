@@ -11,7 +11,7 @@ import sklearn
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound, NotInstalled
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound, NotInstalled
 from mlflow_deploy_plugin.flavor.registered import load_file, load_folder
 
 

@@ -23,7 +23,7 @@ else:
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.flavor.example_rows import read_rows
 from mlflow_deploy_plugin.flavor.registered import WrappedVersion
 from tests.support.refusals import refused

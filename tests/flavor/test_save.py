@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime.artifact import read_artifact

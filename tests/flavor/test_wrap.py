@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.tracking import tracking_at
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     InvalidRequest,
     NotFound,

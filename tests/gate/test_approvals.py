@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     GateRefused,
     InvalidConfig,
     NotFound,
@@ -17,6 +17,10 @@ from mlflow_deploy_plugin.errors import (
     ScopeMissing,
     Unauthenticated,
 )
+from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.approvals import (
     ApprovalStatus,
     Person,
@@ -29,10 +33,6 @@ from mlflow_deploy_plugin.gate.approvals import (
     request_promotion,
     version_authors,
 )
-from mlflow_deploy_plugin.registry.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.approvals import REPORT, record_gate
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused

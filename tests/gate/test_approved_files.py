@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.gate.approvals import Person, Subject, approve, decline, request_promotion
 from mlflow_deploy_plugin.gate.approved_files import approved_files, earlier_files
-from mlflow_deploy_plugin.registry.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.approvals import REPORT, record_gate
 
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import CodeRefused, InvalidConfig
+from mlflow_deploy_plugin.core.errors import CodeRefused, InvalidConfig
+from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
-from mlflow_deploy_plugin.registry.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import write_model
 from tests.support.refusals import mentions, refused

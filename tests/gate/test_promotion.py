@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.policy import Permissions, choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.gate.approvals import Person, approve, request_promotion, subject_of
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.policy import Permissions, choose_policy
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.refusals import mentions, refused
 
 

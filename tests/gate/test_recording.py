@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.gate.recording import PATH, VerdictRecord, write_verdict
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.tracking import tracking_at
 
 

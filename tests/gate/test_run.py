@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry import tags
-from mlflow_deploy_plugin.registry.model_files import version_digest
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.refusals import mentions
 
 

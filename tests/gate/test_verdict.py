@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html, verdict_as_json
-from mlflow_deploy_plugin.registry.policy import GatePolicy
 
 PASSED = CheckResult("parity", "passed", "the ONNX form is proven")
 SKIPPED = CheckResult("budget", "skipped", "the policy skips it")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.gate.promotion import promote
-from mlflow_deploy_plugin.registry.policy import parse_policy
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, NotFound
+from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.images.build import planned_image
-from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META, default_endpoint_name
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.spec.parts import Device
-from tests.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
+from tests.core.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
 from tests.support.models import tensor_model
 from tests.support.pyfuncs import save_pyfuncs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.images import context as module
 from mlflow_deploy_plugin.images.context import PROJECT_FILES, BuildContext, model_context, server_context
 from tests.support.models import tensor_model

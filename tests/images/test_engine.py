@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.core.errors import BuildFailed, NotInstalled, Unauthenticated
 from mlflow_deploy_plugin.images import engine
 from mlflow_deploy_plugin.images.context import BuildContext
 from tests.support.refusals import mentions

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.images.build import planned_image
 from mlflow_deploy_plugin.images.trial import try_image
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
 from tests.support.messages import message_of
 from tests.support.models import tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs

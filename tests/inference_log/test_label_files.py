@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelColumns, LabelEntry, read_label_file
 from mlflow_deploy_plugin.spool.codec import Feedback
 from tests.support.refusals import mentions

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import labels as labels_module
 from mlflow_deploy_plugin.inference_log import reader
 from mlflow_deploy_plugin.inference_log.labels import (

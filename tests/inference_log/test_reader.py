@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table
 from mlflow_deploy_plugin.inference_log.reader import (
     MAX_ROWS,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import scan
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import log_stats

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.storage import PART_BYTES, encode_parquet, locate_log, write_file
 from tests.support.disk import files_of_at_most
 from tests.support.services.s3 import Bucket, s3_server

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_time_range, parse_window, window_at
 
 JULY = datetime(2013, 7, 1, tzinfo=UTC)

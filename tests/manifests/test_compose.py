@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.served import Document, Place
-from mlflow_deploy_plugin.spec.document import load_specs, new_endpoint
 from tests.support.refusals import refused
 
 MODEL = "models:/flight-delay/Production"

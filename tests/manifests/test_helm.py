@@ -17,14 +17,14 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.helm import values_schema
 from mlflow_deploy_plugin.manifests.kubernetes import kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.version import __version__
 from tests.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
 from tests.support.refusals import mentions, refused
 

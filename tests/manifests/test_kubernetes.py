@@ -13,13 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.kubernetes import kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.spec.document import dump_spec, load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 PLACE = Place("ml")

@@ -4,9 +4,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.manifests.served import dump_documents, local_files, served_spec
-from mlflow_deploy_plugin.spec.document import dump_spec, load_specs, new_endpoint
 from tests.support.refusals import refused
 
 CONFIG = {

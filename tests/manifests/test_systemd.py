@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.served import Place
 from mlflow_deploy_plugin.manifests.systemd import PROGRAM
-from mlflow_deploy_plugin.spec.document import load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 UNIT, SPEC = "etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.manifests.formats import FORMATS
 from mlflow_deploy_plugin.manifests.served import Place
-from mlflow_deploy_plugin.spec.document import new_endpoint
 
 MODEL = "models:/x/1"
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.monitoring.run import KINDS
-from mlflow_deploy_plugin.settings import Settings
 from tests.monitoring.kinds.conftest import CLASSIFIER, REGRESSOR, EndpointWorld
 
 DRIFT = {"kind": "drift"}

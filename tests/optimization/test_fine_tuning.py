@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.optimization import forms

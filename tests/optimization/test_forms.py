@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.optimization import forms
 from tests.support.models import parse_graph
 from tests.support.networks import network, network_rows

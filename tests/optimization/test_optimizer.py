@@ -13,7 +13,7 @@ import xgboost
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.evaluation.agreement import Agreement
 from mlflow_deploy_plugin.gate.run import run_gate
 from mlflow_deploy_plugin.optimization import optimizer

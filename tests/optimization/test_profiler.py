@@ -8,7 +8,7 @@ import onnx
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.optimization.profiler import profile
 from tests.support.models import HEADER, write_model

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.model import load_version
 from projects.distill.train import Training, load_rows, train
 from tests.support.classifiers import labelled, write_classifier, write_regressor, write_rows

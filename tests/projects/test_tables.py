@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.churn.train import generate as customers
 from projects.house_price.train import generate as houses
 from projects.tables import TableOptions, load_table, numbers, two_answers

@@ -135,7 +135,7 @@ def test_a_refusal_is_one_line(
 def test_what_cannot_be_trained_is_refused_at_once(
     project: str, options: dict[str, Any], said: str, tracking: Path
 ) -> None:
-    from mlflow_deploy_plugin.errors import InvalidConfig
+    from mlflow_deploy_plugin.core.errors import InvalidConfig
 
     if project == "image_resnet18":
         pytest.importorskip("torch")

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import arrow
 from mlflow_deploy_plugin.protocols.arrow_columns import check_type
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import large_json, mlflow
 from mlflow_deploy_plugin.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import large_json, v2
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from tests.support.pyfuncs import save_pyfuncs
 
 Answer = tuple[int, bytes]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from tests.support.models import write_model
 from tests.support.page_models import with_example
@@ -110,7 +110,7 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 3)
+        patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
             explainer.answer(question(folder, [1.0, 2.0]))
     assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.__main__ import start_scorer
 from tests.support.refusals import mentions
 

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from mlflow_deploy_plugin.processes.child import Child
+from mlflow_deploy_plugin.core.processes.child import Child
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, version_differences
 from tests.support.ecs import read_line
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 CHILD = """
 import atexit, sys, threading, time
 from mlflow_deploy_plugin.pyfunc import process
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.process import answer_all
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 from sklearn.tree import DecisionTreeClassifier
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.runtime.feeds import object_array

@@ -12,7 +12,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import Array, Map, Object, Property
 from scipy.sparse import csr_matrix
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.pyfunc.scorer import (
     NotRepresentable,
     Scorer,

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound, Refused
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotFound, Refused
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.replay.prediction import OutputComparison, find_request
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.models import mixed_model, tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.mlmodel import MLMODEL
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.classifiers import write_classifier

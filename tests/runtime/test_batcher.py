@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, repeat_row
 from mlflow_deploy_plugin.runtime.model import OnnxModel

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.runtime import binding
 from mlflow_deploy_plugin.runtime.binding import MAX_GRAPHS, MAX_IDLE_BUFFERS, BoundSession, can_bind, pinned_empty
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.session import Placement, open_session
-from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import parse_graph, write_model
 
 GRAPH = """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output
 from mlflow_deploy_plugin.runtime.explained import MAX_COLUMNS, explained_columns, explained_features, explained_outputs
 

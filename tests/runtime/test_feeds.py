@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.feeds import (
     NarrowedFeeds,
     concatenate_feeds,

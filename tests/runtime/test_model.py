@@ -10,7 +10,7 @@ import onnx
 import psutil
 import pytest
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.runtime.session import limit_memory
 from tests.support.models import write_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.refusals import check_rows
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema

@@ -12,10 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.runtime import session
 from mlflow_deploy_plugin.runtime.session import OPENVINO, Placement, available_cores, open_session
-from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import adder, parse_graph
 from tests.support.refusals import refused
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison, compare_outputs
 

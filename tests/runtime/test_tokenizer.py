@@ -18,7 +18,7 @@ pytest.importorskip("tokenizers")
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
     DeadlineExceeded,
     InferenceError,

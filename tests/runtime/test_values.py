@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support.models import mixed_model, tensor_model
 from tests.support.servers import opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import SPEC
 from tests.support.handling import ask
 from tests.support.servers import one_endpoint
 

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, make_local_key
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.supervisor import supervise
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import LOCAL_KEY, make_local_key
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, write_spec
 from tests.support.serving import Served

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.server.cloud import Cloud, is_healthy, read_cloud
 from tests.server.test_certificates import Authority
 from tests.support.serving import Served, servers_below

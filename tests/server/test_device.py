@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable
+from mlflow_deploy_plugin.core.spec.parts import Device, ServerSpec
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.server import device
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec.parts import Device, ServerSpec
 from tests.support.refusals import refused
 
 no_cuda = pytest.mark.skipif(

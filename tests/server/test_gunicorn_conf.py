@@ -12,10 +12,10 @@ import pytest
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.core.statedir.files import METRICS, read_workers
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.supervisor import open_listener
-from mlflow_deploy_plugin.spec.parts import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir.files import METRICS, read_workers
 from tests.support import servers
 from tests.support.waiting import wait_until
 

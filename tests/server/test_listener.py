@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.server import listener as module
 from mlflow_deploy_plugin.server.listener import shared_listener
 from tests.support.serving import Served

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import requests
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.statedir.files import AGENT, SERVER, WANTED, claim_state_dir, read_state, read_workers
-from mlflow_deploy_plugin.statedir.models import AgentState, ServerState
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import AGENT, SERVER, WANTED, claim_state_dir, read_state, read_workers
+from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState
 from tests.support.disk import read_only
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions

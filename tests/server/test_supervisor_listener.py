@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.supervisor import check_exposure, open_listener, reserve_grpc_port
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.sizing.plan import MOST_PODS, Load, Plan, PodMeasurement, config_line, disturbance, plan_pods
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
 from tests.support.refusals import mentions, refused
 
 HIGHEST = Load(rate=200.0, p99=0.019, error="", cpus=1.8, other_cpus=0.0)

@@ -9,7 +9,9 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
+from mlflow_deploy_plugin.core.statedir.models import WorkerState
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
@@ -20,8 +22,6 @@ from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir.files import SPOOL, read_state, worker_file
-from mlflow_deploy_plugin.statedir.models import WorkerState
 from tests.support.handling import handle
 from tests.support.refusals import mentions
 from tests.support.servers import variant, want

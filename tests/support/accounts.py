@@ -10,8 +10,8 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.classifiers import write_classifier
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer

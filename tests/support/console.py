@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
 PAGE = "/onnxserve"
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"

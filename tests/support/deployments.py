@@ -14,10 +14,10 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.database import open_store
 from tests.support.models import parse_graph
 from tests.support.waiting import free_port
 

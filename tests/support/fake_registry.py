@@ -10,11 +10,11 @@ from typing import Any
 
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.statedir.files import SPEC, WANTED, read_state, worker_file, write_state
-from mlflow_deploy_plugin.statedir.models import FetchedVersion, LoadedVariant, Wanted, WorkerState
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.core.registry.tags import gate_status_of
+from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_state, worker_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, LoadedVariant, Wanted, WorkerState
 from tests.support.waiting import wait_until
 
 STAGE = "models:/tiny/Production"

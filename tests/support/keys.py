@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow_deploy_plugin.statedir.files import KEYS, write_state
-from mlflow_deploy_plugin.statedir.models import KeyEntry, ValidKeys
+from mlflow_deploy_plugin.core.statedir.files import KEYS, write_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys
 
 
 def write_keys(state_dir: Path, entries: Mapping[str, KeyEntry]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 
 
 def message_of(cause: Callable[[], object]) -> str:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-from mlflow_deploy_plugin.statedir.models import Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.inference_log import MODEL, LogWriter
 
 CALM, SHIFTED = datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC)

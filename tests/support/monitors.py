@@ -9,18 +9,18 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.inference_log.storage import locate_log
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.inference_log import LogWriter
 from tests.support.waiting import wait_until
 

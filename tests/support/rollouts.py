@@ -3,8 +3,8 @@
 import math
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
-from mlflow_deploy_plugin.spec.parts import VariantSpec
 
 PLAN = RolloutPlan(
     endpoint="flights",

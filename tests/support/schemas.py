@@ -1,6 +1,6 @@
 """Schemas of columns and tensors."""
 
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from mlflow_deploy_plugin.statedir.metric_files import remove_metrics
+from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from tests.support.waiting import wait_until
 
 

@@ -1,7 +1,7 @@
 """The spec of an endpoint with three variants."""
 
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
 FLIGHTS = """
 apiVersion: onnxserve/v1

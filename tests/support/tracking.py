@@ -50,11 +50,11 @@ def pass_gate(model: str, version: str, state: str = "passed", reason: str = "")
     """Record a verdict on the files of a version of the current registry, as `onnxserve gate` does."""
     from contextlib import closing
 
+    from mlflow_deploy_plugin.core.registry.model_files import version_digest
+    from mlflow_deploy_plugin.core.registry.policy import choose_policy
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.database import open_store
     from mlflow_deploy_plugin.gate.recording import VerdictRecord, write_verdict
-    from mlflow_deploy_plugin.registry.model_files import version_digest
-    from mlflow_deploy_plugin.registry.policy import choose_policy
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store.database import open_store
 
     files, policy = version_digest(f"models:/{model}/{version}"), choose_policy(model).policy.digest
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}

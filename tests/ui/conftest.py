@@ -11,10 +11,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login

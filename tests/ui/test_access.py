@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from mlflow_deploy_plugin.spec.document import empty_endpoint, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.keys import ApiKeys
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.spec.document import empty_endpoint, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.access import add_sessions
 from tests.support.console import PAGE, form, open_page

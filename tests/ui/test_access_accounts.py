@@ -10,9 +10,9 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer

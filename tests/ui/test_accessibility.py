@@ -16,6 +16,13 @@ import pytest
 from matplotlib.image import imread
 from werkzeug.serving import make_server
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import VariantSpec
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -23,13 +30,6 @@ from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTa
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import VariantSpec
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, WorkerState
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS

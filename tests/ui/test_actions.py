@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.promotion import promote
-from mlflow_deploy_plugin.registry.connection import redact_addresses
-from mlflow_deploy_plugin.registry.policy import GatePolicy
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,
     gate_blocker,

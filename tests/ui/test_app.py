@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import StoreUnavailable
-from mlflow_deploy_plugin.store import store
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
+from mlflow_deploy_plugin.core.store import store
 from mlflow_deploy_plugin.ui import app
 from tests.support.console import PAGE
 from tests.support.raising import raise_it

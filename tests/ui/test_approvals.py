@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from flask import request
 
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.gate.approvals import request_is_over
 from mlflow_deploy_plugin.monitoring.alerts.send import send_due
-from mlflow_deploy_plugin.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.audit import move_detail
 from mlflow_deploy_plugin.ui import approvals, guard
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission

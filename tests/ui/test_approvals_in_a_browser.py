@@ -9,9 +9,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 from playwright.sync_api import expect
 
-from mlflow_deploy_plugin.errors import NotFound, ScopeMissing
+from mlflow_deploy_plugin.core.errors import NotFound, ScopeMissing
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.gate.approval_client import listed_requests, send_decision
-from mlflow_deploy_plugin.spec.document import new_endpoint
 from tests.support.accounts import People, people
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused

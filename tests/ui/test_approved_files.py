@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.registry.approved_files import ChangedFiles
+from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from tests.support.console import POLICY, move

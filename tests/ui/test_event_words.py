@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.ui.event_words import event_rows
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)

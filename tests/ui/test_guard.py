@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.registry.policy import parse_policy
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.statedir.files import is_alive, write_state
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.statedir.files import is_alive, write_state
 from mlflow_deploy_plugin.ui import jobs
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.refusals import mentions, refused

@@ -13,7 +13,7 @@ import requests
 from fastapi import FastAPI
 from flask import Flask
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.ui import mlflow_app as apps
 from mlflow_deploy_plugin.ui.logins import login as logins
 from mlflow_deploy_plugin.ui.logins.login import Login

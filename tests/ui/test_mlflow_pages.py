@@ -7,8 +7,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow, WindowState
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.store.monitors import MonitorWindow, WindowState
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 from tests.support.refusals import mentions
 

@@ -11,10 +11,10 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect
 
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.classifiers import write_classifier
 from tests.support.console import API, PAGE, POLICY

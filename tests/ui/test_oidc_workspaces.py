@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.console import API, PAGE
 from tests.support.services.oidc_environment import oidc_python
 from tests.support.services.oidc_server import USERS, OidcServer

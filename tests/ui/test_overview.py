@@ -12,22 +12,22 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.registry.transitions import STARTED_AT
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import write_state
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
-from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.registry.transitions import STARTED_AT
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.files import write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, WorkerState
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import EndpointRow
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS

@@ -13,15 +13,15 @@ import mlflow
 import orjson
 import pytest
 
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout
 from mlflow_deploy_plugin.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, VersionCounters, parse_server_history
-from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.store import Endpoint, Rollout
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict

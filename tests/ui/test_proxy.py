@@ -12,9 +12,9 @@ import requests
 from mlflow import MlflowClient
 from playwright.sync_api import expect
 
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.browser import CHROMIUM, chromium
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import free_port, wait_until

@@ -13,10 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import WorkspaceContext
 from playwright.sync_api import expect
 
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.deployments import SIGNATURE, weighted_sum, working_in
 from tests.support.refusals import refused

@@ -13,10 +13,10 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from train import register_first
 
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.database import open_store
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.database import open_store
 
 
 def main(path: str) -> None:

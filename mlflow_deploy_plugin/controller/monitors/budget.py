@@ -8,23 +8,23 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.controller.monitors.evaluation import window_request
 from mlflow_deploy_plugin.controller.monitors.manual_runs import hold_lease
 from mlflow_deploy_plugin.controller.monitors.window_runner import unsaved_window
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import length_of
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window, window_at
-from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.alerts.record import end_alert
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.monitoring.sequential.budget import check_budget
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import length_of
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.monitors import Monitors
 
 
 def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:

@@ -20,22 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS
+from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window, window_at
-from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.sequential.evidence import AlarmContext, Evidence, LevelSeries, PastLevels
-from mlflow_deploy_plugin.processes.work import TRANSIENT_ERRORS
-from mlflow_deploy_plugin.processes.worker import Worker, WorkerPool
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.store import Endpoint
 
 IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
@@ -219,6 +219,6 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")  # Hide libraries' warnings, which address developers.
     configure_logging(load_settings(), "monitor")
     # The parent process does not need this import.
-    from mlflow_deploy_plugin.registry.connection import set_service_timeouts
+    from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
 
     set_service_timeouts()

@@ -20,22 +20,22 @@ from typing import Literal
 from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, Worker
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import bin_period, duration_seconds
+from mlflow_deploy_plugin.core.store.expiry import expire
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.stats import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files, wrap_log_errors
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
-from mlflow_deploy_plugin.processes.worker import ProcessEnded, Worker
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import bin_period, duration_seconds
-from mlflow_deploy_plugin.store.expiry import expire
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.store import Endpoint
 
 _log = logging.getLogger(__name__)
 

@@ -16,29 +16,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
 from mlflow_deploy_plugin.controller.monitors import evaluation, window_runner
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, Judge, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import empty_endpoint
+from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, load_datasets
 from mlflow_deploy_plugin.monitoring.result import Engine, WindowRequest
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import empty_endpoint
-from mlflow_deploy_plugin.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.spec.types import EPOCH
 from mlflow_deploy_plugin.spool.frames import segments, shipped_bytes
-from mlflow_deploy_plugin.statedir.files import AGENT, SPOOL, is_alive, read_state
-from mlflow_deploy_plugin.statedir.models import AgentState
-from mlflow_deploy_plugin.store.leases import LeaseKeeper, held_lease
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.store import Store, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

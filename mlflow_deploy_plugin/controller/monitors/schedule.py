@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.processes.work import MAX_BACKOFF, next_fire
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
-from mlflow_deploy_plugin.processes.work import MAX_BACKOFF, next_fire
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
-from mlflow_deploy_plugin.store.store import Endpoint, Store
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.stats import Watermark  # At run time, this would import Arrow.

@@ -15,13 +15,13 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Ev
 from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, WindowRunner
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.work import WorkRunner
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, resolve_orphaned
-from mlflow_deploy_plugin.processes.work import WorkRunner
-from mlflow_deploy_plugin.processes.worker import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0

@@ -16,21 +16,21 @@ from mlflow_deploy_plugin.controller.monitors import evaluation, schedule
 from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import Readiness
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, backoff
+from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.inference_log.storage import locate_log
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.alerts.record import record_failure, record_result
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
-from mlflow_deploy_plugin.processes.work import TRANSIENT_ERRORS, backoff
-from mlflow_deploy_plugin.processes.worker import ProcessEnded
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
-from mlflow_deploy_plugin.store.store import Endpoint
 
 _log = logging.getLogger(__name__)
 

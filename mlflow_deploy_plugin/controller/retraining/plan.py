@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.processes.work import read_plan
+from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.spec.monitors import RetrainSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
-from mlflow_deploy_plugin.processes.work import read_plan
-from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
-from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.spec.monitors import RetrainSpec
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings, WaitsFor
-from mlflow_deploy_plugin.store.tables import Json
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.processes.child import Child, read_log_tail, signal_process
-from mlflow_deploy_plugin.registry.connection import (
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.child import Child, read_log_tail, signal_process
+from mlflow_deploy_plugin.core.registry.connection import (
     addresses_of_server,
     child_environment,
     no_request_timeout,
@@ -36,9 +36,9 @@ from mlflow_deploy_plugin.registry.connection import (
     registry_errors,
     set_service_timeouts,
 )
-from mlflow_deploy_plugin.registry.resolution import all_versions
-from mlflow_deploy_plugin.registry.runs import get_or_create_experiment
-from mlflow_deploy_plugin.registry.tags import (
+from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
+from mlflow_deploy_plugin.core.registry.tags import (
     CAUSE_TAG,
     DATA_DIGEST_TAG,
     MAX_TAG_LENGTH,
@@ -46,8 +46,8 @@ from mlflow_deploy_plugin.registry.tags import (
     TRAINING_TAG,
     tag_version,
 )
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.retrainings import Retraining
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, R
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     AlreadyExists,
     GateRefused,
     InvalidConfig,
@@ -33,14 +33,14 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     StoreUnavailable,
 )
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, WorkRunner
+from mlflow_deploy_plugin.core.registry.policy import PolicyChoice, choose_policy
+from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
+from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
+from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
+from mlflow_deploy_plugin.core.store.store import Rollout
 from mlflow_deploy_plugin.gate.run import gate_version
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.processes.work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.registry.policy import PolicyChoice, choose_policy
-from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
-from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings, WaitsFor
-from mlflow_deploy_plugin.store.store import Rollout
 
 _log = logging.getLogger(__name__)
 

@@ -12,25 +12,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.retrainings import Retraining
+from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures
 from mlflow_deploy_plugin.deployments.config import check_project
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.tables import Sample, hash_rows, splitmix64
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
-from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns
-from mlflow_deploy_plugin.spec.monitors import SampleSpec
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.retrainings import Retraining
-from mlflow_deploy_plugin.store.tables import Json, RetrainingFigures
 
 MAX_TRAININGS = 2
 """The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""

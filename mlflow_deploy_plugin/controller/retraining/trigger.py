@@ -10,20 +10,20 @@ from datetime import UTC, datetime, timedelta
 from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.processes.work import next_fire
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts.record import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
-from mlflow_deploy_plugin.processes.work import next_fire
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.store.store import Endpoint, Store
-from mlflow_deploy_plugin.store.tables import Json
 
 _log = logging.getLogger(__name__)
 

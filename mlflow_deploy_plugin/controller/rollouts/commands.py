@@ -24,16 +24,16 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     started_event,
 )
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import parse_duration
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.unapproved import require_rollout
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import parse_duration
-from mlflow_deploy_plugin.store.audit import AuditEvent
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.store import Rollout, Store
 
 CANDIDATE = "candidate"
 DEFAULT_STEPS = "1,10,50,100"

@@ -20,16 +20,16 @@ from mlflow_deploy_plugin.controller.rollouts import state_machine
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.processes.work import TRANSIENT_ERRORS, WorkRunner
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, current_version, move_version
+from mlflow_deploy_plugin.core.spec.parts import VariantSpec
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.leases import Lease, LeaseKeeper
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.processes.work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.tags import tag_version, untag_version
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, current_version, move_version
-from mlflow_deploy_plugin.spec.parts import VariantSpec
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.leases import Lease, LeaseKeeper
-from mlflow_deploy_plugin.store.store import Rollout, Store
 
 _log = logging.getLogger(__name__)
 

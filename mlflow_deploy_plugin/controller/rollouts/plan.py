@@ -18,11 +18,11 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.processes.work import read_plan
-from mlflow_deploy_plugin.spec.monitors import parse_condition
-from mlflow_deploy_plugin.store.store import Rollout
-from mlflow_deploy_plugin.store.tables import Json
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.processes.work import read_plan
+from mlflow_deploy_plugin.core.spec.monitors import parse_condition
+from mlflow_deploy_plugin.core.store.store import Rollout
+from mlflow_deploy_plugin.core.store.tables import Json
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 PromotionKind = Literal["stage", "alias", "tag", "pinned"]

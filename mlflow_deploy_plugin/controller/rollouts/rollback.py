@@ -10,20 +10,20 @@ from typing import Any
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
+from mlflow_deploy_plugin.core.registry.tags import tag_version
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, total_metrics
 from mlflow_deploy_plugin.deployments.unapproved import has_answered
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry import transitions
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
-from mlflow_deploy_plugin.registry.tags import tag_version
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05

@@ -23,9 +23,9 @@ from mlflow_deploy_plugin.controller.rollouts.evidence import (
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.store.audit import AuditEvent, move_detail
-from mlflow_deploy_plugin.store.store import Rollout
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.store import Rollout
 
 RolloutState = Literal[
     "starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"

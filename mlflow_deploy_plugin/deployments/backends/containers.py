@@ -19,13 +19,13 @@ from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.settings import Settings, absolute_path, read_text
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests.served import HOME_FOLDER, USER, Document, asks_mlflow, local_files
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.settings import Settings, absolute_path, read_text
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"

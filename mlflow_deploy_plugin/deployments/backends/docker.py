@@ -26,18 +26,18 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.images import Image
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.deployments.backends import containers, served_state
 from mlflow_deploy_plugin.deployments.backends.containers import ADDRESS, SLOT, docker_errors, home_folder, server_name
 from mlflow_deploy_plugin.deployments.backends.local import check_port
 from mlflow_deploy_plugin.deployments.backends.served_state import MachineBackend, ServedState
 from mlflow_deploy_plugin.deployments.backends.targets import Observation, Progress
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests.served import Document
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY
-from mlflow_deploy_plugin.statedir import files
-from mlflow_deploy_plugin.statedir.models import ServerState
 
 _KEPT = (files.FOLLOWED, files.CONTROL, MASK_KEY)
 """The files of a state folder that are copied for the next server."""

@@ -20,7 +20,13 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.settings import Settings, workspace_environment
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback
+from mlflow_deploy_plugin.core.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Wanted, WorkerState
 from mlflow_deploy_plugin.deployments.backends import kubernetes_status, served_state
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
@@ -29,12 +35,6 @@ from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Observation, Progress
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, endpoint_labels, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import OWNER, STATE_FOLDER, Document, Place, http_port, lacks_mlflow_address
-from mlflow_deploy_plugin.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.spec.types import is_loopback
-from mlflow_deploy_plugin.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
-from mlflow_deploy_plugin.statedir.models import AgentState, Wanted, WorkerState
 
 _KINDS = (
     *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),

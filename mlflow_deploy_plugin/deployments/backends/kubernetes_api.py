@@ -27,10 +27,10 @@ from kubernetes.stream import portforward
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER
 from mlflow_deploy_plugin.manifests.served import Document
-from mlflow_deploy_plugin.messages import join_names, one_line
 
 MANAGER = "onnxserve"
 """The field manager of all applied objects."""

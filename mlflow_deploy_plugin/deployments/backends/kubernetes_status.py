@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER
 from mlflow_deploy_plugin.manifests.served import Document
-from mlflow_deploy_plugin.messages import one_line
 
 UNSEEN = "waiting for the cluster to plan the rollout"
 _RETRY_MARGIN_SECONDS = 10

@@ -13,17 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.processes.child import exit_reason, read_log_tail
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec
+from mlflow_deploy_plugin.core.spec.parts import ContainerSpec, EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
+from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.served_state import STOPPED, MachineBackend, server_url, written_spec
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.deployments.backends.targets import Observation, Progress
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.processes.child import exit_reason, read_log_tail
-from mlflow_deploy_plugin.spec.document import apply_config, dump_spec
-from mlflow_deploy_plugin.spec.parts import ContainerSpec, EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.statedir.files import LOG, SERVER, SPEC, read_state, write_atomically
-from mlflow_deploy_plugin.statedir.metric_files import remove_metrics
-from mlflow_deploy_plugin.statedir.models import ServerState
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000

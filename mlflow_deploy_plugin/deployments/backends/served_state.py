@@ -13,16 +13,16 @@ from pathlib import Path
 import psutil
 import requests
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import load_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.spec.types import reachable_url
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState
 from mlflow_deploy_plugin.deployments.backends.targets import DeploymentState, Observation, Progress
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
-from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import load_specs
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.spec.types import reachable_url
-from mlflow_deploy_plugin.statedir import files
-from mlflow_deploy_plugin.statedir.models import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState
 
 STARTING = "the server is being started"
 STOPPED = "stopped"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.processes.child import Child, read_log_tail, signal_process
-from mlflow_deploy_plugin.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.statedir.files import LOG, SEE_LOG, SPEC, write_atomically
+from mlflow_deploy_plugin.core.processes.child import Child, read_log_tail, signal_process
+from mlflow_deploy_plugin.core.settings import Settings, workspace_environment
+from mlflow_deploy_plugin.core.statedir.files import LOG, SEE_LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
 ENVIRONMENT = "environment.json"

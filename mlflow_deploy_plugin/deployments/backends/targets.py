@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal, NamedTuple, Protocol
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled, Refused
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.models import RefusedVersion, WantedEndpoint, WorkerState
 from mlflow_deploy_plugin.manifests.served import NAMESPACE
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.models import RefusedVersion, WantedEndpoint, WorkerState
 
 Progress = Callable[[str], None]
 """A callback that receives one line per long step."""

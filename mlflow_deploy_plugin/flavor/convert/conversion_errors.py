@@ -5,11 +5,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 
-from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.core.errors import ModelError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx, packages_of
-from mlflow_deploy_plugin.messages import one_line
 
 _FLAVORS = {
     **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},

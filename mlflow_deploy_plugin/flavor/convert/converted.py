@@ -11,10 +11,10 @@ import onnx
 import pandas as pd
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.artifact import Input, Output, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS

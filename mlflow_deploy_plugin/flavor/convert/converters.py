@@ -11,11 +11,11 @@ from os import PathLike
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar, cast
 
-from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.errors import ConversionError, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
-from mlflow_deploy_plugin.messages import one_line
 
 GROUP = "onnxserve.converters"
 _ROOM = "mlflow_deploy_plugin.flavor.convert"

@@ -21,7 +21,7 @@ import onnx
 import pandas as pd
 from onnx import ModelProto
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
 from mlflow_deploy_plugin.flavor.convert import converted

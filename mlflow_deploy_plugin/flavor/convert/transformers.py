@@ -20,17 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert import converted
 from mlflow_deploy_plugin.flavor.convert import torch as torch_converter
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.artifact import Input, Role, TokenizerSpec
 from mlflow_deploy_plugin.runtime.feeds import Array, object_array
 from mlflow_deploy_plugin.runtime.tokenizer import TextTokenizer
 from mlflow_deploy_plugin.runtime.values import short_repr
-from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _FILE = "tokenizer.json"
 _ARRAYS = ("input_ids", "attention_mask", "token_type_ids")

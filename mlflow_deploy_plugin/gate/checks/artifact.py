@@ -10,12 +10,12 @@ The signature check requires that clients of the current version can use the new
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.evaluation.agreement import compare_with_base
 from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.registry.policy import GatePolicy
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 
 PARITY = "parity"

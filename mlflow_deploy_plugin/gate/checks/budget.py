@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, OnnxserveError
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, OnnxserveError
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.processes.worker import Worker
-from mlflow_deploy_plugin.registry.policy import BudgetPolicy
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 
 NAME = "budget"

@@ -6,11 +6,11 @@ Each resample weights a row equally for both versions. Pairing needs far fewer r
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
 from mlflow_deploy_plugin.evaluation import metrics
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
-from mlflow_deploy_plugin.registry.policy import EvaluationPolicy
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 NAME = "evaluation"

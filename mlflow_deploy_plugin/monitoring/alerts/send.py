@@ -18,12 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.processes.child import backoff_seconds
-from mlflow_deploy_plugin.registry.connection import bounded_answers
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts, Silences
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
+from mlflow_deploy_plugin.core.store.store import Store
 
 if TYPE_CHECKING:
     from apprise import AppriseAsset, NotifyBase

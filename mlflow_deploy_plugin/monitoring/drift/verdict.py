@@ -25,7 +25,10 @@ from typing import Literal
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
+from mlflow_deploy_plugin.core.statedir.files import FileCache
 from mlflow_deploy_plugin.monitoring.drift import column_findings
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, shown_name, without_projections
@@ -51,9 +54,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.monitoring.sequential.evidence import alarm_key
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
-from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400

@@ -29,14 +29,14 @@ import pyarrow as pa
 from scipy.special import expit
 from scipy.stats import beta, norm, t
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import Requirement
 
 Method = Literal["Wilson", "Clopper-Pearson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import chi2_contingency
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import EPSILON
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 from mlflow_deploy_plugin.monitoring.kinds import intervals
 from mlflow_deploy_plugin.runtime.feeds import Array

@@ -10,7 +10,9 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import REGRESSION, REPEATED_WINDOWS
+from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -30,8 +32,6 @@ from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, Windo
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import REGRESSION, REPEATED_WINDOWS
-from mlflow_deploy_plugin.spec.types import EPOCH, length_of
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8

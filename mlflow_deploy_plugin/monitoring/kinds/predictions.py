@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, Refused
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, WindowRows
 from mlflow_deploy_plugin.inference_log.tables import with_both_names

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import InferenceError, Refused
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import InferenceError, Refused
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.inference_log.tables import (
     captured_outputs,
@@ -36,7 +37,6 @@ from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.shadow_compare import compare_outputs
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.inference_log.windows import microseconds
-from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.result import (
     ALARMS,
     EXACT,

@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.reports import history
-from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.monitoring.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import IdempotentRun, LoggedRun, log_metrics, project_run_id
-from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
-from mlflow_deploy_plugin.registry.window_runs import (
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, LoggedRun, log_metrics, project_run_id
+from mlflow_deploy_plugin.core.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
+from mlflow_deploy_plugin.core.registry.window_runs import (
     CREATED_TAG,
     DOCUMENT,
     END_TAG,
@@ -43,6 +40,9 @@ from mlflow_deploy_plugin.registry.window_runs import (
     VERDICT_TAG,
     runs_of_windows,
 )
+from mlflow_deploy_plugin.monitoring.reports import history
+from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
+from mlflow_deploy_plugin.monitoring.result import SD_LEGEND, MonitorResult, format_number, mark_of, to_document
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

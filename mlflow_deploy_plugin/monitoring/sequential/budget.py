@@ -8,15 +8,15 @@ from datetime import timedelta
 import numpy as np
 from scipy.stats import poisson
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import duration_text, length_of
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.sequential.baseline import RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.monitoring.sequential.detector import Windows, limit_for, track
 from mlflow_deploy_plugin.monitoring.sequential.levels import ReferenceLevels, reference_levels
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.types import duration_text, length_of
 
 FEWEST_WINDOWS, FEW_WINDOWS = 20, 40
 LASTING_SHARE = 0.75

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.inference_log.windows import microseconds
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins
@@ -24,7 +25,6 @@ from mlflow_deploy_plugin.monitoring.sequential.levels import (
     reference_levels,
     window_levels,
 )
-from mlflow_deploy_plugin.spec.types import EPOCH
 
 _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60

@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype

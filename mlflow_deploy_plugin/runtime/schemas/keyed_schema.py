@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds, narrowed_feeds, object_array, sent_arrays
 from mlflow_deploy_plugin.runtime.log_columns import as_text
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.messages import hint_for_missing, join_names, wrong_separator
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.messages import hint_for_missing, join_names, wrong_separator
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import NO_REFUSALS, Column, Input, Output, Refusals, Tensor
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,

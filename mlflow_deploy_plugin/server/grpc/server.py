@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.server.certificates import follow_files, open_tls
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads

@@ -19,7 +19,7 @@ import orjson
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotFound, NotReady, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.protocols import v2, v2_tensors
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.runtime.artifact import Artifact

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Request
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.server.assembly import open_worker
 from mlflow_deploy_plugin.server.http import routes
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body

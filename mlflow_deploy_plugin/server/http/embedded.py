@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.processes.child import Child, Crashes, exit_reason, signal_process
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.processes.child import Child, Crashes, exit_reason, signal_process
+from mlflow_deploy_plugin.core.spec.document import dump_spec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.parser import body_too_large
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
-from mlflow_deploy_plugin.spec.document import dump_spec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
-from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder, remove_metrics
-from mlflow_deploy_plugin.statedir.models import AgentState
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment

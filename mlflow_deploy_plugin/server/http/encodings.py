@@ -8,7 +8,7 @@ from functools import partial
 
 import zstandard
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.protocol_table import parse_accept
 from mlflow_deploy_plugin.server.messages import RawRequest

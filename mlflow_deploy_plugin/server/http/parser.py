@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, TargetTooLong, UnfitPath
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, TargetTooLong, UnfitPath
 from mlflow_deploy_plugin.server.http.limits import (
     CHUNK_LINE_BYTES,
     FIELD_BYTES,

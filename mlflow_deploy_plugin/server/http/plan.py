@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_deploy_plugin.errors import pass_exit
+from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.protocols.mlflow import decode_document

@@ -7,7 +7,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
 
-from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
+from mlflow_deploy_plugin.core.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.protocols.content import JSON, dump_json
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES

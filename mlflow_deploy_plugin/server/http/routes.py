@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import pass_exit
-from mlflow_deploy_plugin.messages import close_matches
+from mlflow_deploy_plugin.core.errors import pass_exit
+from mlflow_deploy_plugin.core.messages import close_matches
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
+from mlflow_deploy_plugin.core.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import media_name
 from mlflow_deploy_plugin.server.http.parser import BodyParser

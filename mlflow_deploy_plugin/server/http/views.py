@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from urllib.parse import parse_qs
 
-from mlflow_deploy_plugin.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.history import SPANS, read_history
 from mlflow_deploy_plugin.protocols import feedback as protocol
 from mlflow_deploy_plugin.protocols import tfserving
 from mlflow_deploy_plugin.protocols.content import JSON, dump_json, json_object, media_name, media_type
@@ -23,8 +25,6 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.server.variants import ServedEndpoint
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.history import SPANS, read_history
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"

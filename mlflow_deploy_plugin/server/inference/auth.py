@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated, pass_exit
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import NotReady, ScopeMissing, Unauthenticated, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, LOCAL_KEY, file_identity, read_state
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope, ValidKeys
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, file_identity, read_state
-from mlflow_deploy_plugin.statedir.models import KeyEntry, Scope, ValidKeys
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, pass_exit
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.values import short_repr

@@ -6,7 +6,7 @@ The response has the names and shapes of `shap.Explanation`, so that SHAP's plot
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, pass_exit
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import JSON, dump_json, load_json_object, media_name
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage

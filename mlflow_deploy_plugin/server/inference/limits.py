@@ -18,12 +18,12 @@ from ipaddress import IPv6Address, IPv6Network
 from math import ceil
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import TooManyRequests
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.settings import active_workspace
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 
 if TYPE_CHECKING:
     from limits import RateLimitItem

@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady
-from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotReady
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.yaml_text import check_yaml
 from mlflow_deploy_plugin.protocols import v2
 from mlflow_deploy_plugin.protocols.content import json_object, json_type
 from mlflow_deploy_plugin.protocols.v2_tensors import datatype_of
@@ -24,9 +27,6 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.server.variants import ServedVariant
-from mlflow_deploy_plugin.spec.document import load_specs, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.yaml_text import check_yaml
 
 LARGEST_CONFIG_BYTES = 64 * 1024
 Document = dict[str, Any]

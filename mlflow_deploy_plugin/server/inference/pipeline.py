@@ -14,9 +14,15 @@ from contextlib import closing, suppress
 from copy import copy
 from itertools import chain
 
-from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError, InvalidRequest, OnnxserveError, pass_exit
-from mlflow_deploy_plugin.messages import REPEATED_HEADER
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import (
+    ClientDisconnected,
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+    pass_exit,
+)
+from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.protocols import jsonlines
 from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds

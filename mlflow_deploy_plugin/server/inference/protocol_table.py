@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols import arrow, content, jsonlines, mlflow, tfserving, v2
 from mlflow_deploy_plugin.protocols.content import (
     CSV,

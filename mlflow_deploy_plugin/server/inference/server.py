@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
@@ -14,7 +15,6 @@ from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.server.observability.tracing import Tracer
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 

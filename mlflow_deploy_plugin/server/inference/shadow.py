@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InferenceError, OnnxserveError
 from mlflow_deploy_plugin.runtime.batcher import unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, array_bytes, concatenate_feeds, sent_arrays, slice_feeds
 from mlflow_deploy_plugin.runtime.log_columns import cast_columns

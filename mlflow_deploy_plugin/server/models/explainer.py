@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.server.models.side_process import SideProcess

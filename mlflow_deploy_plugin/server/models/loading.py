@@ -13,8 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.statedir.files import mark_loading
+from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
@@ -25,8 +27,6 @@ from mlflow_deploy_plugin.runtime.session import ON_CPU, Placement, memory_limit
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 from mlflow_deploy_plugin.spool.captured_model import STREAM_OUTPUT, CapturedModel
-from mlflow_deploy_plugin.statedir.files import mark_loading
-from mlflow_deploy_plugin.statedir.models import WantedVariant
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
-Only the agent writes the wanted state. Therefore a worker writes a command file (`statedir/commands.py`), and the agent
-(`agent/control.py`) answers once all workers have applied the change.
+Only the agent writes the wanted state. Therefore a worker writes a command file (`core/statedir/commands.py`), and the
+agent (`agent/control.py`) answers once all workers have applied the change.
 """
 
 import os
@@ -12,11 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
-from mlflow_deploy_plugin.spec.parts import EndpointSpec, ModelControlMode
-from mlflow_deploy_plugin.statedir.commands import COMMAND_TIMEOUT_SECONDS, MAX_WAITING, command_error, command_files
-from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, is_alive, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import AgentState, Command, CommandAnswer
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ModelControlMode
+from mlflow_deploy_plugin.core.statedir.commands import (
+    COMMAND_TIMEOUT_SECONDS,
+    MAX_WAITING,
+    command_error,
+    command_files,
+)
+from mlflow_deploy_plugin.core.statedir.files import AGENT, ANSWERS, COMMANDS, is_alive, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, CommandAnswer
 
 _MAX_COMMAND_BYTES = 256 * 1024
 _AGENT_SECONDS = 10.0

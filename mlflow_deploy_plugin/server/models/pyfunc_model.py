@@ -8,8 +8,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.messages import join_names
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds

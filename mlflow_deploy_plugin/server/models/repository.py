@@ -16,17 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.statedir.files import WANTED, file_identity, read_state, worker_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, Wanted, WantedEndpoint, WantedVariant, WorkerState
 from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server import variants
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.variants import LoadedVersion, ServedEndpoint, ServedTable, ServedVariant
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
-from mlflow_deploy_plugin.statedir.files import WANTED, file_identity, read_state, worker_file, write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, Wanted, WantedEndpoint, WantedVariant, WorkerState
 
 logger = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from mlflow_deploy_plugin import errors
-from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
-from mlflow_deploy_plugin.processes.child import Child, Crashes, exit_reason
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.core.processes.child import Child, Crashes, exit_reason
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.statedir.files import AGENT, is_alive, read_state
-from mlflow_deploy_plugin.statedir.metric_files import MetricFamily, MetricSeries, prometheus_text
-from mlflow_deploy_plugin.statedir.models import AgentState
+from mlflow_deploy_plugin.core.statedir.files import AGENT, is_alive, read_state
+from mlflow_deploy_plugin.core.statedir.metric_files import MetricFamily, MetricSeries, prometheus_text
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger(__name__)

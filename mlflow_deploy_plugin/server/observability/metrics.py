@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server, summed over its workers by `statedir/metric_files.py`, and V2's statistics."""
+"""Prometheus metrics of the server, summed over its workers by `core/statedir/metric_files.py`, and V2's statistics."""
 
 import os
 import threading
@@ -14,13 +14,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.statedir import metric_files
+from mlflow_deploy_plugin.core.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant
-from mlflow_deploy_plugin.statedir import metric_files
-from mlflow_deploy_plugin.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 
 MAX_PREDICTIONS = 100
 """The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""

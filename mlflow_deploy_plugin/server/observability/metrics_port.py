@@ -10,9 +10,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from mlflow_deploy_plugin.core.statedir.files import METRICS
+from mlflow_deploy_plugin.core.statedir.metric_files import prometheus_text, read_families
 from mlflow_deploy_plugin.server.observability.gauges import CONTENT_TYPE, gauges_page
-from mlflow_deploy_plugin.statedir.files import METRICS
-from mlflow_deploy_plugin.statedir.metric_files import prometheus_text, read_families
 
 _MOST_SECONDS, _MOST_CONNECTIONS = 10.0, 32
 """The limits of the time and the number of connections. Prometheus waits for 10 s by default."""

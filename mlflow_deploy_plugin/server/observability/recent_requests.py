@@ -15,10 +15,10 @@ from pathlib import Path
 
 import orjson
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.server.messages import without_keys
-from mlflow_deploy_plugin.statedir.files import write_atomically
 
 _WRITE_SECONDS = 1.0
 _MOST_REMEMBERED, _MOST_WRITTEN, _MOST_CHARACTERS = 50, 1000, 200

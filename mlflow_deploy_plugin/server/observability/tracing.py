@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
-from mlflow_deploy_plugin.errors import RuntimeMissing
+from mlflow_deploy_plugin.core.errors import RuntimeMissing
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.server.messages import RawRequest, without_keys
-from mlflow_deploy_plugin.version import __version__
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
 

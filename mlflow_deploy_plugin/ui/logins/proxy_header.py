@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, g, jsonify, make_response, request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.people import name_refusal
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.people import name_refusal
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:

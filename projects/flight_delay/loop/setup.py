@@ -11,10 +11,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.processes.child import Child, signal_process
+from mlflow_deploy_plugin.core.registry.connection import child_environment
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.processes.child import Child, signal_process
-from mlflow_deploy_plugin.registry.connection import child_environment
 from projects.demo.workspace import CHECKOUT
 
 ALIAS = "champion"

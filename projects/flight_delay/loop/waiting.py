@@ -7,14 +7,14 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.core.errors import NotReady
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.spec.types import duration_seconds
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.store.store import Store
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
 
 LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0

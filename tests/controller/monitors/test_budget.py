@@ -13,20 +13,20 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due, run_window
 from mlflow_deploy_plugin.controller.monitors.schedule import overviews
 from mlflow_deploy_plugin.controller.monitors.window_runner import consecutive_alarms
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.monitoring.sequential.evidence import Evidence
 from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of

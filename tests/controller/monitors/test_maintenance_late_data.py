@@ -11,10 +11,10 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.maintenance import is_material
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.settings import load_settings
 from tests.support.refusals import mentions, refused
 from tests.support.tracking import tracking_at
 

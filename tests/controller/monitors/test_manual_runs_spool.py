@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors.manual_runs import wait_until_shipped
-from mlflow_deploy_plugin.statedir.files import AGENT, write_state
-from mlflow_deploy_plugin.statedir.models import AgentState
+from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 
 NO_PROCESS = 2**22 + 1
 

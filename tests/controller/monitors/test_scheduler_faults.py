@@ -16,9 +16,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
@@ -177,7 +177,7 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     def judging() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             children = psutil.Process(controller.pid).children(recursive=True)
-            return [child for child in children if "mlflow_deploy_plugin.processes.worker" in child.cmdline()]
+            return [child for child in children if "mlflow_deploy_plugin.core.processes.worker" in child.cmdline()]
         return []
 
     (child,) = waited_for(judging, SECONDS, "a process judges")

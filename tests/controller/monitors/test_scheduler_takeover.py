@@ -3,8 +3,8 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 

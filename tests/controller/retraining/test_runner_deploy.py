@@ -14,12 +14,12 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.retrainings import Retraining
-from mlflow_deploy_plugin.store.tables import EndpointRow, RetrainingFigures
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.retrainings import Retraining
+from mlflow_deploy_plugin.core.store.tables import EndpointRow, RetrainingFigures
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions

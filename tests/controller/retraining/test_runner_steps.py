@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-from mlflow_deploy_plugin.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.alerts import Alerts
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld

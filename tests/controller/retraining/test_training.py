@@ -32,14 +32,14 @@ from mlflow_deploy_plugin.controller.retraining.training import (
     select_rows,
 )
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
+from mlflow_deploy_plugin.core.store.retrainings import Retraining
+from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
 from mlflow_deploy_plugin.deployments.config import configure
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.spec.monitors import SampleSpec
-from mlflow_deploy_plugin.store.retrainings import Retraining
-from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused

@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule, request_retraining, retrain_on_alarm
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld

@@ -16,12 +16,12 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     stall_reason,
     start_rollout,
 )
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 

@@ -23,13 +23,13 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, RegistryUnavailable
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store, utc_now
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.store.database import open_store, utc_now
-from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.store import Rollout, Store
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, parse_criteria, parse_steps, plan_of
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.store import Rollout
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.database import utc_now
+from mlflow_deploy_plugin.core.store.store import Rollout
 from tests.support.refusals import refused
 from tests.support.rollouts import PLAN
 

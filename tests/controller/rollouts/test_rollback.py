@@ -13,15 +13,15 @@ from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.server_metrics import MetricsByServer, ServerMetrics, VersionCounters
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.store.audit import move_detail
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Rollout, Store
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at

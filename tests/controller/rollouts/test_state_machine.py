@@ -27,8 +27,8 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
-from mlflow_deploy_plugin.spec.parts import VariantSpec
-from mlflow_deploy_plugin.store.store import Rollout
+from mlflow_deploy_plugin.core.spec.parts import VariantSpec
+from mlflow_deploy_plugin.core.store.store import Rollout
 from tests.controller.rollouts.conftest import seen
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants

@@ -9,13 +9,13 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.rollouts.unapproved import end_unapproved
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.unapproved import as_json, permitted_answers
-from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.clocks import Clock
 from tests.support.tracking import tracking_at
 

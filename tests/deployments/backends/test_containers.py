@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.deployments.backends.containers import (
     DIGEST,
     check_registry,
@@ -14,10 +18,6 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
     make_folder,
     server_options,
 )
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 
 

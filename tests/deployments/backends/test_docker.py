@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.deployments.backends.docker import DockerBackend
-from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
 from tests.support.refusals import refused
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.deployments.backends import kubernetes
 from mlflow_deploy_plugin.deployments.backends.kubernetes import KubernetesBackend, pod_count, pod_environment
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests.served import Document
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import new_endpoint
 from tests.support.refusals import refused
 
 

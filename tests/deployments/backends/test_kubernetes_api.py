@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from tests.support.clusters import kubeconfig
 from tests.support.refusals import refused
 

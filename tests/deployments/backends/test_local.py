@@ -5,12 +5,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import LOG, METRICS, claim_state_dir
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir.files import LOG, METRICS, claim_state_dir
 from tests.support.refusals import refused
 
 

@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.served_state import (
-    MachineBackend,
-    compare_applied,
-    read_served_state,
-    wait_while_pending,
-)
-from mlflow_deploy_plugin.errors import DeploymentFailed
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.statedir import files
-from mlflow_deploy_plugin.statedir.files import WANTED, worker_file, write_state
-from mlflow_deploy_plugin.statedir.models import (
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir import files
+from mlflow_deploy_plugin.core.statedir.files import WANTED, worker_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     ServerState,
     Wanted,
     WantedEndpoint,
     WantedVariant,
     WorkerState,
+)
+from mlflow_deploy_plugin.deployments.backends.served_state import (
+    MachineBackend,
+    compare_applied,
+    read_served_state,
+    wait_while_pending,
 )
 from tests.support.refusals import mentions, refused
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.statedir.files import LOG
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.local import is_port_free
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.statedir.files import LOG
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 

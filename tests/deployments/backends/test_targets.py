@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
-from mlflow_deploy_plugin.settings import Settings
 from tests.support.refusals import refused
 
 

@@ -22,7 +22,7 @@ from sklearn.neighbors import KDTree, RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
-from mlflow_deploy_plugin.errors import ConversionError, ModelError
+from mlflow_deploy_plugin.core.errors import ConversionError, ModelError
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 from mlflow_deploy_plugin.flavor.save import save_model

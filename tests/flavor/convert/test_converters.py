@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from tests.support.raising import Panic, raise_it
 

@@ -22,7 +22,7 @@ else:
     pytest.importorskip(os.environ["KERAS_BACKEND"])
     keras = pytest.importorskip("keras")
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap

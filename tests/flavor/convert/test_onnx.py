@@ -15,7 +15,7 @@ from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.multioutput import MultiOutputClassifier
 
-from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.runtime.session import Placement

@@ -15,7 +15,7 @@ else:
     sm = pytest.importorskip("statsmodels.api")
     smf = pytest.importorskip("statsmodels.formula.api")
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import log_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 

@@ -16,7 +16,7 @@ else:
     tf = pytest.importorskip("tensorflow")
     pytest.importorskip("tf2onnx")
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.wrap import wrap
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap

@@ -24,7 +24,7 @@ else:
 
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 
-from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig
+from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.flavor.convert.transformers import forms, read_batch
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap

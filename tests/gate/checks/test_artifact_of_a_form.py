@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePolicy
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.evaluation.dataset import LabelledRows
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.verdict import CheckResult
-from mlflow_deploy_plugin.registry.policy import EvaluationPolicy, GatePolicy
-from mlflow_deploy_plugin.registry.resolution import resolve
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.refusals import mentions
 

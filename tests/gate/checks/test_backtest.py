@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissions, parse_policy
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.verdict import CheckResult
 from mlflow_deploy_plugin.inference_log.labels import Label
-from mlflow_deploy_plugin.registry.policy import ALL_PERMISSIONS, Permissions, parse_policy
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from tests.support.classifiers import COLUMNS, labelled
 from tests.support.inference_log import LogWriter, write_answers
 from tests.support.refusals import mentions, refused

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs, median_ratio
-from mlflow_deploy_plugin.registry.policy import BudgetPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.refusals import mentions, refused
 

@@ -3,10 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.registry.policy import EvaluationPolicy
 from tests.support.refusals import mentions, refused
 
 ROWS = 1000

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
+from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.gate.checks.robustness import check_robustness
-from mlflow_deploy_plugin.registry.policy import RobustnessPolicy
-from mlflow_deploy_plugin.spec.evaluation_names import MetricName
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.refusals import mentions
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.services.alert_receiver import Receiver
 from tests.support.services.alert_receiver import receiver as a_receiver
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, announce_request, record_failure, record_result
 from mlflow_deploy_plugin.monitoring.alerts.send import send_due
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.store.alerts import Alerts
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.metrics_page import serving
 from tests.support.refusals import mentions
 from tests.support.results import result_of

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.store.alerts import Alerts, Silences
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.alerts.send import send_due
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.store.alerts import Alerts, Silences
-from mlflow_deploy_plugin.store.store import Store
 from tests.support.results import result_of
 from tests.support.services.alert_receiver import Receiver
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from sklearn.datasets import load_digits
 
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     DriftReference,
@@ -26,7 +27,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketc
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000

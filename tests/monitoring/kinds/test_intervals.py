@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     RESAMPLES,
     MetricInterval,

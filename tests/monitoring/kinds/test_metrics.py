@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
+from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     CLASSIFICATION,
@@ -12,7 +13,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     classification_metrics,
     regression_metrics,
 )
-from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 
 def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> ClassPredictions:

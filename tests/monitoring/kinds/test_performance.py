@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, classify, finding
 from tests.support.refusals import mentions
 

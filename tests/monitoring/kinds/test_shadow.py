@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.parts import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions
 

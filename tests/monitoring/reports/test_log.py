@@ -18,12 +18,12 @@ import pytest
 from boto3.exceptions import S3UploadFailedError
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result
 from mlflow_deploy_plugin.monitoring.result import Finding, State
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from tests.support.refusals import refused
 from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at
@@ -323,9 +323,9 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) 
 def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow_deploy_plugin.core.registry import window_runs
     from mlflow_deploy_plugin.monitoring.reports import log
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
-    from mlflow_deploy_plugin.registry import window_runs
 
     for module in (log, window_runs):
         monkeypatch.setattr(module, "PAGE_RUNS", 4)

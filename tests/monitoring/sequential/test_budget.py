@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.sequential import budget
 from mlflow_deploy_plugin.monitoring.sequential.levels import FigureSeries, ReferenceLevels
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.monitoring.sequential.conftest import DAY_US, reference_of
 from tests.support.refusals import mentions
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.demo.workspace import Workspace
 
 

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.digits_cnn.fitting import WEIGHTS, accuracy, fit, fit_incremental, read_labelled, save_weights
 from projects.digits_cnn.train import load_images
 from tests.support.refusals import mentions

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady
 from projects.flight_delay import data, traffic
 
 

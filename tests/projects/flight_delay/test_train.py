@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from projects.flight_delay.train import Training, train
 from tests.support.tracking import tracking_at
 

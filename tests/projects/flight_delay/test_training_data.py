@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, load_flights, months
 from projects.flight_delay.loop.injected_drift import parse_injection
 from projects.flight_delay.training_data import load_training_data, parse_months, read_labelled

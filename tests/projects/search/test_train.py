@@ -16,10 +16,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.spec.document import new_endpoint
 from projects.search.train import MODEL, Search, deployed_model
 from tests.support.deployments import empty_home
 from tests.support.refusals import refused

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema, compile_schema

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import key_array, with_keys

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.protocols import arrow, feedback, jsonlines, mlflow, tfserving
 from mlflow_deploy_plugin.protocols.content import JSON
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Input, Tensor

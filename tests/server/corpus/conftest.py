@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire, Wsgi
 from tests.support.servers import gunicorn, variant, want, write_spec

@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from tests.support.models import write_model
 from tests.support.servers import gunicorn, variant
 from tests.support.waiting import free_port

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.statedir.models import KeyEntry, Scope
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
 from tests.server.grpc.conftest import calling, message, tensor
 from tests.support.keys import write_keys
 from tests.support.servers import variant

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.server.grpc.service import address_of, code_of, metadata_of
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import InferInput, service_pb2
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schemas.keyed_schema import with_keys

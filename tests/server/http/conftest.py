@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from tests.support import page_models
 from tests.support.models import mixed_model
 from tests.support.servers import gunicorn, variant

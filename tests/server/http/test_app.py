@@ -11,10 +11,10 @@ import pytest
 from flask import request
 from werkzeug.test import run_wsgi_app
 
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
 from tests.support.servers import one_endpoint

@@ -21,13 +21,13 @@ import requests
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin import asgi_app, wsgi_app
-from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.errors import DeploymentFailed
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.inference_log.reader import View, open_log, view_tables
 from mlflow_deploy_plugin.server.http.embedded import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir.files import METRICS
 from tests.support.models import mixed_model
 from tests.support.serving import Served
 from tests.support.tracking import tracking_at

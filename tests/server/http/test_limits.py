@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.http import limits
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support.guides import ROOT
 
 

@@ -10,7 +10,13 @@ from flask import Flask, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, OnnxserveError, TargetTooLong
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    InvalidRequest,
+    OnnxserveError,
+    TargetTooLong,
+)
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     BodyParser,

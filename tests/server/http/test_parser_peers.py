@@ -15,7 +15,7 @@ import h11
 import httptools
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.server.http.parser import BodyParser, parse_head
 
 STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])

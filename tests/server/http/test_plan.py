@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.statedir.files import SPOOL, WANTED, write_state
-from mlflow_deploy_plugin.statedir.models import Wanted
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.spool import read_segment

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.waiting import wait_until
 

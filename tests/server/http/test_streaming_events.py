@@ -11,9 +11,9 @@ import pytest
 import requests
 import yaml
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir.files import SPOOL
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
 from tests.support.spool import CapturedRequest, read_segment

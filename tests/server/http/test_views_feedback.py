@@ -8,6 +8,7 @@ import orjson
 import pytest
 import requests
 
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
@@ -15,7 +16,6 @@ from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
-from mlflow_deploy_plugin.statedir.files import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle
 from tests.support.refusals import mentions

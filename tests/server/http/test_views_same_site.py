@@ -2,10 +2,10 @@
 
 import pytest
 
-from mlflow_deploy_plugin.errors import CallerRefused, UnsupportedMediaType
+from mlflow_deploy_plugin.core.errors import CallerRefused, UnsupportedMediaType
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.server.http.views import check_same_site
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 
 SPEC = ServerSpec.model_validate({"host": "Gpu-1", "allowed_hosts": "Flights.svc,models.example"})
 

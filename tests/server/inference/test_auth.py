@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from jwt.algorithms import ECAlgorithm
 
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, LOCAL_KEY, make_local_key
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, make_local_key
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support.clocks import Clock
 from tests.support.keys import write_keys
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.server.inference.circuit_breaker import CircuitBreaker
 from mlflow_deploy_plugin.server.inference.limits import RedisRates
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.http import encodings
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async

@@ -15,10 +15,10 @@ import pytest
 import requests
 import yaml
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import WANTED, write_state
-from mlflow_deploy_plugin.statedir.models import Wanted
 from tests.support import page_models
 from tests.support.models import mixed_model, write_model
 from tests.support.servers import gunicorn, variant, write_spec

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from limits import parse
 
-from mlflow_deploy_plugin.errors import TooManyRequests
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.inference import limits
 from mlflow_deploy_plugin.server.inference.limits import (
     MemoryRateLimiter,
@@ -22,7 +23,6 @@ from mlflow_deploy_plugin.server.inference.limits import (
     open_rate_limiter,
 )
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotFound
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support import servers
 from tests.support.waiting import wait_until
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError
+from mlflow_deploy_plugin.core.errors import ClientDisconnected, InferenceError
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer, infer_lines

@@ -21,12 +21,12 @@ from mlflow.types.llm import (
 )
 from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.inference.protocol_table import CHAT_COMPLETIONS
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir.files import SPOOL
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support import servers
 from tests.support.keys import write_keys
 from tests.support.spool import read_segment

@@ -16,7 +16,8 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.core.statedir.metric_files import read_families
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.server.http.responses import RawResponse
@@ -28,7 +29,6 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir.metric_files import read_families
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.server.inference.shadow import translate_feeds

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from tests.support.waiting import wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError
 from mlflow_deploy_plugin.runtime import session
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
@@ -193,7 +193,7 @@ def test_a_first_version_has_nobody_beside_it(model: Path) -> None:
 _TAKES_THREE_TIMES_ITS_FILES = """
 import sys
 from pathlib import Path
-from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.core.errors import ModelError
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit
 
 limit, model = MemoryLimit(MemoryLimit(None).used() + 80 * 2**20), Path(sys.argv[1])

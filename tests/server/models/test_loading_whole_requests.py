@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.statedir.files import SPOOL, read_state, worker_file
-from mlflow_deploy_plugin.statedir.models import WorkerState
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
+from mlflow_deploy_plugin.core.statedir.models import WorkerState
 from tests.support.handling import ask
 from tests.support.models import write_model
 from tests.support.servers import variant

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import (
+from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
     InvalidArtifact,
     InvalidConfig,
@@ -19,11 +19,11 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.commands import MAX_WAITING, command_answer, command_files
+from mlflow_deploy_plugin.core.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Command
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
-from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir.commands import MAX_WAITING, command_answer, command_files
-from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
-from mlflow_deploy_plugin.statedir.models import AgentState, Command
 from tests.support.waiting import wait_until
 
 

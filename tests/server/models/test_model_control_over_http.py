@@ -13,8 +13,8 @@ import requests
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.statedir.files import AGENT, CONTROL, read_state
-from mlflow_deploy_plugin.statedir.models import AgentState, Control
+from mlflow_deploy_plugin.core.statedir.files import AGENT, CONTROL, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, Control
 from tests.support.servers import single_model
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until

@@ -23,7 +23,9 @@ from markupsafe import escape
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidArtifact
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SPEC
 from mlflow_deploy_plugin.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
@@ -35,10 +37,8 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
-from mlflow_deploy_plugin.statedir.files import SPEC
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.pyfuncs import save_pyfuncs

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import NotFound, NotReady
-from mlflow_deploy_plugin.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.statedir.files import LOADING, WANTED, read_workers, take_load_deaths, write_state
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, LoadingState, Wanted, WorkerState
 from mlflow_deploy_plugin.runtime.session import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.statedir.files import LOADING, WANTED, read_workers, take_load_deaths, write_state
-from mlflow_deploy_plugin.statedir.models import LoadedVariant, LoadingState, Wanted, WorkerState
 from tests.support import servers
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions

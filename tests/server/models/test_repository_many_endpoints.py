@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import requests
 
+from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.runtime.session import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.statedir.files import AGENT, read_state
-from mlflow_deploy_plugin.statedir.models import AgentState
 from tests.support import servers
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
 from mlflow_deploy_plugin.protocols import side_messages
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess

@@ -11,10 +11,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState, RefusedVersion, ShippingState
 from mlflow_deploy_plugin.server.observability import gauges
 from mlflow_deploy_plugin.server.observability.gauges import agent_metrics_page, gpu_metrics_page
-from mlflow_deploy_plugin.statedir.files import AGENT, write_state
-from mlflow_deploy_plugin.statedir.models import AgentState, RefusedVersion, ShippingState
 
 
 class NVMLError(Exception):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_deploy_plugin.core.statedir.metric_files import Metric, prometheus_text, read_families, read_series
 from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.observability import metrics as server_metrics
 from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, Metrics, Statistics
-from mlflow_deploy_plugin.statedir.metric_files import Metric, prometheus_text, read_families, read_series
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
 GUIDE = Path(__file__).parents[3] / "docs" / "observe.md"

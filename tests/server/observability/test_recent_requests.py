@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import NotFound, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import NotFound, SchemaMismatch
 from mlflow_deploy_plugin.server.observability.recent_requests import Origin, RecentRequest, RecentRequests
 from tests.support.waiting import wait_until
 

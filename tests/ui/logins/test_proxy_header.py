@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask, jsonify
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_act_on, set_login
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 from tests.support.refusals import mentions, refused

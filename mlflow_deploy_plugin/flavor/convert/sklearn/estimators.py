@@ -24,7 +24,7 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.tree._tree import Tree
 from sklearn.utils.validation import check_is_fitted
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, Selection

@@ -19,8 +19,9 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog, View
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by, microseconds_of
 from mlflow_deploy_plugin.inference_log.storage import SKETCHES
@@ -50,7 +51,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import freeze_rela
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches, encode_columns
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
-from mlflow_deploy_plugin.spec.types import EPOCH, bin_period, length_of, rolling_span
 
 CACHE = "references"
 _MAX_CELLS = 1_500_000

@@ -13,19 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.datasets import csv_files, dataset_name, dataset_path, open_parquet, reading
+from mlflow_deploy_plugin.core.registry.model_files import download, logged_columns
+from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import WANTED, FileCache, read_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted
+from mlflow_deploy_plugin.core.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.datasets import csv_files, dataset_name, dataset_path, open_parquet, reading
-from mlflow_deploy_plugin.registry.model_files import download, logged_columns
-from mlflow_deploy_plugin.registry.model_uri import served_version_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.feeds import Array
-from mlflow_deploy_plugin.statedir.files import WANTED, FileCache, read_state
-from mlflow_deploy_plugin.statedir.models import Wanted
-from mlflow_deploy_plugin.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
 
 MAX_ROWS = 1_000_000
 _SEED = 0

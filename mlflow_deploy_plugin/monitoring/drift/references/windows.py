@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import betaincinv
 from scipy.stats import betabinom, binom
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import chi2, norm
 
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import decoded
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns

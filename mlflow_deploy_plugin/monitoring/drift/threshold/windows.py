@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlflow_deploy_plugin.column_names import EVENT_TIME
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
 from mlflow_deploy_plugin.monitoring.drift.threshold import null
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (

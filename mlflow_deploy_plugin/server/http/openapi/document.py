@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.core.errors import NotReady
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.protocols.content import EVENTS, JSON
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema
@@ -20,8 +22,6 @@ from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.auth import scopes_for
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.variants import ServedEndpoint, ServedVariant
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.version import __version__
 
 MAX_ENDPOINTS = 20
 """The maximum number of endpoints per document; 200 endpoints would take seconds and several megabytes."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.protocols.v2_tensors import datatype_of

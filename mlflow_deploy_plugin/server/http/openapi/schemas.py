@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
 from mlflow_deploy_plugin.protocols.v2_tensors import DATATYPES, datatype_of
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, Tensor
 from mlflow_deploy_plugin.runtime.schemas.schema import Schema

@@ -19,9 +19,11 @@ from urllib.parse import parse_qs
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
+from mlflow_deploy_plugin.core.statedir.files import SPOOL
+from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.protocols import mlflow
 from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
@@ -40,8 +42,6 @@ from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.observability.recent_requests import RecentRequest
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import CapturedBatch, read_last_batches
-from mlflow_deploy_plugin.statedir.files import SPOOL
-from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
 _TEMPLATES = Environment(

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
 from mlflow_deploy_plugin.server.http import limits, parser, responses
 from mlflow_deploy_plugin.server.http.parser import BodyParser, RequestHead
 from mlflow_deploy_plugin.server.http.responses import RawResponse, serialize_response, serialize_streamed_head

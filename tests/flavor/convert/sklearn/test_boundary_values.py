@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from mlflow_deploy_plugin.errors import ParityError
+from mlflow_deploy_plugin.core.errors import ParityError
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap

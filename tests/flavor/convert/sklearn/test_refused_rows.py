@@ -25,7 +25,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.flavor.save import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.runtime.model import OnnxModel

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.monitoring.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.registry.datasets import dataset_columns
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model
 from tests.monitoring.drift.sketches.test_sketch import assert_same
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
@@ -40,7 +40,7 @@ def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask: Calla
 def test_a_reference_that_would_not_fit_into_memory_is_not_read(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bound: str, size: str
 ) -> None:
-    monkeypatch.setattr(f"mlflow_deploy_plugin.tabular.streams.{bound}", 1000)
+    monkeypatch.setattr(f"mlflow_deploy_plugin.core.tabular.streams.{bound}", 1000)
 
     with refused(InvalidArtifact, "'reference.parquet'", size):
         ask()
@@ -50,7 +50,7 @@ def test_a_reference_that_would_not_fit_into_memory_is_not_read(
 def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
 ) -> None:
-    monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 1000)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     for part in range(2):
         table = pa.table({"x": [[0.0] * 499] * 3})
         pq.write_table(table, tmp_path / f"{part}.parquet")

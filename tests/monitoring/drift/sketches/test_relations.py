@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
@@ -20,7 +21,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.relations import (
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import encode_columns, sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000

@@ -22,7 +22,7 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     HoldOutAlarms,
     NullDistribution,

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS, document
@@ -19,7 +20,6 @@ from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model

@@ -14,17 +14,17 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPOOL, read_workers
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.streaming import stream_predictions
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
-from mlflow_deploy_plugin.spec.parts import ServerSpec
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.spool.frames import MAGIC
 from mlflow_deploy_plugin.spool.writer import MAX_SEGMENT_BYTES
-from mlflow_deploy_plugin.statedir.files import METRICS, SPOOL, read_workers
-from mlflow_deploy_plugin.statedir.models import KeyEntry
 from tests.support import page_models
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.handling import JSON, ask, ask_wsgi, handle

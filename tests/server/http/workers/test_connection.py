@@ -17,10 +17,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.raising import raise_it
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.waiting import wait_until

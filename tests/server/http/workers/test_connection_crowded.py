@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from tests.support.models import write_model
 from tests.support.servers import gunicorn, variant
 from tests.support.serving import is_answered

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import requests
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.spec.parts import ServerSpec
-from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.handling import ask_wsgi
 from tests.support.servers import gunicorn, one_endpoint, opened, variant
 from tests.support.waiting import wait_until

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.spool.frames import is_released, segments
-from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.servers import gunicorn, one_endpoint, ping, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until

@@ -10,13 +10,13 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import ArrayFunction, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries.category_tables import as_tables
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, GroupedCategories
-from mlflow_deploy_plugin.messages import one_line
 
 
 def stand_in(transformer: Estimator) -> Estimator:

@@ -29,7 +29,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))

@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.flavor.saved_model import save_model

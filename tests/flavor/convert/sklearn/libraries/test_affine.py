@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
-from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine
 from mlflow_deploy_plugin.flavor.wrap import wrap
 

@@ -1,0 +1,93 @@
+"""The files of a version that people have approved, which MLflow's server with onnxserve knows from its audit trail.
+
+    GET /onnxserve/approved?model=X&version=7                 the `Approval` of the version
+    GET /onnxserve/changed-files                              each `ChangedFiles` of the models that the caller may read
+
+Tags are not asked, because other people may write to MLflow's database and artifacts.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable, error_of_status
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import (
+    app_answer,
+    is_refused_by_proxy,
+    registry_client,
+    registry_errors,
+)
+
+APPROVED, CHANGED_FILES = "/onnxserve/approved", "/onnxserve/changed-files"
+_JSON = "application/json"
+_SECONDS, _READING_SECONDS = 30, 600
+"""The timeouts of both requests. For the second request, the server reads files."""
+
+
+class Approval(BaseModel):
+    """The approval of a version.
+
+    Attributes:
+        is_required: True if the policy of the model requires approvals.
+        files: the digests of all files (`runtime.combine_hashes`) that people have approved, or with which the version
+            moved to a gated place; digests of open requests come first. Empty if the version is not approved.
+        earlier: the digests of files that once had all approvals. A version whose request has ended keeps its traffic
+            at an endpoint, but only with these files.
+        places: the stages and @aliases that the policy gates.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    is_required: bool = False
+    files: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+
+
+class ChangedFiles(BaseModel):
+    """A version in a gated stage or @alias whose files are not the recorded files. An empty `now` is unreadable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    place: str
+    recorded: str
+    now: str
+
+
+def approval_of(model: str, version: str) -> Approval:
+    """Return the approval of a version. Without the app, a model that requires approvals has no approved versions.
+
+    Raises NotFound, RegistryRefused and RegistryUnavailable.
+    """
+    document = _get(APPROVED, {"model": model, "version": version}, _SECONDS)
+    if document is not None:
+        return Approval.model_validate(document)
+    with registry_errors(f"model {model}"):
+        policy = registry_client().get_registered_model(model).tags.get(tags.GATE_POLICY_TAG, "")
+    return Approval(is_required=tags.requires_approvals(policy))
+
+
+def changed_files() -> list[ChangedFiles]:
+    """Return the changed files that MLflow's server finds now; an empty list without the app."""
+    return TypeAdapter(list[ChangedFiles]).validate_python(_get(CHANGED_FILES, {}, _READING_SECONDS) or [])
+
+
+def _get(path: str, query: dict[str, str], seconds: float) -> Any:
+    """Return the JSON answer of MLflow's server, or None if the server does not run the app."""
+    with registry_errors("the approvals of versions"):
+        try:
+            answer = app_answer(path, _JSON, "GET", query, timeout=seconds)
+        except NotFound:
+            return None
+        is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
+        if answer.ok and is_json:
+            return answer.json()
+        error = answer.json() if is_json else {}
+        if answer.status_code >= 500 or answer.ok:
+            raise RegistryUnavailable(f"the approvals of versions: MLflow answers with the status {answer.status_code}")
+        if is_refused_by_proxy(answer):
+            return None
+    raise error_of_status(answer.status_code)(error["message"])

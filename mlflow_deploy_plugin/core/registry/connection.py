@@ -1,0 +1,598 @@
+"""The connection to MLflow: the client, timeouts, limits for answers, and the translation of MLflow's errors."""
+
+import errno
+import os
+import re
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from functools import cache, wraps
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
+from mlflow_deploy_plugin.core.spec.types import is_loopback
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from requests import Response
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SERVICE_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    _TIMEOUT: "5",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+CALLER = "/onnxserve/caller"
+"""The path at which onnxserve's app in MLflow's server returns the name of the caller."""
+_CALLER_SECONDS = 3
+_ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
+_answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
+_named_by_server: ContextVar[bool] = ContextVar("named_by_server", default=False)
+"""True while MLflow's client resolves an address that MLflow's server chooses."""
+_LOCAL_ARTIFACTS = "mlruns"
+_importing = threading.Lock()
+_MOST_JSON = 32_000_000
+"""The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
+_WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
+_MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
+_HTTP_FAILURE = re.compile(
+    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
+)
+"""The message of MLflow's client about a web page instead of JSON: the route, the status, and the page's beginning."""
+_PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
+"""The answer of an MLflow server about a file in an artifact store for which the server is the proxy."""
+_ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
+_FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
+_UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")
+_OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
+    rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
+)
+_STATUS = re.compile(r"\b(\d{3}) Client Error")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
+_TELL_ANSWERS = ("ftplib", "paramiko")
+"""The libraries whose error messages contain the server's answer."""
+_STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
+_STORE_REFUSES = re.compile(
+    r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
+    r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed"
+)
+_SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
+_AZURE = re.compile(
+    r"abfss://[^@/?#\\]+@[a-z0-9.-]+\.dfs\."
+    r"(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|fabric\.microsoft\.com|storage\.azure\.net)(?=[/?#]|$)",
+    re.IGNORECASE,
+)
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # The pattern ends at the last @, because a password may contain @.
+
+
+def set_service_timeouts() -> None:
+    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables that are already set are kept."""
+    for variable, value in _SERVICE_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+
+
+class _NoRequestTimeout(AbstractContextManager[None]):
+    """A context that removes the timeout of `set_service_timeouts` while at least one thread downloads files.
+
+    MLflow's server fetches a complete file from its artifact store before it sends the first byte. The timeout applies
+    to the process, so calls of other threads have no timeout during a download.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._downloads = 0
+        self._timeout: str | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._downloads == 0 and os.environ.get(_TIMEOUT) == _SERVICE_SETTINGS[_TIMEOUT]:
+                self._timeout = os.environ.pop(_TIMEOUT)
+            self._downloads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._downloads -= 1
+            if self._downloads == 0 and self._timeout is not None:
+                os.environ[_TIMEOUT], self._timeout = self._timeout, None
+
+
+no_request_timeout = _NoRequestTimeout()
+
+
+@contextmanager
+def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
+    """Limit each answer that this context reads in the block. A longer answer closes the connection.
+
+    A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
+    `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
+    longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
+    """
+    _extend_urllib3()
+    token = _answer_bound.set((most_bytes, seconds))
+    try:
+        yield
+    finally:
+        _answer_bound.reset(token)
+
+
+class _Deadline:
+    """A timer that stops another thread's read from a socket after a number of seconds."""
+
+    def __init__(self, reading: socket.socket, seconds: float) -> None:
+        self._seconds, self._is_over = seconds, threading.Event()
+        # A bound method would create a reference cycle, and only garbage collection would free the socket.
+        self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Raise ProtocolError if the deadline passes within the block, instead of the error that the read raises."""
+        from urllib3.exceptions import ProtocolError  # The import is slow (see `_extend_urllib3`).
+
+        try:
+            yield
+        except Exception:
+            if not self._is_over.is_set():
+                raise
+        if self._is_over.is_set():
+            raise ProtocolError(f"the answer is not complete after {self._seconds:g} s")
+
+
+def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
+    with suppress(OSError):  # The socket may already be closed.
+        socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown does not end a read.
+
+
+@cache
+def _extend_urllib3() -> None:
+    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
+    from urllib3.connection import HTTPConnection  # The import takes 27 ms, which each command would pay.
+    from urllib3.exceptions import ProtocolError
+    from urllib3.response import HTTPResponse
+
+    class BoundedResponse(HTTPResponse):
+        deadline: _Deadline
+        most_bytes: int
+
+        def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Generator[bytes, None, None]:
+            size = 0
+            try:
+                with self.deadline.enforced():
+                    for piece in super().stream(amt, decode_content):
+                        size += len(piece)
+                        if size > self.most_bytes:
+                            self.close()  # Without this, requests reads the rest of a redirect response.
+                            raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
+                        yield piece
+            finally:
+                self.deadline.cancel()
+
+        def drain_conn(self) -> None:
+            self.close()  # Without this, urllib3 reads the complete answer before a retry.
+
+        def close(self) -> None:
+            self.deadline.cancel()
+            super().close()
+
+    read_head = HTTPConnection.getresponse
+
+    def getresponse(connection: HTTPConnection) -> HTTPResponse:
+        if (bound := _answer_bound.get()) is None:
+            return read_head(connection)
+        patience = connection.timeout if isinstance(connection.timeout, int | float) else 0.0
+        deadline = _Deadline(connection.sock, max(bound[1], patience))
+        try:
+            with deadline.enforced():
+                response = read_head(connection)
+        except Exception:
+            deadline.cancel()
+            raise
+        response.__class__ = BoundedResponse
+        bounded: Any = response
+        bounded.deadline, bounded.most_bytes = deadline, bound[0]
+        return response
+
+    HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]
+
+
+def child_environment() -> dict[str, str]:
+    """Return a child process's environment: with the same MLflow and default timeouts, without run or experiment."""
+    import mlflow
+
+    environment = {
+        variable: value
+        for variable, value in os.environ.items()
+        if _SERVICE_SETTINGS.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
+    }
+    return environment | {
+        "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
+        "MLFLOW_REGISTRY_URI": str(mlflow.get_registry_uri()),
+    }
+
+
+@contextmanager
+def hidden_pandas() -> Iterator[None]:
+    """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of CPU and 40 MB.
+
+    Other modules can still import pandas: a store plugin of MLflow may need it. Setting `sys.modules["pandas"]` to None
+    would not work, because pyarrow would use None as the module.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas:
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name != "pandas":
+            return
+        importer: FrameType | None = sys._getframe(1)
+        while importer is not None and importer.f_globals["__name__"].startswith("importlib"):
+            importer = importer.f_back
+        if importer is not None and importer.f_globals["__name__"].partition(".")[0] in _WITHOUT_PANDAS:
+            raise ModuleNotFoundError("pandas is not imported in this process", name=name)
+
+
+def import_mlflow_without_pandas() -> None:
+    """Import MLflow in a process that only calls the registry. MLflow then runs without pandas, like mlflow-skinny."""
+    if "mlflow" not in sys.modules and "pandas" not in sys.modules:
+        with hidden_pandas():
+            import mlflow  # noqa: F401
+
+
+def _import_mlflow() -> None:
+    """Import MLflow in one thread at a time: with its circular imports, concurrent threads get a _DeadlockError."""
+    with _importing:
+        import mlflow.exceptions  # noqa: F401
+
+
+def registry_client() -> "MlflowClient":
+    """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
+    _import_mlflow()
+    import mlflow  # The import takes a second, and a model in a local folder does not need it.
+    from mlflow import environment_variables as known
+    from mlflow.exceptions import MlflowException
+
+    try:
+        for variable in _SERVICE_SETTINGS:
+            getattr(known, variable).get()  # Report an invalid setting before the first call.
+        if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
+            raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
+        harden_mlflow_client()
+        return mlflow.MlflowClient()
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from None
+    except MlflowException as error:
+        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
+            raise InvalidConfig(
+                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000"
+            ) from None
+        raise InvalidConfig(f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
+
+
+@cache  # The cache lets the function patch MLflow's modules only once.
+def harden_mlflow_client() -> None:
+    """Limit the answers that MLflow's client reads, the folders that it copies, and the hosts with its credentials.
+
+    The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. The client sends MLflow
+    credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
+    credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
+    """
+    from mlflow.store.artifact import (
+        azure_data_lake_artifact_repo,
+        http_artifact_repo,
+        local_artifact_repo,
+        mlflow_artifacts_repo,
+    )
+    from mlflow.utils import rest_utils
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import MlflowHostCreds
+
+    def credentials(uri: str) -> MlflowHostCreds:
+        known = get_default_host_creds(uri)
+        if is_mlflow(uri):
+            return known
+        tls = {name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")}
+        return MlflowHostCreds(uri, **tls)
+
+    for module in (http_artifact_repo, mlflow_artifacts_repo):
+        module.get_default_host_creds = credentials
+    data_lake = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
+    open_lake = data_lake.__init__
+
+    @wraps(open_lake)
+    def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
+        if not _AZURE.match(artifact_uri):
+            host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
+            raise InvalidConfig(f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)")
+        open_lake(self, artifact_uri, *arguments, **options)
+
+    data_lake.__init__ = open_own
+    local = local_artifact_repo.LocalArtifactRepository
+    open_local = local.__init__
+
+    @wraps(open_local)
+    def open_folder(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
+        if _named_by_server.get():
+            refuse_folder(artifact_uri)
+        open_local(self, artifact_uri, *arguments, **options)
+
+    local.__init__ = open_folder
+    send = rest_utils._get_http_response_with_retries
+
+    @wraps(send)
+    def send_bounded(*arguments: object, **options: object) -> object:
+        with nullcontext() if options.get("stream") else bounded_answers(_MOST_JSON):
+            return send(*arguments, **options)
+
+    rest_utils._get_http_response_with_retries = send_bounded
+
+
+def app_answer(path: str, content_type: str, method: str, query: Mapping[str, object], **options: Any) -> "Response":
+    """Return the answer of onnxserve's app in MLflow's server, with any status. The query contains the workspace.
+
+    Raises NotFound if MLflow is not a server with the app. `registry_errors` converts the other errors.
+    """
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    address = str(mlflow.get_registry_uri())
+    if address.startswith(("http://", "https://")):
+        registry_client()  # Check the settings, and limit the size of answers.
+        query = {**query, "workspace": name} if (name := active_workspace()) else query
+        options |= {"max_retries": 0, "raise_on_status": False}
+        answer: Response = http_request(get_default_host_creds(address), path, method, params=query, **options)
+        is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
+        if answer.status_code not in (200, 404, 405) or (is_of_app and (answer.ok or "error_code" in answer.text)):
+            return answer
+        answer.close()
+    raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
+
+
+def is_refused_by_proxy(answer: "Response") -> bool:
+    """Return True if a proxy refuses a path of the app, which the server behind it then does not have.
+
+    The app's own refusals are JSON documents with an error code.
+    """
+    return 400 <= answer.status_code < 500 and '"error_code"' not in answer.text
+
+
+def login_name() -> str:
+    """Return the name under which MLflow's server has authenticated this user; empty without our app or a login.
+
+    A server that fails has no effect, because a command must not depend on the name in its audit event.
+    """
+    addresses = [os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")]
+    if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
+        return ""  # The import of MLflow takes a second.
+    with suppress(OnnxserveError), registry_errors("the name of the caller"):
+        answer = app_answer(CALLER, "application/json", "GET", {}, timeout=_CALLER_SECONDS)
+        document = answer.json() if answer.ok else {}
+        return str(document.get("user", "")) if isinstance(document, dict) else ""
+    return ""
+
+
+@contextmanager
+def addresses_of_server(location: str) -> Iterator[None]:
+    """Refuse folders of this machine to which MLflow's server resolves `location` (runs:/…, models:/…) in the block."""
+    harden_mlflow_client()
+    token = _named_by_server.set(location.startswith(("runs:", "models:")))
+    try:
+        yield
+    finally:
+        _named_by_server.reset(token)
+
+
+def refuse_folder(location: str) -> None:
+    """Raise InvalidConfig if MLflow is a server and names a folder of this machine, or a folder that is mounted here.
+
+    The server, or a user who may change it, could otherwise make this process copy and serve any file of its user. A
+    server on this machine may name a folder below `mlruns`, where MLflow stores artifacts without a server, and each
+    server may name a folder below ONNXSERVE_ARTIFACT_FOLDERS.
+    """
+    import mlflow
+    from mlflow.utils.uri import is_http_uri
+
+    servers = [urlsplit(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if is_http_uri(uri)]
+    try:
+        folders = _folders_at(location) if servers else []
+    except ValueError as error:
+        named = redact_credentials(location)
+        raise InvalidConfig(f"MLflow at {registry_address()} names the invalid address {named!r}: {error}") from None
+    allowed = load_settings().artifact_paths
+    is_local = all(is_loopback(server.hostname or "") for server in servers)
+    if all(
+        (is_local and _LOCAL_ARTIFACTS in folder.parts) or not allowed.isdisjoint((folder, *folder.parents))
+        for folder in folders
+    ):
+        return
+    raise InvalidConfig(
+        f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this machine, and a folder "
+        "that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the database of "
+        "MLflow, log the model again in an experiment whose artifacts the server serves "
+        "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts), or set "
+        "ONNXSERVE_ARTIFACT_FOLDERS to the server's artifact folder"
+    )
+
+
+def _folders_at(location: str) -> list[Path]:
+    """Return the folders of this machine that an address may mean, without links and `..`; none for another scheme.
+
+    MLflow's client also decodes %2e in a plain path. Raises ValueError if the address is invalid.
+    """
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return []
+    path = unquote(parts.path) if parts.scheme else location
+    return [Path(path).resolve(), Path(unquote(path)).resolve()]
+
+
+def is_mlflow(uri: str) -> bool:
+    """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
+    import mlflow
+    from mlflow.utils.uri import is_http_uri
+    from urllib3.util import parse_url  # Use the parser of requests, because another parser may extract another host.
+
+    def origin(address: str) -> tuple[str | None, str | None, int | None]:
+        parsed = parse_url(address)
+        return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
+
+    own = filter(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
+    with suppress(ValueError):  # requests also refuses such an address.
+        return origin(uri) in map(origin, own)
+    return False
+
+
+def registry_address() -> str:
+    """Return the registry's URI without user and password."""
+    import mlflow
+
+    return redact_credentials(str(mlflow.get_registry_uri()))
+
+
+def redact_credentials(text: str) -> str:
+    return _CREDENTIALS.sub("", text)
+
+
+def redact_addresses(text: str) -> str:
+    """Remove the addresses of MLflow and of its files from a text that any client of the server can read."""
+    return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
+
+
+def ignore_warnings() -> None:
+    """Ignore the warnings that MLflow's client issues at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
+    from urllib3.exceptions import InsecureRequestWarning
+
+    for category in (FutureWarning, InsecureRequestWarning):
+        warnings.simplefilter("ignore", category)
+
+
+@contextmanager
+def registry_errors(what: str) -> Iterator[None]:
+    """Convert errors of MLflow and of its store to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
+    _import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with warnings.catch_warnings():
+            ignore_warnings()
+            yield
+    except Exception as error:
+        if not isinstance(error, MlflowException | OSError) and not _is_of_store(error):
+            raise
+        raise store_failure(what, "", error) from None
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Return True if an artifact store, and not MLflow's server, has caused the error."""
+    from mlflow.exceptions import RestException
+
+    if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
+        return True
+    is_answer = isinstance(error, RestException | OSError) or _HTTP_FAILURE.match(str(error))
+    return getattr(error, "error_code", "") in _REFUSED and not is_answer
+
+
+def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
+    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses these functions too.
+
+    code = getattr(error, "error_code", "")
+    if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{code}: ')}")
+    failure, status = _HTTP_FAILURE.match(str(error)), _STATUS.search(str(error))
+    code = failure[2] if failure else status[1] if status else code
+    address = registry_address()
+    where = f"MLflow at {address}"
+    if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
+        host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
+        where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
+    if code in ("401", "UNAUTHENTICATED"):
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        return RegistryRefused(f"{what}: {where} refuses the credentials: {names} are missing or wrong")
+    if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
+        reason = "the account does not have permission, or the object does not exist"
+        return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
+    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {_reason(error)}")
+
+
+def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
+    """Return the error with a one-line message without credentials. An empty `store` means MLflow's server."""
+    text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
+    if full := _OWN_DISK.search(text):
+        return RegistryUnavailable(f"{what}: the disk of this machine cannot be written: {full[1].strip()}")
+    account = "the credentials"
+    if answered := _ANSWERED.search(text):  # Name the host that answered, because a run's files may be on any host.
+        store = "" if is_mlflow(answered[0]) else answered[1]
+    elif not store and _is_of_store(error):
+        store = "the artifact store"
+    if not store:
+        if (answer := _PROXIED.search(text)) is None:
+            return _registry_failure(what, error)
+        store, account = f"the artifact store of MLflow at {registry_address()}", "the credentials of MLflow's server"
+        code, text = answer[1], answer[2]
+    elif answered:  # The model's author, who may choose the server, must not see its answer in a tag.
+        text = text.partition(" Response text: ")[0]
+        account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be any server's greeting.
+        text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
+    elif store.startswith("s3:") or "boto" in type(error).__module__:
+        account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
+    if code == "RESOURCE_DOES_NOT_EXIST" or _STORE_LACKS.search(text):
+        return NotFound(f"{what}: not found in {store}: {_reason(text)}")
+    if code in _REFUSED or _STORE_REFUSES.search(text):
+        return RegistryRefused(f"{what}: {store} refuses {account}: {_reason(text)}")
+    return RegistryUnavailable(f"{what}: {store} does not answer correctly: {_reason(text)}")
+
+
+def _reason(error: object) -> str:
+    text = _SQL.sub("", redact_credentials(one_line(error)))
+    if failed := _FAILED_FILE.match(text):
+        text = f"{failed[1]}: {failed[2]}"
+    if "Max retries exceeded" in text or "Connection refused" in text or "HTTPConnectionPool(" in text:
+        if "Connection refused" in text:
+            return "connection refused"
+        if match := re.search(r"too many (\d+) error responses", text):
+            return f"it returns the status {match[1]}"
+        if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+            if "expired" in match[1] or "not yet valid" in match[1]:
+                return f"{match[1]} according to the clock of this machine"
+            return f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted authority)"
+        if "timed out" in text:
+            return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
+        if match := _UNREACHED.search(text):
+            name = f"the name {match[1]} does not resolve: " if match[1] else ""
+            return f"{name}{match[2].lower()}"
+        return f"…{text[-200:]}"
+    if failure := _HTTP_FAILURE.match(text):
+        if failure[2] == "404":
+            return f"it has no {failure[1]}: the address is wrong, or its MLflow is older than version 3"
+        if failure[3]:
+            return f"it returned a web page with the status {failure[2]} instead of JSON, probably from a proxy"
+    return text if len(text) <= 300 else text[:297] + "…"

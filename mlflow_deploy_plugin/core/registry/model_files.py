@@ -1,0 +1,202 @@
+"""The files of a resolved version: downloading them from MLflow's storage, and reading the MLmodel file."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.registry import connection
+from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, parse_model_uri
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+_THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
+_PACKAGES = {
+    **dict.fromkeys(("s3", "r2", "b2"), "'mlflow-onnxserve[s3]'"),
+    "gs": "google-cloud-storage",
+    "wasbs": "azure-storage-blob azure-identity",
+    "abfss": "azure-storage-file-datalake azure-identity",
+    "sftp": "pysftp",
+}
+"""The packages, as pip arguments, that MLflow needs to download from a store with this scheme."""
+
+
+def download(source: str, destination: Path) -> Path:
+    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return the folder of the MLmodel file.
+
+    Files that MLflow or Python writes when it loads a model in place (`is_loading_trace`) are not copied.
+
+    Raises:
+        NotFound: the files of the version do not exist.
+        InvalidArtifact: one of the files is a link.
+        InvalidConfig: MLflow has no artifact store for the scheme, or the path has a segment `..`.
+        NotInstalled: the artifact store needs a package that is not installed.
+        RegistryUnavailable: MLflow or its artifact store does not answer, or the disk is full.
+    """
+    location = _location(source)
+    folder = _local_folder(location)
+    if not folder:
+        copied = fetch(location, destination, f"the files of {connection.redact_credentials(source)}")
+    elif not folder.is_dir():
+        raise NotFound(f"the folder {folder} of the model's files does not exist")
+    else:
+        refuse_links(folder)
+        copied = destination / "model"
+        try:
+            shutil.copytree(folder, copied, symlinks=True)
+        except OSError as error:  # `shutil.Error` has a list of errors, of which the first has the cause.
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
+    for path in copied.rglob("*"):
+        if path.is_file() and is_loading_trace(path.relative_to(copied)):
+            path.unlink()
+    return copied
+
+
+def is_loading_trace(path: Path) -> bool:
+    """Return True if MLflow or Python writes this file when a model is loaded in place. It is not part of a version."""
+    return "__pycache__" in path.parts or path == Path(REGISTERED_META)
+
+
+def version_digest(source: str) -> str:
+    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the errors of `download`."""
+    from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files  # PyYAML is not needed by most commands.
+
+    with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
+        return combine_hashes(hash_files(download(source, Path(temporary))))
+
+
+def fetch_mlmodel(source: str) -> "Model":
+    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, NotFound, and
+    InvalidArtifact.
+
+    This function replaces MLflow's `Model.load`, which leaves a copy in TMPDIR unless the source is a local folder.
+    """
+    from mlflow.models import Model  # The import takes a second, and few commands need it.
+
+    from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
+
+    location, what = _location(source), f"the model {connection.redact_credentials(source)}"
+    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, connection.registry_errors(what):
+        own = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
+        document = read_mlmodel(own)
+        try:
+            model = Model.load(str(own))
+        except MALFORMED as error:
+            raise InvalidArtifact(f"{what}: the MLmodel file cannot be understood: {error}") from None
+        model.flavors = dict(document.get("flavors", {}))
+        return model
+
+
+def _location(source: str) -> str:
+    """Return the path or the download address of the files at `source` (of a `ResolvedModel`)."""
+    reference, location = parse_model_uri(source), source
+    if reference.kind == "version":
+        with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
+            location = str(
+                connection.registry_client().get_model_version_download_uri(reference.name, reference.selector)
+            )
+    elif reference.kind == "logged_model":
+        with connection.registry_errors(f"logged model {reference.name}"):
+            location = str(connection.registry_client().get_logged_model(reference.name).artifact_location)
+    if location != source:
+        connection.refuse_folder(location)
+    return location
+
+
+def _local_folder(location: str) -> Path | None:
+    scheme = urlparse(location).scheme
+    return Path(unquote(urlparse(location).path) if scheme else location) if scheme in ("", "file") else None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise InvalidArtifact unless the folder has only plain files. A link could expose any file of this machine."""
+    for parent, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(parent, name)
+            status = path.lstat()
+            relative = path.relative_to(folder)
+            if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
+                raise InvalidArtifact(f"the model's {str(relative)!r} is a link; only plain files are allowed")
+            if not (path.is_file() or path.is_dir()):
+                raise InvalidArtifact(f"the model's {str(relative)!r} is neither a file nor a folder")
+
+
+def fetch(location: str, destination: Path, what: str) -> Path:
+    """Download a file or folder, called `what` in messages, and return the copy. Raises the errors of `download`."""
+    # The import takes a second, and a model in a local folder does not need it.
+    from mlflow.artifacts import download_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
+
+    scheme, host = urlparse(location).scheme, urlparse(connection.redact_credentials(location)).netloc
+    store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
+    stores = get_registered_artifact_repositories()
+    if scheme not in stores:
+        hint = did_you_mean(scheme, stores, "s3, gs and other schemes are supported")
+        raise InvalidConfig(f"{what}: MLflow has no artifact store for {scheme}:…{hint}")
+    # MLflow's client would follow `..` out of the folder of a run on this machine.
+    if scheme != "file" and ".." in unquote(location).split("/"):
+        raise InvalidConfig(
+            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
+        )
+    try:
+        with warnings.catch_warnings(), connection.no_request_timeout, connection.addresses_of_server(location):
+            connection.ignore_warnings()
+            return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{what}: {error.message}") from None
+    except ImportError as error:
+        needed = _PACKAGES.get(scheme, error.name or "another package")
+        raise NotInstalled(
+            f"{what} need a package that is not installed ({error.name}): pip install {needed}"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
+        raise connection.store_failure(what, store, error) from None
+
+
+@dataclass(frozen=True)
+class LoggedColumns:
+    """The columns of one or several models in the inference log.
+
+    Attributes:
+        inputs: the input columns; empty if the signature has no inputs, or if the only tensor has no name.
+        outputs: the columns `prediction` and `output.NAME`; None if the MLmodel file lists no outputs (other flavors).
+        dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] | None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return *self.inputs, *(self.outputs or ())
+
+
+def logged_columns(source: str) -> LoggedColumns:
+    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the errors of `fetch_mlmodel`."""
+    from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+    from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR  # PyYAML is not needed by most commands.
+
+    info = fetch_mlmodel(source)
+    inputs = info.signature.inputs if info.signature is not None else None
+    names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
+    columns = None
+    if (section := info.flavors.get(FLAVOR)) is not None:
+        prediction = tuple(section.get("prediction") or ())
+        columns = tuple(
+            PREDICTION if prediction == (item["name"],) and len(item["shape"]) == 1 else OUTPUT_PREFIX + item["name"]
+            for item in section.get("outputs") or ()
+        )
+    described = inputs.to_dict() if inputs is not None else []
+    named = {str(column["name"]): column["type"] for column in described if "name" in column}
+    dtypes = {name: COLUMN_TYPES[kind] for name, kind in named.items() if kind in COLUMN_TYPES}
+    return LoggedColumns(tuple(map(str, names)), columns, dtypes)

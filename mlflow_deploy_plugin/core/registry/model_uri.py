@@ -1,0 +1,205 @@
+"""Model URIs, which are parsed without a call to the registry and without importing mlflow."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlparse
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.settings import absolute_path
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+
+URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
+
+_FORMS = (
+    "a registered model (models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
+    "models:/NAME/latest), "
+    "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
+)
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+_TAG = "tag:"
+_PROXIED = "/mlflow-artifacts/artifacts/"
+_PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
+"""The end of the address of a model page in MLflow's UI."""
+_REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
+"""A URI of a registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
+
+REGISTERED_META = "registered_model_meta"
+"""The file that MLflow adds to the files of a registered version when it downloads them."""
+
+
+@dataclass(frozen=True)
+class ModelURI:
+    """A parsed model URI.
+
+    Attributes:
+        name: the name of a registered model; for other kinds of URIs, the model id, the run id, the folder or the URI.
+        selector: the stage, alias, version, KEY=VALUE of a tag, or artifact path in a run; for other URIs empty.
+    """
+
+    kind: URIKind
+    name: str
+    selector: str = ""
+
+    @property
+    def followed(self) -> bool:
+        """True for a stage, an alias or a tag, because each of them can move to another version."""
+        return self.kind in ("stage", "alias", "tag")
+
+    @property
+    def is_registered(self) -> bool:
+        return self.kind in ("stage", "alias", "tag", "version", "latest")
+
+    @property
+    def place(self) -> str:
+        """The stage, @alias or tag, as written in the audit trail."""
+        return f"@{self.selector}" if self.kind == "alias" else self.selector
+
+    @property
+    def tag(self) -> tuple[str, str]:
+        key, _, value = self.selector.partition("=")
+        return key, value
+
+
+def registered_model_uris(spec: "EndpointSpec") -> list[ModelURI]:
+    parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
+    return [uri for uri in parsed if uri.is_registered]
+
+
+def registered_model_names(spec: "EndpointSpec") -> list[str]:
+    return sorted({uri.name for uri in registered_model_uris(spec)})
+
+
+def parse_model_uri(model_uri: str) -> ModelURI:
+    """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI does not have a known form."""
+    if not isinstance(model_uri, str):  # The caller may not check types.
+        raise InvalidConfig(f"{model_uri!r} is not a string; a model is {_FORMS}")
+    if not model_uri.strip():
+        raise InvalidConfig(f"the model is empty; it is {_FORMS}")
+    scheme = _SCHEME.match(model_uri)
+    if scheme is None:
+        return ModelURI("path", model_uri)
+    try:
+        address = urlparse(model_uri)
+    except ValueError as error:
+        raise InvalidConfig(f"{model_uri!r} is not a model URI ({error}); it is {_FORMS}") from None
+    match scheme.group()[:-1].lower():
+        case "models":
+            return _parse_models_uri(model_uri)
+        case "runs":
+            run_id, _, path = _path_of(model_uri).partition("/")
+            if not run_id or not path:
+                raise InvalidConfig(f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected")
+            return ModelURI("run", run_id, path)
+        case "file":
+            return ModelURI("path", unquote(address.path))
+        case "http" | "https":
+            if _PROXIED not in address.path:  # Only the artifacts of an MLflow server have supported web addresses.
+                server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
+                page = _PAGE.search(unquote(address.fragment))
+                name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
+                raise InvalidConfig(
+                    f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
+                    f"MLFLOW_TRACKING_URI={server} and use models:/{name}/{version}; otherwise use a folder or s3://…"
+                )
+    return ModelURI("remote", model_uri)
+
+
+def missing_folder_message(text: str) -> str:
+    """Return the error message for a folder that does not exist, with the URI that the user probably meant."""
+    path = absolute_path(text)
+    if path.is_file():
+        return f"{path} is a file; a model is a folder with an MLmodel file (mlflow_deploy_plugin.save_model writes it)"
+    message = f"the folder {path} does not exist"
+    here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
+    text = text.removeprefix(here)
+    registered = _REGISTERED.fullmatch(text)
+    if registered is None:
+        return message
+    name = registered["name"]
+    if text != name:
+        return f"{message}; a registered model is models:/{text}"
+    return f"{message}; a registered model is models:/{name}@ALIAS, models:/{name}/Production or models:/{name}/VERSION"
+
+
+def default_endpoint_name(model_uri: str) -> str:
+    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises like `parse_model_uri`."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
+    return name[:63] or "model"
+
+
+def model_name(uri: ModelURI) -> str:
+    """Return the registered model's name, or the last part of the path."""
+    match uri.kind:
+        case "path":
+            folder = absolute_path(uri.name)
+            return registered_meta(folder).get("model_name") or folder.name or "model"
+        case "remote":
+            return urlparse(uri.name).path.rstrip("/").rpartition("/")[2] or "model"
+        case "run":
+            return uri.selector.rstrip("/").rpartition("/")[2]
+        case _:
+            return uri.name
+
+
+def registered_meta(folder: Path) -> dict[str, str]:
+    """Return `model_name` and `model_version` if the folder is a downloaded registered version; otherwise empty."""
+    try:
+        text = (folder / REGISTERED_META).read_text()
+    except (OSError, ValueError):
+        return {}
+    import yaml  # Only a folder with this file needs the import.
+
+    from mlflow_deploy_plugin.core.yaml_text import load_yaml
+
+    try:
+        note = load_yaml(text)
+        keys = ("model_name", "model_version")
+        return {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
+    except (ValueError, yaml.YAMLError):
+        return {}
+
+
+def _parse_models_uri(model_uri: str) -> ModelURI:
+    path = _path_of(model_uri)
+    if path.startswith((".", "~")):
+        raise InvalidConfig(f"{model_uri!r} is a folder, not a registered model; use the path {path}")
+    name, slash, selector = path.partition("/")
+    is_valid = name.strip() and (selector.strip() or not slash) and not urlparse(model_uri).netloc
+    if selector.startswith(_TAG):
+        key, _, value = selector.removeprefix(_TAG).partition("=")
+        if not (is_valid and key.strip() and value):
+            raise InvalidConfig(f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected")
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters cannot escape quotes.
+            raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
+        return ModelURI("tag", name, f"{key}={value}")
+    if not is_valid or "/" in selector:
+        raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
+    if slash:
+        if selector.isascii() and selector.isdecimal():
+            return ModelURI("version", name, selector.lstrip("0") or "0")
+        if selector.lower() == "latest":
+            return ModelURI("latest", name)
+        return ModelURI("stage", name, selector)
+    model, at, alias = name.rpartition("@")
+    if model and alias:
+        return ModelURI("alias", model, alias)
+    if at or not name.startswith("m-"):
+        raise InvalidConfig(f"{model_uri!r} does not select a version; the model is {_FORMS}")
+    return ModelURI("logged_model", name)
+
+
+def _path_of(model_uri: str) -> str:
+    return model_uri.partition(":")[2].lstrip("/").rstrip("/")
+
+
+def served_version_uri(model: str, version: str) -> str:
+    """Return the URI of the model and version in a row of the inference log. Raises NotFound if MLflow lacks them."""
+    if version.isdigit():
+        return f"models:/{model}/{version}"
+    if version.startswith("m-"):
+        return f"models:/{version}"
+    raise NotFound(f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION")

@@ -1,0 +1,332 @@
+"""The gate policy of a registered model: its requirements for a version, as a YAML or JSON document with defaults.
+
+    gated_aliases: [champion]
+    gated_stages: [Production]
+    evaluation: {dataset: "data/holdout.parquet", target: delayed, metric: roc_auc, margin: 0.01}
+    robustness: {noise: 0.05, max_flips: 0.1}
+    budget: {max_latency_ratio: 1.5}
+
+The policy is the value of the tag `onnxserve.gate.policy` of the registered model, or a file that is passed to a
+command. A model without a policy is not gated; on request, it is judged with the default policy.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.core.settings import read_text
+from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE, MetricName, check_strengths
+from mlflow_deploy_plugin.core.spec.types import Duration
+from mlflow_deploy_plugin.core.yaml_text import load_yaml
+
+_ARTIFACT = re.compile(r"(runs|models):/[^/]")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _with_target(part: Any) -> Any:
+    if part.dataset and not part.target:
+        raise ValueError("the dataset needs a target, which is its label column")
+    return part
+
+
+class EvaluationPolicy(_Part):
+    """The labelled rows on which the version must not be worse than the served version."""
+
+    dataset: str = Field(
+        default="",
+        description="A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset logged to MLflow "
+        "(dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with the model. Default: not evaluated.",
+    )
+    target: str = Field(default="", description="The label column of the dataset.")
+    metric: MetricName | None = Field(
+        default=None, description="The metric to compare. Default: accuracy for a classifier, rmse for a regressor."
+    )
+    margin: float = Field(
+        default=0.01, ge=0, description="The largest loss of the metric, in its unit; for rmse and mae, as a share."
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="The confidence required that the loss is not above the margin."
+    )
+    at_least: float | None = Field(
+        default=None, allow_inf_nan=False, description="The worst allowed value, regardless of the served version."
+    )
+    resamples: int = Field(default=1000, ge=100, le=100_000, description="Number of resamples of the paired bootstrap.")
+    max_rows: int = Field(default=50_000, ge=20, description="The maximum number of rows, chosen by the seed.")
+    min_rows: int = Field(default=100, ge=20, description="The minimum number of rows with a known target.")
+
+    _has_a_target = model_validator(mode="after")(_with_target)
+
+
+class RobustnessPolicy(_Part):
+    """The largest allowed changes of the predictions when the input is disturbed."""
+
+    noise: float = Field(default=0.05, ge=0, description="The noise on each number, as a share of its column's std.")
+    missing: float = Field(default=0.1, ge=0, le=1, description="The share of values that are removed.")
+    out_of_range: float = Field(
+        default=2.0, ge=0, description="A tenth of the values move beyond the column's range by this multiple of it."
+    )
+    max_flips: float = Field(
+        default=0.1, ge=0, le=1, description="The largest share of rows whose prediction may change under noise."
+    )
+    max_loss: float = Field(
+        default=0.05,
+        ge=0,
+        description="The largest loss of the metric under noise; needs an evaluation dataset. The unit is the unit of "
+        "`margin`. For rmse and mae, the share is relative to the larger of the metric and the predictions' std.",
+    )
+    refusals: Literal["report", "fail"] = Field(
+        default="report", description="`fail` if refusing missing or out-of-range values as a bad request is a failure."
+    )
+    max_rows: int = Field(default=2_000, ge=20, description="The maximum number of rows, chosen by the seed.")
+    disturbances: dict[str, tuple[float, ...]] = Field(
+        default={}, description="The disturbances for `max_drop`, each with its strengths."
+    )
+    max_drop: float = Field(
+        default=0.1,
+        ge=0,
+        description="The largest loss of the metric under each of `disturbances`, in the unit of `max_loss`.",
+    )
+    dataset: str = Field(default="", description="Labelled rows for `disturbances`. Default: the evaluation dataset.")
+    target: str = Field(default="", description="The label column of `dataset`.")
+    metric: MetricName | None = Field(default=None, description="The metric of `max_drop`. Default: of the evaluation.")
+
+    @field_validator("disturbances", mode="before")
+    @classmethod
+    def _with_strengths(cls, strengths: object) -> object:
+        if not isinstance(strengths, Mapping):
+            raise ValueError("a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}")
+        try:
+            return check_strengths({str(name): [] if value is None else value for name, value in strengths.items()})
+        except InvalidConfig as error:
+            raise ValueError(error.message) from None
+
+    _has_a_target = model_validator(mode="after")(_with_target)
+
+
+class BudgetPolicy(_Part):
+    """The limits of a version's time and memory relative to the current version on this machine."""
+
+    max_latency_ratio: float | None = Field(
+        default=2.0, gt=0, description="The largest median time of a row or batch, relative to the served version."
+    )
+    max_memory_ratio: float | None = Field(
+        default=2.0, gt=0, description="The largest memory of the loaded model, relative to the served version."
+    )
+    max_p99_ms: float | None = Field(default=None, gt=0, description="The largest 99th percentile of a row's time.")
+    max_memory_mb: float | None = Field(default=None, gt=0, description="The largest memory of the loaded model.")
+    ignore_below_ms: float = Field(
+        default=1.0, ge=0, description="A ratio is ignored if the time grows by at most this many milliseconds."
+    )
+    ignore_below_mb: float = Field(
+        default=32.0, ge=0, description="A ratio is ignored if the memory grows by at most this many megabytes."
+    )
+    batch: int = Field(default=64, ge=2, le=65536, description="The number of rows in the timed batch.")
+
+
+class BacktestPolicy(_Part):
+    """The captured requests on which the version must answer like the served versions."""
+
+    endpoint: str = Field(default="", description="The endpoint of the requests. Default: no back-test.")
+    window: Duration = Field(default="7d", description="The requests that were received in this time before the gate.")
+    max_disagreement: float | None = Field(
+        default=None, ge=0, le=1, description="The largest share of rows with another answer than the captured answer."
+    )
+    max_refusals: float = Field(default=0.0, ge=0, le=1, description="The largest share of rows that are refused.")
+    min_rows: int = Field(default=100, ge=1, description="With fewer captured rows, the check is skipped.")
+    max_rows: int = Field(default=100_000, ge=1, description="The maximum number of rows, chosen by their hash.")
+
+
+class ApprovalPolicy(_Part):
+    """The people who must approve a version before it may enter a gated stage or alias."""
+
+    count: int = Field(default=1, ge=1, le=20, description="The number of people who must approve.")
+    groups: tuple[str, ...] = Field(
+        default=(), description="Approvers must be in one of these groups. Default: people who may edit the model."
+    )
+    not_author: bool = Field(
+        default=True, description="True if neither the requester nor the person who registered the version may approve."
+    )
+    evaluation: Literal["required", "optional"] = Field(
+        default="required",
+        description="`optional` if people may approve a version that passed the gate without an evaluation.",
+    )
+    valid_for: Duration = Field(default="72h", description="The time after which an approval expires, e.g. `72h`.")
+
+
+def _percent(share: object) -> object:
+    """Return the number of a text such as `5%`."""
+    return share.removesuffix("%") if isinstance(share, str) else share
+
+
+class UnapprovedPolicy(_Part):
+    """The requests that versions without the required approvals may answer, for example in a rollout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    share: Annotated[float, BeforeValidator(_percent)] = Field(
+        gt=0, le=100, description="The largest share of an endpoint's requests, in percent, e.g. `5%`."
+    )
+    length: Duration = Field(
+        alias="for", description="The longest time since the first request that the version has answered, e.g. `1h`."
+    )
+
+
+class GatePolicy(_Part):
+    """The requirements for the promotion of a version."""
+
+    gated_aliases: tuple[str, ...] = Field(default=("champion",), description="Aliases that require a passed gate.")
+    gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
+        default=("Production",), description="Stages that require a passed gate."
+    )
+    parity: Literal["proven", "warned", "any"] = Field(
+        default="proven", description="The lowest accepted parity state of the ONNX form with the original."
+    )
+    evaluation: EvaluationPolicy = EvaluationPolicy()
+    robustness: RobustnessPolicy = RobustnessPolicy()
+    budget: BudgetPolicy = BudgetPolicy()
+    backtest: BacktestPolicy = BacktestPolicy()
+    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = Field(
+        default=(), description="Checks to skip."
+    )
+    seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
+    fresh_hours: float = Field(
+        default=24.0,
+        gt=0,
+        le=87_600,
+        description="The number of hours for which `promote` reuses a passed verdict against the same version.",
+    )
+    approvals: ApprovalPolicy | None = Field(default=None, description="The required approvals. Default: none.")
+    unapproved: UnapprovedPolicy | None = Field(
+        default=None, description="The requests that versions without the approvals may answer. Default: none."
+    )
+
+    @field_validator("gated_aliases")
+    @classmethod
+    def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        """Accept `@champion` for `champion`."""
+        return tuple(alias.removeprefix("@") for alias in aliases)
+
+    def gates(self, place: StageOrAlias | str) -> bool:
+        return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
+
+    def approvals_for(self, place: StageOrAlias | str) -> ApprovalPolicy | None:
+        return self.approvals if self.gates(place) else None
+
+    def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
+        """Return the approvals that a promotion to `place` requires. Raises InvalidConfig if it requires none."""
+        if (approvals := self.approvals_for(place)) is None:
+            raise InvalidConfig(f"the policy of {model} requires no approvals for {place}")
+        return approvals
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> "GatePolicy":
+        if self.robustness.disturbances and not (self.robustness.dataset or self.evaluation.dataset):
+            raise ValueError("robustness.disturbances need labelled rows: set robustness.dataset or evaluation.dataset")
+        return self
+
+    @property
+    def gated_places(self) -> list[StageOrAlias]:
+        return [
+            *(StageOrAlias(alias=alias) for alias in self.gated_aliases),
+            *(StageOrAlias(stage=stage) for stage in self.gated_stages),
+        ]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the requirements for a promotion. Later fields with their default value do not change it."""
+        has_default = self.approvals is None or self.approvals.evaluation == "required"
+        omitted = {"unapproved": True} | ({"approvals": {"evaluation"}} if has_default else {})
+        return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """The policy of a verdict. `where` describes the origin of the policy.
+
+    `is_models_own` is True for the policy of the registered model, or for the defaults if the model has no policy. A
+    verdict with any other policy is a trial and is not stored in the tags of the version.
+    """
+
+    policy: GatePolicy
+    where: str
+    is_models_own: bool
+
+
+def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
+    """Return the policy in `file`, otherwise in the registered model's tag, otherwise the default policy.
+
+    A file counts as the model's own policy if the model has no policy or an equal policy. Raises NotFound if the model
+    does not exist, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow fails.
+    """
+    with registry_errors(f"model {model}"):
+        tags = registry_client().get_registered_model(model).tags
+    own = policy_from_tags(model, tags)
+    if file is not None:
+        policy = parse_policy(read_text(file, "the policy"), f"the policy {file}")
+        return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
+    if own is not None:
+        return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
+    return PolicyChoice(GatePolicy(), "the defaults", True)
+
+
+def parse_policy(text: str, where: str) -> GatePolicy:
+    """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with `where` and the field."""
+    try:
+        document = load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:  # yaml raises ValueError for an invalid date or too long number.
+        raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
+    if not isinstance(document, dict):
+        raise InvalidConfig(f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}")
+    try:
+        return GatePolicy.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        known = f"; the fields are {', '.join(GatePolicy.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise InvalidConfig(f"{where}: {field + ': ' if field else ''}{first['msg']}{known}") from None
+
+
+def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
+    """Return the policy in the tags of a registered model, or None. Raises InvalidConfig if the tag is not a policy."""
+    text = tags.get(GATE_POLICY_TAG)
+    return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
+
+
+def require_mlflow_data(policy: GatePolicy) -> None:
+    """Raise InvalidConfig if a check reads data that is not an artifact that MLflow serves to its clients."""
+    evaluated, robustness, endpoint = policy.evaluation.dataset, policy.robustness, policy.backtest.endpoint
+    disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
+    captured = f"of requests to {endpoint}" if endpoint else ""
+    for name, dataset in (("evaluation", evaluated), ("robustness", disturbed), ("backtest", captured)):
+        if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
+            continue
+        raise InvalidConfig(
+            f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
+            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data"
+        )
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """The permissions of a process that judges a version. With `code`, it may load versions without an ONNX form, which
+    runs their code. With `files`, it may read the inference log, and datasets that are not artifacts of MLflow."""
+
+    code: bool = True
+    files: bool = True
+
+
+ALL_PERMISSIONS = Permissions()

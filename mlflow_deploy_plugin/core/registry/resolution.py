@@ -1,0 +1,268 @@
+"""Resolution of a model URI to one version, before any download.
+
+A stage, an alias or a tag needs one call: `get_registered_model` has the newest version of each stage, and a search
+returns only the newest version with a tag, because a model may have thousands of versions. If a version passed its gate
+without an evaluation, another call reads the policy of the model.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    ModelURI,
+    missing_folder_message,
+    model_name,
+    parse_model_uri,
+    registered_meta,
+)
+from mlflow_deploy_plugin.core.settings import absolute_path, active_workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PARITY_TAG = "onnxserve.parity"
+GIT_COMMIT_TAG = "mlflow.source.git.commit"
+STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
+_SHOWN_VERSIONS = 10
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """One version of a model.
+
+    Attributes:
+        name: the registered model, the logged model, or otherwise the last part of the path.
+        version: the registry's number or the model id. Empty for a path, a URI or a run's artifact, of which the agent
+            reads the `model_id` from the downloaded MLmodel file.
+        source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
+        followed: True if the URI can move to another version (a stage, an alias or a tag).
+        aspects: the values of stage, alias, tag, gate, run_id, model_id, parity and git_commit that are known.
+        registered_at: milliseconds since 1970; 0 if the version is not registered.
+    """
+
+    model_uri: str
+    name: str
+    version: str
+    source: str
+    followed: bool = False
+    aspects: dict[str, str] = field(default_factory=dict)
+    gate_status: tags.GateStatus = _UNREGISTERED
+    registered_at: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig for control characters, which MLflow allows. Names are written to headers and logs."""
+        for what, text in (("name", self.name), ("version", self.version)):
+            if _CONTROL.search(text):
+                raise InvalidConfig(
+                    f"the {what} {text[:200]!r} of a model has control characters, which is not allowed"
+                )
+
+    @property
+    def identity(self) -> str:
+        """A text that differs between versions, even if a version number is registered again after its deletion."""
+        return f"{self.source} {self.registered_at}"
+
+
+Resolution = ResolvedModel | OnnxserveError
+
+
+def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedModel:
+    """Look up the version that the URI currently selects, with one call to the registry (no call for a folder).
+
+    The registry of a registered model is MLflow's client or, in MLflow's server, the store `registry`. Raises
+    InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
+    """
+    uri = parse_model_uri(model_uri)
+    match uri.kind:
+        case "path":
+            folder = absolute_path(uri.name)
+            if not folder.is_dir():
+                raise NotFound(missing_folder_message(uri.name))
+            version = registered_meta(folder).get("model_version", "")
+            return ResolvedModel(model_uri, model_name(uri), version, str(folder))
+        case "remote":
+            return ResolvedModel(model_uri, model_name(uri), "", model_uri)
+        case "run":
+            with registry_errors(f"run {uri.name}"):
+                run = registry_client().get_run(uri.name)
+            aspects = _non_empty(run_id=run.info.run_id, git_commit=run.data.tags.get(GIT_COMMIT_TAG))
+            return ResolvedModel(model_uri, model_name(uri), "", model_uri, aspects=aspects)
+        case "logged_model":
+            with registry_errors(f"logged model {uri.name}"):
+                model = registry_client().get_logged_model(uri.name)
+            aspects = _non_empty(
+                model_id=model.model_id,
+                run_id=model.source_run_id,
+                parity=model.tags.get(PARITY_TAG),
+                git_commit=model.tags.get(GIT_COMMIT_TAG),
+            )
+            return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
+        case _:
+            client = registry or registry_client()
+            if (version_info := _find_version(client, uri)) is None:
+                raise NotFound(_not_found_message(client, uri))
+            return _resolved_version(client, model_uri, uri, version_info)
+
+
+def check_new_name(model: str) -> None:
+    """Raise InvalidConfig if MLflow does not accept the name for a registered model."""
+    if "/" in model or ":" in model:
+        raise InvalidConfig(f"{model!r} is not a valid name for a registered model: / and : are not allowed")
+
+
+def check_registered_name(model: str) -> str:
+    """Return the name. Raises InvalidConfig if it is a URI or a path, for example a folder named like the model."""
+    if "/" in model or ":" in model or model in (".", ".."):
+        name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
+        right = f"use the name and the version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
+        folder = "mlflow.register_model registers the model in a folder"
+        raise InvalidConfig(
+            f"{model!r} is not the name of a registered model; {right if model.startswith('models:/') else folder}"
+        )
+    return model
+
+
+def registered_version(model: str, version: str) -> ResolvedModel:
+    """Return a version of a registered model. Raises InvalidConfig for a bad name or number, and NotFound."""
+    check_registered_name(model)
+    if not version.isdigit():
+        raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
+    return resolve(f"models:/{model}/{version}")
+
+
+def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
+    is_logged = (info.source or "").startswith("models:/m-")
+    aspects = _non_empty(
+        stage="" if info.current_stage == "None" else info.current_stage,
+        alias=uri.selector if uri.kind == "alias" else "",
+        tag=uri.selector if uri.kind == "tag" else "",
+        gate=info.tags.get(tags.GATE_TAG),
+        run_id=info.run_id,
+        model_id=info.source.removeprefix("models:/") if is_logged else "",
+        parity=info.tags.get(PARITY_TAG),
+        git_commit=info.tags.get(GIT_COMMIT_TAG),
+    )
+    version = str(info.version)
+    source = f"models:/{uri.name}/{version}"
+    gate_status, registered_at = _gate_status(client, uri.name, info.tags), info.creation_timestamp or 0
+    return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
+
+
+def _gate_status(client: "MlflowClient", name: str, version_tags: Mapping[str, str]) -> tags.GateStatus:
+    """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
+    status = tags.gate_status_of(version_tags)
+    if status.state != tags.PASSED_WITHOUT_EVALUATION:
+        return status
+    with registry_errors(f"model {name}"):
+        policy = client.get_registered_model(name).tags.get(tags.GATE_POLICY_TAG, "")
+    if not tags.names_dataset(policy):
+        return status
+    reason = (
+        f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` again with a policy that "
+        "does not skip the evaluation"
+    )
+    return tags.GateStatus(False, "", reason, status.report)
+
+
+def _non_empty(**aspects: str | None) -> dict[str, str]:
+    return {name: value for name, value in aspects.items() if value}
+
+
+def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None":
+    """Return the version that the URI selects, or None. Of several versions, return the highest, as in MLflow."""
+    try:
+        with registry_errors(f"model {uri.name}"):
+            match uri.kind:
+                case "version":
+                    return client.get_model_version(uri.name, uri.selector)
+                case "alias":
+                    return client.get_model_version_by_alias(uri.name, uri.selector)
+                case "stage":
+                    if uri.selector.lower() not in STAGES:
+                        raise InvalidConfig(
+                            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
+                            f"a stage ({', '.join(STAGES.values())}); for an alias use "
+                            f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE"
+                        )
+                    latest = client.get_registered_model(uri.name).latest_versions
+                    return newest([version for version in latest if selects(uri, version)])
+                case _:
+                    tag = uri.tag if uri.kind == "tag" else None
+                    return newest(_newest_versions(client, uri.name, 1, tag))
+    except NotFound:
+        return None
+
+
+def selects(uri: ModelURI, version: "ModelVersion") -> bool:
+    if uri.kind == "tag":
+        key, value = uri.tag
+        return bool(version.tags.get(key) == value)
+    return str(version.current_stage).lower() == uri.selector.lower()
+
+
+def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
+    return list(client.search_model_versions(f"name = {_quoted(name)}"))
+
+
+def _newest_versions(
+    client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
+) -> "list[ModelVersion]":
+    """Return the versions with the highest numbers in descending order; with `tag`, only versions with this tag."""
+    query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
+    return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
+
+
+def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
+    return max(versions, key=lambda version: int(version.version), default=None)
+
+
+def _quoted(text: str) -> str:
+    """Return the text quoted for MLflow's filters, which have no escape. Raises InvalidConfig if it has both quotes."""
+    if {"'", '"'} <= set(text):
+        raise InvalidConfig(f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name")
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
+
+
+def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
+    """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
+
+    In the second case, the message also contains the registry, which is a local file without MLFLOW_TRACKING_URI.
+    """
+    import mlflow
+
+    name = uri.name
+    selected = {
+        "stage": f"version in stage {STAGES.get(uri.selector.lower())}",
+        "tag": f"version with the tag {uri.selector}",
+        "latest": "version",
+    }.get(uri.kind, f"{uri.kind} {uri.selector}")
+    lacks = f"model {name} has no {selected}; "
+    with registry_errors(f"model {name}"):
+        if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
+            aliases = {str(number): alias for alias, number in client.get_registered_model(name).aliases.items()}
+            key = uri.tag[0] if uri.kind == "tag" else ""
+            descriptions = []
+            for version in reversed(versions):
+                alias = f"@{aliases[str(version.version)]}" if str(version.version) in aliases else ""
+                tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
+                marks = ", ".join(filter(None, (version.current_stage, alias, tagged)))
+                descriptions.append(f"{version.version} ({marks})" if marks else str(version.version))
+            is_removed = uri.kind == "stage" and not any(version.current_stage for version in versions)
+            hint = f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS" if is_removed else ""
+            return f"{lacks}versions: {', '.join(descriptions)}{hint}"
+        models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
+    if name in models:
+        return lacks + "it does not have any versions"
+    others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"
+    unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
+    where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
+    return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"

@@ -1,0 +1,260 @@
+"""Stages, aliases and tags of a registered model: selecting and moving versions, and the audit trail of the moves."""
+
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from heapq import merge
+from itertools import accumulate, islice
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.core.registry.resolution import STAGES, ResolvedModel, all_versions, newest, resolve, selects
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from mlflow_deploy_plugin.core.store.audit import AuditEvent
+    from mlflow_deploy_plugin.core.store.store import Store
+
+STARTED_AT = "begun"
+"""The key of the start time in the detail of a promotion or rollback event. The event's `at` is the end time."""
+_STEPS = ("gate", "tag", "transition", "alias")
+ROLLED_BACK_TAG = "onnxserve.rolled_back"
+"""The tag of a version that was rolled back: the endpoint and the reason."""
+
+
+def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
+    """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
+
+    If `limit` is set, only the newest events are returned. The trail may not fit in memory.
+    """
+    newest_first = limit is not None
+    streams = [store.events(endpoint, model, newest_first=newest_first)]
+    if endpoint is not None and model is None:
+        for name in models_served_by(store, endpoint) or ():
+            # A model event with an endpoint belongs only to the trail of that endpoint.
+            events = store.events(None, name, newest_first=newest_first)
+            streams.append(event for event in events if not event.endpoint)
+    ordered = merge(*streams, key=attrgetter("at"), reverse=newest_first)
+    return ordered if limit is None else reversed([*islice(ordered, limit)])
+
+
+def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
+    """Remove the steps of a promotion or a rollback, because the promotion or rollback has its own event.
+
+    The steps are the gate run, the tags of its verdict, and the moves to the stage and to the archive.
+    """
+    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
+    for act in events:
+        if start := act.detail.get(STARTED_AT):
+            for version in (act.version, None):
+                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
+    for spans in acts.values():
+        spans.sort()
+        starts, ends = zip(*spans, strict=True)
+        spans[:] = zip(starts, accumulate(ends, max), strict=True)  # The ends are cumulative maxima.
+
+    def is_step(event: "AuditEvent") -> bool:
+        if event.action not in _STEPS:
+            return False
+        spans = acts.get((event.model, None if event.after == "Archived" else event.version), [])
+        begun = bisect_right(spans, event.at, key=itemgetter(0))
+        return begun > 0 and event.at <= spans[begun - 1][1]
+
+    return [event for event in events if not is_step(event)]
+
+
+def event_as_json(event: "AuditEvent") -> str:
+    return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
+
+
+def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
+    """Return the registered models that an endpoint serves or last served; None if the spec is missing or too new."""
+    with suppress(InvalidConfig):
+        stored = store.endpoint(endpoint)
+        if stored is not None and stored.spec.variants:
+            return registered_model_names(stored.spec)
+    from mlflow_deploy_plugin.core.spec.document import load_specs  # pydantic and YAML take 0.1 s.
+
+    names: list[str] | None = None
+    for event in store.events(endpoint, newest_first=True):
+        if text := event.detail.get("spec"):
+            try:
+                (spec,) = load_specs(text, may_be_empty=True)
+            except InvalidConfig:
+                return None
+            names = registered_model_names(spec)
+            if spec.variants:
+                break
+    return names
+
+
+@dataclass(frozen=True)
+class StageOrAlias:
+    stage: str = ""
+    alias: str = ""
+
+    def __str__(self) -> str:
+        return self.stage or f"@{self.alias}"
+
+    @property
+    def is_served_from(self) -> bool:
+        """True for Production and an alias, because endpoints follow them. Other stages are not served."""
+        return bool(self.alias) or self.stage == "Production"
+
+    def uri(self, model: str) -> str:
+        return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
+
+
+def parse_stage_or_alias(text: str) -> StageOrAlias:
+    """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any other text."""
+    if text.startswith("@") and len(text) > 1:
+        return StageOrAlias(alias=text[1:])
+    if stage := STAGES.get(text.lower()):
+        return StageOrAlias(stage=stage)
+    hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{text or 'champion'}'")
+    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}")
+
+
+def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
+    """Return the version that now has the stage or alias, or None. Raises NotFound if there is no such model."""
+    if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
+        return resolve(f"models:/{model}/{number}")
+    with registry_errors(f"model {model}"):
+        registry_client().get_registered_model(model)  # This call raises NotFound if the model does not exist.
+    return None
+
+
+def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
+    """Return the version that the URI's stage, alias or tag selects (the highest number if several match), or ""."""
+    with registry_errors(f"model {uri.name}"):
+        client = registry or registry_client()
+        if uri.kind == "alias":
+            version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
+            return "" if version == exclude else version
+        selected = newest([item for number, item in _selected(client, uri).items() if number != exclude])
+    return "" if selected is None else str(int(selected.version))
+
+
+def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
+    """Make the stage, alias or tag select only `version`. With `clears_rollback`, delete the version's rolled-back tag.
+    Other versions in Production or Staging are archived, because the highest number is served. A tag is removed from
+    other versions. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound if the version is missing.
+    """
+    from mlflow.exceptions import MlflowException  # The import takes a second.
+
+    name = uri.name
+    with registry_errors(f"model {name} version {version}"):
+        try:
+            client = registry_client()
+            if uri.kind == "alias":
+                client.set_registered_model_alias(name, uri.selector, version)
+            else:
+                _select_alone(client, uri, version)
+            if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
+                client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
+        except MlflowException as error:
+            if uri.kind == "stage" and error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+                raise InvalidConfig(
+                    f"{name} version {version} cannot be moved to {uri.place}, because MLflow at {registry_address()} "
+                    "has no stages: use an alias, such as @champion"
+                ) from None
+            if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
+                raise
+            text = str(error)
+            reason = text.removeprefix(f"{error.error_code}: ")
+            raise InvalidConfig(f"MLflow refuses {uri.place} for {name} version {version}: {reason}") from None
+
+
+def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
+    """Move the version to the stage or tag, and remove the earlier versions from the stage or tag."""
+    name, before = uri.name, _selected(client, uri)
+    if before.keys() == {version}:
+        return
+    if uri.kind == "tag":
+        client.set_model_version_tag(name, version, *uri.tag)
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.delete_model_version_tag(name, other, uri.tag[0])
+        if not _selected(client, uri):  # Another client moved the tag back and removed it from this version.
+            client.set_model_version_tag(name, version, *uri.tag)
+        return
+    client.transition_model_version_stage(name, version, uri.selector)
+    if uri.selector.capitalize() in ("Production", "Staging"):  # MLflow archives the same stages.
+        # Move the versions one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3).
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.transition_model_version_stage(name, other, "Archived")
+
+
+def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
+    return {str(item.version): item for item in all_versions(client, uri.name) if selects(uri, item)}
+
+
+def _superseded(
+    uri: ModelURI, version: str, before: "Mapping[str, ModelVersion]", after: "Mapping[str, ModelVersion]"
+) -> list[str]:
+    """Return the versions that must leave a stage or a tag after `version` was moved to it.
+
+    Other clients may have moved versions at the same time. In a stage, the version that was moved last remains, so
+    `version` may have to leave. MLflow does not record the time of a tag, so all versions that were tagged at the same
+    time keep the tag, and the highest number is used.
+    """
+    if version not in after:
+        return []
+    if uri.kind == "tag":
+        return [number for number in after if number in before and number != version]
+
+    def moved_at(number: str) -> tuple[int, int]:
+        return after[number].last_updated_timestamp or 0, int(number)
+
+    unmoved = {key for key in after if key in before and moved_at(key)[0] == before[key].last_updated_timestamp}
+    last = max(after.keys() - unmoved | {version}, key=moved_at)
+    return [number for number in after if number != last]
+
+
+@dataclass(frozen=True)
+class PreviousVersion:
+    """The version that was served before a later version, and the source of this information."""
+
+    version: str
+    source: str
+
+
+def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
+    """Return the version that had the stage before `version`. Skip rolled-back versions. Aliases have no history."""
+    if uri.kind != "stage":
+        return None
+    with registry_errors(f"model {uri.name}"):
+        versions = all_versions(registry or registry_client(), uri.name)
+    candidates = [item for item in versions if str(item.version) != version and ROLLED_BACK_TAG not in item.tags]
+    if (lower := newest([item for item in candidates if selects(uri, item)])) is not None:
+        return PreviousVersion(str(lower.version), f"it is the next highest version in {uri.selector}")
+    if archived := [item for item in candidates if item.current_stage == "Archived"]:
+        last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
+        return PreviousVersion(str(last.version), "it was archived last")
+    return None
+
+
+def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = None) -> bool:
+    """Return True if the version has the rolled-back tag. Raises NotFound if the version does not exist."""
+    with registry_errors(f"model {name} version {version}"):
+        return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
+
+
+def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
+    """Return why a rolled-back version is not promoted to a served stage or alias; empty if the move is allowed."""
+    if not place.is_served_from or ROLLED_BACK_TAG not in tags:
+        return ""
+    return (
+        f"{model} version {version} is not promoted to {place}, because it was rolled back ({tags[ROLLED_BACK_TAG]}): "
+        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it anyway and removes its tag "
+        f"{ROLLED_BACK_TAG}"
+    )

@@ -1,0 +1,255 @@
+"""All `ONNXSERVE_*` settings of a process, typed and documented.
+
+A setting specifies where this machine stores files and how long this process waits; the spec (`core/spec/`) specifies what
+is served and how. Settings are environment variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+
+The class is a plain pydantic model, because pydantic-settings would add 0.1 s to the start of each server process.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+
+_PREFIX = "ONNXSERVE_"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MLFLOW_WORKSPACE, DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
+_WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the same rule as in MLflow
+_OF_WORKSPACE = "{workspace}"
+
+
+def active_workspace() -> str:
+    """Return this process's MLflow workspace, or within MLflow's server the request's; empty for the default workspace.
+
+    Raises:
+        InvalidConfig: the name is not a valid workspace name.
+    """
+    context = sys.modules.get("mlflow.utils.workspace_context")  # Not imported, because importing MLflow takes 1 s.
+    return workspace_of({_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ)
+
+
+def workspace_of(environment: Mapping[str, str]) -> str:
+    """Return the MLflow workspace of a process with this environment; empty for the default workspace.
+
+    Raises:
+        InvalidConfig: the name is not a valid workspace name.
+    """
+    name = environment.get(_MLFLOW_WORKSPACE, "").strip()
+    if name and not _WORKSPACE.fullmatch(name):
+        expected = "1 to 63 lower-case letters, digits and inner hyphens are expected"
+        raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: {expected} (got {name!r})")
+    return "" if name == DEFAULT_WORKSPACE else name
+
+
+def workspace_query() -> str:
+    """Return the URL query that selects this workspace on a page of MLflow; empty for the default workspace."""
+    return f"?workspace={name}" if (name := active_workspace()) else ""
+
+
+def workspace_environment() -> dict[str, str]:
+    """Return the environment variable that gives a child process this workspace; empty for the default workspace."""
+    return {_MLFLOW_WORKSPACE: name} if (name := active_workspace()) else {}
+
+
+class Settings(BaseModel):
+    """The settings of this process. The reference page of the docs is generated from these fields and docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    home: Path = Path("~/.onnxserve")
+    """Folder for the default store, the logs, the model cache and the inference log."""
+    store_uri: str = Field(default="", repr=False)  # may contain a password
+    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} in the URI is replaced by the
+    name of the MLflow workspace, because each workspace has its own store. Default: SQLite in HOME."""
+    log_uri: str = ""
+    """Folder or URI to which the inference log is written as Parquet. Default: HOME/inference_log."""
+    log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
+    """Encryption of the inference log's objects at s3://: AES256, aws:kms or aws:kms:KEY-ID. Default: the encryption of
+    the bucket."""
+    artifact_folders: str = ""
+    """Folders of this machine in which the files of a version may be if MLflow's server names a folder, separated by
+    commas, such as the server's `--default-artifact-root`. Default: none. A server on this machine may always name a
+    folder below `mlruns`."""
+    keys_file: Path | None = None
+    """File with the valid API keys, for servers without a store, such as a mounted secret. `onnxserve keys export`
+    prints it. Default: the keys in the store."""
+    secrets: Path | None = None
+    """Folder whose files set environment variables: the file name is the variable, the content its value. Use it for
+    Docker's secrets (/run/secrets) or systemd's credentials. A variable that is already set takes precedence."""
+    redis_url: str = Field(default="", repr=False)  # may contain a password
+    """Redis server that stores rate limits and the response cache for all workers, such as redis://host:6379/0.
+    Default: each worker has its own in memory."""
+    host: str = "127.0.0.1"
+    """Address that `onnxserve serve` listens on if neither the spec nor an option specifies an address."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `onnxserve serve` if neither the spec nor an option specifies it. Default: the first free from 8080."""
+    device: str = ""
+    """Device for models, as in `onnxserve serve --device`, if neither the spec nor the option specifies a device."""
+    model_uri: str = ""
+    """Model that `onnxserve serve` serves if neither an option nor a spec specifies a model; it is set in images that
+    follow the registry."""
+    listener: Path | None = None
+    """Unix socket from which a server receives a listening socket. The server shares that socket with the server that
+    it replaces, and also listens at 127.0.0.1. The docker target sets this."""
+    insecure: bool = False
+    """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
+    poll_seconds: float = Field(default=30.0, ge=0.1, le=3600)
+    """Seconds between two polls of the registry for a followed reference. An MLflow server with `--app-name onnxserve`
+    sends changes immediately, and is polled once per hour."""
+    log_format: Literal["text", "ecs"] = "text"
+    """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
+    log_requests: bool = False
+    """Log one line for every request."""
+    ready_timeout_seconds: float = Field(default=120.0, gt=0)
+    """Seconds that `mlflow deployments create` waits until the server is ready."""
+
+    kube_context: str | None = None
+    """Context of KUBECONFIG that deployments on Kubernetes use. Default: the current context; in a pod without a
+    configuration, the pod's own cluster."""
+    alert_config: Path | None = None
+    """File of the channels that receive alerts, in Apprise's YAML or text format; tags select among the channels.
+    Default: no alert is sent."""
+    alert_repeat_seconds: float = Field(default=86400.0, ge=60)
+    """Seconds after which an alert that still fires is sent again."""
+    monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
+    """Days after which the controller deletes judged windows of monitors and resolved alerts from the store. Default:
+    never."""
+    webhook_secret: str = Field(default="", repr=False)
+    """Secret with which MLflow signs the webhooks for `onnxserve controller --webhook-port`."""
+    mlflow_url: str = ""
+    """Address of an MLflow server with `--app-name onnxserve` for the processes that its page starts. Default: its own
+    port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without a *."""
+
+    mlflow_app: str = ""
+    """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry point group `mlflow.app`, such as
+    basic-auth or oidc-auth. Default: no accounts."""
+    user_header: str = ""
+    """Header in which a proxy sends the name of the caller to MLflow's server, such as X-Forwarded-User. Requests
+    without it are refused, except health checks. Default: no accounts."""
+    groups_header: str = ""
+    """Header in which the proxy sends the groups of the caller, separated by commas, such as X-Forwarded-Groups."""
+    trusted_proxies: str = ""
+    """Addresses and networks from which ONNXSERVE_USER_HEADER is accepted, separated by commas, such as 10.1.0.0/16."""
+    admin_groups: str = ""
+    """Groups in ONNXSERVE_GROUPS_HEADER whose members are administrators of the console, separated by commas."""
+    edit_groups: str = ""
+    """Groups in ONNXSERVE_GROUPS_HEADER whose members may change models and runs, separated by commas. All other
+    callers may read and, as members of a policy's groups, decide about requests. Default: every named caller."""
+
+    _workspace: str = PrivateAttr(default_factory=active_workspace)
+
+    @cached_property
+    def home_path(self) -> Path:
+        """The folder of the MLflow workspace in HOME; for the default workspace, HOME."""
+        return Path(self._in_workspace(str(self.root_path)))
+
+    @cached_property
+    def root_path(self) -> Path:
+        """HOME as an absolute path."""
+        return absolute_path(self.home)
+
+    @property
+    def store_url(self) -> str:
+        """The SQLAlchemy URI of the store. Raises InvalidConfig if all workspaces would have the same URI."""
+        if self._workspace and self.store_uri and _OF_WORKSPACE not in self.store_uri:
+            raise InvalidConfig(
+                f"ONNXSERVE_STORE_URI is one store for all MLflow workspaces, and {self._workspace} needs its own: put "
+                f"{_OF_WORKSPACE} in the URI, such as postgresql+psycopg://user@host/{_OF_WORKSPACE}"
+            )
+        file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
+        return self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE) or f"sqlite:///{file}"
+
+    @property
+    def inference_log(self) -> str:
+        return self._in_workspace(self.log_root)
+
+    @property
+    def log_root(self) -> str:
+        """A URI, or an absolute path, because servers do not run in the folder of the command that starts them."""
+        if ":" in self.log_uri:
+            return self.log_uri
+        return str(absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log")
+
+    @property
+    def artifact_paths(self) -> frozenset[Path]:
+        """The artifact folders as absolute paths without links."""
+        listed = [folder.strip() for folder in self.artifact_folders.split(",")]
+        return frozenset(absolute_path(folder).resolve() for folder in listed if folder)
+
+    @property
+    def cache_path(self) -> Path:
+        return self.home_path / "cache"
+
+    @property
+    def deployments_path(self) -> Path:
+        return self.home_path / "deployments"
+
+    def _in_workspace(self, path: str) -> str:
+        return f"{path.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else path
+
+    def state_dir(self, endpoint: str) -> Path:
+        """Return the state folder of an endpoint's server on this machine. It may not exist."""
+        return self.deployments_path / endpoint
+
+
+def absolute_path(path: Path | str) -> Path:
+    """Return an absolute path for a path that a person wrote; ~ and ~USER become the home folder.
+
+    Raises:
+        InvalidConfig: the user does not exist or has no home folder, or the current folder was deleted.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except FileNotFoundError:
+        raise InvalidConfig(f"{path}: the current folder was deleted; run the command in another folder") from None
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise InvalidConfig(f"{path}: {home} has no known home folder: set HOME, or use an absolute path") from None
+
+
+def load_settings() -> Settings:
+    """Return the settings of the environment.
+
+    Raises:
+        InvalidConfig: a value is not valid; the message names the variable.
+    """
+    try:
+        variables = {name.removeprefix(_PREFIX): text for name, text in os.environ.items() if name.startswith(_PREFIX)}
+        return Settings.model_validate({name.lower(): text for name, text in variables.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = _PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidConfig(f"{variable}: {first['msg']} (got {first['input']!r})") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a file, called `what` in messages. Raises InvalidConfig if the file cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not a text"
+        raise InvalidConfig(f"{what} {path} cannot be read: {why}") from None
+
+
+def load_secrets() -> None:
+    """Set environment variables from the files of ONNXSERVE_SECRETS, without the line break at the end of a file.
+
+    Raises:
+        InvalidConfig: the folder or a file cannot be read. The message contains the path but never a value.
+    """
+    folder = os.environ.get(f"{_PREFIX}SECRETS")
+    try:
+        for file in sorted(Path(folder).iterdir()) if folder else ():
+            if _VARIABLE.fullmatch(file.name) and file.name not in os.environ:
+                os.environ[file.name] = file.read_text().removesuffix("\n")
+    except (OSError, ValueError) as error:  # A ValueError means invalid UTF-8 or a null character.
+        where = (error.filename if isinstance(error, OSError) else None) or file
+        why = (error.strerror if isinstance(error, OSError) else None) or "it is not a text"
+        raise InvalidConfig(f"ONNXSERVE_SECRETS: {where} cannot be read: {why}") from None

@@ -1,0 +1,224 @@
+"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list of the dotted names."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec, SampleSpec
+from mlflow_deploy_plugin.core.spec.parts import (
+    AlarmsSpec,
+    CaptureSpec,
+    ContainerSpec,
+    EndpointSpec,
+    KubernetesSpec,
+    ProviderOptions,
+    ServerSpec,
+    StickySpec,
+    VariantSpec,
+)
+from mlflow_deploy_plugin.core.spec.types import PATTERNS_IN_WORDS, field_descriptions
+
+_EXPECTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number is expected"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number is expected"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false is expected"),
+    "string_type": "a text is expected",
+    "greater_than_equal": "at least {ge} is expected",
+    "greater_than": "more than {gt} is expected",
+    "less_than_equal": "at most {le} is expected",
+    "less_than": "less than {lt} is expected",
+    "literal_error": "{expected} is expected",
+}
+"""The description of the expected value in a message, by the type of pydantic's error."""
+_NOT_BY_NAME = {
+    "api_version",
+    "name",
+    "variants.NAME.model",  # `-m` sets the model.
+    "monitors.NAME.retrain.parameters",  # Only a spec file can contain a mapping.
+}
+"""The fields that `-C` does not accept."""
+_TABLES = {"container.environment", "container.secrets", "container.secret_files"}
+"""The fields that map names to texts. Each key of such a field has a dotted name."""
+_OF_TABLE = ".VARIABLE"
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "server.": ServerSpec,
+    "server.provider_options.": ProviderOptions,
+    "container.": ContainerSpec,
+    "capture.": CaptureSpec,
+    "variants.NAME.": VariantSpec,
+    "monitors.NAME.": MonitorSpec,
+    "monitors.NAME.retrain.": RetrainSpec,
+    "monitors.NAME.retrain.sample.": SampleSpec,
+    "alarms.": AlarmsSpec,
+    "sticky.": StickySpec,
+    "kubernetes.": KubernetesSpec,
+    "": EndpointSpec,
+}
+"""The parts of a spec by the prefix of their dotted names. A field that contains a part has no dotted name."""
+_RETRAIN = ".retrain."
+
+
+def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
+    """Return the endpoints of a YAML text, one per document. All endpoints share the server of the first document.
+
+    Raises InvalidConfig for any other text. With `may_be_empty`, an endpoint may have no variants.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
+        raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
+    specs = [validate_spec(document) for document in documents]
+    if not specs:
+        raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    names = [spec.name for spec in specs]
+    if not may_be_empty and (empty := [spec.name for spec in specs if not spec.variants]):
+        raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidConfig(f"endpoint {doubled[0]!r} is repeated in the spec")
+    for spec in specs[1:]:
+        if "server" in spec.model_fields_set and spec.server != specs[0].server:
+            raise InvalidConfig(
+                f"endpoint {spec.name!r} has another `server`, but all endpoints of a spec share one server: specify "
+                f"it in the first endpoint, {specs[0].name!r}"
+            )
+    return specs
+
+
+def dump_spec(spec: EndpointSpec) -> str:
+    """Return the spec as YAML without default values. `load_specs` is the inverse function."""
+    document = {"apiVersion": spec.api_version, **spec_document(spec)}
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def spec_document(spec: EndpointSpec) -> dict[str, Any]:
+    """Return the fields that differ from their defaults, as plain values."""
+    return spec.model_dump(by_alias=True, exclude_defaults=True)
+
+
+def validate_spec(document: object) -> EndpointSpec:
+    """Return the spec from a document of plain values. Raise InvalidConfig, with the field, if a field is not valid."""
+    if not isinstance(document, Mapping):
+        raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
+    try:
+        return EndpointSpec.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        if first["type"] == "extra_forbidden":
+            known = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
+            raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
+        context, message = first.get("ctx", {}), str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] in _EXPECTED:
+            message = _EXPECTED[first["type"]].format(**context)
+        elif first["type"] == "string_pattern_mismatch":
+            message = PATTERNS_IN_WORDS.get(context["pattern"], message)
+        received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        raise InvalidConfig(f"{where}: {message}{received}" if where else message) from None
+
+
+def field_reference() -> Iterator[tuple[str, str, str, str]]:
+    """Yield every field that `-C` accepts: (dotted name, type, default, description)."""
+    for dotted, part, name in _fields():
+        field, description = part.model_fields[name], field_descriptions(part)[name]
+        is_table = dotted.endswith(_OF_TABLE)
+        default = "" if is_table or field.is_required() or field.default in (None, ()) else str(field.default)
+        yield dotted, "str" if is_table else _type_name(field.annotation), default, description
+
+
+def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
+    for prefix, part in _PARTS.items():
+        for name in part.model_fields:
+            dotted = f"{prefix}{name}"
+            if dotted not in _NOT_BY_NAME and not any(other.startswith(f"{dotted}.") for other in _PARTS):
+                yield f"{dotted}{_OF_TABLE if dotted in _TABLES else ''}", part, name
+
+
+def _type_name(annotation: object) -> str:
+    """Return the type of a field, e.g. `int`, or the allowed values, for help texts."""
+    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
+    if get_origin(kinds[0]) is Literal:
+        kinds = list(get_args(kinds[0]))
+    elif get_origin(kinds[0]) is Annotated:
+        kinds = [get_args(kinds[0])[0]]
+    return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
+
+
+def new_endpoint(
+    name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
+) -> EndpointSpec:
+    """Return the endpoint `name` with one variant (default: of this name) and with `config`, as in `apply_config`."""
+    document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
+    return apply_config(validate_spec(document), config or {})
+
+
+def empty_endpoint(name: str) -> EndpointSpec:
+    """Return the endpoint `name` without a variant. Such an endpoint cannot be served. Raises InvalidConfig."""
+    return validate_spec({"name": name, "variants": {}})
+
+
+def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSpec:
+    """Return `spec` with new values of fields by dotted names: `{"server.port": "8123"}`. "" restores the default.
+
+    Raises InvalidConfig for an unknown name (the message contains the nearest valid name) or an invalid value.
+    """
+    document = spec_document(spec)
+    if any(dotted.startswith("sticky.") for dotted in config):
+        document.pop("sticky", None)  # `config` replaces the key or header: only one may be set.
+    known = [name for name, *_ in _fields()]
+    for dotted, value in config.items():
+        path = _path(dotted)
+        field = ".".join([path[0], "NAME", *path[2:]] if path[0] in ("variants", "monitors") else path)
+        if len(path) == 3 and ".".join(path[:2]) in _TABLES:
+            field = ".".join(path[:2]) + _OF_TABLE
+        is_model = field == "variants.NAME.model" and path[1] in spec.variants
+        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # a parameter of the project
+        is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
+        if not (field in known or is_model or is_parameter or is_removed_sample):
+            hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
+            raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
+        *parents, leaf = path
+        target = document
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        if value == "":
+            target.pop(leaf, None)
+        else:
+            target[leaf] = value
+    for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
+        del document[part]
+    return validate_spec(document)
+
+
+def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
+    """Return `spec` with another variant, without traffic if there are others. Raises AlreadyExists, InvalidConfig."""
+    if name in spec.variants:
+        raise AlreadyExists(f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it")
+    added = {"model": model_uri, "weight": 0 if spec.variants else 100}
+    variants = {**spec_document(spec)["variants"], name: added}
+    return validate_spec({**spec_document(spec), "variants": variants})
+
+
+def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """Return `spec` without a variant. Raise InvalidConfig if only variants without traffic would remain."""
+    variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
+    return validate_spec({**spec_document(spec), "variants": variants})
+
+
+def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
+    monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
+    return validate_spec({**spec_document(spec), "monitors": monitors})
+
+
+def _path(dotted: str) -> list[str]:
+    """Split a dotted name into keys. The names of variants and monitors may contain dots."""
+    part, _, rest = dotted.partition(".")
+    if part == "monitors" and _RETRAIN in rest:
+        name, _, field = rest.rpartition(_RETRAIN)
+        table, _, key = field.partition(".")
+        return [part, name, "retrain", table, *([key] if key else [])]
+    name, _, field = rest.rpartition(".")
+    return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")

@@ -1,0 +1,465 @@
+"""The parts of a spec: their fields, defaults, bounds and descriptions."""
+
+from datetime import timedelta
+from itertools import combinations
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
+from mlflow_deploy_plugin.core.spec.types import (
+    DNS_NAME,
+    HTTP_URL,
+    IMAGE,
+    NETWORK,
+    NODE_LABEL,
+    PROVIDER,
+    SECRET_KEY,
+    TAINT,
+    VARIABLE,
+    VARIABLE_VALUE,
+    Name,
+    SpecPart,
+    length_of,
+    split_list,
+    split_providers,
+)
+
+RATE = r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$"
+Rate = Annotated[str, StringConstraints(pattern=RATE)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
+VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
+VariableValue = Annotated[str, StringConstraints(pattern=VARIABLE_VALUE)]
+DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
+NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
+Taint = Annotated[str, StringConstraints(pattern=TAINT)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+Device = Literal["cpu", "cuda", "tensorrt", "openvino"]
+ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
+Provider = Annotated[
+    dict[ProviderName, dict[str, str | bool | int | float]],
+    WithJsonSchema({"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1}),
+]
+_OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
+ModelControlMode = Literal["none", "explicit"]
+WorkerClass = Literal["fast", "gthread"]
+_SHIP_SECONDS = 40
+
+
+class VariantSpec(SpecPart):
+    """A model of an endpoint."""
+
+    model: str = Field(min_length=1)
+    """Model URI: models:/X@alias, models:/X/Production, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://… or a
+    path."""
+    weight: int = Field(default=100, ge=0, le=100)
+    """Weight of the variant. Its share of the traffic is its weight divided by the sum of all weights."""
+    shadow: bool = False
+    """true: the variant receives a copy of the traffic, but its predictions are only compared and never returned."""
+    allow_pyfunc: bool = False
+    """Allow a stage, alias or tag to move to a version without an ONNX form, which runs its own Python code."""
+
+
+class ProviderOptions(SpecPart):
+    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
+
+    gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
+    """Maximum bytes of GPU memory in the arena of a session."""
+    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = None
+    """Growth of the arena: by powers of two, or by the requested size."""
+    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = None
+    """Selection of cuDNN's convolution algorithm. EXHAUSTIVE tries all algorithms for each shape."""
+    use_tf32: bool | None = None
+    """false: multiply in full float32, for which parity was proven. ONNX Runtime's default is true."""
+    enable_cuda_graph: bool = False
+    """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then sequential."""
+    trt_fp16_enable: bool | None = None
+    """Let TensorRT compute in float16."""
+    trt_engine_cache_path: str | None = Field(default=None, min_length=1)
+    """Folder of TensorRT's engines. Default: a folder in the server's state folder."""
+
+
+class ServerSpec(SpecPart):
+    """The server process of an endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 listens on every interface."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port to listen on. Default: the first free port from 8080."""
+    api_keys: bool = False
+    """Require an API key (onnxserve keys create) for every request except health checks."""
+    jwt_issuer: str | None = Field(default=None, pattern=HTTP_URL)
+    """OpenID Connect issuer whose tokens are accepted instead of a key. Requires jwt_audience."""
+    jwt_audience: str | None = Field(default=None, min_length=1)
+    """Name of this server in the claim aud of the issuer's tokens."""
+    insecure: bool = False
+    """Allow a server without authentication to accept other machines, e.g. behind a gateway that authenticates."""
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for GET /metrics over plain HTTP without authentication, in addition to /metrics on port. Default: none."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Number of worker processes. Each worker loads every model."""
+    threads: int = Field(default=4, ge=1, le=256)
+    """Number of requests that a worker handles in parallel."""
+    worker_class: WorkerClass = "fast"
+    """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own class, for debugging."""
+    certfile: str | None = Field(default=None, min_length=1)
+    """Certificate chain in PEM format. With keyfile, the server accepts only https. On kubernetes, each file is
+    SECRET/KEY: flights-tls/tls.crt."""
+    keyfile: str | None = Field(default=None, min_length=1)
+    """Private key of certfile in PEM format."""
+    ca_certs: str | None = Field(default=None, min_length=1)
+    """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
+    TLS). Requires certfile."""
+    device: Device = "cpu"
+    """Device of ONNX Runtime. cuda, tensorrt and openvino do not fall back to another device."""
+    providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
+    """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
+    In a spec file, each may have options. All except CPUExecutionProvider must compute a part of every model."""
+    device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
+        default=(), max_length=64
+    )
+    """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
+    io_binding: bool = False
+    """Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."""
+    provider_options: ProviderOptions = ProviderOptions()
+    intra_op_num_threads: int | None = Field(default=None, ge=1)
+    """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc. Default: the available cores
+    divided by the workers."""
+    max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Memory limit of a worker. A version that would exceed it is refused, and the previous version is still served.
+    Default: the worker's share of the memory limit of its container or unit, if there is a limit."""
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    """Maximum size of a request body. It is also the maximum number of values (rows × outputs) in a response, which is
+    at least 16777216. Above the limit, the response is 413."""
+    max_text_characters: int = Field(default=1_000_000, ge=1000)
+    """Maximum number of characters of a request that a text model tokenizes, which takes up to two seconds. Only the
+    start of a long text counts if the model truncates it. Above the limit, the response is 413."""
+    request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
+    """Timeout to receive a request, and of a pyfunc's prediction. A worker that is silent for this time is replaced."""
+    graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
+    """Timeout of the requests in flight after SIGTERM."""
+    model_control_mode: ModelControlMode = "none"
+    """explicit: all callers may load and unload endpoints (V2 model repository), except web pages of other origins."""
+    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(default=(), max_length=64)
+    """Host names that callers may use for the routes that load and unload: flights.svc,models.example. IP addresses,
+    localhost and `host` are always allowed."""
+    max_batch_size: int | None = Field(default=None, ge=1, le=65536)
+    """Maximum number of rows in a batch of several requests; 1 disables batching. Default: 1 on a CPU, 32 on a GPU."""
+    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
+        default=(), max_length=16
+    )
+    """Batch sizes that are computed immediately, without waiting for more rows: 8,32."""
+    max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
+    """Maximum time that a request waits for other requests of its batch."""
+    max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
+    """Maximum number of requests that wait for a batch of a version. Above the limit, the response is 429."""
+    default_timeout_microseconds: int = Field(default=0, ge=0)
+    """Timeout until the computation of a request starts. After it, the response is 504; 0 disables the timeout. A
+    request may set a shorter time (parameter `timeout`)."""
+    max_concurrent_requests: int | None = Field(default=None, ge=1, le=1000)
+    """Maximum number of predict requests in flight per worker. Above the limit, the response is 429. A gthread worker
+    has at most `threads` requests."""
+    rate_limit: Rate | None = None
+    """Rate limit of predict requests per caller, e.g. 100/minute. Above the limit, the response is 429. Each worker
+    counts separately, unless ONNXSERVE_REDIS_URL is set."""
+    rate_limit_header: HeaderName | None = None
+    """Header that identifies the caller for the rate limit. Default: the IP address, or the /64 of an IPv6 address."""
+    response_cache_bytes: int = Field(default=0, ge=0)
+    """Memory of the cache of responses to equal requests; 0 disables the cache."""
+    explain_max_rows: int = Field(default=100, ge=0, le=10_000)
+    """Maximum number of rows in an explain request (POST /explain); 0 disables explanations."""
+    max_spool_bytes: int = Field(default=1024**3, ge=1024**2)
+    """Disk space for captured requests while the inference log is down. When it is full, requests are answered but not
+    captured."""
+    response_cache_seconds: int = Field(default=300, ge=1, le=86400)
+    """Time that a response stays in the cache."""
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        return "http" if self.certfile is None else "https"
+
+    @property
+    def stop_seconds(self) -> int:
+        """The timeout for stopping the server: for the requests in flight, and for the agent to ship captured rows."""
+        return self.graceful_timeout_seconds + _SHIP_SECONDS
+
+    @property
+    def is_open(self) -> bool:
+        """True if the server accepts unauthenticated callers without `insecure`."""
+        return not (self.authenticates or self.insecure)
+
+    @property
+    def authenticates(self) -> bool:
+        """True if callers need a key, a token or a certificate."""
+        return self.takes_keys or self.ca_certs is not None
+
+    @property
+    def takes_keys(self) -> bool:
+        """True if callers need a key or a token."""
+        return self.api_keys or self.jwt_issuer is not None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "ServerSpec":
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ValueError("certfile and keyfile must be set together")
+        if self.ca_certs is not None and self.certfile is None:
+            raise ValueError("ca_certs requires certfile and keyfile")
+        if (self.jwt_issuer is None) != (self.jwt_audience is None):
+            raise ValueError("jwt_issuer and jwt_audience must be set together")
+        for one, other in combinations(("port", "grpc_port", "metrics_port"), 2):
+            if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both {getattr(self, one)}; they must differ")
+        return self
+
+    @property
+    def is_on_nvidia(self) -> bool:
+        """True if the server computes on an NVIDIA GPU."""
+        return not _OF_NVIDIA.isdisjoint({self.device, *(name for entry in self.providers for name in entry)})
+
+    @model_validator(mode="after")
+    def _fit_the_device(self) -> "ServerSpec":
+        fields = [f"provider_options.{name}" for name in self.provider_options.model_dump(exclude_defaults=True)]
+        fields += [name for name in ("device_ids", "io_binding") if getattr(self, name)]
+        others = (["device"] if self.device != "cpu" else []) + fields
+        if self.providers and others:
+            raise ValueError(f"{others[0]} and providers are both set: providers replaces device, with all options")
+        if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(self.providers):
+            raise ValueError("each entry of providers is a single provider, which no other entry repeats")
+        if self.device in ("cpu", "openvino") and fields:
+            raise ValueError(
+                f"{fields[0]} requires a GPU, but device is {self.device}: device cuda or tensorrt is expected"
+            )
+        if self.device == "cuda" and (name := next((name for name in fields if ".trt_" in name), "")):
+            raise ValueError(f"{name} requires device tensorrt, but device is cuda")
+        if self.device_ids and (
+            len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
+        ):
+            raise ValueError(
+                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: different GPUs "
+                "and at least one worker for each GPU are expected"
+            )
+        return self
+
+
+class ContainerSpec(SpecPart):
+    """The container of an endpoint's server, for every target that runs an image."""
+
+    image: str | None = Field(default=None, pattern=IMAGE)
+    """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`. Default: onnxserve:cpu, or
+    onnxserve:gpu for an NVIDIA GPU."""
+    cpus: float | None = Field(default=None, ge=0.01, le=1024)
+    """CPU limit of the container: 1.5. Default: no limit."""
+    memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Memory limit of the container. The kernel kills a process that exceeds it. Default: no limit."""
+    environment: dict[VariableName, VariableValue] = Field(default={})
+    """Environment variable of the server. Its value is in the spec."""
+    secrets: dict[VariableName, str] = Field(default={})
+    """Environment variable whose value is not in the spec. On docker, the path of a file with the value; on kubernetes,
+    SECRET/KEY in the namespace."""
+    secret_files: dict[VariableName, str] = Field(default={})
+    """Environment variable with the path of a file that is mounted, e.g. GOOGLE_APPLICATION_CREDENTIALS. On docker, the
+    path of the file; on kubernetes, SECRET/KEY in the namespace."""
+    restart: Literal["unless-stopped", "on-failure", "no"] = "unless-stopped"
+    """Docker's restart policy. Kubernetes always restarts."""
+    pids: int = Field(default=1024, ge=32, le=65536)
+    """Docker's limit of processes and threads in the container."""
+    network: str | None = Field(default=None, pattern=NETWORK)
+    """Docker network on which containers reach each other by name; host: the network of this machine. Default: a
+    network on which only this machine reaches the server."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "ContainerSpec":
+        if both := sorted(self.secrets.keys() & self.secret_files.keys()):
+            raise ValueError(f"{both[0]} is in secrets and in secret_files: specify it only once")
+        return self
+
+    def image_for(self, server: ServerSpec) -> str:
+        """Return the image of the server. Raise InvalidConfig if none of our images has the server's providers."""
+        if self.image or server.is_on_nvidia:
+            return self.image or "onnxserve:gpu"
+        if server.device == "cpu" and not server.providers:
+            return "onnxserve:cpu"
+        name = "providers" if server.providers else f"device {server.device}"
+        raise InvalidConfig(f"server.{name} needs an image with its build of ONNX Runtime: -C container.image=…")
+
+
+_RESERVED = ("_", "output.")
+"""The prefixes of column names that the inference log reserves."""
+
+
+class CaptureSpec(SpecPart):
+    """The part of the traffic that is captured for monitoring."""
+
+    fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests to capture."""
+    max_rows_per_request: int = Field(default=10_000, ge=1)
+    """Maximum number of captured rows per request."""
+    drop: TextList = ()
+    """Columns that are not captured: names of the signature, prediction, output.NAME."""
+    mask: TextList = ()
+    """Columns that are captured as keyed hashes; equal values have equal hashes. The key is a file in the server's
+    state folder."""
+    keys: TextList = ()
+    """Additional columns of requests, such as customer_id. They are captured to match labels with rows, and are not
+    passed to the model."""
+    retention: Length | None = None
+    """Maximum age of rows and labels in the log: 90d. The controller deletes older rows and labels, except those that a
+    monitor still needs. Default: no limit."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "CaptureSpec":
+        if both := sorted({*self.drop} & {*self.mask}):
+            raise ValueError(f"{both[0]!r} is in drop and in mask: specify it only once")
+        if reserved := next((name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)), ""):
+            raise ValueError(
+                f"keys contains {reserved!r}, which the log reserves: a name other than prediction is expected, "
+                "without the prefix _ or output."
+            )
+        return self
+
+
+class StickySpec(SpecPart):
+    """The key that routes all requests of a caller to the same variant, in every worker."""
+
+    header: HeaderName | None = None
+    """Header (gRPC: metadata) for the routing: X-User-Id. Requests with equal values go to the same variant."""
+    key: str | None = Field(default=None, min_length=1)
+    """Input column for the routing. Requests with equal values in the first row go to the same variant."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "StickySpec":
+        if (self.header is None) == (self.key is None):
+            raise ValueError("exactly one of header and key is expected")
+        return self
+
+
+class KubernetesSpec(SpecPart):
+    """The settings of an endpoint's server that apply only to Kubernetes. For other settings, see `container`."""
+
+    replicas: int = Field(default=3, ge=0, le=1000)
+    """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the number."""
+    max_replicas: int | None = Field(default=None, ge=2, le=1000)
+    """Maximum number of pods of a HorizontalPodAutoscaler (needs container.cpus) or of KEDA. Default: no autoscaler."""
+    target_cpu_percent: int = Field(default=70, ge=1, le=100)
+    """Target CPU utilization of the autoscaler, in percent of container.cpus. A worker with a small model uses at most
+    one core. With fewer workers than cores, the target may never be reached."""
+    requests_per_second: float | None = Field(default=None, ge=0.001, le=1_000_000)
+    """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
+    prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
+    """Address of the Prometheus that KEDA queries. The default is a Service of the Prometheus operator."""
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
+    host: HostName | None = None
+    """Public host name of an Ingress, or of an HTTPRoute if `gateway` is set."""
+    ingress_class: DnsName | None = None
+    """Class of the Ingress. Default: the default class of the cluster."""
+    tls_secret: DnsName | None = None
+    """Secret with the certificate of `host`, for an Ingress."""
+    gateway: DnsName | None = None
+    """Gateway in the endpoint's namespace for an HTTPRoute."""
+    allowed_namespaces: TextList = ()
+    """Other namespaces whose pods may call the endpoint; * for all. With `host`, all namespaces are allowed."""
+    service_monitor: bool = False
+    """Create a ServiceMonitor for the Prometheus operator."""
+    service_monitor_key: str | None = Field(default=None, pattern=SECRET_KEY)
+    """API key with scope `read` for Prometheus, if the server requires keys: SECRET/KEY."""
+    service_account: DnsName | None = None
+    """ServiceAccount of the pods. Default: a separate ServiceAccount without permissions."""
+    image_pull_secrets: TextList = ()
+    """Secrets to pull the image with: a,b."""
+    node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = ()
+    """Labels of the nodes for the pods: pool=gpu,a=b."""
+    tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = ()
+    """Taints that the pods tolerate, in kubectl's syntax: dedicated=ml:NoSchedule."""
+
+    force_conflicts: bool = False
+    """Overwrite fields of the endpoint's objects that another client, such as kubectl, has set."""
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """True if our autoscaler or the user's autoscaler sets the number of pods."""
+        return self.max_replicas is not None or self.replicas == 0
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "KubernetesSpec":
+        if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which must be at least 1"
+            )
+        if self.service_monitor_key is not None and not self.service_monitor:
+            raise ValueError("service_monitor_key requires `service_monitor`, which is not set")
+        for name in ("ingress_class", "tls_secret", "gateway"):
+            if getattr(self, name) is not None and self.host is None:
+                raise ValueError(f"{name} requires `host`, which is not set")
+            if name != "gateway" and self.gateway is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of them")
+        return self
+
+
+class AlarmsSpec(SpecPart):
+    """The alarms of all monitors of an endpoint together."""
+
+    false_per_year: float | None = Field(default=None, ge=0.1, le=365)
+    """Number of false alarms per year that all monitors of the endpoint together may raise. Default: no budget; the
+    false_alarm_rate of each monitor applies to its windows."""
+
+
+class EndpointSpec(SpecPart):
+    """An endpoint with its variants, server, capture and monitors."""
+
+    api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")
+    name: Name
+    variants: dict[Name, VariantSpec]
+    server: ServerSpec = ServerSpec()
+    container: ContainerSpec = ContainerSpec()
+    capture: CaptureSpec = CaptureSpec()
+    monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
+    alarms: AlarmsSpec = AlarmsSpec()
+    sticky: StickySpec | None = None
+    kubernetes: KubernetesSpec = KubernetesSpec()
+    require: Literal["gate=passed"] | None = None
+    """gate=passed: serve only versions that have passed the gate of their model."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _some_variant_answers(self) -> "EndpointSpec":
+        answering = [variant for variant in self.variants.values() if variant.weight > 0 and not variant.shadow]
+        if self.variants and not answering:
+            raise ValueError("no variant receives traffic: a weight above 0 and shadow: false are expected")
+        return self
+
+    @property
+    def budget_share(self) -> float | None:
+        """The number of false alarms per year that each monitor may raise; None without a budget of alarms."""
+        budget = self.alarms.false_per_year
+        return None if budget is None else budget / max(len(self.monitors), 1)
+
+    def monitor(self, name: str) -> MonitorSpec:
+        """Return the monitor of this name, or raise NotFound."""
+        if name not in self.monitors:
+            known = ", ".join(sorted(self.monitors))
+            hint = f"it has {known}" if known else "onnxserve monitor add makes one"
+            raise NotFound(f"endpoint {self.name!r} has no monitor {name!r}; {hint}")
+        return self.monitors[name]
+
+    @model_validator(mode="after")
+    def _logs_what_its_monitors_read(self) -> "EndpointSpec":
+        keep, capture = self.capture.retention, self.capture
+        for name, monitor in self.monitors.items():
+            column = monitor.sample.stratify if monitor.sample is not None else None
+            if column in {*capture.drop, *capture.mask, *capture.keys}:
+                why = f"{column!r} is in capture.drop, capture.mask or capture.keys: name another column"
+                raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}, or remove it there")
+            if keep is not None and length_of(keep) < monitor.max_row_age:
+                hours = -(-monitor.max_row_age // timedelta(hours=1))
+                least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
+                raise ValueError(
+                    f"capture.retention {keep} is shorter than the period of the log that monitor {name!r} reads: "
+                    f"at least {least} is expected"
+                )
+        return self

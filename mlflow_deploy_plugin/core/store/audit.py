@@ -1,0 +1,151 @@
+"""Audit events: the actor, subject and time of a change, the values before and after, the reason and the figures."""
+
+import getpass
+import socket
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.spec.document import spec_document
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.store.tables import AuditRow, Base, Json, ValueT, from_row, storable_text
+
+USER = "user"
+"""The key in `Session.info` of the user of this process, if the user was needed so far."""
+_TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """A change.
+
+    Attributes:
+        actor: the user that a server has authenticated, otherwise user@machine.
+        action: create update delete start stop traffic transition alias register promote gate request approve decline
+            refused rollout.start rollout.step rollout.end rollback retrain.start retrain.refused retrain.run
+            retrain.version retrain.end copy monitor.pause monitor.resume monitor.accept.
+        model / version: set for changes of a registered model.
+        before / after: texts of the values before and after the change.
+        detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.
+    """
+
+    at: datetime
+    actor: str
+    action: str
+    endpoint: str = ""
+    model: str = ""
+    version: str = ""
+    before: str = ""
+    after: str = ""
+    why: str = ""
+    detail: Json = field(default_factory=dict)
+
+
+def move_detail(place: str, before: str, files: str | None = None) -> Json:
+    """Return the event detail for a move to a stage, @alias or tag.
+
+    Args:
+        before: the replaced version, or empty.
+        files: the digest of the files of the moved version (`runtime.combine_hashes`), or empty if they cannot be read.
+            None if the event is not by MLflow's server, which has an event of its own for the move.
+    """
+    return {"moved": {"place": place, "before": before} | ({} if files is None else {"files": files})}
+
+
+def current_actor() -> str:
+    """Return the user of the operating system as user@machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # In a container, the user id may have no name.
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def write_event(session: Session, event: AuditEvent) -> None:
+    """Write the event. Characters that cannot be stored are replaced, because an event must never be rejected.
+
+    If the actor is this process's user under the name of a login, the detail `machine` has the name user@machine.
+    """
+    machine = current_actor()
+    is_of_login = session.info.get(USER) == event.actor != machine
+    detail = event.detail | ({"machine": machine} if is_of_login else {})
+    columns = AuditRow.__table__.columns
+    texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
+    session.add(AuditRow(at=event.at, detail=detail, **texts))
+
+
+def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:
+    """Write the row and its event. Return the row as a dataclass with the values that the database has set."""
+    session.add(row)
+    session.flush()
+    if event is not None:
+        write_event(session, event)
+    return from_row(row, kind)
+
+
+def describe_traffic(spec: EndpointSpec) -> str:
+    """Return an endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
+    return ", ".join(
+        f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
+        for name, variant in spec.variants.items()
+    )
+
+
+def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
+    """Return the variants whose model or share changed, as texts before and after; a model only if it changed."""
+    texts: tuple[list[str], list[str]] = [], []
+    for name in dict.fromkeys([*before.variants, *after.variants]):
+        both = [spec.variants.get(name) for spec in (before, after)]
+        is_same_model = len({variant and variant.model for variant in both}) == 1
+        shares = [variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both]
+        if is_same_model and shares[0] == shares[1]:
+            continue
+        for text, variant, share in zip(texts, both, shares, strict=True):
+            if variant is not None:
+                text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
+    return texts
+
+
+def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
+    """Return the changed parts before and after, such as `champion 100, candidate 0` and `champion 95, candidate 5`.
+
+    A variant is listed with its model if the model changed, an added or removed monitor with its kind and fields, and
+    any other field with its dotted name.
+    """
+    texts = _describe_variants(before, after)
+    specs = before, after
+    changed = set(before.monitors) ^ set(after.monitors)
+    for text, spec in zip(texts, specs, strict=True):
+        monitors = spec_document(spec).get("monitors", {})
+        for name in sorted(changed & set(spec.monitors)):
+            fields = dict(_flat(monitors[name]))
+            kind = fields.pop("kind", spec.monitors[name].kind)
+            text.append(" ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())]))
+    others = [_other_fields(spec, changed) for spec in specs]
+    for field_name in sorted({*others[0], *others[1]}):
+        values = [fields.get(field_name, "not set") for fields in others]
+        if values[0] != values[1]:
+            for text, value in zip(texts, values, strict=True):
+                text.append(f"{field_name} {value}")
+    return ", ".join(texts[0]), ", ".join(texts[1])
+
+
+def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
+    """Return the fields that are not default, by dotted name, without the traffic and without `shown_monitors`."""
+    document = spec_document(spec)
+    for name in shown_monitors & set(spec.monitors):
+        del document["monitors"][name]
+    for variant in document.get("variants", {}).values():
+        for field_name in ("model", "weight", "shadow"):
+            variant.pop(field_name, None)
+    return dict(_flat(document))
+
+
+def _flat(document: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, ",".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,167 @@
+"""Opens the store: connects to the database, creates or upgrades the schema, and returns a `Store`.
+
+If two processes open a new store, one process migrates while the other waits. On SQLite, each writing transaction takes
+the write lock at its start; on PostgreSQL, the migration takes an advisory lock first.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
+from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
+from mlflow_deploy_plugin.core.version import __version__
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
+"""The newest Alembic revision, read from the script names, because the import of Alembic takes 0.2 s."""
+_ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
+_BUSY_SECONDS = 30
+_CONNECT_SECONDS = 10
+_LOST_MACHINE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
+"""With these options, a connection to a failed machine ends after 20 s instead of Linux's 15 minutes to two hours
+(https://www.postgresql.org/docs/current/libpq-connect.html).
+"""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def open_store(
+    url: str,
+    clock: Callable[[], datetime] = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+    login: Callable[[], str] = lambda: "",
+) -> Store:
+    """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
+
+    `login` returns the name under which a server has authenticated the user of this process, or an empty text. It is
+    called when the name is needed first.
+
+    Raises InvalidConfig if the URL or its database is not supported, and StoreUnavailable if the store cannot be
+    reached or its schema is unknown.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # The URL may include a password, so the message does not contain the URL.
+        raise InvalidConfig(
+            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
+        ) from None
+    engine = _engine(parsed)
+    try:
+        with engine.begin() as connection:
+            versions = text(f"SELECT version_num FROM {VERSION_TABLE}")
+            is_made = inspect(connection).has_table(VERSION_TABLE)
+            if not is_made or connection.scalars(versions).all() != [SCHEMA]:
+                if connection.dialect.name == "postgresql":
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                _migrate(connection)
+    except DBAPIError as error:
+        engine.dispose()
+        raise store_unavailable(engine.url, error) from None
+    except StoreUnavailable:
+        engine.dispose()
+        raise
+    return Store(engine, clock, monotonic, login)
+
+
+def migration_config(connection: Connection) -> "Config":
+    """Return Alembic's configuration, which passes the connection to `migrations/env.py`."""
+    from alembic.config import Config  # Import Alembic only for migrations, because the import takes 0.2 s.
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _migrate(connection: Connection) -> None:
+    if not inspect(connection).has_table(VERSION_TABLE):  # Check again, because another process may have migrated.
+        Base.metadata.create_all(connection)
+        connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+        connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
+        return
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = migration_config(connection)
+    scripts = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    current = context.get_current_revision()
+    known = {script.revision for script in scripts.walk_revisions()}
+    if current is not None and current not in known:
+        raise StoreUnavailable(
+            f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which onnxserve "
+            f"{__version__} does not support: upgrade onnxserve if a newer version created the store; if a build "
+            "before the first release created the store, move its tables away and run `onnxserve migrate`"
+        )
+    if current != scripts.get_current_head():
+        command.upgrade(config, "head")
+
+
+def _engine(url: URL) -> Engine:
+    backend = url.get_backend_name()
+    arguments: dict[str, object] = {}
+    if backend == "sqlite":
+        if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1 does not decode %25.
+            url = url.set(database=unquote(url.database))
+        arguments = {"timeout": _BUSY_SECONDS}
+        if url.database and url.database != ":memory:":
+            try:
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            except OSError as error:
+                raise store_unavailable(url, error) from None
+    elif backend == "postgresql":
+        arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
+        if url.get_driver_name() == "psycopg":  # No prepared statements: PgBouncer would share them among clients.
+            arguments["prepare_threshold"] = None
+    try:
+        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
+    except NoSuchModuleError:
+        raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is not a supported database") from None
+    except ImportError as error:
+        ours = 'pip install "mlflow-onnxserve[postgresql]"'
+        hint = ours if backend == "postgresql" else "onnxserve is tested with SQLite and PostgreSQL"
+        raise InvalidConfig(
+            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}"
+        ) from None
+    if backend == "sqlite":
+        _take_write_lock_at_start(engine)
+    return engine
+
+
+def _take_write_lock_at_start(engine: Engine) -> None:
+    """Take the write lock at the start of each writing transaction, because taking the lock after a read can fail.
+
+    A read-only transaction sees the store as it was at the transaction's start, and blocks no other transaction.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # `_begun` issues BEGIN, so that DDL is part of the transaction.
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:  # SQLite ignores its busy timeout while another process enables WAL.
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READS_ONLY) else "BEGIN IMMEDIATE")

@@ -1,0 +1,120 @@
+"""Leases: at most one process holds a lease of a given name, among all processes and machines that share the store.
+
+No time in the store is compared with a wall clock, because wall clocks jump and differ. A process takes over a lease
+after it has observed, by its own monotonic clock, no renewal for the lease's duration (like DynamoDB's lock client;
+Gray and Cheriton 1989). A holder measures the duration from before its request, so the holder stops before another
+process can take over. Each acquisition has a new token, and a write with an old token is rejected. A holder that was
+suspended until its lease expired can therefore do no harm.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
+from mlflow_deploy_plugin.core.store.audit import current_actor
+from mlflow_deploy_plugin.core.store.tables import LeaseRow
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease as its holder sees it. The lease is valid while the holder's monotonic clock is below `until`."""
+
+    name: str
+    holder: str
+    token: int
+    seconds: float
+    until: float
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """A lease as other processes than its holder see it. `expires_at` and `is_current` are only for display."""
+
+    name: str
+    holder: str
+    expires_at: datetime
+    is_current: bool
+
+
+class LeaseKeeper:
+    """Renews a lease during the `with`, and releases it at the end.
+
+    If the store does not answer, the lease is lost after its duration. A lost lease cannot be regained.
+    """
+
+    def __init__(self, store: "Store", lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.lease = lease
+        self._store = store
+        self._monotonic = monotonic
+        self._ended = threading.Event()
+        self._is_lost = False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "LeaseKeeper":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.is_held:
+            try:
+                self._store.release_lease(self.lease)
+            except StoreUnavailable as unavailable:  # The lease ends later, after its duration.
+                _log.warning("the lease %s cannot be released: %s", self.lease.name, unavailable.message)
+
+    @property
+    def is_held(self) -> bool:
+        return not self._is_lost and self._monotonic() < self.lease.until
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self.lease.seconds / 4) and not self._is_lost:
+            try:
+                renewed = self._store.renew_lease(self.lease) if self.is_held else None
+            except StoreUnavailable as error:
+                _log.warning("the lease %s cannot be renewed: %s", self.lease.name, error.message)
+                continue
+            if renewed is None:
+                self._is_lost = True
+                _log.warning("the lease %s was lost", self.lease.name)
+            else:
+                self.lease = renewed
+
+
+@contextmanager
+def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
+    """Wait for a lease, and hold it during the `with`.
+
+    `waits_for` is called with the holder's name five times per second. An error in `waits_for` stops the wait.
+    """
+    this = f"{current_actor()} (process {os.getpid()})"
+    while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:
+        if (view := store.lease(name)) is not None:
+            waits_for(view.holder)
+        time.sleep(_LOOK_SECONDS)
+    with LeaseKeeper(store, lease) as keeper:
+        yield keeper
+
+
+def held_row(session: Session, lease: Lease) -> LeaseRow | None:
+    """Return the lease's row, locked for this transaction; None if another process has taken the lease."""
+    row = session.get(LeaseRow, lease.name, with_for_update=True)
+    return row if row is not None and row.token == lease.token else None

@@ -1,0 +1,407 @@
+"""Monitors in the store: their state, and their windows with the results."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
+from mlflow_deploy_plugin.core.store import tables
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
+from mlflow_deploy_plugin.core.store.leases import Lease, held_row
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow, RetrainingRow
+
+WindowState = Literal["pending", "running", "judged", "failed"]
+MonitorKey = tuple[str, str]
+"""The names of an endpoint and of one of its monitors."""
+NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
+"""left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
+
+_NEWEST_FIRST = MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc()
+_PAST, _MOST_PAST = timedelta(days=2 * 365), 1_000
+_WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
+
+
+@dataclass(frozen=True)
+class MonitorWindow:
+    """A revision of a window. (endpoint, monitor, start, revision) is unique.
+
+    Attributes:
+        start / end: the window contains event times t with start <= t < end.
+        revision: from 1; each new judgement of the window adds a revision.
+        by_hand: True if a user requested the window, even if a scheduled window has the same times.
+        state: `failed` means that the window is not retried.
+        verdict: the state of the result; empty until the window is judged.
+        reason: the reason for the verdict or for the last failure.
+        rows: the number of judged rows.
+        log_rows / log_digest: the rows in the log when the window was judged, and a digest of its hours' files.
+        attempts: the number of failed attempts.
+        evidence: the signed figures and the alarms of the window, as in `monitoring/sequential/evidence.py`.
+    """
+
+    id: int
+    endpoint: str
+    monitor: str
+    start: datetime
+    end: datetime
+    revision: int
+    by_hand: bool
+    state: WindowState
+    created_at: datetime
+    updated_at: datetime
+    verdict: str = ""
+    reason: str = ""
+    rows: int = 0
+    log_rows: int = 0
+    log_digest: str = ""
+    attempts: int = 0
+    not_before: datetime | None = None
+    run_id: str = ""
+    run_url: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> str:
+        """The verdict, or `accepted` if a user has accepted all alarms of the window."""
+        alarms = {*self.evidence.get("alarms", ())}
+        return "accepted" if alarms and alarms <= {*self.accepted} else self.verdict
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The alarms of the window that a user has accepted."""
+        return tuple(self.evidence.get("accepted", ()))
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """The state of a monitor.
+
+    Each window that ends by `made_up_to` (None before the first window) is stored or skipped. `consecutive` is the
+    number of consecutive alarms up to the newest window. `note` is a message for users about `note_kind`. `baseline`
+    maps each column whose alarm a user has accepted to the start of its new baseline, in ISO 8601.
+    """
+
+    endpoint: str
+    monitor: str
+    paused: bool = False
+    paused_by: str = ""
+    made_up_to: datetime | None = None
+    consecutive: int = 0
+    note: str = ""
+    note_kind: NoteKind = ""
+    baseline: Mapping[str, str] = field(default_factory=dict)
+
+
+class Monitors:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def state(self, endpoint: str, monitor: str) -> MonitorState:
+        with self._store.transaction(is_read_only=True) as session:
+            row = session.get(MonitorRow, (endpoint, monitor))
+            return MonitorState(endpoint, monitor) if row is None else tables.from_row(row, MonitorState)
+
+    def states(self, endpoint: str | None = None) -> list[MonitorState]:
+        query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
+        query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
+        return self._store.read(query, MonitorState)
+
+    def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
+        """Pause or resume the monitor with an audit event. Return False if the monitor already is in this state."""
+        by = actor or self._store.user
+        with self._row(endpoint, monitor) as (session, row):
+            if row.paused == paused:
+                return False
+            row.paused, row.paused_by = paused, tables.storable_text(by, 255) if paused else ""
+            action = "monitor.pause" if paused else "monitor.resume"
+            event = AuditEvent(self._store.now(), by, action, endpoint, why=why, detail={"monitor": monitor})
+            write_event(session, event)
+            return True
+
+    def update_state(
+        self,
+        endpoint: str,
+        monitor: str,
+        *,
+        made_up_to: datetime | None = None,
+        consecutive: int | None = None,
+        note: str | None = None,
+        note_kind: NoteKind = "",
+    ) -> None:
+        """Write the specified fields. An empty note removes the note."""
+        with self._row(endpoint, monitor) as (_, row):
+            if made_up_to is not None:
+                row.made_up_to = made_up_to
+            if consecutive is not None:
+                row.consecutive = consecutive
+            if note is not None:
+                row.note, row.note_kind = tables.storable_text(note, None), note_kind
+
+    def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
+        """Continue the schedule at `to`, and delete scheduled windows after `to`, created while a clock was ahead."""
+        with self._row(endpoint, monitor) as (session, row):
+            row.made_up_to, row.note, row.note_kind = to, "", ""
+            scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
+            session.execute(scheduled.where(MonitorWindowRow.start >= to))
+
+    def forget(self, endpoint: str, monitor: str) -> None:
+        with self._store.transaction() as session:
+            session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
+
+    def add(
+        self, endpoint: str, monitor: str, start: datetime, end: datetime, *, by_hand: bool = False
+    ) -> MonitorWindow:
+        """Add a pending window as the next revision."""
+        now, of_start = self._store.now(), {"endpoint": endpoint, "monitor": monitor, "start": start}
+        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+            revisions = select(MonitorWindowRow).filter_by(**of_start)
+            last = session.scalar(revisions.with_only_columns(func.max(MonitorWindowRow.revision)))
+            written = {"end": end, "created_at": now, "updated_at": now, "by_hand": by_hand, "state": "pending"}
+            return save_row(session, MonitorWindowRow(**of_start, **written, revision=(last or 0) + 1), MonitorWindow)
+
+    def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
+        same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
+        query = select(MonitorWindowRow).filter_by(**same).order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
+        return self._store.read(query, MonitorWindow)
+
+    def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
+        """Write the mutable fields of a window. Return None if the lease is lost or the window is already judged."""
+        with self._store.transaction() as session:
+            if lease is not None and held_row(session, lease) is None:
+                return None
+            row = session.get(MonitorWindowRow, window.id, with_for_update=True)
+            if row is None or row.state == "judged":
+                return None
+            tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
+            row.figures = {  # PostgreSQL rejects JSON with NaN or infinity.
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in window.figures.items()
+            }
+            row.evidence = dict(window.evidence)
+            row.updated_at = self._store.now()
+            return save_row(session, row, MonitorWindow)
+
+    def close(self, window: MonitorWindow, reason: str) -> None:
+        """Set the window's state to failed, unless it was judged in the meantime."""
+        self.update(replace(window, state="failed", reason=reason))
+
+    def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
+        with self._store.transaction() as session:
+            if (row := session.get(MonitorWindowRow, window.id)) is not None:
+                row.log_digest = digest
+
+    def windows(
+        self,
+        endpoint: str | None = None,
+        monitor: str | None = None,
+        *,
+        states: Sequence[WindowState] = (),
+        since: datetime | None = None,
+        by_hand: bool | None = None,
+        limit: int | None = None,
+    ) -> list[MonitorWindow]:
+        """Return windows, oldest first, with their revisions in order. `limit` selects the newest windows.
+
+        The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
+        """
+        of, query = tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
+        query = query.order_by(*_NEWEST_FIRST).limit(limit)
+        if states:
+            query = query.where(MonitorWindowRow.state.in_(states))
+        if states and "judged" not in states:  # `coalesce` forces the index on `state`: few rows match.
+            query = query.where(*(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of))
+        else:
+            query = query.filter_by(**of)
+        if since is not None:
+            query = query.where(MonitorWindowRow.end > since)
+        return self._store.read(query, MonitorWindow)[::-1]
+
+    def judged_windows(
+        self, key: MonitorKey, spec: MonitorSpec, column: Literal["evidence", "figures"], until: datetime | None = None
+    ) -> dict[datetime, Mapping[str, Any]]:
+        """Return the start of each judged window of the schedule, oldest first, and a column of its last revision.
+
+        `until` selects windows of the two years before this time. The schedule has windows of length `every` that start
+        at multiples of it. At most 1,000 windows are read: with 40 columns, their evidence takes about 30 MB.
+        """
+        row, every = MonitorWindowRow, length_of(spec.every)
+        last = select(func.max(row.id)).filter_by(endpoint=key[0], monitor=key[1], state="judged")
+        if until is not None:
+            last = last.where(row.start > until - _PAST, row.end <= until)
+        query = select(row.start, row.end, getattr(row, column)).where(row.id.in_(last.group_by(row.start, row.end)))
+        with self._store.transaction(is_read_only=True) as session:
+            windows = session.execute(query.order_by(*_NEWEST_FIRST).limit(_MOST_PAST)).all()[::-1]
+        of_length = ((start, content) for start, end, content in windows if end - start == every)
+        return {start: content for start, content in of_length if not (start - EPOCH) % every}
+
+    def accept(
+        self,
+        endpoint: str,
+        monitor: str,
+        baseline: Mapping[str, str],
+        why: str = "",
+        window: tuple[datetime, datetime] | None = None,
+    ) -> str:
+        """Set the start of the baseline of these columns, and keep other columns. Write an event; return its actor.
+
+        The last revision of the judged `window` (start and end) records that its alarms of these columns are accepted.
+        """
+        texts = (f"{key} since {since}" for key, since in baseline.items())
+        actor = self._store.user
+        detail = {"monitor": monitor, "baseline": ", ".join(texts)}
+        with self._row(endpoint, monitor) as (session, row):
+            row.baseline = {**row.baseline, **baseline}
+            if window is not None:
+                of = {"endpoint": endpoint, "monitor": monitor, "start": window[0], "end": window[1], "state": "judged"}
+                revisions = select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
+                judged = session.scalars(revisions.limit(1)).one()
+                accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
+                judged.evidence = {**judged.evidence, "accepted": [*accepted]}
+                if {*judged.evidence["alarms"]} <= {*accepted}:
+                    row.consecutive = 0
+            event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)
+            write_event(session, event)
+        return actor
+
+    def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
+        query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
+        return {window.id: window for window in self._store.read(query, MonitorWindow)}
+
+    def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
+        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All fields would take more memory."""
+        query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
+        query = query.filter_by(endpoint=endpoint, monitor=monitor).order_by(*_NEWEST_FIRST).limit(limit)
+        with self._store.transaction(is_read_only=True) as session:
+            return session.execute(query).all()[::-1]
+
+    def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
+        """Yield the monitors that have windows. Each step is an index lookup; `DISTINCT` would read the full index."""
+        row, last = MonitorWindowRow, ("", "")
+        query = select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor)
+        while True:
+            with self._store.transaction(is_read_only=True) as session:
+                next_key = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last).limit(1)).one_or_none()
+            if next_key is None:
+                return
+            yield (last := (next_key.endpoint, next_key.monitor))
+
+    def newest_of_each(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[MonitorWindow]:
+        """Return each monitor's newest `limit` windows with their revisions, oldest first."""
+        row = MonitorWindowRow
+        windows: list[MonitorWindow] = []
+        with self._store.transaction(is_read_only=True) as session:
+            for monitor in monitors:
+                of = {"endpoint": endpoint, "monitor": monitor}
+                starts = select(row.start).filter_by(**of).distinct().order_by(row.start.desc()).limit(limit).subquery()
+                since = select(func.min(starts.c.start)).scalar_subquery()
+                query = select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
+                windows += tables.read_rows(session, query, MonitorWindow)
+        return windows[::-1]
+
+    @contextmanager
+    def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
+        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+            row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
+            if row is None:
+                session.add(row := MonitorRow(endpoint=endpoint, monitor=monitor))
+                session.flush()
+            yield session, row
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """The counts of a store for Prometheus. Windows by hand are not counted.
+
+    Attributes:
+        judged / newest: monitor → its newest judged window, and its newest window in any state.
+        figures: monitor → the requested figure, from the newest judged window that has this figure.
+        judged_windows: endpoint, monitor and verdict → number of judged windows, including expired windows.
+        failures: monitor → number of failed attempts, including attempts at expired windows.
+        retrainings: endpoint, monitor and state → number of retrainings since the endpoint was created.
+    """
+
+    judged: Mapping[MonitorKey, MonitorWindow]
+    newest: Mapping[MonitorKey, MonitorWindow]
+    figures: Mapping[MonitorKey, float]
+    judged_windows: Mapping[tuple[str, str, str], int]
+    failures: Mapping[MonitorKey, int]
+    last_judged: Mapping[MonitorKey, datetime]
+    firing: Mapping[MonitorKey, int]
+    retrainings: Mapping[tuple[str, str, str], int]
+
+
+def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looked_back: int) -> StoreCounts:
+    """Return the counts of these monitors and of the complete store, in one transaction.
+
+    `figure` is the name of the figure that is searched in the newest `looked_back` judged windows of each monitor.
+    """
+    window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
+    judged: dict[MonitorKey, MonitorWindow] = {}
+    newest: dict[MonitorKey, MonitorWindow] = {}
+    figures: dict[MonitorKey, float] = {}
+    with store.transaction(is_read_only=True) as session:
+        for key in monitors:
+            scheduled = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
+            scheduled = scheduled.order_by(*_NEWEST_FIRST)
+            of_judged = scheduled.where(window.state == "judged")
+            windows_found = tables.read_rows(session, scheduled.limit(1), MonitorWindow)
+            newest.update((key, window_found) for window_found in windows_found)
+            if windows_found and windows_found[0].state != "judged":
+                windows_found = tables.read_rows(session, of_judged.limit(1), MonitorWindow)
+            judged.update((key, window_found) for window_found in windows_found)
+            values = [window_found.figures.get(figure) for window_found in windows_found]
+            if values == [None]:  # A window without the figure is skipped, for example a window without rows.
+                value = window.figures[figure].as_float()
+                values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
+            figures.update((key, value) for value in values[::-1] if value is not None)
+        groups = window.endpoint, window.monitor, window.state, window.verdict
+        numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
+        counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
+        of_counted = counted.c.endpoint == MonitorRow.endpoint, counted.c.monitor == MonitorRow.monitor
+        # Use one statement: a window that expires between two statements would be counted twice or not at all.
+        with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
+        windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
+        of_monitor = alert.endpoint, alert.monitor
+        firing = select(*of_monitor, func.count()).filter_by(state="firing").group_by(*of_monitor)
+        in_state = retraining.endpoint, retraining.monitor, retraining.state
+        begun = (
+            select(*in_state, func.count())
+            .outerjoin(EndpointRow, EndpointRow.name == retraining.endpoint)
+            .where(or_(EndpointRow.created_at.is_(None), retraining.created_at >= EndpointRow.created_at))
+            .group_by(*in_state)
+        )
+        return StoreCounts(
+            judged,
+            newest,
+            figures,
+            *_add_up(windows),
+            {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
+            {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
+        )
+
+
+def _add_up(
+    windows: Iterable[Sequence[Any]],
+) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
+    judged: Counter[tuple[str, str, str]] = Counter()
+    failures: Counter[MonitorKey] = Counter()
+    last: dict[MonitorKey, datetime] = {}
+    for endpoint, monitor, state, verdict, count, attempts, updated_at, expired, expired_failures in windows:
+        key = endpoint, monitor
+        if key not in failures:
+            failures[key] = expired_failures or 0
+            judged.update({(*key, of): gone for of, gone in (expired or {}).items()})
+        failures[key] += int(attempts)
+        if state == "judged":
+            judged[*key, verdict] += count
+            last[key] = max(last.get(key, updated_at), updated_at)
+    return judged, failures, last

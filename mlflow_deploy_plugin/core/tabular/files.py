@@ -1,0 +1,307 @@
+"""Detect, open, read and write files of rows. The format follows from the file's ending, and rows are streamed."""
+
+import base64
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, get_args
+
+import orjson
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.messages import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+FileFormat = Literal["csv", "json", "jsonl", "parquet"]
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+_SUFFIXES: Mapping[str, FileFormat] = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+SPARK_TIMES: Mapping[str, str] = {"coerce_int96_timestamp_unit": "us"}
+"""The pyarrow option for Spark's times (Parquet's INT96). Times after the year 2262 would overflow in nanoseconds."""
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+def format_of(path: str) -> FileFormat | None:
+    return _SUFFIXES.get(Path(path).suffix.lower())
+
+
+def compression_of(path: str) -> str | None:
+    return _COMPRESSIONS.get(Path(path).suffix.lower())
+
+
+def output_format(path: str, default: FileFormat) -> FileFormat:
+    """Return the format for a file's ending, or `default` without ending; raise InvalidConfig for unknown endings."""
+    kind, ending = format_of(path), Path(path).suffix
+    if kind is None and ending:
+        raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")
+    return kind or default
+
+
+@contextmanager
+def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Open the file, or standard input for `-`; raise InvalidConfig if the file cannot be read."""
+    if path == "-":
+        yield stdin
+        return
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - The file is closed below. Only errors of open get this message.
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror}") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` on exit, or use stdout for `-`; raise InvalidConfig if writing fails."""
+    if path == "-":
+        yield stdout
+        stdout.flush()
+        return
+    try:
+        with atomic_file(Path(path)) as file:
+            yield file
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` when it is completely written; after an error `path` is unchanged."""
+    if path.exists() and not path.is_file():  # A pipe or a device cannot be replaced.
+        with path.open("wb") as file:
+            yield file
+        return
+    target = path.resolve()
+    temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
+    mode = target.stat().st_mode if target.exists() else None
+    made_with = 0o666 if mode is None else mode & 0o777  # The kernel removes the bits of the umask from this mode.
+    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def unfinished_stem(name: str) -> str:
+    """Return the name of an unfinished file of `atomic_file` up to the last dot: `a/.b.csv` for `a/b.csv`."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}.{base}"
+
+
+def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the lines that are not blank: the line number from 1, the bytes, and the byte position after the line."""
+    position = 0
+    for number, line in enumerate(file, 1):
+        position += len(line)
+        if not line.isspace():
+            yield number, line, position
+
+
+def open_parquet(file: IO[bytes]) -> "pq.ParquetFile":
+    """Return a `pyarrow.parquet.ParquetFile`; a stream is read into memory first."""
+    import pyarrow.parquet as pq  # Imported here, because only Parquet needs pyarrow.
+
+    return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()), **SPARK_TIMES)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, cut to 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+_TIME = "%Y-%m-%dT%H:%M:%S"  # In pyarrow, %S includes the fraction of the second.
+
+
+@contextmanager
+def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
+    """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`. JSON is
+    written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a list:
+    prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as Parquet."""
+
+    def named(row: object) -> Mapping[str, object]:
+        return row if isinstance(row, Mapping) else {name: row}
+
+    if kind == "json":
+        with _json_array(file, b'{"predictions": [', b", ", b"]}\n", b'{"predictions": []}\n') as write_items:
+            yield lambda rows: write_items(map(orjson.dumps, rows))
+    elif kind == "jsonl":
+        yield lambda rows: file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    elif kind == "csv":
+        header: list[str] = []
+        yield lambda rows: file.write(_csv_lines(map(named, rows), header))
+    else:
+        with _parquet_of_values(file) as write_rows:
+            yield lambda rows: write_rows([named(row) for row in rows])
+
+
+@contextmanager
+def table_writer(
+    kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
+) -> Iterator[Callable[["pa.RecordBatch"], object]]:
+    """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines, times are written as RFC 3339
+    and bytes as base64. In CSV, lists and structures are JSON text. In JSON, NaN is null. Raises InvalidConfig with the
+    advice if the format does not support a column's type, such as an interval in Parquet."""
+    import pyarrow as pa  # Imported here, because `value_writer` needs pyarrow only for Parquet.
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    try:
+        if kind == "csv":
+            flat = pa.schema([(field.name, _csv_type(field.type)) for field in schema])
+            with pyarrow.csv.CSVWriter(file, flat) as csv_writer:
+                yield lambda batch: csv_writer.write_table(
+                    pa.table([_csv_column(column) for column in batch.columns], schema=flat)
+                )
+        elif kind == "json":
+            with _json_array(file, b"[\n", b",\n", b"\n]\n", b"[]\n") as write_items:
+                yield lambda batch: write_items(_json_objects(batch))
+        elif kind == "jsonl":
+            yield lambda batch: file.write(b"\n".join([*_json_objects(batch), b""]))
+        else:
+            with pq.ParquetWriter(file, schema, compression="zstd") as parquet_writer:
+                yield parquet_writer.write_batch
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InvalidConfig(f"the result cannot be written as {kind}: {one_line(error)}; {advice}") from None
+
+
+def values_of(column: "pa.Array") -> list[object]:
+    """Return the [N] values of a column, as texts if Python cannot represent a time, such as infinity or the year 0."""
+    try:
+        values: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):
+        values = column.cast("string").to_pylist()
+    return values
+
+
+@contextmanager
+def _json_array(
+    file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes
+) -> Iterator[Callable[[Iterable[bytes]], None]]:
+    """Yield a function that writes items of a JSON array; `empty` is written instead if there are no items."""
+    before = opening
+
+    def write(items: Iterable[bytes]) -> None:
+        nonlocal before
+        for item in items:
+            file.write(before + item)
+            before = separator
+
+    yield write
+    file.write(closing if before == separator else empty)
+
+
+def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
+    """Return the rows as lines of a CSV file. An empty `header` is filled and becomes the first line."""
+    text = io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        cells: dict[str, object] = {}
+        for name, value in row.items():
+            parts = {f"{name}_{n}": item for n, item in enumerate(value)} if isinstance(value, list) else {name: value}
+            # Booleans and nested values are written as JSON, None as an empty field.
+            cells |= {
+                part: orjson.dumps(cell).decode() if isinstance(cell, bool | list | dict) else cell
+                for part, cell in parts.items()
+            }
+        if not header:
+            header.extend(cells)
+            lines.writerow(header)
+        if list(cells) != header:
+            raise InvalidRequest(f"predictions have different columns: {', '.join(header)}, and {', '.join(cells)}")
+        lines.writerow(cells.values())
+    return text.getvalue().encode()
+
+
+@contextmanager
+def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
+    """Yield a function that writes rows. Rows are buffered in a temporary file until all column types are known."""
+    import pyarrow as pa  # Imported here, because only Parquet needs pyarrow.
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryFile() as waiting:
+        schemas: list[pa.Schema] = []
+
+        def write(rows: list[Mapping[str, object]]) -> None:
+            table = pa.Table.from_pylist(rows)
+            schemas.append(table.schema)
+            with pa.ipc.new_stream(waiting, table.schema) as stream:
+                stream.write_table(table)
+
+        yield write
+        try:
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+            waiting.seek(0)
+            with pq.ParquetWriter(file, schema) as parquet:
+                for _ in schemas:
+                    parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
+                    parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
+        except pa.ArrowException as error:
+            raise InvalidRequest(f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
+    import pyarrow as pa
+
+    columns = [_csv_column(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
+    rows = zip(*map(values_of, columns), strict=True)
+    names = batch.schema.names
+    return [orjson.dumps(dict(zip(names, row, strict=True)), default=_json_value) for row in rows]
+
+
+def _csv_type(kind: "pa.DataType") -> "pa.DataType":
+    import pyarrow as pa
+
+    is_plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.string() if not is_plain or pa.types.is_timestamp(kind) else kind
+
+
+def _csv_column(column: "pa.Array") -> "pa.Array":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_timestamp(column.type):
+        zone = "UTC" if column.type.tz else None
+        column = column.cast(pa.timestamp(column.type.unit, zone))  # Without the cast, local time would be written.
+        with contextlib.suppress(pa.ArrowInvalid):  # A time with nanoseconds cannot be cast and is unchanged.
+            column = column.cast(pa.timestamp("us", zone))
+        return pc.strftime(column, _TIME + ("Z" if zone else ""))
+    if _csv_type(column.type) == column.type:
+        return column
+    texts: list[str | None] = []
+    for value in values_of(column):
+        plain = None if value is None else _json_value(value)
+        if not isinstance(plain, str | None):
+            plain = json.dumps(plain, default=_json_value, ensure_ascii=False)
+        texts.append(plain)
+    return pa.array(texts, pa.string())
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return value if isinstance(value, list | dict | str | int | float | bool) else str(value)

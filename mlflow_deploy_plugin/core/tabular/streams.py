@@ -1,0 +1,467 @@
+"""Read files of rows of any size as a sequence of Arrow tables of a few megabytes: CSV, JSON Lines and Parquet.
+
+CSV columns are texts, and an empty field is null; `typed_tables` converts the texts to typed values. JSON Lines columns
+have the types that the caller specifies, otherwise the types inferred from the first block. Rows are counted from 0,
+without the header and blank lines.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS, CsvRecord, csv_records
+from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, compression_of, first_line, format_of
+
+_BLOCK_BYTES = 4 * 2**20
+_BLOCK_ROWS = 2**16
+_HEADER_BYTES = 2**20
+_TEXT_BYTES = 2
+"""The limit of bytes per text below which a Parquet column is read as a dictionary. Other texts need over 4 bytes."""
+MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
+"""The limits in bytes and in values for a file that is read into memory at once."""
+_STREAMED = ("csv", "jsonl", "parquet")
+_CSV_TYPES = (
+    *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
+    *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
+)
+"""The types that a CSV column may have. The first type that fits is used; otherwise the column is text."""
+_LEADING_ZERO = r"^[+-]?0[0-9xX]"
+_BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
+"""True for the bytes that may precede an opening quotation mark or follow a closing quotation mark."""
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that cannot be read or predicted: the row number in the file, from 0, the reason, and the content."""
+
+    number: int
+    why: str
+    content: object
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of a file: valid rows with their numbers in the file, and bad rows. `position` is the
+    approximate number of bytes of the file that have been read."""
+
+    table: pa.Table
+    numbers: Sequence[int]
+    bad: tuple[RejectedRow, ...] = ()
+    position: int = 0
+
+    def part(self, start: int, stop: int) -> "RowBlock":
+        return RowBlock(self.table.slice(start, stop - start), self.numbers[start:stop])
+
+
+class RowStream:
+    """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON Lines, `types` maps column names to
+    Arrow types, and `keep` names columns to include even if only a few late lines contain them. The constructor raises
+    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest if the file has another format."""
+
+    def __init__(
+        self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
+    ) -> None:
+        if kind not in _STREAMED:
+            raise InvalidConfig(f"a {kind} file is one document; {', '.join(_STREAMED)} are read row by row")
+        self._file = file
+        self._kind = kind
+        self._types = types
+        self._keep = keep
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        try:
+            if self._kind == "parquet":
+                return self._parquet.schema_arrow
+            if self._kind == "jsonl":
+                return self._json_schema()
+            if self._header and self._header.error:
+                raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
+            return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
+        except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+            raise InvalidRequest("its header is not in UTF-8, the required encoding of CSV files") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
+
+    @cached_property
+    def _header(self) -> CsvRecord | None:
+        self._file.seek(0)
+        return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
+
+    def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
+        """Yield the rows with the `columns` of the schema; text columns in `dictionaries` may be dictionary-encoded."""
+        row = 0
+        try:
+            if self._kind == "parquet":
+                blocks = self._parquet_blocks(list(columns), dictionaries)
+            else:
+                read = self._csv_blocks if self._kind == "csv" else self._json_blocks
+                blocks = read(list(columns), self.schema)
+            for block in blocks:
+                row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
+                yield block
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidRequest(f"the file cannot be read after row {row}: {first_line(error)}") from None
+
+    def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
+        position, first = self._header.position if self._header else self._file.size(), 0
+        while position < self._file.size():
+            self._file.seek(position)
+            content = self._file.read(_BLOCK_BYTES)
+            end = _whole_rows(content, position + len(content) == self._file.size())
+            try:
+                table = self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
+            except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
+                table = None
+            # Arrow reads a blank line as a value if the file has only one column.
+            if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
+                block = self._csv_records_block(position, first, columns)
+            else:
+                block = RowBlock(table, range(first, first + table.num_rows), (), position + end)
+            position = block.position
+            first += len(block.numbers) + len(block.bad)
+            yield block
+
+    def _csv_table(self, content: pa.Buffer, columns: list[str]) -> pa.Table:
+        names = self.schema.names
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(content),
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=content.size + 1, column_names=names),
+            pyarrow.csv.ParseOptions(newlines_in_values=True),
+            pyarrow.csv.ConvertOptions(
+                include_columns=columns,
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+
+    def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
+        """Return the rows of one block of about `_BLOCK_BYTES`. Each row is checked separately."""
+        names = self.schema.names
+        positions = [names.index(name) for name in columns]
+        good: list[bytes] = []
+        numbers: list[int] = []
+        bad: list[RejectedRow] = []
+        self._file.seek(position)
+        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
+        limit = csv.field_size_limit(_BLOCK_BYTES)  # By default 128 kB per value, but Arrow has no such limit.
+        try:
+            for number, record in enumerate(csv_records(lines), first):
+                if why := record.fault(len(names), positions):
+                    bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
+                else:
+                    good.append(record.raw)
+                    numbers.append(number)
+                if record.position >= _BLOCK_BYTES:
+                    end = position + record.position
+                    break
+            else:
+                end = self._file.size()
+        finally:
+            csv.field_size_limit(limit)
+        lines.detach()
+        table = (
+            self._csv_table(pa.py_buffer(b"".join(good)), columns)
+            if good
+            else self.schema.empty_table().select(columns)
+        )
+        return RowBlock(table, numbers, tuple(bad), end)
+
+    def _json_schema(self) -> pa.Schema:
+        columns: dict[str, list[object]] = {}
+        sought = {*self._types, *self._keep}
+        for block, lines in enumerate(self._json_lines()):
+            if block:  # Parse only lines that may contain a sought column. A backslash may hide its name.
+                names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
+                lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
+            for name, value in _json_values(lines):
+                if not block or name in sought:
+                    columns.setdefault(name, []).append(value)
+            sought = {name for name in sought if all(value is None for value in columns.get(name, ()))}
+            if not sought:
+                break
+        types = {}
+        for name, values in columns.items():
+            try:
+                types[name] = self._types.get(name) or pa.array(values).type
+            except (pa.ArrowException, TypeError):
+                raise InvalidRequest(f"column {name[:100]!r} contains values of several types") from None
+        return pa.schema(list(types.items()))
+
+    def _json_lines(self) -> Iterator[list[bytes]]:
+        """Yield the lines that are not blank, in lists of a few megabytes."""
+        self._file.seek(0)
+        rest: list[bytes] = []  # pieces of an unfinished line
+        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            self._file.seek(0)
+        while read := self._file.read(_BLOCK_BYTES):
+            whole, newline, last = read.rpartition(b"\n")
+            if newline:
+                lines = b"".join([*rest, whole]).split(b"\n")
+                yield [line for line in lines if line and not line.isspace()]
+                rest.clear()
+            rest.append(last)
+        if (line := b"".join(rest)) and not line.isspace():
+            yield [line]
+
+    def _json_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
+        fields = pa.schema([schema.field(name) for name in columns])
+        options = pyarrow.json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore")
+        first = 0
+        for lines in self._json_lines():
+            numbers = range(first, first + len(lines))
+            first = numbers.stop
+            try:
+                content = b"\n".join(lines)
+                content.decode()  # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
+                if not all(line.lstrip().startswith(b"{") for line in lines):
+                    raise ValueError
+                reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
+                table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(columns)
+                if table.num_rows != len(lines):
+                    raise ValueError
+                block = RowBlock(table, numbers, (), self._file.tell())
+            except (pa.ArrowException, KeyError, ValueError):
+                block = self._json_records_block(numbers, lines, fields)
+            yield block
+
+    def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], fields: pa.Schema) -> RowBlock:
+        """Return the rows of these lines. Each row is checked separately; 20.0 is accepted as an integer."""
+        parts, kept, bad = [fields.empty_table()], [], []
+        for number, line in zip(numbers, lines, strict=True):
+            try:
+                record = orjson.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("it is not a JSON object")
+                for field in fields:
+                    if _is_changed(record.get(field.name), field.type):
+                        raise ValueError(f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}")
+                parts.append(pa.Table.from_pylist([record], fields))
+                kept.append(number)
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
+        return RowBlock(pa.concat_tables(parts).combine_chunks(), kept, tuple(bad), self._file.tell())
+
+    @cached_property
+    def _parquet(self) -> pq.ParquetFile:
+        return self._open_parquet()
+
+    def _open_parquet(self, **options: object) -> pq.ParquetFile:
+        # With a buffer, only the pages being read are in memory; without a buffer, the entire row group is in memory.
+        return pq.ParquetFile(
+            self._file,
+            buffer_size=_BLOCK_BYTES // 4,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            **SPARK_TIMES,
+            **options,
+        )
+
+    def _parquet_blocks(self, columns: list[str], dictionaries: Collection[str]) -> Iterator[RowBlock]:
+        metadata = self._parquet.metadata
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        row_bytes = max(1, sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows))
+        rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
+        few = [
+            leaf.path
+            for index, leaf in enumerate(metadata.schema)
+            if leaf.path in dictionaries
+            and self.schema.field(leaf.path).type in (pa.string(), pa.large_string())
+            and sum(group.column(index).total_uncompressed_size for group in groups) < _TEXT_BYTES * metadata.num_rows
+        ]
+        parquet = self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
+        first = 0
+        for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
+            table = pa.Table.from_batches([batch]).select(columns)
+            numbers = range(first, first + len(batch))
+            first = numbers.stop
+            yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+
+
+def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
+    """Yield the names and values of the JSON objects among the lines. Invalid lines are reported when rows are read."""
+    for line in lines:
+        try:
+            record = orjson.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield from record.items()
+
+
+def open_csv(path: Path) -> RowStream:
+    """Open a CSV file, which may be compressed. Raises OSError if the file cannot be read."""
+    codec = compression_of(path.name)
+    file = pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
+    return RowStream(file, "csv", {})
+
+
+def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
+    """Yield first an empty table, then the rows of a CSV file as tables of texts; an empty field is null. Only the
+    first `most_columns` columns are read. Raises OSError or pyarrow.ArrowException if the file cannot be read."""
+    try:
+        stream = open_csv(path)
+        if twice := [name for name, count in Counter(stream.schema.names).items() if count > 1]:
+            raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
+        names = stream.schema.names[:most_columns]
+        yield stream.schema.empty_table().select(names)
+        for block in stream.blocks(names):
+            for bad in block.bad:
+                raise pa.ArrowInvalid(f"row {bad.number}: {bad.why}")
+            yield block.table
+    except InvalidRequest as error:
+        raise pa.ArrowInvalid(error.message) from None
+
+
+def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Read a Parquet file, or a CSV file with the `types` or inferred types. Raises the errors of `csv_tables`."""
+    if format_of(str(path)) == "parquet":
+        return read_parquet(path)
+    return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
+
+
+def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
+    """Group consecutive tables so that each group, except the last, has at least `rows` rows or `size` bytes."""
+    held: list[pa.Table] = []
+    held_rows = held_bytes = 0
+    for table in tables:
+        held.append(table)
+        held_rows += len(table)
+        held_bytes += table.nbytes
+        if held_rows >= rows or held_bytes >= size:
+            yield held
+            held, held_rows, held_bytes = [], 0, 0
+    if held:
+        yield held
+
+
+def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
+    """Convert tables of texts to typed tables. A column has the same type in all tables. A column has its `known` type
+    if every text fits. Otherwise the type is inferred: integer, float, boolean, date or time if every text fits.
+    Numbers with a leading zero (01234) remain text, because a number would lose the zero. In a column that is not text,
+    the texts that pandas reads as missing become null."""
+    whole = pa.concat_tables(tables, promote_options="default")
+    values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
+    typed, ends = pa.table(values), np.cumsum([len(table) for table in tables]).tolist()
+    return [
+        typed.slice(end - len(table), len(table)).select(table.column_names)
+        for table, end in zip(tables, ends, strict=True)
+    ]
+
+
+def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
+    if known is not None and pa.types.is_dictionary(known):
+        known = known.value_type
+    if known in (pa.string(), pa.large_string(), pa.string_view()):
+        return texts
+    if texts.null_count == len(texts):
+        return pa.chunked_array([pa.nulls(len(texts), known)])
+    trimmed = pc.utf8_trim_whitespace(texts)
+    present = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
+    if known is not None and (values := _cast(present, known)) is not None:
+        return values
+    if present.null_count == len(present) or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
+        return texts
+    return next((values for kind in _CSV_TYPES if (values := _cast(present, kind)) is not None), texts)
+
+
+def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    try:
+        if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of day.
+            texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
+        return texts.cast(kind)
+    except pa.ArrowException:
+        return None
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file. Raises OSError or pyarrow.ArrowException if the file cannot be read or is too large."""
+    metadata = pq.read_metadata(path)
+    require_few_values([metadata])
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # the bytes per value of fixed length, otherwise 0
+    size = sum(group.column(index).num_values * length for group in groups for index, length in enumerate(lengths))
+    texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
+    with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
+        for group in range(len(groups) if texts else 0):  # Texts are read as dictionaries, which store repeats once.
+            read = file.read_row_group(group, texts)
+            size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
+    if size > MAX_BYTES:
+        raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
+    return pq.read_table(path, columns=columns, **SPARK_TIMES)
+
+
+def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
+    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which may take no bytes."""
+    groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
+    count = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    if count * share > _MAX_VALUES:
+        why = f"it contains {count:,} values; the limit is {_MAX_VALUES:,}"
+        raise pa.ArrowInvalid(f"{why}: take a sample of it")
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Return the size in bytes of dictionary-encoded texts. A text counts in each row or list that contains it."""
+    if isinstance(array, pa.StructArray):
+        return sum(map(_text_bytes, array.flatten()))
+    if isinstance(array, pa.MapArray):
+        return _text_bytes(array.keys) + _text_bytes(array.items)
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _text_bytes(array.flatten())
+    if not isinstance(array, pa.DictionaryArray) or not (
+        pa.types.is_string(array.dictionary.type) or pa.types.is_binary(array.dictionary.type)
+    ):
+        return 0
+    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+
+
+def _whole_rows(content: bytes, is_last: bool) -> int:
+    """Return the length in bytes of the complete rows in `content`, which begins with a row of a CSV file. Return 0 if
+    no row is complete, or if a quotation mark violates RFC 4180: marks enclose a value, and a mark inside a value is
+    doubled. Arrow reads such rows in its own way without an error."""
+    line_end = b"\n" if b"\n" in content else b"\r"
+    if b'"' not in content:
+        return len(content) if is_last else content.rfind(line_end) + 1
+    signs = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero(signs == ord('"'))
+    count, end = len(marks) // 2 * 2, len(content)  # `end` precedes an unfinished value.
+    if is_last and count < len(marks):
+        return 0
+    if not is_last:
+        stop = int(marks[count]) if count < len(marks) else end
+        while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
+            count -= 2
+            stop = int(marks[count])
+    # A mark at the edge of the content has no neighbour, so the index is clamped to the mark itself.
+    before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
+    return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
+
+
+def _is_changed(value: object, kind: pa.DataType) -> bool:
+    """Return True if Arrow would change the value: 2.5 into the integer 2, or true into 1."""
+    if isinstance(value, bool):
+        return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    if isinstance(value, float):
+        return pa.types.is_integer(kind) and not value.is_integer()
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return any(_is_changed(item, kind.value_type) for item in value)
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return any(_is_changed(value.get(field.name), field.type) for field in kind)
+    return False

@@ -1,0 +1,19 @@
+"""The errors without a working Spark installation."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import NotInstalled
+from mlflow_deploy_plugin.core.processes.spark import spark_context, spark_session
+
+
+@pytest.mark.parametrize("start", [spark_session, spark_context])
+def test_without_pyspark_the_extra_is_named(start: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+
+    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[spark\]'"):
+        start()

@@ -1,0 +1,177 @@
+"""A worker calls functions. If it hangs, crashes or ends, other workers are not affected."""
+
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
+from tests.support.raising import Panic, raise_it
+from tests.support.waiting import is_gone, wait_until
+
+SECONDS = 60.0
+PARENT = """
+import os, time
+from mlflow_deploy_plugin.core.processes.worker import Worker
+worker = Worker()
+print(worker.call(os.getpid, seconds=60), flush=True)
+worker.call(time.sleep, 600, seconds=600)
+"""
+
+
+def prepare() -> None:
+    os.environ["PREPARED"] = "1"
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    one = Worker(kept_errors=[RegistryUnavailable])
+    yield one
+    one.end()
+
+
+def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker: Worker) -> None:
+    first = worker.call(os.getpid, seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) == first != os.getpid()
+
+    with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+        worker.call(time.sleep, 600, seconds=0.1)
+    assert is_gone(first)
+    second = worker.call(os.getpid, seconds=SECONDS)
+    assert second != first
+
+    with pytest.raises(ProcessCrashed, match="killed by SIGKILL"):
+        worker.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
+    with pytest.raises(ProcessCrashed, match=r"status 7$"):
+        worker.call(exec, "import os; os._exit(7)", seconds=SECONDS)  # In this process, coverage replaces os._exit.
+    assert worker.call(os.getpid, seconds=SECONDS) != second
+
+
+def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker: Worker) -> None:
+    with pytest.raises(OnnxserveError, match=r"^ValueError: "):
+        worker.call(math.sqrt, -1, seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^FileNotFoundError: .*/nowhere"):
+        worker.call(os.stat, "/nowhere", seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^MemoryError: "):
+        worker.call(bytearray, 2**62, seconds=SECONDS)
+    with pytest.raises(RegistryUnavailable, match=r"^MLflow is away$"):
+        worker.call(raise_it, RegistryUnavailable("MLflow is away"), seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^no such model$") as raised:
+        worker.call(raise_it, NotFound("no such model"), seconds=SECONDS)
+    assert type(raised.value) is OnnxserveError
+
+
+def test_a_panic_is_an_error_of_its_call(worker: Worker) -> None:
+    pid = worker.call(os.getpid, seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^Panic: a regular expression failed$"):
+        worker.call(raise_it, Panic("a regular expression failed"), seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) == pid
+
+
+def test_what_cannot_be_pickled_is_an_error_of_the_call_alone(worker: Worker) -> None:
+    pid = worker.call(os.getpid, seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match="pickle"):
+        worker.call(threading.Lock, seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) == pid
+
+
+def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(ProcessCrashed, match="Cannot allocate memory"):
+            worker.call(os.getpid, seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) != os.getpid()
+    worker.end()
+
+
+def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> None:
+    worker = Worker(prepare, max_calls=2)
+    try:
+        pids = [worker.call(os.getpid, seconds=SECONDS) for _ in range(3)]
+        assert pids[0] == pids[1] != pids[2]
+        assert worker.call(os.getenv, "PREPARED", seconds=SECONDS) == "1"
+    finally:
+        worker.end()
+
+
+def test_it_ends_when_it_is_told_to_and_not_before() -> None:
+    worker = Worker()
+    pid = worker.call(os.getpid, seconds=SECONDS)
+    worker.end_if_idle(600)
+    assert worker.call(os.getpid, seconds=SECONDS) == pid
+    worker.end_if_idle(-1)
+    assert is_gone(pid)
+    pid = worker.call(os.getpid, seconds=SECONDS)
+    timer = threading.Timer(0.3, worker.end)
+    timer.start()
+
+    with pytest.raises(ProcessEnded):
+        worker.call(time.sleep, 600, seconds=SECONDS)
+
+    timer.join()
+    assert is_gone(pid)
+    with pytest.raises(ProcessEnded):
+        worker.call(os.getpid, seconds=SECONDS)
+
+
+def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)  # The script does not check `__name__`.
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not is_gone(pid)
+    finally:
+        parent.kill()
+        parent.wait(60)
+    wait_until(lambda: is_gone(pid), SECONDS, "the end of the worker")
+
+
+def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
+    pool = WorkerPool([Worker(), Worker()])
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            began = [threads.submit(pool.call, time.sleep, 0.2, seconds=SECONDS) for _ in range(4)]
+            assert [future.result() for future in began] == [None] * 4
+        warm = pool.call(os.getpid, seconds=SECONDS)
+        assert pool.call(os.getpid, seconds=SECONDS) == warm
+        pool.end_idle(-1)
+        assert is_gone(warm)
+    finally:
+        pool.end()
+    with pytest.raises(ProcessEnded):
+        pool.call(os.getpid, seconds=SECONDS)
+
+
+def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "pickle.py").write_text("raise SystemExit(9)")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "found_by_path.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    from found_by_path import answer  # type: ignore[import-not-found]
+
+    worker = Worker()
+    try:
+        assert worker.call(answer, seconds=SECONDS) == 42
+    finally:
+        worker.end()

@@ -1,0 +1,541 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
+
+import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import NoCredentialsError
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
+from requests import HTTPError
+from urllib3.exceptions import InsecureRequestWarning
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotInstalled, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.connection import (
+    login_name,
+    no_request_timeout,
+    redact_addresses,
+    redact_credentials,
+    registry_client,
+    registry_errors,
+    set_service_timeouts,
+    store_failure,
+)
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+LARGE = 33_000_000
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FAILED = "API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code"
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Remove the variables during the test."""
+    for name in ("HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_BACKOFF_FACTOR", "HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "")
+        del os.environ[f"MLFLOW_{name}"]
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return monkeypatch
+
+
+def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> None:
+    set_service_timeouts()
+    assert os.environ[TIMEOUT] == "5"
+    with no_request_timeout:
+        assert TIMEOUT not in os.environ
+    assert os.environ[TIMEOUT] == "5"
+
+
+def test_what_the_user_said_counts(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv(TIMEOUT, "77")
+    set_service_timeouts()
+    with no_request_timeout:
+        assert os.environ[TIMEOUT] == "77"
+
+
+def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
+    text = "https://{}host/x failed, postgresql+psycopg://{}db/y too, a@b.c stays, http://{}h:1/z@a"
+    secrets = ("user:p%40ss@", "u@", "u:p@ss@")
+    assert redact_credentials(text.format(*secrets)) == text.format("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        (
+            "no model x; the registered models are a, b, in MLflow at sqlite:////srv/x.db",
+            "no model x; the registered models are a, b",
+        ),
+        ("the registry is empty, in MLflow at http://u:5000", "the registry is empty"),
+        (
+            "model x: MLflow at http://10.0.0.1:5000 does not answer correctly: connection refused",
+            "model x: MLflow does not answer correctly: connection refused",
+        ),
+        (
+            "the files of models:/x/3: s3://bucket does not answer correctly: no",
+            "the files of models:/x/3: … does not answer correctly: no",
+        ),
+        ("models:/x/3: version 3 cannot be loaded", "models:/x/3: version 3 cannot be loaded"),
+    ],
+)
+def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
+    assert redact_addresses(text) == public
+
+
+@contextmanager
+def http_server() -> Iterator[tuple[str, list[str | None]]]:
+    """A server that answers 404: its host with its port, and the Authorization header of each request."""
+    sent: list[str | None] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(Handler) as address:
+        yield address, sent
+
+
+@contextmanager
+def serving(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    """Yield the host with the port of a server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,)).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_server_without_a_route_is_told_without_its_page() -> None:
+    with (
+        http_server() as (host, _),
+        tracking_at(f"http://{host}"),
+        pytest.raises(RegistryUnavailable) as raised,
+        registry_errors("model x"),
+    ):
+        registry_client().get_registered_model("x")
+
+    assert raised.value.message.endswith(
+        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is older than version 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "names"),
+    [
+        (MlflowException(f"{FAILED} 403 != 200. Response body: 'Permission denied'"), ("permission",)),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), ("permission",)),
+        (MlflowException(f"{FAILED} 401 != 200. Response body: ''"), ("the credentials", "MLFLOW_TRACKING_USERNAME")),
+    ],
+)
+def test_what_the_account_may_not_read_is_no_outage(error: MlflowException, names: tuple[str, ...]) -> None:
+    with refused(RegistryRefused, "m", "MLflow", "refuses", *names), registry_errors("m"):
+        raise error
+
+
+FILES = "The following failures occurred while downloading one or more artifacts from s3://b/1:\n"
+HEAD = "An error occurred ({}) when calling the HeadObject operation: {}"
+KEYS = r"\(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role\)"
+ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "kind", "said"),
+    [
+        (
+            "s3://b",
+            MlflowException(
+                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno"
+            ),
+            RegistryRefused,
+            rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
+        ),
+        (
+            "s3://b",
+            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            RegistryRefused,
+            rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
+        ),
+        (
+            "s3://b",
+            MlflowException(f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b"),
+            RegistryUnavailable,
+            "the disk of this machine cannot be written: No space left on device",
+        ),
+        (
+            "",
+            OSError(30, "Read-only file system"),
+            RegistryUnavailable,
+            "the disk of this machine .*: Read-only file system",
+        ),
+        (
+            "s3://b",
+            NoCredentialsError(),
+            RegistryRefused,
+            rf"s3://b refuses the credentials {KEYS}: Unable to locate cr.*",
+        ),
+        (
+            "gs://b",
+            OSError("403 GET https://storage/b/o: sa@x does not have storage.objects.list access"),
+            RegistryRefused,
+            "gs://b refuses the credentials: 403 GET .*list access",
+        ),
+        (
+            "s3://b",
+            MlflowException(f"{FILES}##### File x #####\n{HEAD.format(404, 'Not Found')}"),
+            NotFound,
+            r"not found in s3://b: x: An error occurred \(404\) .*",
+        ),
+        ("s3://b", MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST), NotFound, "not found in s3://b: no bucket"),
+        (
+            "",
+            HTTPError(ANSWER.format(403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}')),
+            RegistryRefused,
+            "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: Access Denied",
+        ),
+        (
+            "",
+            HTTPError(ANSWER.replace("//m/", "//other:5000/").format(401, '{"error_code": "X", "message": "secret"}')),
+            RegistryRefused,
+            r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this host\): 401 Client .*api\.",
+        ),
+        (
+            "",
+            HTTPError(ANSWER.format(401, "You are not authenticated.")),
+            RegistryRefused,
+            "MLflow at [^ ]+ refuses the credentials: MLFLOW_TRACKING_USERNAME .*",
+        ),
+        (
+            "",
+            NoCredentialsError(),
+            RegistryRefused,
+            rf"the artifact store refuses the credentials {KEYS}: Unable to .*",
+        ),
+        (
+            "",
+            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            RegistryRefused,
+            r"the artifact store refuses the credentials: Failed to list artifacts in s3://b/1: Access Denied",
+        ),
+        ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer correctly: conn.*"),
+    ],
+)
+def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
+    store: str, error: Exception, kind: type[Exception], said: str
+) -> None:
+    with tracking_at("http://m"):
+        failure = store_failure("the files", store, error)
+    assert type(failure) is kind
+    assert re.fullmatch(f"the files: {said}", failure.message), failure.message
+
+
+def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflow() -> None:
+    for error in (
+        S3UploadFailedError("Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"),
+        MlflowException("Failed to list artifacts in s3://b: Access Denied", PERMISSION_DENIED),
+    ):
+        with refused(RegistryRefused, "run r", "the artifact store", "the credentials"), registry_errors("run r"):
+            raise error
+
+
+def test_an_error_of_nobody_else_is_not_taken_for_one_of_mlflow() -> None:
+    with pytest.raises(ZeroDivisionError), registry_errors("run r"):
+        raise ZeroDivisionError
+
+
+PAGE = f"<html><body>{'nginx ' * 50}</body></html>"
+ASKED = (
+    "API request to http://mlflow.ops:5000/api failed with exception HTTPConnectionPool(host='mlflow.ops', port=5000): "
+)
+RETRIED = f"{ASKED}Max retries exceeded with url: /api?alias=champion"
+CONNECTION = "HTTPConnection(host='mlflow.ops', port=5000)"
+READ_ONLY_DATABASE = {
+    "error_code": "BAD_REQUEST",
+    "message": "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+    "(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction\n"
+    "[SQL: INSERT INTO runs (run_uuid) VALUES (%(run_uuid)s)]\n[parameters: {'run_uuid': 'a'}]",
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        *(
+            (
+                f"{FAILED} {status} != 200. Response body: '{PAGE}'",
+                f"it returned a web page with the status {status} instead of JSON, probably from a proxy",
+            )
+            for status in (302, 403, 413)
+        ),
+        (f"{RETRIED} (Caused by ResponseError('too many 503 error responses'))", "it returns the status 503"),
+        (
+            RestException(READ_ONLY_DATABASE),
+            "BAD_REQUEST: (psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction",
+        ),
+        (
+            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "verify failed: self-signed certificate (_ssl.c:1016)')))",
+            "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted "
+            "authority)",
+        ),
+        (
+            f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "verify failed: certificate has expired (_ssl.c:1016)')))",
+            "certificate has expired according to the clock of this machine",
+        ),
+        (
+            f"{RETRIED} (Caused by NameResolutionError(\"{CONNECTION}: Failed to resolve 'mlflow.ops' ([Errno -3] "
+            "Temporary failure in name resolution)))",
+            "the name 'mlflow.ops' does not resolve: temporary failure in name resolution",
+        ),
+        (
+            f'{RETRIED} (Caused by NewConnectionError("{CONNECTION}: Failed to establish a new connection: [Errno 113] '
+            "No route to host))",
+            "no route to host",
+        ),
+        (  # The transfer stopped midway.
+            f"{ASKED}Read timed out.",
+            "no answer in time (MLFLOW_HTTP_REQUEST_TIMEOUT, in seconds: 7)",
+        ),
+        (
+            f"{RETRIED} (Caused by ReadTimeoutError('Read timed out. (read timeout=7)'))",
+            "no answer in time (MLFLOW_HTTP_REQUEST_TIMEOUT, in seconds: 7)",
+        ),
+    ],
+)
+def test_an_mlflow_that_does_not_answer_is_told_by_its_cause_and_what_mends_it(
+    clean: pytest.MonkeyPatch, error: str | MlflowException, said: str
+) -> None:
+    clean.setenv(TIMEOUT, "7")
+    with refused(RegistryUnavailable, "m", "MLflow", said), registry_errors("m"):
+        raise MlflowException(error) if isinstance(error, str) else error
+
+
+def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/srv/ca.pem")
+    with refused(InvalidConfig, "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        registry_client()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")])
+def test_a_variable_whose_value_mlflow_cannot_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidConfig, match=f"^(?=.*{variable}).*{value}"):
+        registry_client()
+
+
+def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call() -> None:
+    with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
+        warnings.warn("Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1)
+    assert warned == []
+
+
+def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
+    with tracking_at("http://mlflow.test:5000"):
+        for no_proxy, is_asked_through_proxy in (("", True), ("mlflow.test", False)):
+            monkeypatch.setenv("no_proxy", no_proxy)
+            names = ("model x", "http://mlflow.test:5000", "connection refused")
+            with refused(RegistryUnavailable, *names) as raised, registry_errors("model x"):
+                raise ConnectionRefusedError("Connection refused")
+            assert mentions(raised.value.message, "proxy.test:3128", "NO_PROXY") is is_asked_through_proxy
+            assert "secret" not in raised.value.message
+
+
+def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
+    set_service_timeouts()
+    first, second = no_request_timeout, no_request_timeout
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert TIMEOUT not in os.environ
+    second.__exit__(None, None, None)
+    assert os.environ[TIMEOUT] == "5"
+
+
+def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
+    said = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
+    with tracking_at("foo://user:secret@somewhere"), pytest.raises(InvalidConfig, match=said) as raised:
+        registry_client()
+
+    assert "secret" not in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+@pytest.mark.long
+def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: Path) -> None:
+    (tmp_path / "plugin_store.py").write_text("import pandas\n")
+    code = (
+        "import sys; from mlflow_deploy_plugin.core.registry.connection import hidden_pandas\n"
+        "with hidden_pandas():\n"
+        "    import mlflow; print('pandas' in sys.modules)\n"
+        "    import plugin_store; print(plugin_store.pandas.Series([1]).sum())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout == "False\n1\n", ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("location", "is_own"),
+    [
+        ("mlflow-artifacts:/x", True),
+        ("http://{own}/api/2.0/mlflow-artifacts/artifacts/x", True),
+        ("http://{other}/api/2.0/mlflow-artifacts/artifacts/x", False),
+        ("mlflow-artifacts://{other}/x", False),
+        # urllib.parse returns the configured host.
+        ("http://{other}\\@{own}/api/2.0/mlflow-artifacts/artifacts/x", False),
+    ],
+)
+def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_own: bool
+) -> None:
+    for name, value in {"USERNAME": "agent", "PASSWORD": "s3cret"}.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        http_server() as (own, sent_to_own),
+        http_server() as (other, sent_to_other),
+        tracking_at(f"http://{own}"),
+        pytest.raises((NotFound, RegistryUnavailable)) as failed,
+    ):
+        fetch(location.format(own=own, other=other), tmp_path, "the files")
+
+    assert bool(sent_to_own) is is_own
+    assert set(sent_to_own) <= {"Basic YWdlbnQ6czNjcmV0"}
+    assert bool(sent_to_other) is not is_own
+    assert set(sent_to_other) <= {None}
+    # The author would read this text in the version's tag.
+    assert is_own or "Response text" not in failed.value.message
+
+
+def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Large(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if self.path.endswith("artifacts?path=files"):
+                body = json.dumps({"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]}).encode()
+            else:
+                body = b" " * LARGE
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with suppress(OSError):  # The client may have closed the connection.
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with serving(Large) as address, tracking_at(f"http://{address}"):
+        with refused(RegistryUnavailable, "32,000,000 bytes"), registry_errors("model m"):
+            registry_client().get_registered_model("m")
+        copied = fetch("mlflow-artifacts:/files", tmp_path, "the files")
+    assert (copied / "weights").stat().st_size == LARGE
+
+
+@pytest.mark.parametrize(
+    ("location", "is_azure"),
+    [
+        ("abfss://models@team.dfs.core.windows.net/x", True),
+        ("abfss://workspace%20a@onelake.dfs.fabric.microsoft.com/x", True),
+        ("abfss://models@team.elsewhere.test/x", False),
+        ("abfss://models@team.dfs.core.windows.net.elsewhere.test/x", False),
+        ("abfss://models@elsewhere.test\\@team.dfs.core.windows.net/x", False),
+    ],
+)
+def test_the_account_of_azure_goes_to_azure_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_azure: bool
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
+    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # An import would send a request to the host.
+    refusal = NotInstalled if is_azure else InvalidConfig
+    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage "
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
+        fetch(location, tmp_path, "the files")
+
+
+@pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
+def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    with http_server() as (other, sent), tracking_at(address), refused(NotFound, "not found", f"http://{other}"):
+        fetch(f"http://{other}/api/2.0/mlflow-artifacts/artifacts/x", tmp_path, "the files")
+    assert set(sent) == {None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"5.7.44-log\0mysql_native_password\r\n", "error_perm"), (b"530 of staff\r\n", "error_perm 530")],
+)
+def test_what_a_server_says_that_an_author_names_stands_in_no_error(tmp_path: Path, answer: bytes, said: str) -> None:
+    class Service(StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Service) as server, tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        Thread(target=server.serve_forever).start()
+        try:
+            with refused(RegistryUnavailable, "ftp://127.0.0.1", "does not answer", said) as raised:
+                fetch(f"ftp://127.0.0.1:{server.server_address[1]}/x", tmp_path, "the files")
+            assert raised.value.message.endswith(said)
+        finally:
+            server.shutdown()
+
+
+CONCURRENT_IMPORTS = """
+import threading, time
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+
+def name_an_error():
+    with registry_errors("x"):
+        pass
+
+def call(function):
+    try:
+        function()
+    except BaseException as error:
+        print(repr(error))
+
+threads = [threading.Thread(target=call, args=(function,)) for function in (registry_client, name_an_error) * 2]
+for thread in threads:
+    thread.start()
+    time.sleep(0.004)
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
+    """The agent polls several models and follows the change feed from its first second."""
+    done = subprocess.run([sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("address", ["a server without the app", "a database", "http://127.0.0.1:9"])
+def test_without_a_login_the_user_has_no_name_at_mlflow(
+    address: str, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    addresses = {"a server without the app": mlflow_server.url, "a database": f"sqlite:///{tmp_path}/mlflow.db"}
+    with tracking_at(addresses.get(address, address)):
+        assert login_name() == ""

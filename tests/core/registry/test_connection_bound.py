@@ -1,0 +1,145 @@
+"""Tests of servers that send too much or too slowly, in each way that HTTP allows."""
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.core.registry.connection import bounded_answers
+from tests.support.refusals import refused
+from tests.support.waiting import wait_until
+
+MOST = 100_000
+SECONDS = 0.5
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ZEROS = bytes(65536)
+
+Answer = Callable[[], Iterator[bytes]]
+
+
+def trickled(content: bytes) -> Iterator[bytes]:
+    for byte in content:
+        time.sleep(0.02)
+        yield bytes([byte])
+
+
+def endless() -> Iterator[bytes]:
+    yield HEAD + b"Content-Length: 600000000\r\n\r\n"
+    yield from iter(lambda: ZEROS, b"")
+
+
+def endless_chunks() -> Iterator[bytes]:
+    yield HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    yield from iter(lambda: b"10000\r\n" + ZEROS + b"\r\n", b"")
+
+
+def endless_until_closed() -> Iterator[bytes]:
+    yield HEAD + b"Connection: close\r\n\r\n"
+    yield from iter(lambda: ZEROS, b"")
+
+
+def endless_redirection() -> Iterator[bytes]:
+    yield b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 600000000\r\n\r\n"
+    yield from iter(lambda: ZEROS, b"")
+
+
+def packed() -> Iterator[bytes]:
+    body = gzip.compress(bytes(10 * MOST))
+    yield HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def slow_head() -> Iterator[bytes]:
+    yield from trickled(HEAD + b"X-Long: " + b"x" * 1000)
+
+
+def slow_body() -> Iterator[bytes]:
+    yield HEAD + b"Content-Length: 1000\r\n\r\n"
+    yield from trickled(bytes(1000))
+
+
+def slow_body_until_closed() -> Iterator[bytes]:
+    yield HEAD + b"Connection: close\r\n\r\n"
+    yield from trickled(bytes(1000))
+
+
+def largest() -> Iterator[bytes]:
+    yield HEAD + b"Content-Length: %d\r\n\r\n" % MOST + bytes(MOST)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], str]]:
+    """Yield a function that starts a server with this response for each request and returns its address."""
+    started: list[ThreadingTCPServer] = []
+
+    def start(answer: Answer) -> str:
+        class Service(StreamRequestHandler):
+            def handle(self) -> None:
+                while self.rfile.readline().strip():
+                    pass
+                try:
+                    for piece in answer():
+                        self.wfile.write(piece)
+                except OSError:
+                    pass  # The client may have closed the connection.
+
+        server = ThreadingTCPServer(("127.0.0.1", 0), Service)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("answer", [endless, endless_chunks, endless_until_closed, packed])
+def test_a_body_that_is_too_large_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
+    with bounded_answers(MOST), refused(requests.RequestException, "100,000 bytes"):
+        requests.get(serve(answer), timeout=5)
+
+
+def test_the_body_of_a_redirection_is_bounded(serve: Callable[[Answer], str]) -> None:
+    url = serve(endless_redirection)
+    with requests.Session() as session:
+        session.max_redirects = 3
+        with bounded_answers(MOST), pytest.raises(requests.TooManyRedirects):
+            session.get(url, timeout=5)
+
+
+@pytest.mark.parametrize("answer", [slow_head, slow_body, slow_body_until_closed])
+def test_an_answer_that_is_not_complete_in_time_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
+    url, began = serve(answer), time.monotonic()
+    with bounded_answers(seconds=SECONDS), refused(requests.RequestException, "not complete", "0.5 s"):
+        requests.get(url, timeout=0.2)
+    assert time.monotonic() - began < 5
+
+
+def test_a_longer_read_timeout_replaces_the_time(serve: Callable[[Answer], str]) -> None:
+    def late() -> Iterator[bytes]:
+        time.sleep(2 * SECONDS)
+        yield from largest()
+
+    with bounded_answers(MOST, SECONDS):
+        assert len(requests.get(serve(late), timeout=10 * SECONDS).content) == MOST
+
+
+def test_after_an_answer_within_the_bound_no_deadline_is_left_that_would_end_the_next_one(
+    serve: Callable[[Answer], str],
+) -> None:
+    url = serve(largest)
+    with bounded_answers(MOST, seconds=3600):
+        assert len(requests.get(url, timeout=5).content) == MOST
+        wait_until(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
+
+
+def test_outside_of_the_block_an_answer_has_no_bound(serve: Callable[[Answer], str]) -> None:
+    url = serve(largest)
+    with bounded_answers(1):
+        pass
+    assert len(requests.get(url, timeout=5).content) == MOST

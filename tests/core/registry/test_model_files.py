@@ -1,0 +1,222 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.onnx
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin import load_model
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.connection import refuse_folder
+from mlflow_deploy_plugin.core.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
+from tests.support.models import IDENTITY, parse_graph, write_model
+from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
+from tests.support.tracking import tracking_at
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("source", ["models:/tiny/2", "models:/{model_id}", "runs:/{run_id}/model"])
+def test_the_files_of_a_version_are_copied(store: Any, artifacts: Path, tmp_path: Path, source: str) -> None:
+    folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
+    assert folder.is_relative_to(tmp_path)
+    assert names(folder) == names(artifacts)
+    assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()
+
+
+def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(artifacts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "model"))
+    before = version_digest(str(folder))
+    for name in ("registered_model_meta", "code/__pycache__/module.cpython-311.pyc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the loader")
+    assert version_digest(str(folder)) == before
+    assert names(download(str(folder), tmp_path / "copy")) == names(artifacts)
+    (folder / "code" / "registered_model_meta").write_text("of the author")
+    assert version_digest(str(folder)) != before
+
+
+def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
+    with refused(NotFound, "folder /no/such"):
+        download("file:///no/such", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["..", "%2e%2E", "x/../.."])
+def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path: Path, step: str) -> None:
+    """A user who edits a model chooses the dataset of its gate, which MLflow's server runs with its own rights."""
+    (tmp_path / "secret.csv").write_text("of this machine")
+    with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+        client = MlflowClient()
+        run_id = client.create_run(client.create_experiment("x", f"{tmp_path}/artifacts")).info.run_id
+        client.log_text(run_id, "of the run", "held_out.csv")
+        assert fetch(f"runs:/{run_id}/held_out.csv", tmp_path / "copy", "it").read_text() == "of the run"
+        for location in (f"runs:/{run_id}/{step}/../../secret.csv", f"models:/m/1/{step}/../../secret.csv"):
+            with refused(InvalidConfig, "the dataset", "segment .."):
+                fetch(location, tmp_path / "copy", "the dataset")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_among_the_files_are_refused(tmp_path: Path, link: Any) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of this machine")
+    model = tmp_path / "model"
+    (model / "data").mkdir(parents=True)
+    link(secret, model / "data" / "weights")
+    with refused(InvalidArtifact, "'data/weights'", "a link"):
+        refuse_links(model)
+    with refused(InvalidArtifact, "'data/weights'", "a link"):
+        download(str(model), tmp_path / "copy")
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with refused(InvalidArtifact, "neither"):
+        refuse_links(tmp_path)
+
+
+WITHOUT_BOTO3 = """
+import sys
+import tempfile
+from pathlib import Path
+from mlflow_deploy_plugin.core.errors import NotInstalled
+from mlflow_deploy_plugin.core.registry.connection import refuse_folder
+from mlflow_deploy_plugin.core.registry.model_files import download
+sys.modules["boto3"] = None
+try:
+    download("s3://bucket/model", Path(sys.argv[1]))
+except NotInstalled as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.long
+def test_a_store_whose_package_is_missing_names_what_to_install(tmp_path: Path) -> None:
+    asked = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow caches its client.
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert mentions(said, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
+
+
+def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
+    with refused(InvalidConfig, "foo:/bar", "foo:…", "s3, gs"):
+        download("foo:/bar", tmp_path)
+    with refused(InvalidConfig, "model:…", "'models'"):
+        download("model:/flights/1", tmp_path)
+
+
+def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking_at(mlflow_server.url):
+        model = parse_graph(IDENTITY)
+        logged = mlflow.onnx.log_model(model, name="model", registered_model_name="read", pip_requirements=[])
+        sources = [
+            logged.model_uri,
+            "models:/read/1",
+            MlflowClient().get_logged_model(logged.model_id).artifact_location,
+        ]
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+        read = [fetch_mlmodel(source).model_id for source in sources]
+
+    assert read == [logged.model_id] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["file:///{folder}", "FILE:{folder}", "{folder}"])
+@pytest.mark.parametrize("source", ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"])
+def test_a_folder_that_a_server_names_is_not_read(
+    mlflow_server: MlflowServer, tmp_path: Path, source: str, address: str
+) -> None:
+    """A user who may change the server could make its readers copy and serve any folder."""
+    secret = tmp_path / "secret"
+    write_model(secret)
+    write_model(secret / "model")
+    forged = json.dumps(address.format(folder=secret)).encode()
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        with mlflow.start_run() as run:
+            logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=[])
+        source = source.format(model_id=logged.model_id, run_id=run.info.run_id)
+        client = MlflowClient()
+        with suppress(MlflowException):  # The other cases register the model too.
+            client.create_registered_model("named")
+        version = client.create_model_version("named", logged.model_uri, run.info.run_id, model_id=logged.model_id)
+        source = source.replace("/named/1", f"/named/{version.version}")
+        proxy.rewrite = lambda body: re.sub(rb'("artifact_(?:uri|location)": ?)"[^"]*"', rb"\1" + forged, body)
+        with refused(InvalidConfig, "names the folder", str(secret), "MLFLOW_TRACKING_URI", "--artifacts-destination"):
+            download(source, tmp_path / "copy")
+        with refused(InvalidConfig, "names the folder"):
+            fetch_mlmodel(source)
+        with refused(InvalidConfig, "names the folder"):
+            load_model(source)
+    assert names(tmp_path / "copy") == set()
+
+
+@pytest.mark.parametrize(
+    ("server", "folder", "is_read"),
+    [
+        ("http://127.0.0.1:9", "/work/mlruns/0/models/m-1/artifacts", True),
+        ("http://localhost:9", "file:///work/mlruns/0/models/m-1/artifacts", True),
+        ("http://mlflow:9", "/work/mlruns/0/models/m-1/artifacts", False),
+        ("http://127.0.0.1:9", "/work/mlruns/../secret", False),
+        ("http://127.0.0.1:9", "file:///work/mlruns/%2e%2e/secret", False),
+        ("http://127.0.0.1:9", "/work/mlruns/%2e%2e/secret", False),
+        ("http://127.0.0.1:9", "/etc", False),
+        ("http://mlflow:9", "s3://bucket/etc", True),
+        ("sqlite:///mlflow.db", "/etc", True),
+    ],
+)
+def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server: str, folder: str, is_read: bool) -> None:
+    """The README logs a model to mlflow.db before it starts a server in the same folder."""
+    with tracking_at(server), nullcontext() if is_read else refused(InvalidConfig, "names the folder"):
+        refuse_folder(folder)
+
+
+@pytest.mark.parametrize("address", ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"])
+def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> None:
+    with tracking_at("http://127.0.0.1:9"), refused(InvalidConfig, "names the invalid address", repr(address)):
+        refuse_folder(address)
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:9", "http://mlflow:9"])
+@pytest.mark.parametrize(
+    ("folder", "is_read"),
+    [
+        ("{data}/mlflow/0/models/m-1/artifacts", True),
+        ("file://{data}/mlflow/0/models/m-1/artifacts", True),
+        ("{data}/other", True),
+        ("{data}/mlflow-secret", False),
+        ("{data}", False),
+        ("{data}/mlflow/../secret", False),
+        ("{data}/mlflow/%2e%2e/secret", False),
+        ("file://{data}/mlflow/%2e%2e/secret", False),
+        ("{data}/mlflow/link", False),
+    ],
+)
+def test_a_server_may_name_the_artifact_folders_of_the_settings(
+    server: str, folder: str, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that its clients also have."""
+    (tmp_path / "data" / "mlflow").mkdir(parents=True)
+    (tmp_path / "data" / "mlflow" / "link").symlink_to("/etc")
+    (tmp_path / "nfs").symlink_to("data")
+    listed = f"{tmp_path}/nfs/mlflow, {tmp_path}/data/other/,"
+    monkeypatch.setenv("ONNXSERVE_ARTIFACT_FOLDERS", listed)
+    data = tmp_path / "data"
+    outcome = nullcontext() if is_read else refused(InvalidConfig, "names the folder", "ONNXSERVE_ARTIFACT_FOLDERS")
+    with tracking_at(server), outcome:
+        refuse_folder(folder.format(data=data))

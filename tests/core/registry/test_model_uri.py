@@ -1,0 +1,169 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    ModelURI,
+    default_endpoint_name,
+    missing_folder_message,
+    parse_model_uri,
+    registered_meta,
+    served_version_uri,
+)
+from tests.support.refusals import refused
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "reference"),
+    [
+        ("models:/flight-delay/Production", ModelURI("stage", "flight-delay", "Production")),
+        ("models:/flight-delay@challenger", ModelURI("alias", "flight-delay", "challenger")),
+        ("models:/flight-delay/3", ModelURI("version", "flight-delay", "3")),
+        ("models:/flight-delay/007", ModelURI("version", "flight-delay", "7")),
+        ("models:/flight-delay/" + "1" * 5000, ModelURI("version", "flight-delay", "1" * 5000)),
+        ("models:/flight-delay/Latest", ModelURI("latest", "flight-delay")),
+        ("models:/flight-delay/tag:team=blue", ModelURI("tag", "flight-delay", "team=blue")),
+        ("models:/flight-delay/tag:a.b/c=x=y/z", ModelURI("tag", "flight-delay", "a.b/c=x=y/z")),
+        ("models:/m-0123", ModelURI("logged_model", "m-0123")),
+        ("models:/name with spaces@a", ModelURI("alias", "name with spaces", "a")),
+        ("runs:/abc/some/model", ModelURI("run", "abc", "some/model")),
+        ("s3://bucket/a/model", ModelURI("remote", "s3://bucket/a/model")),
+        ("mlflow-artifacts:/1/models/m-1/artifacts", ModelURI("remote", "mlflow-artifacts:/1/models/m-1/artifacts")),
+        (
+            "https://host/api/2.0/mlflow-artifacts/artifacts/1/m",
+            ModelURI("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
+        ),
+        ("file:///srv/a%20model", ModelURI("path", "/srv/a model")),
+        ("/srv/model", ModelURI("path", "/srv/model")),
+        ("models/flight-delay", ModelURI("path", "models/flight-delay")),
+    ],
+)
+def test_a_model_uri_is_taken_apart(model_uri: str, reference: ModelURI) -> None:
+    assert parse_model_uri(model_uri) == reference
+
+
+def test_only_stages_aliases_and_tags_are_followed() -> None:
+    followed = ["models:/x/Production", "models:/x@a", "models:/x/tag:a=b"]
+    fixed = ["models:/x/3", "models:/x/latest", "models:/m-1", "runs:/r/m", "/p"]
+    assert all(parse_model_uri(uri).followed for uri in followed)
+    assert not any(parse_model_uri(uri).followed for uri in fixed)
+
+
+def test_a_tag_has_a_key_and_a_value() -> None:
+    assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
+
+
+@pytest.mark.parametrize(("uri", "place"), [("models:/x/Production", "Production"), ("models:/x@a", "@a")])
+def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> None:
+    assert parse_model_uri(uri).place == place
+
+
+@pytest.mark.parametrize(
+    "model_uri",
+    [
+        "models:/",
+        "models:/x",
+        "models:/x/",
+        "models:/@a",
+        "models:/x@",
+        "models:/x/1/2",
+        "models://host/x/1",
+        "models://[host/x/1",
+        "s3://[bucket/a",
+        "http://[host/a",
+        "file://[host/a",
+        "runs:/abc",
+        "models:/x/tag:a",
+        "models:/x/tag:=b",
+        "models:/x/tag:a=",
+        "models://host/x/tag:a=b",
+        None,
+        Path("model"),
+    ],
+)
+def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"):
+        parse_model_uri(model_uri)
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "name"),
+    [
+        ("models:/flight-delay/Production", "flight-delay"),
+        ("models:/flight delay@a", "flight-delay"),
+        ("models:/flight-delay/tag:team=blue", "flight-delay"),
+        ("models:/m-0123", "m-0123"),
+        ("runs:/abc/some/model", "model"),
+        ("s3://bucket/a/fraud/", "fraud"),
+        ("/srv/_models/ärzte", "rzte"),
+        ("/", "model"),
+    ],
+)
+def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> None:
+    assert default_endpoint_name(model_uri) == name
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [
+        ("https://host/models/m.onnx", ["MLFLOW_TRACKING_URI=https://host", "models:/NAME/VERSION"]),
+        (
+            "http://h:5000/#/models/flight%20delay/versions/3",
+            ["MLFLOW_TRACKING_URI=http://h:5000", "models:/flight delay/3"],
+        ),
+        ("http://h:5000/#/models/flights", ["models:/flights/VERSION"]),
+    ],
+)
+def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(address: str, names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
+        parse_model_uri(address)
+
+
+def test_a_web_address_is_refused_without_its_password() -> None:
+    with pytest.raises(InvalidConfig) as raised:
+        parse_model_uri("https://user:secret@host/m")
+    assert "secret" not in raised.value.message
+
+
+@pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
+def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
+    with refused(InvalidConfig, "a folder", "a registered model"):
+        parse_model_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("flight-delay", "; a registered model is models:/flight-delay@ALIAS, models:/flight-delay/Production or"),
+        ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
+        ("flights@champion", "; a registered model is models:/flights@champion"),
+        ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),
+    ],
+)
+def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    assert words in missing_folder_message(text)
+    assert words in missing_folder_message(str(tmp_path / text))  # The folder of a deployment is already absolute here.
+
+
+@pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
+def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> None:
+    assert missing_folder_message(text).endswith(" does not exist")
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, f"model_name: 0x1{'0' * 10_000}"])
+def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "registered_model_meta").write_text(text)
+    assert registered_meta(tmp_path) == {}
+
+
+def test_a_version_in_a_row_of_the_log_has_a_uri() -> None:
+    assert served_version_uri("flights", "7") == "models:/flights/7"
+    assert served_version_uri("flights", "m-1") == "models:/m-1"
+    with refused(NotFound, "flights", "folder"):
+        served_version_uri("flights", "folder")

@@ -1,0 +1,300 @@
+"""Tests of reading and writing specs as YAML, and of the errors for invalid specs."""
+
+from operator import attrgetter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import (
+    add_variant,
+    apply_config,
+    dump_spec,
+    field_reference,
+    load_specs,
+    new_endpoint,
+    remove_variant,
+)
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ProviderOptions
+from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from tests.support.specs import FLIGHTS, flights
+
+
+def test_a_document_is_read() -> None:
+    spec = flights()
+
+    assert spec.name == "flights"
+    assert [(name, v.weight, v.shadow) for name, v in spec.variants.items()] == [
+        ("champion", 95, False),
+        ("challenger", 5, False),
+        ("candidate", 100, True),
+    ]
+    assert (spec.server.workers, spec.server.port, spec.server.host) == (2, 8080, "127.0.0.1")
+    assert spec.capture.fraction == 0.5
+    assert spec.monitors["daily"].min_rows == 500
+
+
+def test_several_documents_are_several_endpoints() -> None:
+    specs = load_specs(f"{FLIGHTS}\n---\nname: other\nvariants: {{other: {{model: m}}}}\n---\n")
+
+    assert [spec.name for spec in specs] == ["flights", "other"]
+
+
+@given(
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
+    model=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=80),
+    weight=st.integers(1, 100),
+    port=st.none() | st.integers(1, 65535),
+    fraction=st.floats(0, 1),
+)
+def test_what_is_written_is_read_back(name: str, model: str, weight: int, port: int | None, fraction: float) -> None:
+    config: dict[str, Any] = {f"server.{key}": value for key, value in {"port": port}.items() if value is not None}
+    spec = new_endpoint(name, model, {**config, "capture.fraction": fraction})
+    spec = EndpointSpec.model_validate(
+        {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}}
+    )
+
+    assert load_specs(dump_spec(spec)) == [spec]
+
+
+def test_the_first_document_describes_the_server_for_all() -> None:
+    first, alike, silent = (
+        "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}",
+        "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}",
+        "name: c\nvariants: {v: {model: x}}",
+    )
+    assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == ["a", "b", "c"]
+
+    with pytest.raises(InvalidConfig, match=r"'a' .*`server`.* 'c'"):
+        load_specs("\n---\n".join([silent, first]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the spec is empty"),
+        ("a: [", "not valid YAML"),
+        ("- a", "a spec is a mapping with `name` and `variants`, not list"),
+        ("name: x", "variants: Field required"),
+        ("name: x\nvariants: {}", "variants: "),
+        (
+            "name: ../x\nvariants: {x: {model: m}}",
+            "name: at most 63 letters, digits, . _ - are expected, starting with a",
+        ),
+        ("name: x\nvariants: {a b: {model: m}}", "variants.a b: at most 63 letters, digits, . _ - are expected"),
+        (
+            "name: x\nvariants: {x: {model: m, weight: much}}",
+            "variants.x.weight: a whole number is expected (got 'much')",
+        ),
+        ("name: x\nvariants: {x: {model: m, weight: 101}}", "variants.x.weight: at most 100 is expected (got 101)"),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}",
+            "server.device: 'cpu', 'cuda', 'tensorrt' or 'openvino' is",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {io_binding: true}",
+            "server: io_binding requires a GPU, but device is cpu: device cuda or tensorrt is expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {provider_options: {gpu_mem_limit: 2000000}}",
+            "server: provider_options.gpu_mem_limit requires a GPU, but device is cpu",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {trt_fp16_enable: true}}",
+            "server: provider_options.trt_fp16_enable requires device tensorrt, but device is cuda",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, device_ids: [0, 1]}",
+            "server: device_ids 0, 1 with 1 workers: different GPUs and at least one worker for each GPU are expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {arena_extend_strategy: k}}",
+            "server.provider_options.arena_extend_strategy: 'kNextPowerOfTwo' or 'kSameAsRequested' is expected",
+        ),
+        ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
+        ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant receives traffic"),
+        ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant receives traffic"),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
+            "unknown field 'server.prot'; did you mean 'server.port'",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: last_week}}",
+            "monitors.d.reference: training, rolling:7d, window:START/END or dataset:URI is expected (got 'last_week')",
+        ),
+        ("name: x\nvariants: {x: {model: m}}\napiVersion: onnxserve/v9", "apiVersion: "),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 90}",
+            "capture.retention: a text is expected (got 90)",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 1d}\nmonitors: {daily: {every: 1d}}",
+            "capture.retention 1d is shorter than the period of the log that monitor 'daily' reads: at least 25h",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 30d}\nmonitors: {d: {reference: 'rolling:7d'}}",
+            "capture.retention 30d is shorter than the period of the log that monitor 'd' reads: at least 49d",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 7d}\n"
+            "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
+            "capture.retention 7d is shorter than the period of the log that monitor 'd' reads: at least 9d",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
+            "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is expected",
+        ),
+        ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' is repeated"),
+    ],
+)
+def test_a_document_that_is_no_spec_says_where(text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load_specs(text)
+
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_every_field_that_config_takes_is_in_the_reference_and_described() -> None:
+    rows = list(field_reference())
+
+    names = {name for name, *_ in rows}
+    assert {"server.port", "capture.fraction", "variants.NAME.weight", "monitors.NAME.every"} <= names
+    assert all(kind and description for _, kind, _, description in rows)
+    for name in names:
+        if name.startswith(("server.", "capture.")):
+            value = attrgetter(name)(flights())
+            if value is not None:
+                assert apply_config(flights(), {name: value}) == flights()
+
+
+def test_a_new_endpoint_has_one_variant_of_its_name_or_another() -> None:
+    assert list(new_endpoint("flights", "m").variants) == ["flights"]
+    assert list(new_endpoint("flights", "m", variant="champion").variants) == ["champion"]
+
+
+def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> None:
+    changed = apply_config(
+        flights(),
+        {
+            "server.port": "8123",
+            "variants.champion.weight": "90",
+            "variants.champion.model": "models:/flight-delay/8",
+            "capture.fraction": "1",
+            "monitors.hourly.every": "1h",
+        },
+    )
+
+    assert changed.server.port == 8123
+    assert changed.server.workers == 2
+    assert (changed.variants["champion"].weight, changed.variants["champion"].model) == (90, "models:/flight-delay/8")
+    assert changed.capture.fraction == 1.0
+    assert duration_seconds(changed.monitors["hourly"].every) == 3600
+    assert list(changed.monitors) == ["daily", "hourly"]
+
+
+def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml() -> None:
+    changes = {"server.device": "cuda", "server.workers": "2", "server.device_ids": "0,1"}
+    options = {"server.provider_options.use_tf32": "false", "server.provider_options.gpu_mem_limit": "4000000000"}
+    changed = apply_config(new_endpoint("x", "models:/m/1"), changes | options)
+    assert changed.server.device_ids == (0, 1)
+    assert changed.server.provider_options == ProviderOptions(use_tf32=False, gpu_mem_limit=4_000_000_000)
+    assert load_specs(dump_spec(changed)) == [changed]
+    assert apply_config(changed, dict.fromkeys(options, "")).server.provider_options == ProviderOptions()
+
+
+def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
+    """A variant that is added to an endpoint is also valid."""
+    heads = {name.partition(".")[0] for name, *_ in field_reference()}
+    assert heads == EndpointSpec.model_fields.keys() - {"api_version", "name"}
+
+
+def test_a_name_with_dots_is_changed_like_any_other() -> None:
+    changed = apply_config(
+        new_endpoint("v1.2", "models:/m/1"),
+        {"variants.v1.2.model": "models:/m/2", "variants.v1.2.weight": "5", "monitors.a.b.every": "1h"},
+    )
+    assert (changed.variants["v1.2"].model, changed.variants["v1.2"].weight) == ("models:/m/2", 5)
+    assert changed.monitors["a.b"].every == "1h"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("server.prot", "1", "unknown config key 'server.prot'; did you mean 'server.port'"),
+        ("port", "1", "unknown config key 'port'; did you mean 'server.port'"),
+        ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
+        ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
+        ("variants.weight", "1", "unknown config key 'variants.weight'"),
+        ("zzz", "1", "'zzz'; `mlflow deployments help -t onnxserve` lists the fields"),
+        ("name", "x", "unknown config key 'name'"),
+        ("", "x", "unknown config key ''"),
+        ("server.port", "high", r"server.port: a whole number is expected .*'high'"),
+        ("server.port", "70000", r"server.port: .*65535.*'70000'"),
+        ("server.device", "tpu", r"server.device: .*'cpu', 'cuda', 'tensorrt' or 'openvino'"),
+        ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
+        ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
+        ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),
+        ("container.environment.A", "a\0b", r"container.environment.A: .*NUL"),
+        ("monitors.daily.grace", "3661d", r"monitors.daily.grace: at most 3660d are expected"),
+        (
+            "monitors.daily.schedule",
+            "every day",
+            r"schedule: five fields are expected; .* e.g. 15 6 \* \* 1-5 \(got 'every day'\)",
+        ),
+        ("monitors.daily.schedule", "61 6 * * *", r"schedule: Bad minute; minute, hour,.* \(got "),
+        ("monitors.daily.schedule", "0 6 * * 8", r"Bad day-of-week; "),
+        ("monitors.daily.schedule", "0 6 * * 5-3", r"Bad day-of-week; "),
+        ("monitors.daily.schedule", "1,, 6 * * *", r"Bad minute; "),
+        ("monitors.daily.schedule", "0 6 30 feb *", r"Bad day-of-month; "),
+        ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, e.g. Europe/Berlin"),
+        ("monitors.daily.reference", "window:a/b", r"reference: a window is START/END or START/DURATION in UTC"),
+        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: its end is not after its start"),
+        ("monitors.daily.estimate", "decides", r"drift does not accept `estimate`, which is for kind performance"),
+        ("monitors.daily.labels_within", "2d", r"drift does not accept `labels_within`, which is for kind"),
+        ("monitors.daily.labels", "late", r"drift does not accept `labels`, which is for kind performance"),
+        ("monitors.daily.labels", "sample", r"labels: .*'sampled', 'reported' or 'late'"),
+        ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
+    ],
+)
+def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        apply_config(flights(), {key: value})
+
+
+def test_an_added_variant_gets_no_traffic_yet() -> None:
+    both = add_variant(new_endpoint("flights", "m"), "candidate", "n")
+    spec = apply_config(both, {"variants.candidate.shadow": "true"})
+
+    assert (spec.variants["candidate"].weight, spec.variants["candidate"].shadow) == (0, True)
+    assert spec.variants["flights"].weight == 100
+    with pytest.raises(AlreadyExists, match=r"'flights' .*'candidate'"):
+        add_variant(spec, "candidate", "n")
+
+
+def test_a_variant_is_removed_unless_none_would_answer() -> None:
+    spec = add_variant(new_endpoint("flights", "m"), "candidate", "n")
+
+    assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
+    with pytest.raises(InvalidConfig, match="receives traffic"):
+        remove_variant(spec, "flights")
+
+
+def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> None:
+    typed = {
+        "server.workers": "2",
+        "server.preferred_batch_size": "8,32",
+        "server.rate_limit": "100/minute",
+        "server.certfile": "a.pem",
+        "server.keyfile": "b.pem",
+        "variants.candidate.shadow": "false",
+        "capture.fraction": "5e-1",
+        "require": "gate=passed",
+    }
+
+    spec = apply_config(new_endpoint("x", "m", variant="candidate"), typed)
+
+    assert (spec.server.workers, spec.server.preferred_batch_size, spec.capture.fraction) == (2, (8, 32), 0.5)
+    assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint("x", "m", variant="candidate")

@@ -1,0 +1,95 @@
+"""Tests of the part of the log that a monitor and the sample of its retraining read, and of seasons and budgets."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, SampleSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from tests.support.refusals import refused
+from tests.support.specs import flights
+
+
+def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
+    def reads(figure: str, **fields: Any) -> timedelta:
+        return MonitorSpec(kind="performance", require=(figure,), every="1h", grace="5m", **fields).max_row_age
+
+    waited = timedelta(hours=1, minutes=5)
+    assert reads("rmse<=3") == waited
+    assert reads("f1>=0.7") == waited + timedelta(hours=4)  # The figure needs the four windows before its window.
+    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(hours=5)
+
+
+SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.recent": "30d"}
+
+
+def with_sample(**fields: object) -> EndpointSpec:
+    """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a name stands for a dot."""
+    given = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
+    return apply_config(flights(), {f"monitors.daily.retrain.{name}": value for name, value in given.items()})
+
+
+def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
+    spec = with_sample(sample__fraction="0.2", sample__stratify="carrier", sample__weight="14d")
+
+    sample = spec.monitors["daily"].sample
+    assert sample == SampleSpec(recent="30d", fraction=0.2, stratify="carrier", weight="14d")
+    assert load_specs(dump_spec(spec)) == [spec]
+    assert apply_config(spec, {"monitors.daily.retrain.sample": ""}).monitors["daily"].sample is None
+    with refused(InvalidConfig, "'monitors.daily.retrain.sample'", "'monitors.NAME.retrain.sample"):
+        apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
+
+
+def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:
+    kept = {"capture.retention": "30d"}
+    with refused(InvalidConfig, "capture.retention 30d", "'daily'", "31d"):
+        apply_config(with_sample(), kept)
+    assert apply_config(with_sample(sample__recent="29d"), kept).capture.retention == "30d"
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"sample__fraction": "0"}, ("retrain.sample.fraction", "more than 0")),
+        ({"sample__fraction": "1.5"}, ("retrain.sample.fraction", "at most 1")),
+        ({"sample__recent": "1d"}, ("retrain.sample.recent 1d", "window of 1d")),
+        ({"sample__recent": "", "sample__fraction": "0.5"}, ("retrain.sample.recent",)),
+        ({"sample__weight": "often"}, ("retrain.sample.weight", "'often'")),
+        ({"sample__recnt": "2d"}, ("retrain.sample.recnt", "'monitors.NAME.retrain.sample.recent'")),
+        ({"mode": "full"}, ("monitors.daily", "retrain.sample", "retrain.mode incremental")),
+    ],
+)
+def test_a_sample_that_cannot_be_taken_is_refused(fields: dict[str, object], names: tuple[str, ...]) -> None:
+    with refused(InvalidConfig, *names):
+        with_sample(**fields)
+
+
+@pytest.mark.parametrize("field", ["drop", "mask", "keys"])
+def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field: str) -> None:
+    spec = with_sample(sample__stratify="carrier")
+    with refused(InvalidConfig, "monitors.daily.retrain.sample.stratify", "'carrier'", f"capture.{field}"):
+        apply_config(spec, {f"capture.{field}": "carrier"})
+
+
+@pytest.mark.parametrize(
+    ("season", "every", "nearest"), [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")]
+)
+def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> None:
+    fields = {"monitors.daily.season": season, "monitors.daily.every": every}
+    if not nearest:
+        assert apply_config(flights(), fields).monitors["daily"].season == season
+        return
+    with refused(InvalidConfig, f"season {season}", f"window of {every}", nearest):
+        apply_config(flights(), fields)
+
+
+def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
+    two = {"monitors.daily.every": "1d", "monitors.answers.kind": "prediction_drift"}
+    spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
+
+    assert (spec.budget_share, apply_config(spec, {"alarms.false_per_year": ""}).budget_share) == (0.5, None)
+    with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
+        apply_config(spec, {"alarms.false_per_year": "0"})

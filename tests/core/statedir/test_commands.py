@@ -1,0 +1,32 @@
+"""An error keeps its class from the agent to the worker, and commands wait in the order of their names."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.statedir.commands import command_answer, command_error, command_files
+from mlflow_deploy_plugin.core.statedir.files import COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (None, type(None)),
+        (NotFound("no such model"), NotFound),
+        (InvalidArtifact("no graph"), ModelError),
+        (OnnxserveError("something"), OnnxserveError),
+    ],
+)
+def test_an_error_is_read_from_its_answer(error: OnnxserveError | None, kind: type) -> None:
+    read = command_error(command_answer(error))
+    assert type(read) is kind
+    assert str(read) == str(error)
+
+
+def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / COMMANDS
+    folder.mkdir()
+    for name in ("2.json", "1.json", ".3.json"):
+        (folder / name).touch()
+    assert [path.name for path in command_files(tmp_path)] == ["1.json", "2.json"]

@@ -1,0 +1,173 @@
+"""The last hour and day of a server, as written by its agent and returned by any worker."""
+
+import errno
+from pathlib import Path
+
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.core.statedir import history
+from mlflow_deploy_plugin.core.statedir.files import METRICS
+from mlflow_deploy_plugin.core.statedir.history import HistoryWriter, read_history
+from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
+
+OF_VERSION = ("e", "v", "m", "7")
+
+
+class Machine:
+    """A state folder with a server's counters, and the clocks of its agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._runs, self.now = folder, 0, 0.0
+        self.wall = 1_700_000_000.0
+        self.metrics = self.start_server()
+
+    def start_server(self) -> Metrics:
+        self._runs += 1
+        counted = self.folder / f"run-{self._runs}"
+        counted.mkdir()
+        (self.folder / METRICS).unlink(missing_ok=True)
+        (self.folder / METRICS).symlink_to(counted)
+        self.metrics = Metrics(counted)
+        return self.metrics
+
+    def agent(self) -> HistoryWriter:
+        return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+
+    def answer(self, requests: int, status: str = "200", seconds: float = 0.003, protocol: str = "v2") -> None:
+        for _ in range(requests):
+            self.metrics.count_request((*OF_VERSION, protocol, status), seconds)
+
+    def hour(self) -> list[CountedInterval]:
+        return parse_server_history(read_history(self.folder, "hour"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
+    """Run the agent's loop, which calls `round` every two seconds."""
+    until = machine.now + seconds
+    while machine.now < until:
+        machine.now += 2
+        agent.round()
+
+
+def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> None:
+    machine.answer(5)
+    agent = machine.agent()
+    agent.round()  # Counts at the start are from earlier intervals.
+    machine.answer(30)
+    machine.answer(2, "500", seconds=0.2)
+    machine.answer(1, "499")
+    machine.answer(3, "400")
+    machine.answer(40, seconds=8.0, protocol="explain")
+    machine.metrics.count_feedback("accepted", 4)
+    rounds(machine, agent, 10)
+    rounds(machine, agent, 10)
+
+    busy, idle = machine.hour()
+
+    counted = busy.counters[OF_VERSION]
+    assert (counted.requests, counted.errors, counted.failures, busy.labels) == (75, 5, 2, 4)
+    median, slowest = counted.quantile(0.5), counted.quantile(0.99)
+    assert median is not None
+    assert slowest is not None
+    assert 0 < median <= 0.005
+    assert 0.1 < slowest <= 0.25
+    assert (busy.at, busy.seconds, idle.seconds) == (machine.wall + 10, 10, 10)
+    assert (idle.counters, idle.labels) == ({}, 0)
+
+
+def test_a_restart_is_no_fall_and_the_time_without_a_server_has_no_line(machine: Machine) -> None:
+    agent = machine.agent()
+    agent.round()
+    machine.answer(30)
+    rounds(machine, agent, 10)
+    (machine.folder / METRICS).unlink()
+    rounds(machine, agent, 60)
+    machine.start_server()
+    machine.answer(3)
+    rounds(machine, agent, 10)
+
+    assert [one.at - machine.wall for one in machine.hour()] == [10, 80]
+    assert [one.counters[OF_VERSION].requests for one in machine.hour()] == [30, 3]
+
+
+def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(machine: Machine) -> None:
+    agent = machine.agent()
+    agent.round()
+    rounds(machine, agent, 20)
+    file = machine.folder / history.HISTORY / "hour.jsonl"
+    file.write_bytes(file.read_bytes() + b'\n{"at": 17')
+    agent = machine.agent()
+    agent.round()
+    machine.answer(1)
+    rounds(machine, agent, 20)
+
+    assert [bool(one.counters) for one in machine.hour()] == [False, False, True, False]
+
+
+def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
+    agent = machine.agent()
+    agent.round()
+    most = 0
+    for _ in range(40):
+        machine.answer(1)
+        rounds(machine, agent, 10)
+        most = max(most, (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at'))
+
+    assert most == 12
+    assert len(machine.hour()) == 6
+    day = parse_server_history(read_history(machine.folder, "day"))
+    assert [one.counters[OF_VERSION].requests for one in day] == [6, 6]
+
+
+def test_a_full_disk_costs_lines_and_is_logged(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    agent = machine.agent()
+    agent.round()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        rounds(machine, agent, 40)
+    rounds(machine, agent, 10)
+
+    said = {record.getMessage() for record in caplog.records}  # The log repeats a message once a minute.
+    assert said == {"the server's history cannot be written: No space left on device"}
+    assert len(machine.hour()) == 1
+
+
+def test_of_a_clock_that_was_set_back_the_newer_lines_stay() -> None:
+    lines = [
+        {"at": at, "seconds": 10, "requests": [], "durations": [], "rows": {}, "labels": n}
+        for n, at in enumerate((10, 20, 30, 15, 25))
+    ]
+    found = parse_server_history(b"\n".join(map(orjson.dumps, lines)))
+    assert [(one.at, one.labels) for one in found] == [(10, 0), (15, 3), (25, 4)]
+
+
+EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>",
+        b"[]",
+        b'{"at": 1}',
+        b'{"at": null, "seconds": 1, "requests": 3}',
+        b'{"at": 1e20, "seconds": 10, ' + EMPTY,
+        b'{"at": 1.7e9, "seconds": 0, ' + EMPTY,
+    ],
+)
+def test_what_is_no_history_is_refused(page: bytes) -> None:
+    with pytest.raises(ValueError, match=r"line|interval"):
+        parse_server_history(page)

@@ -1,0 +1,200 @@
+"""Old windows and alerts are deleted from the store, except pending windows and firing alerts."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store import expiry
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.expiry import Expired, expire
+from mlflow_deploy_plugin.core.store.monitors import Monitors, read_counts
+from mlflow_deploy_plugin.core.store.store import Store
+from tests.support.clocks import Clock
+from tests.support.waiting import wait_until
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=365)
+
+
+@pytest.fixture
+def clock() -> Clock[datetime]:
+    return Clock(START)
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+    opened = open_store(store_url, clock)
+    with opened.transaction() as session:  # The command deletes in the whole store, and the PostgreSQL store is shared.
+        for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
+            session.execute(text(f"DELETE FROM onnxserve_{table}"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep three windows per monitor and delete four rows per transaction, so that tests need few rows."""
+    monkeypatch.setattr(expiry, "KEPT_WINDOWS", 3)
+    monkeypatch.setattr(expiry, "_AT_ONCE", 4)
+
+
+def judge(
+    store: Store, clock: Clock[datetime], hours: range, verdict: str = "no drift", *, by_hand: bool = False
+) -> None:
+    """Judge the windows of these hours of the monitor `hourly`, each at its end."""
+    monitors = Monitors(store)
+    for hour in hours:
+        clock.now = START + (hour + 1) * HOUR
+        window = monitors.add("flights", "hourly", START + hour * HOUR, clock.now, by_hand=by_hand)
+        monitors.update(replace(window, state="judged", verdict=verdict))
+
+
+def hours(store: Store, *, by_hand: bool = False) -> list[int]:
+    return [(one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)]
+
+
+@pytest.mark.long
+def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock[datetime]) -> None:
+    judge(store, clock, range(10))
+    clock.now = START + YEAR
+    judge(store, clock, range(8759, 8760))
+
+    assert expire(store, 30 * DAY, only_count=True) == Expired(windows=8)
+    assert len(hours(store)) == 11
+    assert expire(store, 30 * DAY) == Expired(windows=8)
+    assert hours(store) == [8, 9, 8759]
+    assert expire(store, 30 * DAY) == Expired()
+
+
+def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Clock[datetime]) -> None:
+    judge(store, clock, range(3))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY) == Expired()
+    assert expire(store, timedelta(days=999_999)) == Expired()
+
+
+def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store, clock: Clock[datetime]) -> None:
+    judge(store, clock, range(5))
+    judge(store, clock, range(10, 15), by_hand=True)
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 4
+    assert (hours(store), hours(store, by_hand=True)) == ([2, 3, 4], [12, 13, 14])
+
+
+def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, clock: Clock[datetime]) -> None:
+    monitors = Monitors(store)
+    waiting, given_up = (monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1))
+    monitors.update(replace(given_up, state="failed", attempts=3))
+    judge(store, clock, range(2, 4))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 1
+    assert hours(store) == [waiting.revision - 1, 2, 3]
+
+
+def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store: Store, clock: Clock[datetime]) -> None:
+    old = Monitors(store).add("flights", "hourly", START, START + HOUR)
+    judge(store, clock, range(1, 5))
+    clock.now = START + YEAR
+    Monitors(store).update(replace(old, state="judged", verdict="drift"))
+
+    assert expire(store, 30 * DAY).windows == 1
+    assert hours(store) == [0, 2, 3, 4]
+
+
+def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: Clock[datetime]) -> None:
+    spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
+    store.add_endpoint("onnxserve", spec)
+    monitors, key = Monitors(store), ("flights", "hourly")
+    monitors.update_state(*key, consecutive=0)
+    failed = monitors.add(*key, START, START + HOUR)
+    monitors.update(replace(failed, state="failed", attempts=5))
+    judge(store, clock, range(1, 10))
+    judge(store, clock, range(10, 15), "drift")
+    judge(store, clock, range(20, 30), by_hand=True)
+    before = read_counts(store, [key], "rows", 20)
+    clock.now = START + YEAR
+
+    for keep in (364 * DAY + 16 * HOUR, 30 * DAY):
+        assert expire(store, keep).windows > 0
+        after = read_counts(store, [key], "rows", 20)
+        assert after.judged_windows == before.judged_windows == {(*key, "no drift"): 9, (*key, "drift"): 5}
+        assert after.failures == before.failures == {key: 5}
+        assert after.last_judged == before.last_judged
+
+
+def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: Clock[datetime]) -> None:
+    monitors = Monitors(store)
+    judge(store, clock, range(10))
+    monitors.forget("flights", "hourly")
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY).windows == 7
+
+
+def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetime]) -> None:
+    alerts = Alerts(store)
+    for number in range(9):
+        alerts.add_once(Alert(f"said {number}", "flights", "hourly", "said", START, START))
+    alerts.add_once(Alert("over", "flights", "hourly", "resolved", START, START + YEAR))
+    alerts.add_once(Alert("fires", "flights", "hourly", "firing", START, START))
+    clock.now = START + YEAR
+
+    assert expire(store, 30 * DAY) == Expired(alerts=9)
+    assert [one.fingerprint for one in alerts.recent()] == ["over", "fires"]
+
+
+def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, clock: Clock[datetime]) -> None:
+    judge(store, clock, range(21))
+    clock.now = START + YEAR
+    asked = iter([True, True, False, False])
+    deletions: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+        if statement.startswith("DELETE"):
+            deletions.append(cursor.rowcount)
+
+    event.listen(Engine, "after_cursor_execute", note)
+    try:
+        assert expire(store, 30 * DAY, goes_on=lambda: next(asked)) == Expired(windows=8)
+    finally:
+        event.remove(Engine, "after_cursor_execute", note)
+    assert deletions == [4, 4]
+    assert hours(store)[0] == 8
+
+
+@pytest.mark.parametrize("store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
+def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock: Clock[datetime]) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}))
+    Monitors(store).update_state("flights", "hourly", consecutive=0)
+    judge(store, clock, range(7))
+    clock.now = START + YEAR
+
+    def waits() -> bool:
+        with store.transaction() as session:
+            return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+    with ThreadPoolExecutor(1) as pool:
+        deleted: list[Future[bool]] = []
+
+        def delete_meanwhile(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+            if "onnxserve_monitor_windows" in statement and statement.endswith("SKIP LOCKED") and not deleted:
+                deleted.append(pool.submit(store.remove_endpoint, "flights"))
+                wait_until(waits, what="the deletion waits for the windows")
+
+        event.listen(Engine, "after_cursor_execute", delete_meanwhile)
+        try:
+            assert expire(store, 30 * DAY).windows == 4
+        finally:
+            event.remove(Engine, "after_cursor_execute", delete_meanwhile)
+        assert deleted[0].result(20)
+    assert Monitors(store).windows() == []

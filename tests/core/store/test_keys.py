@@ -1,0 +1,71 @@
+"""Keys in the store are valid from their creation until they expire or are revoked."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import delete
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, AuditRow
+from mlflow_deploy_plugin.server.messages import without_keys
+from tests.support.clocks import Clock
+
+
+@pytest.fixture
+def clock() -> Clock[datetime]:
+    return Clock(datetime(2026, 11, 20, 12, tzinfo=UTC))
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+    opened = open_store(store_url, clock)
+    with opened.transaction() as session:
+        session.execute(delete(ApiKeyRow))
+        session.execute(delete(AuditRow))
+    yield opened
+    opened.close()
+
+
+def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock[datetime]) -> None:
+    keys = ApiKeys(store)
+    for name, lifetime in (("a", None), ("b", timedelta(hours=1)), ("c", timedelta(days=1))):
+        keys.create(name, ["infer"], lifetime=lifetime)
+    assert [key.name for key in keys.valid()] == ["a", "b", "c"]
+    clock.now += timedelta(hours=2)
+    keys.revoke("c")
+    assert [key.name for key in keys.valid()] == ["a"]
+    assert [key.name for key in keys.created()] == ["a", "b", "c"]
+    assert keys.revoke("c") is None
+    with pytest.raises(AlreadyExists):
+        keys.create("c", ["read"])
+
+
+def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> None:
+    keys = ApiKeys(store)
+    for name, endpoints in (("everywhere", []), ("both", ["flights", "prices"]), ("one", ["flights"])):
+        keys.create(name, ["infer"], endpoints)
+    assert keys.withdraw("flights") == ["one"]
+    assert {key.name: list(key.endpoints) for key in keys.valid()} == {"both": ["prices"], "everywhere": []}
+    assert keys.withdraw("flights") == []
+    assert keys.withdraw("prices") == ["both"]
+    assert [(event.before, event.why) for event in store.events() if event.action == "key.revoke"] == [
+        ("key one", "its endpoint flights was deleted"),
+        ("key both", "its endpoint prices was deleted"),
+    ]
+
+
+def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
+    keys = ApiKeys(store)
+    (one, first), (other, second) = keys.create("a", ["infer"], actor="ada"), keys.create("b", ["infer"])
+    assert not any(text in without_keys(f"/{text}/") for text in (first, second))
+    assert first != second
+    assert len(first) > 40
+    assert first not in repr([one, other, *store.events()])
+    assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
+        ("key.create", "ada", "key a")
+    ]
+    assert next(store.events()).detail == {"scopes": ["infer"], "endpoints": [], "limits": []}

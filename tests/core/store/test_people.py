@@ -1,0 +1,111 @@
+"""Tests of the names of people: spellings that belong to one person, and unusable names."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
+
+INVISIBLE = "\u00ad\u034f\u061c\u115f\u17b4\u180b\u180e\u200b\u200c\u200d\u200f\u202e\u2060\u2065\u2069\u3164"
+INVISIBLE += "\ufe0f\ufeff\uffa0\ufff0\U0001bca0\U0001d173\U000e0001\U000e0041\U000e0fff\u0600"
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("reviewer", "reviewer "),
+        ("reviewer", " reviewer"),
+        ("reviewer", "reviewer\u00a0"),
+        ("reviewer", "\u3000reviewer\u2003"),
+        ("reviewer", "reviewer\t"),
+        ("reviewer", "reviewer\n"),
+        ("reviewer", "reviewer\x00"),
+        ("reviewer", "revi\x07ewer"),
+        ("reviewer", "reviewer\x85"),
+        ("reviewer", "reviewer\u2800"),
+        ("ann lee", "ann\u2800lee"),
+        ("reviewer", "re\u00adviewer"),
+        ("reviewer", "re\u200bviewer"),
+        ("reviewer", "reviewer\ufeff"),
+        ("reviewer", "reviewer\u202e"),
+        ("reviewer", "reviewer\ufe0f"),
+        ("reviewer", "Reviewer"),
+        ("reviewer", "ｒｅｖｉｅｗｅｒ"),
+        ("ada lovelace", "ada  lovelace"),
+        ("ada lovelace", "ada\u00a0lovelace"),
+        ("ada lovelace", "ada\u2009\u3000lovelace"),
+        ("ada lovelace", "ada\tlovelace"),
+        ("andré", "andre\u0301"),
+        ("andré", "andre\u200d\u0301"),
+        ("straße", "STRASSE"),
+        ("ﬁnn", "Finn"),
+        ("åsa", "\u212bsa"),
+    ],
+)
+def test_the_spellings_of_a_name_are_one_person(one: str, other: str) -> None:
+    assert person_key(one) == person_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ann alee", "anna lee"),
+        ("andré", "andre"),
+        ("reviewer", "CORP\\reviewer"),
+        ("reviewer", "reviewer@corp.example"),
+        ("reviewer", "revіewer"),  # The fourth letter of the second name is Cyrillic.
+        ("mlà", "mlå"),
+    ],
+)
+def test_other_names_are_other_people(one: str, other: str) -> None:
+    assert person_key(one) != person_key(other)
+
+
+@given(NAMES)
+def test_a_key_is_its_own_key(name: str) -> None:
+    assert person_key(person_key(name)) == person_key(name)
+
+
+@given(NAMES, st.sampled_from(INVISIBLE), st.integers(0, 20))
+def test_an_invisible_character_anywhere_makes_no_other_person(name: str, character: str, place: int) -> None:
+    assert person_key(name[:place] + character + name[place:]) == person_key(name)
+
+
+@given(NAMES, st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_a_normal_form_of_unicode_makes_no_other_person(name: str, form: str) -> None:
+    normal = unicodedata.normalize(form, name)  # type: ignore[arg-type]
+    assert person_key(normal) == person_key(name)
+
+
+@given(NAMES)
+def test_case_and_outer_spaces_make_no_other_person(name: str) -> None:
+    folded = unicodedata.normalize("NFD", name).casefold()  # Unicode folds the case of decomposed letters.
+    assert person_key(f" {folded}\u00a0") == person_key(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("reviewer\t", "control"),
+        ("re\x00viewer", "control"),
+        ("reviewer\x85", "control"),
+        ("re\udc80viewer", "control"),
+        ("\u200b\u00ad ", "visible"),
+        ("", "visible"),
+        ("r" * 256, "256"),
+        ("anonymous@10.0.0.7", "login"),
+        ("ａnony\u200bMOUS@10.0.0.7", "login"),
+    ],
+)
+def test_an_unusable_name_is_refused_with_the_reason(name: str, named: str) -> None:
+    assert named in name_refusal(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["reviewer", "Zoë d'Été-Ångström", "李 明", "r" * 255, "eva@corp.example", "anonymous"]
+)
+def test_a_usual_name_is_usable(name: str) -> None:
+    assert name_refusal(name) == ""

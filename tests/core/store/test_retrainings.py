@@ -1,0 +1,111 @@
+"""Retrainings in the store."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import delete
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import RetrainingFigures, RetrainingRow
+from tests.support.refusals import refused
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, lambda: NOON)
+    with opened.transaction() as session:
+        session.execute(delete(RetrainingRow))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def retrainings(store: Store) -> Retrainings:
+    return Retrainings(store)
+
+
+def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -> Retraining:
+    return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"})
+
+
+def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:
+    added = add(retrainings)
+    assert retrainings.find("flights", "X") == [added]
+    assert retrainings.get(added.id) == added
+    assert (added.cause, added.spec, added.created_at) == ({"why": "it is worse"}, {"mode": "full"}, NOON)
+    assert retrainings.find("elsewhere") == []
+    assert retrainings.get(77) is None
+
+
+def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings) -> None:
+    figures = RetrainingFigures(attempt=1, started_at=NOON, evaluation={"difference": 0.5}, compared=False)
+    document = {"attempt": 1, "started_at": NOON.isoformat(), "evaluation.difference": 0.5, "compared": False}
+
+    written = retrainings.update(replace(add(retrainings), figures=figures))
+
+    assert written is not None
+    assert retrainings.find() == [written]
+    assert (written.figures, written.figures.as_json()) == (figures, document)
+    assert RetrainingFigures.from_json({**document, "of a newer release": 1}) == figures
+
+
+def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> None:
+    barrier = threading.Barrier(4)
+
+    def try_to_add(endpoint: str) -> bool:
+        barrier.wait()
+        try:
+            return add(retrainings, endpoint=endpoint).is_live
+        except AlreadyExists:
+            return False
+
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(try_to_add, ["a", "b", "c", "d"])) == 1
+        (live,) = retrainings.find(live=True)
+        retrainings.update(replace(live, state="failed", ended_at=NOON))
+
+
+def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings: Retrainings) -> None:
+    first = add(retrainings)
+    with refused(AlreadyExists, "model X", f"retraining {first.id}", "waiting"):
+        add(retrainings, endpoint="another")
+    other = add(retrainings, model="Y")
+    retrainings.update(replace(first, state="failed", ended_at=NOON))
+    second = add(retrainings)
+    assert [one.id for one in retrainings.find(live=True)] == [other.id, second.id]
+
+
+def test_of_two_that_change_it_at_the_same_time_one_does(store: Store, retrainings: Retrainings) -> None:
+    added = add(retrainings)
+    event = AuditEvent(NOON, "controller", "retrain.run", "flights", "X")
+    running = retrainings.update(replace(added, state="running", run_id="r1"), event)
+    assert running is not None
+    assert retrainings.update(replace(added, state="failed"), event) is None
+    assert retrainings.get(added.id) == running
+    actions = [one.action for one in store.events("flights")]  # The PostgreSQL server is shared by tests.
+    assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
+
+
+def test_what_has_ended_stays_as_it_is(retrainings: Retrainings) -> None:
+    ended = retrainings.update(replace(add(retrainings), state="left", ended_at=NOON))
+    assert ended is not None
+    assert not ended.is_live
+    assert retrainings.update(replace(ended, state="running", ended_at=None)) is None
+
+
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(retrainings: Retrainings) -> None:
+    written = retrainings.update(replace(add(retrainings), reason="Error: \0 \ud800"))
+
+    assert written is not None
+    assert written.reason == "Error: \ufffd \ufffd"

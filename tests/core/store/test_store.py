@@ -1,0 +1,312 @@
+"""The store keeps endpoints and their audit events, both on SQLite and on PostgreSQL."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, event, select
+
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint, remove_variant
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import EndpointRow
+from tests.support.refusals import refused
+
+START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+
+
+class Clock:
+    """Return a time that advances by one second per call."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, Clock())
+    yield opened
+    for endpoint in opened.endpoints():
+        opened.remove_endpoint(endpoint.name)
+    opened.close()
+
+
+def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
+    spec = new_endpoint("flights", "models:/flight-delay/Production", {"server.port": 8123, "capture.fraction": 0.5})
+
+    added = store.add_endpoint("onnxserve", spec)
+
+    assert store.endpoint("flights") == added
+    assert (added.name, added.target, added.spec) == ("flights", "onnxserve", spec)
+    assert START < added.created_at == added.updated_at
+    assert added.created_at.tzinfo is UTC
+
+
+def test_an_event_is_kept_whatever_its_texts_are(store: Store) -> None:
+    store.record(
+        "rollback",
+        endpoint="texts",
+        model="m" * 600,
+        version="s3://" + "v" * 300,
+        why="w" * 100_000 + "\0 'quoted' \u2028 \udcff",
+        detail={"why": "\0 \udcff"},
+        actor="a" * 300,
+    )
+
+    (event,) = store.events("texts")
+    assert (len(event.model), len(event.version), len(event.actor)) == (512, 255, 255)
+    assert event.version.endswith("v…")
+    assert event.why == "w" * 100_000 + "\ufffd 'quoted' \u2028 \ufffd"
+
+
+def test_endpoints_are_listed_by_name(store: Store) -> None:
+    for name in ("b", "a"):
+        store.add_endpoint("onnxserve", new_endpoint(name, "m"))
+
+    assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
+
+
+def plans_on_sqlite(folder: Path, ask: Callable[[Store], object]) -> list[str]:
+    """Return the steps of SQLite's plans for the queries of `ask`."""
+    file = folder / "store.db"
+    store = open_store(f"sqlite:///{file}")
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *others: Any) -> None:
+        if connection.engine.url.database == str(file):
+            asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        ask(store)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        store.close()
+    with closing(sqlite3.connect(file)) as database:
+        plans = [database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall() for text, given in asked]
+    return [step[3] for plan in plans for step in plan]
+
+
+def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:
+    steps = plans_on_sqlite(tmp_path, lambda store: (store.endpoints(), store.endpoint("flights")))
+
+    reads = [step for step in steps if "onnxserve_audit_events" in step]
+    assert reads
+    assert all("ix_onnxserve_audit_events_deleted" in read for read in reads), reads
+
+
+@pytest.mark.parametrize(
+    "narrowed", [{}, {"by_hand": False}, {"endpoint": "flights"}, {"endpoint": "flights", "monitor": "hourly"}]
+)
+def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(tmp_path: Path, narrowed: Any) -> None:
+    steps = plans_on_sqlite(
+        tmp_path, lambda store: Monitors(store).windows(states=("pending", "running", "failed"), limit=9, **narrowed)
+    )
+
+    reads = [step for step in steps if "onnxserve_monitor_windows" in step]
+    assert reads
+    assert all("ix_onnxserve_monitor_windows_state" in read for read in reads), reads
+
+
+def test_a_long_look_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    store, other = (open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
+
+    with store.transaction(is_read_only=True) as session:
+        assert session.scalars(select(EndpointRow)).all() == []
+        other.add_endpoint("onnxserve:/local", new_endpoint("flights", "models:/flights/1"))
+        assert session.scalars(select(EndpointRow)).all() == [], "a look sees the store as it was at its beginning"
+
+    assert store.names() == ["flights"]
+    store.close()
+    other.close()
+
+
+def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
+    for name in ("good", "bad"):
+        store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.daily.schedule": "15 6 * * *"}))
+    with store.transaction() as session:
+        row = session.get(EndpointRow, "bad")
+        assert row is not None
+        row.spec = row.spec.replace("15 6 * * *", "at dawn")
+
+    assert [one.name for one in store.endpoints()] == ["good"]
+    (unreadable,) = store.unreadable()
+    assert unreadable.name == "bad"
+    assert unreadable.reason.startswith(
+        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five fields are expected"
+    )
+    with refused(InvalidConfig, "'bad'", "`onnxserve endpoint delete bad`"):
+        store.require_endpoint("bad")
+    with pytest.raises(AlreadyExists):
+        store.add_endpoint("onnxserve", new_endpoint("bad", "m"))
+    assert store.remove_endpoint("bad")
+    assert store.names() == ["good"]
+
+
+def test_a_name_is_given_once(store: Store) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
+
+    with pytest.raises(AlreadyExists, match="'flights' already exists"):
+        store.add_endpoint("onnxserve", new_endpoint("flights", "two"))
+
+    assert store.require_endpoint("flights").spec.variants["flights"].model == "one"
+
+
+def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:
+    first = store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
+
+    second = store.replace_spec(apply_config(first.spec, {"server.workers": 2}))
+
+    assert second == store.endpoint("flights")
+    assert second.spec.server.workers == 2
+    assert second.created_at == first.created_at < second.updated_at
+
+
+def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Store) -> None:
+    with pytest.raises(NotFound, match="'flights'"):
+        store.replace_spec(new_endpoint("flights", "one"))
+
+    assert store.endpoint("flights") is None
+    assert store.remove_endpoint("flights") is False
+
+
+def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
+    spec = add_variant(new_endpoint("told", "one", variant="a"), "b", "two")
+    store.add_endpoint("onnxserve", spec)
+    for config in ({"sticky.header": "X-User"}, {"sticky.key": "id", "variants.b.weight": 5}, {"server.workers": 2}):
+        spec = apply_config(spec, config)
+        store.replace_spec(spec)
+    store.replace_spec(spec := remove_variant(spec, "b"))
+    for config in (
+        {"monitors.daily.every": "1d"},
+        {"monitors.fast.kind": "service_level", "monitors.fast.every": "1h", "monitors.fast.require": "p99<=1,p50<=1"},
+        {"monitors.fast.alert": "ops,day"},
+    ):
+        spec = apply_config(spec, config)
+        store.replace_spec(spec)
+
+    assert [(event.before, event.after) for event in [*store.events("told")][1:]] == [
+        ("sticky.header not set", "sticky.header x-user"),
+        ("b 0, sticky.header x-user, sticky.key not set", "b 5, sticky.header not set, sticky.key id"),
+        ("server.workers not set", "server.workers 2"),
+        ("b two 5", ""),
+        ("", "monitor daily drift"),
+        ("", "monitor fast service_level every 1h require p99<=1,p50<=1"),
+        ("monitors.fast.alert not set", "monitors.fast.alert ops,day"),
+    ]
+
+
+def test_every_change_leaves_an_event_that_outlives_the_endpoint(store: Store, request: pytest.FixtureRequest) -> None:
+    name = "audited"
+    store.add_endpoint("onnxserve", new_endpoint(name, "one"))
+    store.record("stop", endpoint=name)
+    store.replace_spec(new_endpoint(name, "two"))
+    assert store.remove_endpoint(name) is True
+
+    events = [*store.events(name)]
+
+    assert [event.action for event in events] == ["create", "stop", "update", "delete"]
+    assert (events[2].before, events[2].after) == ("audited one 100", "audited two 100")
+    assert "model: two" in events[2].detail["spec"]
+    assert all("@" in event.actor for event in events)
+    assert [event.at for event in events] == sorted(event.at for event in events)
+
+
+def test_a_failed_change_leaves_no_event(store: Store) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("once", "one"))
+    with pytest.raises(AlreadyExists):
+        store.add_endpoint("onnxserve", new_endpoint("once", "two"))
+
+    assert [event.action for event in store.events("once")] == ["create"]
+
+
+def test_an_event_says_what_was_changed_from_what_to_what_by_whom_and_why(store: Store) -> None:
+    said = {"model": "flight-delay", "version": "7", "before": "Staging", "after": "Production", "why": "better"}
+
+    store.record("transition", **said, detail={"auc": 0.71}, actor="ada@laptop")
+
+    (event,) = store.events(model="flight-delay")
+    assert (event.actor, event.action, event.endpoint) == ("ada@laptop", "transition", "")
+    assert (event.model, event.version, event.before, event.after, event.why) == tuple(said.values())
+    assert event.detail == {"auc": 0.71}
+
+
+def test_events_are_given_from_either_end(store: Store) -> None:
+    for endpoint, why in (("many", "1"), ("many", "2"), ("other", "3"), ("many", "4")):
+        store.record("start", endpoint=endpoint, why=why)
+
+    assert [event.why for event in store.events("many", newest_first=True)] == ["4", "2", "1"]
+
+
+def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.core.store.store._EVENTS_AT_ONCE", 2)
+    for why in "12345":
+        store.record("start", endpoint="paged", why=why)
+    store.record("start", endpoint="other")
+
+    oldest, newest = store.events("paged"), store.events("paged", newest_first=True)
+    assert (next(oldest).why, next(newest).why) == ("1", "5")
+    store.record("start", endpoint="paged", why="6")
+
+    assert [event.why for event in oldest] == ["2", "3", "4", "5", "6"]
+    assert [event.why for event in newest] == ["4", "3", "2", "1"]
+
+
+def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -> None:
+    model = f"racing-{uuid4()}"
+    store.record("alias", model=model)
+    seen: list[int] = []
+
+    def decide(events: list[AuditEvent]) -> AuditEvent | None:
+        seen.append(len(events))
+        return None if events else AuditEvent(START, "ada", "approve", model=model)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]
+    assert results.count(True) == 1
+    assert sorted(seen) == [0, *[1] * 7]
+    assert [event.action for event in store.events(model=model, actions=("approve", "decline"))] == ["approve"]
+    assert [event.action for event in store.events(model=model)] == ["alias", "approve"]
+
+
+def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
+    def refuse(events: list[AuditEvent]) -> AuditEvent:
+        raise NotFound("there is no open request")
+
+    with pytest.raises(NotFound):
+        store.record_next("refusing", ["approve"], refuse)
+    assert [*store.events(model="refusing")] == []
+
+
+def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url: str) -> None:
+    logins = ["eva", "a name that is not asked for"]
+    with closing(open_store(store_url, Clock(), login=lambda: logins.pop(0))) as store:
+        store.record("gate", actor="ci", model="named")
+        store.record("promote", model="named")
+        store.record("promote", actor=store.user, model="named", detail={"to": "@champion"})
+        events = store.events(model="named")
+        machine = current_actor()
+        assert [(event.actor, event.detail) for event in events] == [
+            ("ci", {}),
+            ("eva", {"machine": machine}),
+            ("eva", {"to": "@champion", "machine": machine}),
+        ]
+
+
+def test_without_a_login_the_user_and_the_machine_are_recorded(store: Store) -> None:
+    store.record("promote", model="unnamed")
+    (event,) = store.events(model="unnamed")
+    assert (event.actor, event.detail) == (current_actor(), {})

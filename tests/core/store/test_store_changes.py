@@ -1,0 +1,40 @@
+"""The counters of changes in MLflow's registry."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import delete
+
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import RegistryChangeRow
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url)
+    with opened.transaction() as session:
+        session.execute(delete(RegistryChangeRow))
+    yield opened
+    opened.close()
+
+
+def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, store_url: str) -> None:
+    others = [open_store(store_url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(other.count_change, model) for other in others for model in "XY" * 10]
+    assert [future.exception() for future in futures] == [None] * 80
+    assert store.recent_changes() == {"X": 40, "Y": 40}
+    for other in others:
+        other.close()
+
+
+def test_only_recent_changes_are_read(store: Store) -> None:
+    store.count_change("old")
+    store.count_change("new")
+    with store.transaction() as session:
+        row = session.get(RegistryChangeRow, "old")
+        assert row is not None
+        row.changed_at = row.changed_at.replace(year=2020)
+    assert store.recent_changes() == {"new": 1}

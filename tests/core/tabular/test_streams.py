@@ -1,0 +1,423 @@
+"""Files of any size, block by block: row numbers, types, bad rows."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.tabular.files import FileFormat, open_parquet
+from mlflow_deploy_plugin.core.tabular.streams import RowBlock, RowStream, read_parquet, read_table, typed_tables
+from mlflow_deploy_plugin.flavor.example_rows import read_rows
+from mlflow_deploy_plugin.monitoring.drift.references.rows import load_datasets
+
+
+def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
+    return RowStream(pa.BufferReader(content), kind, types)
+
+
+def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
+    return [n for block in blocks for n in block.numbers], [row.number for block in blocks for row in block.bad]
+
+
+@pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
+def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...]) -> None:
+    lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(40_000)]
+
+    blocks = list(stream(b"a,b\n" + b"\n".join(lines) + b"\n", "csv").blocks(["a"]))
+
+    numbers, left_out = joined(blocks)
+    assert len(blocks) > 1
+    assert left_out == list(bad)
+    assert numbers == [row for row in range(40_000) if row not in bad]
+    assert [int(value) for block in blocks for value in block.table["a"].to_pylist()] == numbers
+    assert blocks[-1].position == 4 + sum(map(len, lines)) + len(lines)
+
+
+FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
+
+
+@given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
+def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    writer.writerow(["x", "y"])
+    writer.writerows(rows)
+
+    blocks = list(stream(text.getvalue().encode(), "csv").blocks(["x", "y"]))
+
+    whole = {number: row for number, row in enumerate(rows) if len(row) == 2}
+    numbers, bad = joined(blocks)
+    assert numbers == list(whole)
+    assert bad == [number for number in range(len(rows)) if number not in whole]
+    read = [(one["x"] or "", one["y"] or "") for block in blocks for one in block.table.to_pylist()]
+    assert read == [tuple(row) for row in whole.values()]
+
+
+UNREADABLE = {
+    "a quotation mark that is not closed": b'2,"y',
+    "text behind a quotation mark": b'2,"y"y',
+    "too few fields": b"2",
+    "a byte that is not UTF-8": b"2,M\xfcnchen",
+}
+
+
+@pytest.mark.parametrize("row", [0, 9_000])
+@pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
+@pytest.mark.parametrize("bad", UNREADABLE)
+def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad: str, after: bytes, row: int) -> None:
+    lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (10_000 - row)
+
+    blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
+
+    numbers, left_out = joined(blocks)
+    assert left_out == [row]
+    assert numbers == [number for number in range(10_001) if number != row]
+    (rejected,) = (one for block in blocks for one in block.bad)
+    assert rejected.content == UNREADABLE[bad].decode(errors="replace")
+    assert sum(len(block.table) for block in blocks) == 10_000
+
+
+def test_a_value_of_a_row_beside_one_that_cannot_be_read_may_be_long() -> None:
+    rows = stream(b"a,b\n1\n2," + b"x" * 1_000_000 + b"\n", "csv")
+
+    (block,) = rows.blocks(["b"])
+
+    assert [row.why for row in block.bad] == ["1 fields; the header has 2"]
+    assert len(block.table["b"][0].as_py()) == 1_000_000
+
+
+def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone() -> None:
+    rows = stream(b"a,b\n1,M\xfcnchen\n2,z\n3\n", "csv")
+
+    (block,) = rows.blocks(["a"])
+
+    assert (block.table["a"].to_pylist(), list(block.numbers)) == (["1", "2"], [0, 1])
+    assert [row.number for row in block.bad] == [2]
+
+
+def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone() -> None:
+    rows = stream(b"a,b\r" + b"1,x\r" * 1_500_000, "csv")
+
+    assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 1_500_000
+
+
+@pytest.mark.parametrize("bad", [b"", b"3,4\n"])
+def test_a_line_of_spaces_is_no_row(bad: bytes) -> None:
+    (block,) = stream(b'a\n1\n  \n""\n' + bad, "csv").blocks(["a"])
+
+    assert block.table["a"].to_pylist() == ["1", None]
+
+
+def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields() -> None:
+    rows = stream('\ufeffa,"b,c"\r\n1,"x\ny"\r\n,""\r\n'.encode(), "csv")
+
+    assert rows.schema.names == ["a", "b,c"]
+    (block,) = rows.blocks(["a", "b,c"])
+    assert block.table.to_pydict() == {"a": ["1", None], "b,c": ["x\ny", None]}
+
+
+def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
+    content = b'{"a": 1, "b": 2, "t": "2026-01-01"}\n\n{"a": 2.0, "c": [1, 2.5]}\n[]\n'
+
+    rows = stream(content, "jsonl", a=pa.int64())
+
+    assert rows.schema == pa.schema(
+        [("a", pa.int64()), ("b", pa.int64()), ("t", pa.string()), ("c", pa.list_(pa.float64()))]
+    )
+    (block,) = rows.blocks(["a", "t", "c"])
+    assert block.table.to_pydict() == {"a": [1, 2], "t": ["2026-01-01", None], "c": [None, [1.0, 2.5]]}
+    assert (list(block.numbers), block.bad[0].number, block.bad[0].why) == ([0, 1], 2, "it is not a JSON object")
+
+
+def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
+    lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
+    later = [b'{"a": 1.5}', b'{"b": [true]}', b'{"c": {"d": 1.5}}', b'{"a": 2.0, "b": [null, 3.0], "c": {}}']
+
+    *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
+
+    assert [row.why for row in last.bad] == [
+        "column 'a': 1.5 is not of type int64",
+        "column 'b': [True] is not of type list<item: int64>",
+        "column 'c': {'d': 1.5} is not of type struct<d: int64>",
+    ]
+    assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
+
+
+def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    plain = b'{"a": 1, "said": "b", "null": null, "fill": "%s"}\n' % (b"x" * 80)
+    path.write_bytes(plain * 100_000 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
+
+    with pa.OSFile(str(path)) as file:
+        rows = RowStream(file, "jsonl", {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()}, ["c", "null"])
+        assert rows.schema.names == ["a", "said", "null", "fill", "b", "c"]
+        blocks = list(rows.blocks(["b", "c", "null"]))
+
+    assert len(blocks) > 2
+    assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
+    assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [{"b": 0.5, "c": "z", "null": 7}]
+
+
+def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
+    """Python's `json` and pandas escape names that are not ASCII."""
+    plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
+    late = json.dumps({"größe": 0.5}).encode()
+    assert "größe" in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
+
+
+def test_a_column_of_json_lines_with_several_types_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"column 'a' .*types"):
+        _ = stream(b'{"a": 1}\n{"a": "x"}\n', "jsonl").schema
+
+
+def test_json_lines_over_several_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000)))
+
+    with fs.LocalFileSystem().open_input_file(str(path)) as file:
+        blocks = list(RowStream(file, "jsonl", {}).blocks(["a"]))
+
+    assert len(blocks) > 1
+    assert joined(blocks) == (list(range(10_000)), [])
+    assert [value for block in blocks for value in block.table["a"].to_pylist()] == list(range(10_000))
+
+
+def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
+    values = pa.array(np.arange(2000 * 4000, dtype=np.float64))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}), path, use_dictionary=False)
+
+    with fs.LocalFileSystem().open_input_file(str(path)) as file:
+        blocks = list(RowStream(file, "parquet", {}).blocks(["x"]))
+
+    assert joined(blocks) == (list(range(2000)), [])
+    assert max(block.table.nbytes for block in blocks) < 20e6
+
+
+def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> None:
+    file = io.BytesIO()
+    table = pa.table({"x": range(1000)})
+    pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
+    content = bytearray(file.getvalue())
+    content[4000] ^= 1
+    with pytest.raises(InvalidRequest, match=r"row 0: .*checksum"):
+        list(stream(bytes(content), "parquet").blocks(["x"]))
+
+
+def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "few": [None if row % 7 == 0 else f"{row // 5000} {row % 3}" for row in range(20_000)],
+            "many": [f"text {row}" for row in range(20_000)],
+            "kept": ["x"] * 20_000,
+            "number": pa.array([1] * 20_000, pa.int64()),
+            "bytes": pa.array([b"x"] * 20_000, pa.binary()),
+        }
+    )
+    path = tmp_path / "rows.parquet"
+    pq.write_table(rows, path, row_group_size=5000)
+
+    with fs.LocalFileSystem().open_input_file(str(path)) as file:
+        blocks = list(RowStream(file, "parquet", {}).blocks(rows.column_names, {"few", "many", "number", "bytes"}))
+
+    assert [one for block in blocks for one in block.table.to_pylist()] == rows.to_pylist()
+    texts = pa.dictionary(pa.int32(), pa.string())
+    assert {block.table.schema for block in blocks} == {rows.schema.set(0, pa.field("few", texts))}
+
+
+def test_a_json_document_has_no_stream() -> None:
+    with pytest.raises(InvalidConfig, match=r"json.*csv, jsonl, parquet"):
+        stream(b"[]", "json")
+
+
+def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
+    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
+    assert read_table(tmp_path / "t.csv", {"a": pa.string()}).column("a").to_pylist() == ["1", "2"]
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", {"a": pa.string()}).column("a").to_pylist() == [1, 2]
+
+
+def test_a_table_may_be_compressed(tmp_path: Path) -> None:
+    lines = "".join(f'{row},"a, {row:x}"\n' for row in range(5000))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"a,b\n{lines}".encode()))
+    assert read_table(tmp_path / "t.csv.gz", {}).column("a").to_pylist() == list(range(5000))
+
+
+@pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
+def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(pa.ArrowInvalid, match=named):
+        read_table(tmp_path / "t.csv", {})
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: next(iter(stream(path.read_bytes(), "parquet").blocks(["x"]))).table,
+        lambda path: open_parquet(path.open("rb")).read(),
+        read_parquet,
+        lambda path: load_datasets([str(path)])[0].table,
+        lambda path: pa.table(dict(read_rows(path))),
+    ],
+    ids=["block by block", "a file", "a table", "a dataset", "an example"],
+)
+def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callable[[Path], pa.Table]) -> None:
+    """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became 1816."""
+    last = datetime(9999, 12, 31)
+    table = pa.table({"x": [last], "y": [1]})
+    pq.write_table(table, tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)
+    read_back = read(tmp_path / "t.parquet")
+    (time,) = read_back.column("x" if "x" in read_back.column_names else "_event_time").to_pylist()
+    assert time.replace(tzinfo=None) == last
+
+
+@pytest.mark.parametrize("rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'])
+def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(tmp_path: Path, rows: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
+
+    with pytest.raises(pa.ArrowInvalid, match=r"^row 1: "):
+        read_table(tmp_path / "t.csv", {})
+
+
+def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
+    assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
+
+
+def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
+    assert read_table(tmp_path / "t.csv", {}).column("a").to_pylist() == ['5" pipe', long]
+
+
+LONG = "x" * 100
+TYPED = {
+    "map": pa.array([[("a", LONG)]] * 50, pa.map_(pa.string(), pa.string())),
+    "list of texts": pa.array([[LONG, LONG]] * 50),
+    "view": pa.array([LONG] * 50, pa.string_view()),
+    "JSON": pa.array([f'"{LONG}"'] * 50, pa.json_()),
+    "bytes of one length": pa.array([LONG.encode()] * 50, pa.binary(100)),
+}
+
+
+@pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
+def test_values_of_a_parquet_file_are_counted_whatever_their_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: pa.Array
+) -> None:
+    table, file = pa.table({"a": values}), tmp_path / "rows.parquet"
+    pq.write_table(table, file, row_group_size=20)
+
+    assert read_parquet(file).equals(table)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams.MAX_BYTES", 4_000)
+    with pytest.raises(pa.ArrowInvalid, match="4,000 bytes"):
+        read_parquet(file)
+
+
+US, NS = pa.timestamp("us"), pa.timestamp("ns")
+
+
+def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.ChunkedArray:
+    table = pa.table({"x": pa.array(texts, pa.string())})
+    return typed_tables([table], {} if known is None else {"x": known})[0].column("x")
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "values"),
+    [
+        (["1", None, "-2"], pa.int64(), [1, None, -2]),
+        (["1", "NA", " 2"], pa.int64(), [1, None, 2]),
+        (["9007199254740993"], pa.int64(), [2**53 + 1]),
+        (["18446744073709551615"], pa.uint64(), [2**64 - 1]),
+        (["0", "0.5", "1e3", "NaN"], pa.float64(), [0.0, 0.5, 1000.0, None]),
+        (["0", "1"], pa.int64(), [0, 1]),
+        (["True", "false", None], pa.bool_(), [True, False, None]),
+        (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
+        (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
+        (["2024-01-31", "2024-01-31 12:00"], US, [datetime(2024, 1, 31), datetime(2024, 1, 31, 12)]),
+        ([None, None], pa.null(), [None, None]),
+        (["01234", "90210"], pa.string(), ["01234", "90210"]),
+        (["007.5"], pa.string(), ["007.5"]),
+        (["0x1f"], pa.string(), ["0x1f"]),
+        (["Y", "N", None], pa.string(), ["Y", "N", None]),
+        (["NA", None], pa.string(), ["NA", None]),
+        (["1", "x"], pa.string(), ["1", "x"]),
+        (["31.01.2024"], pa.string(), ["31.01.2024"]),
+        ([" x"], pa.string(), [" x"]),
+    ],
+)
+def test_the_type_of_a_column_follows_from_its_texts(
+    texts: list[str | None], kind: pa.DataType, values: list[Any]
+) -> None:
+    assert (typed(texts).type, typed(texts).to_pylist()) == (kind, values)
+
+
+@pytest.mark.parametrize(
+    ("texts", "known", "values"),
+    [
+        (["1", "NA", None], pa.string(), ["1", "NA", None]),
+        (["1"], pa.dictionary(pa.int32(), pa.string()), ["1"]),
+        (["01234", "NA"], pa.int64(), [1234, None]),
+        (["0", "1"], pa.bool_(), [False, True]),
+        (["1", "2"], pa.float32(), [1.0, 2.0]),
+        (["08:30:01"], pa.time64("us"), [time(8, 30, 1)]),
+        ([None], pa.float64(), [None]),
+    ],
+)
+def test_a_known_type_comes_first(texts: list[str | None], known: pa.DataType, values: list[Any]) -> None:
+    kind = known.value_type if pa.types.is_dictionary(known) else known
+    assert (typed(texts, known).type, typed(texts, known).to_pylist()) == (kind, values)
+
+
+@pytest.mark.parametrize(
+    ("texts", "known", "kind"),
+    [
+        (["1.5"], pa.int64(), pa.float64()),
+        (["Y"], pa.bool_(), pa.string()),
+        (["n/d", "1"], pa.int64(), pa.string()),
+        (["31.01.2024"], pa.date32(), pa.string()),
+        (["3000000000"], pa.int32(), pa.int64()),
+        (["1"], pa.list_(pa.int64()), pa.int64()),
+        (["1"], pa.null(), pa.int64()),
+        (["2024-01-31 12:00:00.000000001"], US, NS),
+    ],
+)
+def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
+    texts: list[str | None], known: pa.DataType, kind: pa.DataType
+) -> None:
+    assert typed(texts, known).type == kind
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind"),
+    [
+        (["1234"], ["01234"], pa.string()),
+        (["1"], ["1.5"], pa.float64()),
+        (["1"], ["x"], pa.string()),
+        (["1"], [None], pa.int64()),
+        (["2024-01-31"], ["2024-01-31 12:00"], US),
+        (["2024-01-31"], ["31.01.2024"], pa.string()),
+        (["True"], ["0"], pa.bool_()),
+    ],
+)
+def test_a_column_has_one_type_in_all_files(one: list[str | None], other: list[str | None], kind: pa.DataType) -> None:
+    tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
+
+    read = typed_tables([*tables, pa.table({"y": ["1"]})], {})
+
+    assert [table.schema for table in read[:2]] == [pa.schema([("x", kind)])] * 2
+    assert [table.num_rows for table in read] == [1, 2, 1]
+    assert read[2].to_pydict() == {"y": [1]}

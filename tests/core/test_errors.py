@@ -1,0 +1,60 @@
+"""The tree of errors is complete, documented, and uses MLflow's error codes."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from mlflow.protos.databricks_pb2 import ErrorCode
+
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+
+
+def tree(root: type[OnnxserveError]) -> Iterator[type[OnnxserveError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+OURS = [error for error in tree(OnnxserveError) if error.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
+def test_every_error_says_its_status_and_a_code_of_mlflow(error: type[OnnxserveError]) -> None:
+    raised = error("what was wrong")
+
+    assert str(raised) == raised.message == "what was wrong"
+    assert 400 <= error.http_status < 600
+    assert ErrorCode.Name(ErrorCode.Value(error.error_code)) == error.error_code
+    assert error.__doc__
+
+
+def test_the_drawing_shows_the_tree_as_it_is() -> None:
+    drawn = re.findall(r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?", errors.__doc__ or "", re.MULTILINE)
+
+    assert {name for name, *_ in drawn} ^ {error.__name__ for error in OURS} == set(), "the docstring draws the tree"
+    for name, status, code in drawn:
+        if status:
+            error = getattr(errors, name)
+            assert (error.http_status, error.error_code) == (int(status), code)
+
+
+@pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
+def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> None:
+    assert errors.error_of_status(error.http_status).http_status == error.http_status
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, errors.InvalidRequest),
+        (403, errors.ScopeMissing),
+        (415, errors.UnsupportedMediaType),
+        (501, errors.NotInstalled),
+        (503, errors.NotReady),
+        (500, OnnxserveError),
+        (502, OnnxserveError),
+    ],
+)
+def test_the_most_general_error_of_a_status_is_meant(status: int, error: type[OnnxserveError]) -> None:
+    assert errors.error_of_status(status) is error

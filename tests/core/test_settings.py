@@ -1,0 +1,188 @@
+"""Settings are read from the environment, and an invalid setting is named in the message."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings, load_secrets, load_settings
+from mlflow_deploy_plugin.core.spec.types import field_descriptions
+from tests.support.refusals import mentions
+
+
+@pytest.fixture(autouse=True)
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXSERVE_HOME", raising=False)
+
+
+def test_everything_lies_below_home() -> None:
+    settings = load_settings()
+
+    home = Path.home() / ".onnxserve"
+    assert settings.home_path == home
+    assert settings.store_url == f"sqlite:///{home}/onnxserve.db"
+    assert settings.inference_log == str(home / "inference_log")
+    assert (settings.cache_path, settings.deployments_path) == (home / "cache", home / "deployments")
+
+
+def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    settings = load_settings()
+
+    home = Path.home() / ".onnxserve"
+    assert settings.home_path == home / "workspaces/team-a"
+    assert settings.store_url == f"sqlite:///{home}/workspaces/team-a/onnxserve.db"
+    assert settings.inference_log == str(home / "inference_log/workspaces/team-a")
+
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
+    assert load_settings().home_path == home
+
+
+def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    settings = load_settings()
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")  # the workspace of another request or thread
+    assert settings.home_path.name == "team-a"
+    assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
+
+
+def test_a_store_and_a_log_of_all_workspaces_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log/")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/{workspace}")
+    assert load_settings().inference_log == "s3://bucket/log/workspaces/team-a"
+    assert load_settings().store_url == "postgresql+psycopg://db/team-a"
+    monkeypatch.delenv("MLFLOW_WORKSPACE")
+    assert load_settings().store_url == "postgresql+psycopg://db/default"
+
+
+def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/onnxserve")
+    with pytest.raises(InvalidConfig, match=r"team-a .*\{workspace\}"):
+        _ = load_settings().store_url
+
+
+@pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
+def test_a_workspace_is_no_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", name)
+    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE"):
+        load_settings()
+
+
+def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # This is the case in a container that runs with an arbitrary user id.
+    said = CliRunner().invoke(main, ["list"])
+    assert said.exit_code == 1
+    assert mentions(said.stderr, "~/.onnxserve", "HOME")
+
+
+def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
+    said = CliRunner().invoke(main, ["predict", "-m", "~nobody-of-this-name/model"], input='[{"a": 1}]')
+    assert said.exit_code == 1
+    assert mentions(said.stderr, "~nobody-of-this-name/model", "HOME")
+
+
+def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
+    assert said.exit_code == 1
+    assert mentions(said.stderr, "rows.csv", "current folder")
+
+
+def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONNXSERVE_HOME", "here")
+
+    assert load_settings().home_path == tmp_path / "here"
+
+
+def test_store_and_log_can_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://onnx:s3cret@host/db")
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log")
+
+    settings = load_settings()
+
+    assert settings.store_url == "postgresql+psycopg://onnx:s3cret@host/db"
+    assert settings.inference_log == "s3://bucket/log"
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ONNXSERVE_POLL_SECONDS", "often", "unable to parse string as a number"),
+        ("ONNXSERVE_POLL_SECONDS", "0", "greater than or equal to 0.1"),
+        ("ONNXSERVE_READY_TIMEOUT_SECONDS", "-1", "greater than 0"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(InvalidConfig, match=f"^{variable}: .*{said}.*'{value}'"):
+        load_settings()
+
+
+def test_every_setting_is_documented() -> None:
+    assert field_descriptions(Settings).keys() == Settings.model_fields.keys()
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("ONNXSERVE_STORE_URI", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")  # monkeypatch restores it.
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ONNXSERVE_SECRETS", str(tmp_path))
+    return tmp_path
+
+
+def test_files_of_a_folder_are_variables_and_the_environment_wins(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "ONNXSERVE_STORE_URI").write_text("postgresql+psycopg://onnx:s3cret@host/db\n")
+    (secrets / "AWS_SECRET_ACCESS_KEY").write_text("of the file")
+    (secrets / "tls.key").write_bytes(b"\xff is no variable")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the environment")
+
+    load_secrets()
+
+    assert load_settings().store_url == "postgresql+psycopg://onnx:s3cret@host/db"
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "of the environment"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory"),
+        (b"\xff", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
+        (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
+    ],
+)
+def test_secrets_that_cannot_be_read_are_one_line(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, why: str
+) -> None:
+    if content is None:
+        monkeypatch.setenv("ONNXSERVE_SECRETS", str(secrets / "absent"))
+    else:
+        (secrets / "ONNXSERVE_STORE_URI").write_bytes(content)
+
+    result = CliRunner().invoke(main, ["keys", "list"])
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ONNXSERVE_SECRETS: ")
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
